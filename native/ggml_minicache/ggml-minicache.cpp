@@ -1,0 +1,176 @@
+#include "ggml-minicache.h"
+
+#include "ggml-impl.h"
+
+#include <cstring>
+
+// op_params: the kind of op, then its parameter struct
+
+template <typename T> static void set_params(ggml_tensor * op, ggml_minicache_op kind, const T & params) {
+    static_assert(sizeof(int32_t) + sizeof(T) <= GGML_MAX_OP_PARAMS);
+
+    const int32_t kind_i = kind;
+    memcpy(op->op_params, &kind_i, sizeof(kind_i));
+    memcpy(op->op_params + 1, &params, sizeof(params));
+    op->op = GGML_OP_MINICACHE;
+}
+
+static void set_params(ggml_tensor * op, ggml_minicache_op kind) {
+    ggml_set_op_params_i32(op, 0, kind);
+    op->op = GGML_OP_MINICACHE;
+}
+
+ggml_minicache_op ggml_minicache_get_op(const ggml_tensor * op) {
+    GGML_ASSERT(op->op == GGML_OP_MINICACHE);
+    return (ggml_minicache_op) ggml_get_op_params_i32(op, 0);
+}
+
+ggml_tensor * ggml_minicache_index(ggml_context * ctx, ggml_tensor * cells, ggml_tensor * slots, int32_t block) {
+    GGML_ASSERT(cells->type == GGML_TYPE_I32 && ggml_is_contiguous_rows(cells));
+    GGML_ASSERT(slots->type == GGML_TYPE_I32 && slots->ne[0] == 2 && slots->ne[2] == cells->ne[1]);
+    GGML_ASSERT(block > 0 && slots->ne[1] >= ggml_minicache_n_slot(cells->ne[0], block) + GGML_MINICACHE_SLOT_STATS);
+
+    ggml_tensor * result = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, cells->ne[0], cells->ne[1]);
+
+    set_params(result, GGML_MINICACHE_OP_INDEX);
+    ggml_set_op_params_i32(result, 1, block);
+    result->src[0] = cells;
+    result->src[1] = slots;
+
+    return result;
+}
+
+ggml_tensor * ggml_minicache_attn(
+        ggml_context * ctx,
+        ggml_tensor  * q,
+        ggml_tensor  * dir_k,
+        ggml_tensor  * dir_v,
+        ggml_tensor  * mag,
+        ggml_tensor  * pool_k,
+        ggml_tensor  * pool_v,
+        ggml_tensor  * kv_cur,
+        ggml_tensor  * mask,
+        ggml_tensor  * index,
+        ggml_tensor  * sinks,
+        ggml_minicache_attn_params params) {
+    const int64_t d_k       = q->ne[0];
+    const int64_t d_v       = dir_v->ne[0];
+    const int64_t n_tps     = q->ne[1];
+    const int64_t n_head    = q->ne[2];
+    const int64_t n_stream  = q->ne[3];
+    const int64_t n_head_kv = dir_k->ne[1];
+    const int64_t n_kv      = dir_k->ne[2];
+
+    GGML_ASSERT(q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float));
+    GGML_ASSERT(n_head % n_head_kv == 0);
+    GGML_ASSERT(dir_k->ne[0] == d_k && dir_k->ne[3] == n_stream);
+    GGML_ASSERT(dir_v->ne[1] == n_head_kv && dir_v->ne[2] == n_kv && dir_v->ne[3] == n_stream);
+    GGML_ASSERT(index->type == GGML_TYPE_I32 && index->ne[0] == n_kv && index->ne[1] == n_stream);
+    GGML_ASSERT(params.side == 0 || params.side == 1);
+
+    if (mag) {
+        GGML_ASSERT(mag->type == GGML_TYPE_F16 && mag->ne[0] == n_head_kv && mag->ne[1] == 4);
+        GGML_ASSERT(mag->ne[2] == n_kv && mag->ne[3] == n_stream && mag->nb[0] == sizeof(ggml_fp16_t));
+    }
+    if (pool_k) {
+        GGML_ASSERT(pool_v && params.block > 0);
+        GGML_ASSERT(pool_k->ne[0] == d_k && pool_k->ne[1] == n_head_kv && pool_k->ne[3] == n_stream);
+        GGML_ASSERT(pool_v->ne[0] == d_v && pool_v->ne[1] == n_head_kv && pool_v->ne[3] == n_stream);
+        GGML_ASSERT(pool_k->ne[2] >= ggml_minicache_n_slot(n_kv, params.block));
+        GGML_ASSERT(pool_v->ne[2] >= ggml_minicache_n_slot(n_kv, params.block));
+    }
+    if (kv_cur) {
+        GGML_ASSERT(kv_cur->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_cur));
+        GGML_ASSERT(kv_cur->ne[0] == (d_k + d_v)*n_head_kv);
+    }
+    if (mask) {
+        GGML_ASSERT(mask->type == GGML_TYPE_F16 && mask->nb[0] == sizeof(ggml_fp16_t));
+        GGML_ASSERT(mask->ne[0] == n_kv && mask->ne[1] >= n_tps && mask->ne[3] == n_stream);
+    }
+    if (sinks) {
+        GGML_ASSERT(sinks->type == GGML_TYPE_F32 && sinks->ne[0] == n_head);
+    }
+
+    ggml_tensor * result = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, d_v, n_head, n_tps, n_stream);
+
+    set_params(result, GGML_MINICACHE_OP_ATTN, params);
+    result->src[0] = q;
+    result->src[1] = dir_k;
+    result->src[2] = dir_v;
+    result->src[3] = mag;
+    result->src[4] = pool_k;
+    result->src[5] = pool_v;
+    result->src[6] = kv_cur;
+    result->src[7] = mask;
+    result->src[8] = index;
+    result->src[9] = sinks;
+
+    return result;
+}
+
+ggml_tensor * ggml_minicache_merge(
+        ggml_context * ctx, ggml_tensor * kv_a, ggml_tensor * kv_b, ggml_minicache_merge_params params) {
+    GGML_ASSERT(kv_a->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_a));
+    GGML_ASSERT(kv_b->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_b));
+    GGML_ASSERT(ggml_are_same_shape(kv_a, kv_b) && ggml_is_matrix(kv_a));
+    GGML_ASSERT(kv_a->ne[0] == (int64_t) (params.d_k + params.d_v)*params.n_head_kv);
+    GGML_ASSERT(params.t >= 0.0f && params.t <= 1.0f);
+
+    ggml_tensor * result =
+        ggml_new_tensor_2d(ctx, GGML_TYPE_F32, kv_a->ne[0] + (int64_t) 6*params.n_head_kv, kv_a->ne[1]);
+
+    set_params(result, GGML_MINICACHE_OP_MERGE, params);
+    result->src[0] = kv_a;
+    result->src[1] = kv_b;
+
+    return result;
+}
+
+ggml_tensor * ggml_minicache_retain(
+        ggml_context * ctx,
+        ggml_tensor  * slots,
+        ggml_tensor  * merged,
+        ggml_tensor  * rows,
+        ggml_tensor  * cells,
+        ggml_tensor  * kv_a,
+        ggml_tensor  * kv_b,
+        ggml_tensor  * pool_k_a,
+        ggml_tensor  * pool_v_a,
+        ggml_tensor  * pool_k_b,
+        ggml_tensor  * pool_v_b,
+        ggml_minicache_retain_params params) {
+    const int64_t n_tokens = kv_a->ne[1];
+    const int64_t n_slot   = ggml_minicache_n_slot(params.n_cells, params.block);
+
+    GGML_ASSERT(slots->type == GGML_TYPE_I32 && ggml_is_contiguous(slots));
+    GGML_ASSERT(slots->ne[0] == 2 && slots->ne[1] == n_slot + GGML_MINICACHE_SLOT_STATS);
+    GGML_ASSERT(kv_a->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_a) && ggml_are_same_shape(kv_a, kv_b));
+    GGML_ASSERT(kv_b->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_b));
+    GGML_ASSERT(kv_a->ne[0] == (int64_t) (params.d_k + params.d_v)*params.n_head_kv);
+    GGML_ASSERT(merged->type == GGML_TYPE_F32 && merged->ne[1] == n_tokens && ggml_is_contiguous(merged));
+    GGML_ASSERT(merged->ne[0] == kv_a->ne[0] + (int64_t) 6*params.n_head_kv);
+    GGML_ASSERT(rows->type == GGML_TYPE_I64 && ggml_is_contiguous(rows) && rows->ne[0] == n_tokens);
+    GGML_ASSERT(cells->type == GGML_TYPE_I32 && ggml_is_contiguous_rows(cells));
+
+    ggml_tensor * const pools[4] = { pool_k_a, pool_v_a, pool_k_b, pool_v_b };
+    for (int i = 0; i < 4; ++i) {
+        const int64_t d = i % 2 == 0 ? params.d_k : params.d_v;
+        GGML_ASSERT((pools[i] != nullptr) == (params.block > 0));
+        GGML_ASSERT(!pools[i] || (pools[i]->ne[0] == d*params.n_head_kv && pools[i]->ne[1] == n_slot));
+    }
+
+    ggml_tensor * result = ggml_view_tensor(ctx, slots);
+
+    set_params(result, GGML_MINICACHE_OP_RETAIN, params);
+    result->src[0] = slots;
+    result->src[1] = merged;
+    result->src[2] = rows;
+    result->src[3] = cells;
+    result->src[4] = kv_a;
+    result->src[5] = kv_b;
+    for (int i = 0; i < 4; ++i) {
+        result->src[6 + i] = pools[i];
+    }
+
+    return result;
+}

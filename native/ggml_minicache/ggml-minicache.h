@@ -1,0 +1,143 @@
+#pragma once
+
+// The ggml ops of MiniCache (Liu et al. 2024, arXiv 2405.14366). They are variants of one op, GGML_OP_MINICACHE, so that
+// upstream's op tables grow by a single line.
+//
+// Words and dimensions:
+//   d_k, d_v    head sizes of K and V           n_head_kv   KV heads          n_head   query heads, a multiple of n_head_kv
+//   n_kv        cells seen by the graph         n_tps       tokens of the ubatch per stream
+//   n_stream    streams seen by the graph       n_tokens    n_tps*n_stream, stream by stream
+//   a pair is two neighbouring layers, a and b, b the deeper; `side` is 0 for a and 1 for b
+
+#include "ggml.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum ggml_minicache_op {
+    GGML_MINICACHE_OP_INDEX,
+    GGML_MINICACHE_OP_ATTN,
+    GGML_MINICACHE_OP_MERGE,
+    GGML_MINICACHE_OP_RETAIN,
+};
+
+// what a cell holds, as ggml_minicache_index() tells the attention; values >= 0 are current tokens
+enum ggml_minicache_cell {
+    GGML_MINICACHE_CELL_MERGED   = -1,
+    GGML_MINICACHE_CELL_RETAINED = -2,
+    GGML_MINICACHE_CELL_EMPTY    = -3,
+};
+
+// A pair's slots are I32 [2, n_slot + GGML_MINICACHE_SLOT_STATS, n_stream]. Slot i serves the cells [i*block, (i + 1)*block):
+// { cell + 1 or 0 when free, the token's distance as f32 bits }. The rows behind the slots are running statistics:
+// { mean distance of K, of V } as f32 bits, then { tokens merged, 0 }.
+#define GGML_MINICACHE_SLOT_STATS 2
+
+// Number of slots that serve n_cells cells, a block of cells each; none without a block.
+static inline int64_t ggml_minicache_n_slot(int64_t n_cells, int32_t block) {
+    return block > 0 ? (n_cells + block - 1)/block : 0;
+}
+
+// the kind of GGML_OP_MINICACHE that `op` is
+GGML_API enum ggml_minicache_op ggml_minicache_get_op(const struct ggml_tensor * op);
+
+// What each cell holds in this ubatch.
+//   cells  I32 [n_kv, n_stream]          the current token in the cell (its number in its stream), or MERGED, or EMPTY
+//   slots  I32 [2, n_slot + 2, n_stream]
+//   result I32 [n_kv, n_stream]          as `cells`, RETAINED where a slot holds the cell
+GGML_API struct ggml_tensor * ggml_minicache_index(
+        struct ggml_context * ctx,
+        struct ggml_tensor  * cells,
+        struct ggml_tensor  * slots,
+        int32_t               block);
+
+struct ggml_minicache_attn_params {
+    float   scale;
+    float   max_bias;   // ALiBi, as in ggml_flash_attn_ext
+    float   softcap;    // 0: none
+    int32_t side;
+    int32_t block;      // cells per slot, 0 without a pool
+    int32_t reference;  // 1: the scalar reference kernel
+};
+
+// Attention of one layer of a pair over merged, retained and current entries under one softmax:
+//   score_j = scale*(q·e_j)*m_j for a merged entry, scale*(q·k_j) for a retained or current one
+//   result  = Σ p_j*m_j*e_j over merged entries + Σ p_j*v_j over the others
+//   q       F32 [d_k, n_tps, n_head, n_stream]
+//   dir_k   any [d_k, n_head_kv, n_kv, n_stream]
+//   dir_v   any [d_v, n_head_kv, n_kv, n_stream]
+//   mag     F16 [n_head_kv, 4, n_kv, n_stream]     |K_a|, |K_b|, |V_a|, |V_b|; NULL: all 1
+//   pool_k  any [d_k, n_head_kv, n_slot, n_stream] this layer's retained K; NULL without a pool
+//   pool_v  any [d_v, n_head_kv, n_slot, n_stream]
+//   kv_cur  F32 [(d_k + d_v)*n_head_kv, n_tokens]  this layer's current K and V, heads of K first; NULL: none
+//   mask    F16 [n_kv, n_tps, 1, n_stream]         of all cells, those of the current tokens included; NULL: all seen
+//   index   I32 [n_kv, n_stream]                   of ggml_minicache_index(), or its `cells` without a pool
+//   sinks   F32 [n_head] or NULL
+//   result  F32 [d_v, n_head, n_tps, n_stream]
+GGML_API struct ggml_tensor * ggml_minicache_attn(
+        struct ggml_context * ctx,
+        struct ggml_tensor  * q,
+        struct ggml_tensor  * dir_k,
+        struct ggml_tensor  * dir_v,
+        struct ggml_tensor  * mag,
+        struct ggml_tensor  * pool_k,
+        struct ggml_tensor  * pool_v,
+        struct ggml_tensor  * kv_cur,
+        struct ggml_tensor  * mask,
+        struct ggml_tensor  * index,
+        struct ggml_tensor  * sinks,
+        struct ggml_minicache_attn_params params);
+
+struct ggml_minicache_merge_params {
+    int32_t d_k;
+    int32_t d_v;        // may be 0
+    int32_t n_head_kv;
+    float   t;          // SLERP parameter
+};
+
+// Merge the current K and V of both layers, per token and KV head (eqs. 3 and 4 of the paper).
+//   kv_a, kv_b  F32 [(d_k + d_v)*n_head_kv, n_tokens]
+//   result      F32 [(d_k + d_v + 6)*n_head_kv, n_tokens]: directions of K, of V, then per head |K_a|, |K_b|, |V_a|, |V_b|,
+//               and the distances Ω/π of K and of V. Magnitudes are at most 65504, as they are stored in f16.
+GGML_API struct ggml_tensor * ggml_minicache_merge(
+        struct ggml_context * ctx,
+        struct ggml_tensor  * kv_a,
+        struct ggml_tensor  * kv_b,
+        struct ggml_minicache_merge_params params);
+
+struct ggml_minicache_retain_params {
+    int32_t d_k;
+    int32_t d_v;
+    int32_t n_head_kv;
+    int32_t block;     // cells per slot, 0 without a pool: only the statistics are kept
+    int64_t n_cells;   // cells per stream of the whole cache
+    int32_t stream_0;  // the stream that `cells` starts at
+};
+
+// Offer the current tokens to the pair's slots, in place. A slot keeps the most distant of its block's tokens (mean over
+// heads of the distances of K and V); it lets go of a token whose cell is empty or taken by a current token.
+//   slots    I32 [2, n_slot + 2, all streams]
+//   merged   F32, result of ggml_minicache_merge()
+//   rows     I64 [n_tokens]        cell + stream*n_cells of each current token
+//   cells    I32 [n_kv, n_stream]  as for ggml_minicache_index()
+//   kv_a, kv_b                     as for ggml_minicache_merge()
+//   pool_*   any [d*n_head_kv, n_slot, all streams], NULL without a pool
+//   result   a view of slots
+GGML_API struct ggml_tensor * ggml_minicache_retain(
+        struct ggml_context * ctx,
+        struct ggml_tensor  * slots,
+        struct ggml_tensor  * merged,
+        struct ggml_tensor  * rows,
+        struct ggml_tensor  * cells,
+        struct ggml_tensor  * kv_a,
+        struct ggml_tensor  * kv_b,
+        struct ggml_tensor  * pool_k_a,
+        struct ggml_tensor  * pool_v_a,
+        struct ggml_tensor  * pool_k_b,
+        struct ggml_tensor  * pool_v_b,
+        struct ggml_minicache_retain_params params);
+
+#ifdef __cplusplus
+}
+#endif

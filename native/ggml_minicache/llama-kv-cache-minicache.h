@@ -1,0 +1,128 @@
+#pragma once
+
+// llama_kv_cache with merged layers (Liu et al. 2024, arXiv 2405.14366).
+//
+// Invariants it keeps:
+//   - cells, positions, sequences and masks are upstream's: a pair is one layer's storage seen by two layers, so every
+//     sequence operation is the base class's own;
+//   - a cell's direction and magnitudes are written together, after the deeper layer's K and V are known; until then the
+//     current tokens come from the graph, never from the cache;
+//   - a retained slot holds a token whose merged entry is there too: a slot may lose its token at any time;
+//   - all memory is allocated here, once; a state that does not fit this cache is refused before anything is changed.
+//
+// Layers that are not merged are the base class's, untouched.
+
+#include "llama-kv-cache.h"
+#include "llama-minicache-pairs.h"
+
+struct minicache_pair {
+    uint32_t il_a;
+    uint32_t il_b;
+
+    int64_t d_k;
+    int64_t d_v;
+    int64_t n_head_kv;
+
+    // all have the streams in dimension 2
+    ggml_tensor * dir_k;      // cache type of K  [d_k*n_head_kv, kv_size, n_stream]
+    ggml_tensor * dir_v;      // cache type of V  [d_v*n_head_kv, kv_size, n_stream]
+    ggml_tensor * mag;        // f16              [4*n_head_kv,   kv_size, n_stream]: |K_a|, |K_b|, |V_a|, |V_b|
+    ggml_tensor * slots;      // i32              [2, n_slot + GGML_MINICACHE_SLOT_STATS, n_stream], see ggml-minicache.h
+    ggml_tensor * pool_k[2];  // pool type        [d_k*n_head_kv, n_slot, n_stream] of a and of b, null without a pool
+    ggml_tensor * pool_v[2];  // pool type        [d_v*n_head_kv, n_slot, n_stream]
+
+    // the tensors there are
+    std::vector<ggml_tensor *> tensors() const;
+
+    bool is_b(uint32_t il) const { return il == il_b; }
+};
+
+class llama_kv_cache_minicache : public llama_kv_cache {
+public:
+    // null where no MiniCache is asked for
+    //   filter: layers that this memory keeps, null for all
+    // throws std::invalid_argument where the settings do not fit the model or the context
+    static llama_kv_cache_minicache * create(
+            const llama_model         & model,
+            const llama_memory_params & params,
+            const llama_cparams       & cparams,
+            const layer_filter_cb     & filter);
+
+    // Says aloud when a MiniCache was asked for and the model's memory cannot be one; throws, and frees `created`, if strict.
+    static void check_created(
+            llama_memory_i            * created,
+            const llama_model         & model,
+            const llama_memory_params & params,
+            const llama_cparams       & cparams);
+
+    // llama_kv_cache
+
+    bool update(llama_context * lctx, bool do_shift, const stream_copy_info & sc_info) override;
+
+    void state_write(llama_io_write_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) const override;
+    void state_read (llama_io_read_i  & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) override;
+
+    // llama_kv_cache_minicache specific API
+
+    // the number of the pair that the layer is in, -1 for a plain layer
+    int32_t find_pair(int32_t il) const;
+
+    const minicache_pair & get_pair(int32_t ip) const { return pairs[ip]; }
+
+    const std::vector<minicache_pair> & get_pairs()    const { return pairs; }
+    const minicache_settings          & get_settings() const { return settings; }
+    const minicache_plan              & get_plan()     const { return plan; }
+
+    ggml_type get_type_k()    const { return cache_type_k; }
+    ggml_type get_type_v()    const { return cache_type_v; }
+    int32_t   get_block()     const { return block; }
+    int64_t   get_n_slot()    const;
+
+    bool is_cell_used(uint32_t strm, uint32_t cell) const { return !v_cells[strm].is_empty(cell); }
+
+    // I32 [n_kv, n_stream]: what each cell holds for the ubatch at sinfo, see ggml_minicache_index()
+    void set_input_cells(ggml_tensor * dst, const slot_info & sinfo) const;
+
+    // I32 [kv_size*n_stream] and I32 [n_slot*n_stream]: by how much the K of a cell or slot is to be shifted
+    void set_input_cell_shift(ggml_tensor * dst) const;
+    void set_input_slot_shift(ggml_tensor * dst, const minicache_pair & pair) const;
+
+    // the pair's slots in host memory, stream by stream
+    std::vector<int32_t> read_slots(const minicache_pair & pair) const;
+
+protected:
+    ggml_cgraph * build_graph_shift(llm_graph_result * res, llama_context * lctx) const override;
+
+    void state_write_data(llama_io_write_i & io, const cell_ranges_t & cr) const override;
+    bool state_read_data(llama_io_read_i & io, uint32_t strm, uint32_t cell_count, const slot_info & sinfo) override;
+
+private:
+    llama_kv_cache_minicache(
+            const llama_model         & model,
+            const llama_memory_params & params,
+            const llama_cparams       & cparams,
+            const layer_filter_cb     & filter,
+            const minicache_settings  & settings,
+            const minicache_plan      & plan);
+
+    void allocate(bool offload);
+    void init_rotation();
+
+    std::string describe() const;
+
+    void write_retained(llama_io_write_i & io, const minicache_pair & pair, const cell_ranges_t & cr) const;
+    void read_retained(llama_io_read_i & io, const minicache_pair & pair, uint32_t strm, const slot_info & sinfo);
+
+    // throws if the cells of a saved state do not fit
+    void check_room(const std::vector<uint32_t> & cell_counts, llama_seq_id seq_id) const;
+
+    const minicache_settings settings;
+    const minicache_plan     plan;
+
+    const ggml_type cache_type_k;
+    const ggml_type cache_type_v;
+    const int32_t   block;  // cells per retained slot, 0 without a pool
+
+    std::vector<minicache_pair> pairs;
+    std::vector<int32_t>        pair_of_layer;
+};

@@ -1,0 +1,43 @@
+#pragma once
+
+// MiniCache parameters as the library keeps them: checked, owned, and what the calling thread or the environment asks for.
+
+#include "llama-minicache.h"
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+struct minicache_settings {
+    float   start       = 0.5f;
+    int32_t start_layer = -1;
+
+    std::vector<std::pair<int32_t, int32_t>> pairs;  // { a, b }, empty: from the start layer on
+
+    float t      = 0.6f;
+    float retain = 0.05f;
+
+    ggml_type pool_type = GGML_TYPE_Q8_0;  // GGML_TYPE_COUNT: the cache types
+
+    bool strict = false;
+
+    // cells that share a retained slot, 0 without a pool
+    int32_t retain_block() const;
+};
+
+// Both throw std::invalid_argument with the valid range.
+minicache_settings minicache_settings_from(const llama_minicache_params & params);
+minicache_settings minicache_settings_parse(const char * text);
+
+// what a context made by this thread now is to use; nothing: a plain cache
+std::optional<minicache_settings> minicache_settings_requested();
+
+void minicache_use(llama_minicache_use_kind use, const minicache_settings & settings);
+
+llama_minicache_use_kind     minicache_used();
+const minicache_settings   & minicache_used_settings();
+
+// what llama_minicache_last_error() gives on this thread
+void                minicache_set_error(const std::string & message);
+const std::string & minicache_get_error();

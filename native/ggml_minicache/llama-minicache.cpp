@@ -1,0 +1,84 @@
+#include "llama-minicache.h"
+
+#include "llama-minicache-params.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+llama_minicache_params llama_minicache_default_params(void) {
+    const minicache_settings s;
+
+    return {
+        /*.start       =*/ s.start,
+        /*.start_layer =*/ s.start_layer,
+        /*.pairs       =*/ nullptr,
+        /*.n_pairs     =*/ 0,
+        /*.t           =*/ s.t,
+        /*.retain      =*/ s.retain,
+        /*.pool_type   =*/ s.pool_type,
+        /*.strict      =*/ s.strict,
+    };
+}
+
+const char * llama_minicache_last_error(void) {
+    return minicache_get_error().c_str();
+}
+
+bool llama_minicache_parse_params(const char * text, llama_minicache_params * params) {
+    static thread_local std::vector<int32_t> pairs;
+
+    minicache_set_error("");
+    try {
+        if (!text || !params) {
+            throw std::invalid_argument("text and params must not be NULL");
+        }
+        const minicache_settings s = minicache_settings_parse(text);
+
+        pairs.clear();
+        for (const auto & [a, b] : s.pairs) {
+            pairs.push_back(a);
+            pairs.push_back(b);
+        }
+        *params = { s.start, s.start_layer, pairs.empty() ? nullptr : pairs.data(), (int32_t) s.pairs.size(),
+                    s.t, s.retain, s.pool_type, s.strict };
+        return true;
+    } catch (const std::exception & e) {
+        minicache_set_error(e.what());
+        return false;
+    }
+}
+
+bool llama_minicache_use(enum llama_minicache_use_kind use, const llama_minicache_params * params) {
+    minicache_set_error("");
+    try {
+        if (use == LLAMA_MINICACHE_USE_PARAMS && !params) {
+            throw std::invalid_argument("params must not be NULL");
+        }
+        minicache_use(use, use == LLAMA_MINICACHE_USE_PARAMS ? minicache_settings_from(*params) : minicache_settings());
+        return true;
+    } catch (const std::exception & e) {
+        minicache_set_error(e.what());
+        return false;
+    }
+}
+
+llama_context * llama_minicache_init_from_model(
+        llama_model * model, llama_context_params cparams, const llama_minicache_params * params) {
+    const llama_minicache_use_kind use_before = minicache_used();
+    const minicache_settings  settings_before = minicache_used_settings();
+
+    if (!llama_minicache_use(params ? LLAMA_MINICACHE_USE_PARAMS : LLAMA_MINICACHE_USE_OFF, params)) {
+        return nullptr;
+    }
+    if (cparams.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_AUTO) {
+        cparams.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    }
+    llama_context * ctx = llama_init_from_model(model, cparams);
+
+    minicache_use(use_before, settings_before);
+
+    if (!ctx && minicache_get_error().empty()) {
+        minicache_set_error("llama.cpp could not make the context: its log says why");
+    }
+    return ctx;
+}

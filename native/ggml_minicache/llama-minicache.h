@@ -1,0 +1,206 @@
+#pragma once
+
+// MiniCache for llama.cpp: the public C API.
+//
+// A MiniCache context keeps one K and one V direction for two neighbouring layers (a pair), each layer's own
+// magnitudes, and a few retained tokens (Liu et al. 2024, arXiv 2405.14366). Everything else is llama.h, unchanged:
+// a context made here takes the same calls as any other.
+//
+// No function here throws or ends the process. A function that fails returns false or NULL, changes nothing, and leaves
+// one line that says what was wrong and what to do in llama_minicache_last_error().
+
+#include "llama.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+//
+// parameters
+//
+
+struct llama_minicache_params {
+    float   start;        // first layer that may be merged, as a fraction of the model's layers, [0, 1); used when start_layer < 0
+    int32_t start_layer;  // first layer that may be merged, [0, n_layer), or -1 to use `start`
+
+    // explicit pairs, n_pairs x { a, b }, b the deeper; NULL: (S, S+1), (S+2, S+3), ... from the start layer S
+    const int32_t * pairs;
+    int32_t         n_pairs;
+
+    float t;       // SLERP parameter, [0, 1]: 0 gives layer a's direction, 1 gives layer b's
+    float retain;  // γ, fraction of tokens that are kept unmerged, [0, 1]; the budget is one token in round(1/γ)
+
+    enum ggml_type pool_type;  // type of retained K and V: GGML_TYPE_F16, GGML_TYPE_Q8_0, or GGML_TYPE_COUNT for the cache types
+
+    bool strict;  // refuse to make a context in which no pair, or not every explicit pair, can be merged
+};
+
+// the paper's settings: start 0.5, t 0.6, retain 0.05; pool q8_0, not strict
+LLAMA_API struct llama_minicache_params llama_minicache_default_params(void);
+
+// Parse "start=0.5,t=0.6,retain=0.05,pool=q8_0,pairs=8-9;10-11,strict=1" over the defaults; every key is optional, `start`
+// with a decimal point is a fraction and without one a layer number. "1" and "on" are the defaults.
+// The pairs are kept until the calling thread parses again.
+LLAMA_API bool llama_minicache_parse_params(const char * text, struct llama_minicache_params * params);
+
+//
+// contexts
+//
+
+// As llama_init_from_model(), with the cache as `params` say. K and V types are those of cparams: f16, bf16, q8_0, q5_0,
+// q5_1, q4_0, q4_1 or iq4_nl. Flash attention is switched on; a context that asks for it to be off is refused.
+// NULL on failure.
+LLAMA_API struct llama_context * llama_minicache_init_from_model(
+        struct llama_model                  * model,
+        struct llama_context_params           cparams,
+        const struct llama_minicache_params * params);
+
+// What llama_init_from_model() does on the calling thread, for bindings that make the context themselves.
+enum llama_minicache_use_kind {
+    LLAMA_MINICACHE_USE_ENV    = 0,  // the environment variable LLAMA_MINICACHE decides (the state a thread starts in)
+    LLAMA_MINICACHE_USE_OFF    = 1,  // plain caches, whatever the environment says
+    LLAMA_MINICACHE_USE_PARAMS = 2,  // as `params`, which are copied
+};
+
+LLAMA_API bool llama_minicache_use(enum llama_minicache_use_kind use, const struct llama_minicache_params * params);
+
+// The last failure on the calling thread, "" if none. Valid until the thread's next call of this API.
+LLAMA_API const char * llama_minicache_last_error(void);
+
+//
+// report
+//
+
+struct llama_minicache_report {
+    bool active;  // the context has merged layers
+
+    // bytes as allocated; their sum is `bytes`
+    uint64_t bytes;
+    uint64_t bytes_directions;
+    uint64_t bytes_magnitudes;
+    uint64_t bytes_pool;
+    uint64_t bytes_index;    // which token each retained slot holds, and the running distances
+    uint64_t bytes_plain;    // layers that are not merged
+    uint64_t bytes_padding;  // alignment between tensors
+
+    // what the same context would allocate with plain caches of f16, and of this context's K and V types
+    uint64_t bytes_f16;
+    uint64_t bytes_same_type;
+
+    uint32_t n_cells;   // per stream
+    uint32_t n_stream;
+    uint32_t n_layer;
+    uint32_t n_pair;
+
+    uint32_t n_retained;      // retained slots in use, over all pairs and streams
+    uint32_t n_retained_max;  // retained slots there are
+    uint32_t retain_block;    // consecutive cells that share a slot, 0 without a pool
+
+    float t;
+    float retain;  // as granted: 1/retain_block
+
+    enum ggml_type type_k;
+    enum ggml_type type_v;
+    enum ggml_type pool_type;  // GGML_TYPE_COUNT: the cache types
+
+    char note[256];  // why no layer is merged where some were asked for, else ""
+};
+
+enum llama_minicache_layer_kind {
+    LLAMA_MINICACHE_LAYER_NONE     = 0,  // keeps no K and V
+    LLAMA_MINICACHE_LAYER_PLAIN    = 1,
+    LLAMA_MINICACHE_LAYER_MERGED_A = 2,
+    LLAMA_MINICACHE_LAYER_MERGED_B = 3,
+    LLAMA_MINICACHE_LAYER_REFUSED  = 4,  // plain, though it was to be merged
+};
+
+struct llama_minicache_layer_report {
+    enum llama_minicache_layer_kind kind;
+
+    int32_t  partner;  // the other layer of the pair, -1 if none
+    uint64_t bytes;    // the layer's plain bytes, or half of its pair's
+
+    // mean distance Ω/π of the pair's K and V over all tokens and heads merged so far, NAN before the first
+    float    distance_k;
+    float    distance_v;
+    uint64_t n_merged;  // tokens behind these means
+
+    char reason[160];  // why it was refused, else ""
+};
+
+// Works on every context, plain ones included. Waits for the context's computations.
+LLAMA_API bool llama_minicache_get_report(struct llama_context * ctx, struct llama_minicache_report * report);
+LLAMA_API bool llama_minicache_get_layer_report(
+        struct llama_context                * ctx,
+        int32_t                               il,
+        struct llama_minicache_layer_report * report);
+
+//
+// kernels on arrays, for tests and for people who study the method
+//
+// All arrays are dense, row-major float32. The native ops run on the CPU with n_threads threads.
+//
+
+// direction [n_tokens, n_head_kv, head_size]; mag_a, mag_b, distance [n_tokens, n_head_kv]; eqs. 3 and 4 of the paper
+LLAMA_API bool llama_minicache_merge(
+        const float * x_a,  // [n_tokens, n_head_kv, head_size]
+        const float * x_b,  // [n_tokens, n_head_kv, head_size]
+        int64_t       n_tokens,
+        int64_t       n_head_kv,
+        int64_t       head_size,
+        float         t,
+        float       * direction,
+        float       * mag_a,
+        float       * mag_b,
+        float       * distance);
+
+struct llama_minicache_attention_args {
+    const float * q;      // [n_q, n_head, head_size]
+    const float * k;      // [n_kv, n_head_kv, head_size], directions where mag_k is given
+    const float * v;      // [n_kv, n_head_kv, head_size], directions where mag_v is given
+    const float * mag_k;  // [n_kv, n_head_kv] or NULL for 1
+    const float * mag_v;  // [n_kv, n_head_kv] or NULL for 1
+    const float * mask;   // [n_q, n_kv], added to the scores, or NULL; rounded to f16 as llama.cpp's masks are
+    const float * sinks;  // [n_head] or NULL
+
+    // retained entries: cell retained[i] takes pool_k[i] and pool_v[i] in place of its direction and magnitude
+    const int32_t * retained;  // [n_retained], at most one in each block of retain_block cells
+    const float   * pool_k;    // [n_retained, n_head_kv, head_size]
+    const float   * pool_v;    // [n_retained, n_head_kv, head_size]
+    int32_t         n_retained;
+    int32_t         retain_block;
+
+    // current entries: cell current[i] takes cur_k[i] and cur_v[i], unrounded
+    const int32_t * current;  // [n_current]
+    const float   * cur_k;    // [n_current, n_head_kv, head_size]
+    const float   * cur_v;    // [n_current, n_head_kv, head_size]
+    int32_t         n_current;
+
+    int64_t n_q;
+    int64_t n_kv;
+    int64_t n_head;
+    int64_t n_head_kv;
+    int64_t head_size;
+
+    float scale;
+    float max_bias;  // ALiBi, 0 for none
+    float softcap;   // 0 for none
+
+    enum ggml_type type_k;
+    enum ggml_type type_v;
+    enum ggml_type type_pool;  // GGML_TYPE_COUNT: type_k and type_v
+
+    int32_t n_threads;
+    bool    reference;  // the plain scalar kernel in place of the vectorised one
+};
+
+// result [n_q, n_head, head_size]
+LLAMA_API bool llama_minicache_attention(const struct llama_minicache_attention_args * args, float * result);
+
+#ifdef __cplusplus
+}
+#endif

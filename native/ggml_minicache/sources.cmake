@@ -1,0 +1,33 @@
+# Our sources, by the upstream target they are linked into. Paths are relative to this file.
+
+set(MINICACHE_GGML_BASE_SOURCES
+    ggml-minicache.h
+    ggml-minicache.cpp)
+
+set(MINICACHE_GGML_CPU_SOURCES
+    cpu/minicache-cpu.h
+    cpu/minicache-cpu.cpp
+    cpu/minicache-cpu-index.cpp
+    cpu/minicache-cpu-merge.cpp
+    cpu/minicache-cpu-retain.cpp
+    cpu/minicache-cpu-attn.h
+    cpu/minicache-cpu-attn.cpp
+    cpu/minicache-cpu-attn-ref.cpp
+    cpu/minicache-cpu-rows.h
+    cpu/minicache-cpu-rows.cpp
+    cpu/minicache-cpu-simd.h
+    minicache-math.h)
+
+set(MINICACHE_LLAMA_SOURCES
+    llama-minicache.h
+    llama-minicache.cpp
+    llama-minicache-kernels.cpp
+    llama-minicache-params.h
+    llama-minicache-params.cpp
+    llama-minicache-pairs.h
+    llama-minicache-pairs.cpp
+    llama-minicache-report.cpp
+    llama-kv-cache-minicache.h
+    llama-kv-cache-minicache.cpp
+    llama-graph-minicache.h
+    llama-graph-minicache.cpp)
