@@ -6,7 +6,8 @@
 
 // op_params: the kind of op, then its parameter struct
 
-template <typename T> static void set_params(ggml_tensor * op, ggml_minicache_op kind, const T & params) {
+template <typename T>
+static void set_params(ggml_tensor * op, ggml_minicache_op kind, const T & params) {
     static_assert(sizeof(int32_t) + sizeof(T) <= GGML_MAX_OP_PARAMS);
 
     const int32_t kind_i = kind;
@@ -40,19 +41,9 @@ ggml_tensor * ggml_minicache_index(ggml_context * ctx, ggml_tensor * cells, ggml
     return result;
 }
 
-ggml_tensor * ggml_minicache_attn(
-        ggml_context * ctx,
-        ggml_tensor  * q,
-        ggml_tensor  * dir_k,
-        ggml_tensor  * dir_v,
-        ggml_tensor  * mag,
-        ggml_tensor  * pool_k,
-        ggml_tensor  * pool_v,
-        ggml_tensor  * kv_cur,
-        ggml_tensor  * mask,
-        ggml_tensor  * index,
-        ggml_tensor  * sinks,
-        ggml_minicache_attn_params params) {
+ggml_tensor * ggml_minicache_attn(ggml_context * ctx, ggml_tensor * q, ggml_tensor * dir_k, ggml_tensor * dir_v,
+    ggml_tensor * mag, ggml_tensor * pool_k, ggml_tensor * pool_v, ggml_tensor * kv_cur, ggml_tensor * mask, ggml_tensor * index,
+    ggml_tensor * sinks, ggml_minicache_attn_params params) {
     const int64_t d_k       = q->ne[0];
     const int64_t d_v       = dir_v->ne[0];
     const int64_t n_tps     = q->ne[1];
@@ -81,7 +72,7 @@ ggml_tensor * ggml_minicache_attn(
     }
     if (kv_cur) {
         GGML_ASSERT(kv_cur->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_cur));
-        GGML_ASSERT(kv_cur->ne[0] == (d_k + d_v)*n_head_kv);
+        GGML_ASSERT(kv_cur->ne[0] == (d_k + d_v) * n_head_kv);
     }
     if (mask) {
         GGML_ASSERT(mask->type == GGML_TYPE_F16 && mask->nb[0] == sizeof(ggml_fp16_t));
@@ -109,15 +100,14 @@ ggml_tensor * ggml_minicache_attn(
 }
 
 ggml_tensor * ggml_minicache_merge(
-        ggml_context * ctx, ggml_tensor * kv_a, ggml_tensor * kv_b, ggml_minicache_merge_params params) {
+    ggml_context * ctx, ggml_tensor * kv_a, ggml_tensor * kv_b, ggml_minicache_merge_params params) {
     GGML_ASSERT(kv_a->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_a));
     GGML_ASSERT(kv_b->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_b));
     GGML_ASSERT(ggml_are_same_shape(kv_a, kv_b) && ggml_is_matrix(kv_a));
-    GGML_ASSERT(kv_a->ne[0] == (int64_t) (params.d_k + params.d_v)*params.n_head_kv);
+    GGML_ASSERT(kv_a->ne[0] == (int64_t) (params.d_k + params.d_v) * params.n_head_kv);
     GGML_ASSERT(params.t >= 0.0f && params.t <= 1.0f);
 
-    ggml_tensor * result =
-        ggml_new_tensor_2d(ctx, GGML_TYPE_F32, kv_a->ne[0] + (int64_t) 6*params.n_head_kv, kv_a->ne[1]);
+    ggml_tensor * result = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, kv_a->ne[0] + (int64_t) 6 * params.n_head_kv, kv_a->ne[1]);
 
     set_params(result, GGML_MINICACHE_OP_MERGE, params);
     result->src[0] = kv_a;
@@ -126,19 +116,9 @@ ggml_tensor * ggml_minicache_merge(
     return result;
 }
 
-ggml_tensor * ggml_minicache_retain(
-        ggml_context * ctx,
-        ggml_tensor  * slots,
-        ggml_tensor  * merged,
-        ggml_tensor  * rows,
-        ggml_tensor  * cells,
-        ggml_tensor  * kv_a,
-        ggml_tensor  * kv_b,
-        ggml_tensor  * pool_k_a,
-        ggml_tensor  * pool_v_a,
-        ggml_tensor  * pool_k_b,
-        ggml_tensor  * pool_v_b,
-        ggml_minicache_retain_params params) {
+ggml_tensor * ggml_minicache_retain(ggml_context * ctx, ggml_tensor * slots, ggml_tensor * merged, ggml_tensor * rows,
+    ggml_tensor * cells, ggml_tensor * kv_a, ggml_tensor * kv_b, ggml_tensor * pool_k_a, ggml_tensor * pool_v_a,
+    ggml_tensor * pool_k_b, ggml_tensor * pool_v_b, ggml_minicache_retain_params params) {
     const int64_t n_tokens = kv_a->ne[1];
     const int64_t n_slot   = ggml_minicache_n_slot(params.n_cells, params.block);
 
@@ -146,9 +126,9 @@ ggml_tensor * ggml_minicache_retain(
     GGML_ASSERT(slots->ne[0] == 2 && slots->ne[1] == n_slot + GGML_MINICACHE_SLOT_STATS);
     GGML_ASSERT(kv_a->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_a) && ggml_are_same_shape(kv_a, kv_b));
     GGML_ASSERT(kv_b->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_b));
-    GGML_ASSERT(kv_a->ne[0] == (int64_t) (params.d_k + params.d_v)*params.n_head_kv);
+    GGML_ASSERT(kv_a->ne[0] == (int64_t) (params.d_k + params.d_v) * params.n_head_kv);
     GGML_ASSERT(merged->type == GGML_TYPE_F32 && merged->ne[1] == n_tokens && ggml_is_contiguous(merged));
-    GGML_ASSERT(merged->ne[0] == kv_a->ne[0] + (int64_t) 6*params.n_head_kv);
+    GGML_ASSERT(merged->ne[0] == kv_a->ne[0] + (int64_t) 6 * params.n_head_kv);
     GGML_ASSERT(rows->type == GGML_TYPE_I64 && ggml_is_contiguous(rows) && rows->ne[0] == n_tokens);
     GGML_ASSERT(cells->type == GGML_TYPE_I32 && ggml_is_contiguous_rows(cells));
 
@@ -156,7 +136,7 @@ ggml_tensor * ggml_minicache_retain(
     for (int i = 0; i < 4; ++i) {
         const int64_t d = i % 2 == 0 ? params.d_k : params.d_v;
         GGML_ASSERT((pools[i] != nullptr) == (params.block > 0));
-        GGML_ASSERT(!pools[i] || (pools[i]->ne[0] == d*params.n_head_kv && pools[i]->ne[1] == n_slot));
+        GGML_ASSERT(!pools[i] || (pools[i]->ne[0] == d * params.n_head_kv && pools[i]->ne[1] == n_slot));
     }
 
     ggml_tensor * result = ggml_view_tensor(ctx, slots);

@@ -36,7 +36,7 @@ enum ggml_minicache_cell {
 
 // Number of slots that serve n_cells cells, a block of cells each; none without a block.
 static inline int64_t ggml_minicache_n_slot(int64_t n_cells, int32_t block) {
-    return block > 0 ? (n_cells + block - 1)/block : 0;
+    return block > 0 ? (n_cells + block - 1) / block : 0;
 }
 
 // the kind of GGML_OP_MINICACHE that `op` is
@@ -47,15 +47,12 @@ GGML_API enum ggml_minicache_op ggml_minicache_get_op(const struct ggml_tensor *
 //   slots  I32 [2, n_slot + 2, n_stream]
 //   result I32 [n_kv, n_stream]          as `cells`, RETAINED where a slot holds the cell
 GGML_API struct ggml_tensor * ggml_minicache_index(
-        struct ggml_context * ctx,
-        struct ggml_tensor  * cells,
-        struct ggml_tensor  * slots,
-        int32_t               block);
+    struct ggml_context * ctx, struct ggml_tensor * cells, struct ggml_tensor * slots, int32_t block);
 
 struct ggml_minicache_attn_params {
     float   scale;
-    float   max_bias;   // ALiBi, as in ggml_flash_attn_ext
-    float   softcap;    // 0: none
+    float   max_bias;  // ALiBi, as in ggml_flash_attn_ext
+    float   softcap;   // 0: none
     int32_t side;
     int32_t block;      // cells per slot, 0 without a pool
     int32_t reference;  // 1: the scalar reference kernel
@@ -75,25 +72,16 @@ struct ggml_minicache_attn_params {
 //   index   I32 [n_kv, n_stream]                   of ggml_minicache_index(), or its `cells` without a pool
 //   sinks   F32 [n_head] or NULL
 //   result  F32 [d_v, n_head, n_tps, n_stream]
-GGML_API struct ggml_tensor * ggml_minicache_attn(
-        struct ggml_context * ctx,
-        struct ggml_tensor  * q,
-        struct ggml_tensor  * dir_k,
-        struct ggml_tensor  * dir_v,
-        struct ggml_tensor  * mag,
-        struct ggml_tensor  * pool_k,
-        struct ggml_tensor  * pool_v,
-        struct ggml_tensor  * kv_cur,
-        struct ggml_tensor  * mask,
-        struct ggml_tensor  * index,
-        struct ggml_tensor  * sinks,
-        struct ggml_minicache_attn_params params);
+GGML_API struct ggml_tensor * ggml_minicache_attn(struct ggml_context * ctx, struct ggml_tensor * q, struct ggml_tensor * dir_k,
+    struct ggml_tensor * dir_v, struct ggml_tensor * mag, struct ggml_tensor * pool_k, struct ggml_tensor * pool_v,
+    struct ggml_tensor * kv_cur, struct ggml_tensor * mask, struct ggml_tensor * index, struct ggml_tensor * sinks,
+    struct ggml_minicache_attn_params params);
 
 struct ggml_minicache_merge_params {
     int32_t d_k;
-    int32_t d_v;        // may be 0
+    int32_t d_v;  // may be 0
     int32_t n_head_kv;
-    float   t;          // SLERP parameter
+    float   t;  // SLERP parameter
 };
 
 // Merge the current K and V of both layers, per token and KV head (eqs. 3 and 4 of the paper).
@@ -101,10 +89,7 @@ struct ggml_minicache_merge_params {
 //   result      F32 [(d_k + d_v + 6)*n_head_kv, n_tokens]: directions of K, of V, then per head |K_a|, |K_b|, |V_a|, |V_b|,
 //               and the distances Ω/π of K and of V. Magnitudes are at most 65504, as they are stored in f16.
 GGML_API struct ggml_tensor * ggml_minicache_merge(
-        struct ggml_context * ctx,
-        struct ggml_tensor  * kv_a,
-        struct ggml_tensor  * kv_b,
-        struct ggml_minicache_merge_params params);
+    struct ggml_context * ctx, struct ggml_tensor * kv_a, struct ggml_tensor * kv_b, struct ggml_minicache_merge_params params);
 
 struct ggml_minicache_retain_params {
     int32_t d_k;
@@ -124,19 +109,10 @@ struct ggml_minicache_retain_params {
 //   kv_a, kv_b                     as for ggml_minicache_merge()
 //   pool_*   any [d*n_head_kv, n_slot, all streams], NULL without a pool
 //   result   a view of slots
-GGML_API struct ggml_tensor * ggml_minicache_retain(
-        struct ggml_context * ctx,
-        struct ggml_tensor  * slots,
-        struct ggml_tensor  * merged,
-        struct ggml_tensor  * rows,
-        struct ggml_tensor  * cells,
-        struct ggml_tensor  * kv_a,
-        struct ggml_tensor  * kv_b,
-        struct ggml_tensor  * pool_k_a,
-        struct ggml_tensor  * pool_v_a,
-        struct ggml_tensor  * pool_k_b,
-        struct ggml_tensor  * pool_v_b,
-        struct ggml_minicache_retain_params params);
+GGML_API struct ggml_tensor * ggml_minicache_retain(struct ggml_context * ctx, struct ggml_tensor * slots,
+    struct ggml_tensor * merged, struct ggml_tensor * rows, struct ggml_tensor * cells, struct ggml_tensor * kv_a,
+    struct ggml_tensor * kv_b, struct ggml_tensor * pool_k_a, struct ggml_tensor * pool_v_a, struct ggml_tensor * pool_k_b,
+    struct ggml_tensor * pool_v_b, struct ggml_minicache_retain_params params);
 
 #ifdef __cplusplus
 }

@@ -7,10 +7,9 @@
 #include <stdexcept>
 
 class llm_graph_input_attn_kv_minicache : public llm_graph_input_attn_kv {
-public:
-    llm_graph_input_attn_kv_minicache(
-            const llama_hparams & hparams, const llama_cparams & cparams, const llama_kv_cache_context * mctx,
-            const llama_kv_cache_minicache * kv) :
+  public:
+    llm_graph_input_attn_kv_minicache(const llama_hparams & hparams, const llama_cparams & cparams,
+        const llama_kv_cache_context * mctx, const llama_kv_cache_minicache * kv) :
         llm_graph_input_attn_kv(hparams, cparams, mctx), kv(kv), kv_a(kv->get_pairs().size()), index(kv->get_pairs().size()) {}
 
     void set_input(const llama_ubatch * ubatch) override {
@@ -35,12 +34,8 @@ public:
     std::vector<ggml_tensor *> index;  // I32 [n_kv, n_stream]
 };
 
-std::unique_ptr<llm_graph_input_attn_kv> llama_minicache_attn_inp_kv(
-        ggml_context                 * ctx0,
-        const llama_hparams          & hparams,
-        const llama_cparams          & cparams,
-        const llama_ubatch           & ubatch,
-        const llama_kv_cache_context * mctx) {
+std::unique_ptr<llm_graph_input_attn_kv> llama_minicache_attn_inp_kv(ggml_context * ctx0, const llama_hparams & hparams,
+    const llama_cparams & cparams, const llama_ubatch & ubatch, const llama_kv_cache_context * mctx) {
     const auto * kv = dynamic_cast<const llama_kv_cache_minicache *>(mctx->get_kv());
     if (!kv || kv->get_pairs().empty()) {
         return std::make_unique<llm_graph_input_attn_kv>(hparams, cparams, mctx);
@@ -61,38 +56,36 @@ std::unique_ptr<llm_graph_input_attn_kv> llama_minicache_attn_inp_kv(
 static ggml_tensor * concat_kv(ggml_context * ctx, ggml_tensor * k, ggml_tensor * v) {
     const auto flat = [&](ggml_tensor * x) {
         x = ggml_is_contiguous(x) ? x : ggml_cont(ctx, x);
-        return ggml_reshape_2d(ctx, x, x->ne[0]*x->ne[1], x->ne[2]);
+        return ggml_reshape_2d(ctx, x, x->ne[0] * x->ne[1], x->ne[2]);
     };
     return ggml_concat(ctx, flat(k), flat(v), 0);
 }
 
 // rows of d*n_head in a cache or pool tensor as [d, n_head, n, n_stream] of the ubatch's streams
 static ggml_tensor * view_heads(
-        ggml_context * ctx, ggml_tensor * x, int64_t d, int64_t n, const llama_kv_cache::slot_info & sinfo) {
-    return x ? ggml_view_4d(ctx, x, d, x->ne[0]/d, n, sinfo.s1 - sinfo.s0 + 1,
-                            ggml_row_size(x->type, d), x->nb[1], x->nb[2], sinfo.s0*x->nb[2]) : nullptr;
+    ggml_context * ctx, ggml_tensor * x, int64_t d, int64_t n, const llama_kv_cache::slot_info & sinfo) {
+    if (!x) {
+        return nullptr;
+    }
+    return ggml_view_4d(
+        ctx, x, d, x->ne[0] / d, n, sinfo.s1 - sinfo.s0 + 1, ggml_row_size(x->type, d), x->nb[1], x->nb[2], sinfo.s0 * x->nb[2]);
 }
 
-static ggml_tensor * build_index(
-        ggml_context * ctx, const llm_graph_input_attn_kv_minicache & inp, const minicache_pair & pair) {
+static ggml_tensor * build_index(ggml_context * ctx, const llm_graph_input_attn_kv_minicache & inp, const minicache_pair & pair) {
     if (inp.kv->get_block() == 0) {
         return inp.cells;
     }
     const auto & sinfo = inp.mctx->get_sinfo();
 
     ggml_tensor * slots = ggml_view_3d(ctx, pair.slots, pair.slots->ne[0], pair.slots->ne[1], sinfo.s1 - sinfo.s0 + 1,
-                                       pair.slots->nb[1], pair.slots->nb[2], sinfo.s0*pair.slots->nb[2]);
+        pair.slots->nb[1], pair.slots->nb[2], sinfo.s0 * pair.slots->nb[2]);
 
     return ggml_minicache_index(ctx, inp.cells, slots, inp.kv->get_block());
 }
 
 // merge the current tokens of both layers and store them; everything that reads the cache is in the graph already
-static void build_store(
-        const llm_graph_context                 & graph,
-        const llm_graph_input_attn_kv_minicache & inp,
-        const minicache_pair                    & pair,
-        ggml_tensor                             * kv_a,
-        ggml_tensor                             * kv_b) {
+static void build_store(const llm_graph_context & graph, const llm_graph_input_attn_kv_minicache & inp,
+    const minicache_pair & pair, ggml_tensor * kv_a, ggml_tensor * kv_b) {
     ggml_context * ctx = graph.ctx0;
 
     const int32_t d_k       = pair.d_k;
@@ -105,30 +98,26 @@ static void build_store(
 
     int64_t offset = 0;
     for (ggml_tensor * dst : { pair.dir_k, pair.dir_v, pair.mag }) {
-        ggml_tensor * rows = ggml_view_2d(ctx, merged, dst->ne[0], merged->ne[1], merged->nb[1], offset*sizeof(float));
-        ggml_tensor * flat = ggml_reshape_2d(ctx, dst, dst->ne[0], dst->ne[1]*dst->ne[2]);
+        ggml_tensor * rows = ggml_view_2d(ctx, merged, dst->ne[0], merged->ne[1], merged->nb[1], offset * sizeof(float));
+        ggml_tensor * flat = ggml_reshape_2d(ctx, dst, dst->ne[0], dst->ne[1] * dst->ne[2]);
         ggml_build_forward_expand(graph.gf, ggml_set_rows(ctx, flat, rows, inp.get_k_idxs()));
         offset += dst->ne[0];
     }
 
     const ggml_minicache_retain_params params = {
-        d_k, d_v, n_head_kv, inp.kv->get_block(), pair.dir_k->ne[1], (int32_t) inp.mctx->get_sinfo().s0,
+        d_k,
+        d_v,
+        n_head_kv,
+        inp.kv->get_block(),
+        pair.dir_k->ne[1],
+        (int32_t) inp.mctx->get_sinfo().s0,
     };
-    ggml_build_forward_expand(graph.gf, ggml_minicache_retain(
-        ctx, pair.slots, merged, inp.get_k_idxs(), inp.cells, kv_a, kv_b,
-        pair.pool_k[0], pair.pool_v[0], pair.pool_k[1], pair.pool_v[1], params));
+    ggml_build_forward_expand(graph.gf, ggml_minicache_retain(ctx, pair.slots, merged, inp.get_k_idxs(), inp.cells, kv_a, kv_b,
+                                            pair.pool_k[0], pair.pool_v[0], pair.pool_k[1], pair.pool_v[1], params));
 }
 
-ggml_tensor * llama_minicache_build_attn(
-        const llm_graph_context & graph,
-        llm_graph_input_attn_kv * inp_kv,
-        ggml_tensor             * q_cur,
-        ggml_tensor             * k_cur,
-        ggml_tensor             * v_cur,
-        ggml_tensor             * kq_b,
-        ggml_tensor             * sinks,
-        float                     kq_scale,
-        int                       il) {
+ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_graph_input_attn_kv * inp_kv, ggml_tensor * q_cur,
+    ggml_tensor * k_cur, ggml_tensor * v_cur, ggml_tensor * kq_b, ggml_tensor * sinks, float kq_scale, int il) {
     auto * inp = dynamic_cast<llm_graph_input_attn_kv_minicache *>(inp_kv);
 
     const int32_t ip = inp ? inp->kv->find_pair(il) : -1;
@@ -140,14 +129,14 @@ ggml_tensor * llama_minicache_build_attn(
     }
 
     ggml_context * ctx  = graph.ctx0;
-    const auto   & pair = inp->kv->get_pair(ip);
+    const auto &   pair = inp->kv->get_pair(ip);
     const bool     is_b = pair.is_b(il);
 
-    const auto  & sinfo    = inp->mctx->get_sinfo();
+    const auto &  sinfo    = inp->mctx->get_sinfo();
     const int64_t n_kv     = inp->mctx->get_n_kv();
     const int64_t n_slot   = ggml_minicache_n_slot(n_kv, inp->kv->get_block());
     const int64_t n_stream = inp->cells->ne[1];
-    const int64_t n_tps    = q_cur->ne[2]/n_stream;
+    const int64_t n_tps    = q_cur->ne[2] / n_stream;
 
     ggml_tensor * kv_cur = concat_kv(ctx, k_cur, v_cur);
     if (!is_b) {
@@ -155,33 +144,27 @@ ggml_tensor * llama_minicache_build_attn(
         inp->index[ip] = build_index(ctx, *inp, pair);
     }
 
-    ggml_tensor * q = ggml_view_4d(ctx, q_cur, q_cur->ne[0], q_cur->ne[1], n_tps, n_stream,
-                                   q_cur->nb[1], q_cur->nb[2], q_cur->nb[2]*n_tps, 0);
+    ggml_tensor * q = ggml_view_4d(
+        ctx, q_cur, q_cur->ne[0], q_cur->ne[1], n_tps, n_stream, q_cur->nb[1], q_cur->nb[2], q_cur->nb[2] * n_tps, 0);
     q = ggml_permute(ctx, q, 0, 2, 1, 3);
 
     ggml_tensor * mag = ggml_view_4d(ctx, pair.mag, pair.n_head_kv, 4, n_kv, n_stream,
-                                     ggml_row_size(pair.mag->type, pair.n_head_kv), pair.mag->nb[1], pair.mag->nb[2],
-                                     sinfo.s0*pair.mag->nb[2]);
+        ggml_row_size(pair.mag->type, pair.n_head_kv), pair.mag->nb[1], pair.mag->nb[2], sinfo.s0 * pair.mag->nb[2]);
 
     const ggml_minicache_attn_params params = {
-        /*.scale     =*/ kq_scale,
-        /*.max_bias  =*/ graph.hparams.f_max_alibi_bias,
-        /*.softcap   =*/ graph.hparams.attn_soft_cap ? graph.hparams.f_attn_logit_softcapping : 0.0f,
-        /*.side      =*/ is_b ? 1 : 0,
-        /*.block     =*/ inp->kv->get_block(),
-        /*.reference =*/ 0,
+        /*.scale     =*/kq_scale,
+        /*.max_bias  =*/graph.hparams.f_max_alibi_bias,
+        /*.softcap   =*/graph.hparams.attn_soft_cap ? graph.hparams.f_attn_logit_softcapping : 0.0f,
+        /*.side      =*/is_b ? 1 : 0,
+        /*.block     =*/inp->kv->get_block(),
+        /*.reference =*/0,
     };
 
-    ggml_tensor * cur = ggml_minicache_attn(
-        ctx, q,
-        view_heads(ctx, pair.dir_k, pair.d_k, n_kv, sinfo),
-        view_heads(ctx, pair.dir_v, pair.d_v, n_kv, sinfo),
-        mag,
-        view_heads(ctx, pair.pool_k[is_b], pair.d_k, n_slot, sinfo),
-        view_heads(ctx, pair.pool_v[is_b], pair.d_v, n_slot, sinfo),
-        kv_cur, inp->get_kq_mask(), inp->index[ip], sinks, params);
+    ggml_tensor * cur = ggml_minicache_attn(ctx, q, view_heads(ctx, pair.dir_k, pair.d_k, n_kv, sinfo),
+        view_heads(ctx, pair.dir_v, pair.d_v, n_kv, sinfo), mag, view_heads(ctx, pair.pool_k[is_b], pair.d_k, n_slot, sinfo),
+        view_heads(ctx, pair.pool_v[is_b], pair.d_v, n_slot, sinfo), kv_cur, inp->get_kq_mask(), inp->index[ip], sinks, params);
 
-    cur = ggml_reshape_2d(ctx, cur, cur->ne[0]*cur->ne[1], cur->ne[2]*cur->ne[3]);
+    cur = ggml_reshape_2d(ctx, cur, cur->ne[0] * cur->ne[1], cur->ne[2] * cur->ne[3]);
     ggml_build_forward_expand(graph.gf, cur);
 
     if (is_b) {

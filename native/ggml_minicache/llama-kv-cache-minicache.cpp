@@ -42,7 +42,7 @@ static void check_types(const llama_model & model, const llama_memory_params & p
                 break;
             default:
                 throw std::invalid_argument(std::string("cache type ") + ggml_type_name(type) +
-                    " is not supported: use f16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1 or iq4_nl");
+                                            " is not supported: use f16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1 or iq4_nl");
         }
     }
     if (settings.retain_block() == 0 || settings.pool_type == GGML_TYPE_COUNT) {
@@ -51,15 +51,12 @@ static void check_types(const llama_model & model, const llama_memory_params & p
     const int64_t n = ggml_blck_size(settings.pool_type);
     if (model.hparams.n_embd_head_k() % n != 0 || model.hparams.n_embd_head_v() % n != 0) {
         throw std::invalid_argument(std::string("pool type ") + ggml_type_name(settings.pool_type) +
-            " needs head sizes that are multiples of " + std::to_string(n) + ": use f16");
+                                    " needs head sizes that are multiples of " + std::to_string(n) + ": use f16");
     }
 }
 
-llama_kv_cache_minicache * llama_kv_cache_minicache::create(
-        const llama_model         & model,
-        const llama_memory_params & params,
-        const llama_cparams       & cparams,
-        const layer_filter_cb     & filter) {
+llama_kv_cache_minicache * llama_kv_cache_minicache::create(const llama_model & model, const llama_memory_params & params,
+    const llama_cparams & cparams, const layer_filter_cb & filter) {
     // a draft head keeps a cache of its own, of a layer or two
     const auto settings = params.ctx_type == LLAMA_CONTEXT_TYPE_DEFAULT ? minicache_settings_requested() : std::nullopt;
 
@@ -84,10 +81,7 @@ llama_kv_cache_minicache * llama_kv_cache_minicache::create(
 }
 
 void llama_kv_cache_minicache::check_created(
-        llama_memory_i            * created,
-        const llama_model         & model,
-        const llama_memory_params & params,
-        const llama_cparams       & cparams) {
+    llama_memory_i * created, const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams) {
     GGML_UNUSED(cparams);
 
     std::unique_ptr<llama_memory_i> owned(created);
@@ -105,34 +99,26 @@ void llama_kv_cache_minicache::check_created(
     owned.release();
 }
 
-llama_kv_cache_minicache::llama_kv_cache_minicache(
-        const llama_model         & model,
-        const llama_memory_params & params,
-        const llama_cparams       & cparams,
-        const layer_filter_cb     & filter,
-        const minicache_settings  & settings,
-        const minicache_plan      & plan) :
+llama_kv_cache_minicache::llama_kv_cache_minicache(const llama_model & model, const llama_memory_params & params,
+    const llama_cparams & cparams, const layer_filter_cb & filter, const minicache_settings & settings,
+    const minicache_plan & plan) :
     llama_kv_cache(
-            model, model.hparams, params.type_k, params.type_v, /*v_trans =*/ false, cparams.offload_kqv, cparams.kv_unified,
-            cparams.n_ctx_seq, cparams.n_seq_max, /*n_pad =*/ 1, model.hparams.n_swa, model.hparams.swa_type, nullptr,
-            [&](int32_t il) { return (!filter || filter(il)) && ((size_t) il >= plan.layers.size() || !plan.merged(il)); },
-            nullptr, nullptr),
-    settings(settings),
-    plan(plan),
-    cache_type_k(params.type_k),
-    cache_type_v(params.type_v),
-    block(settings.retain_block()),
+        model, model.hparams, params.type_k, params.type_v, /*v_trans =*/false, cparams.offload_kqv, cparams.kv_unified,
+        cparams.n_ctx_seq, cparams.n_seq_max, /*n_pad =*/1, model.hparams.n_swa, model.hparams.swa_type, nullptr,
+        [&](int32_t il) { return (!filter || filter(il)) && ((size_t) il >= plan.layers.size() || !plan.merged(il)); }, nullptr,
+        nullptr),
+    settings(settings), plan(plan), cache_type_k(params.type_k), cache_type_v(params.type_v), block(settings.retain_block()),
     pair_of_layer(plan.layers.size(), -1) {
     for (const auto & [a, b] : plan.pairs) {
         pair_of_layer[a] = pairs.size();
         pair_of_layer[b] = pairs.size();
 
         minicache_pair pair = {};
-        pair.il_a      = a;
-        pair.il_b      = b;
-        pair.d_k       = hparams.n_embd_head_k(a);
-        pair.d_v       = hparams.n_embd_head_v(a);
-        pair.n_head_kv = hparams.n_head_kv(a);
+        pair.il_a           = a;
+        pair.il_b           = b;
+        pair.d_k            = hparams.n_embd_head_k(a);
+        pair.d_v            = hparams.n_embd_head_v(a);
+        pair.n_head_kv      = hparams.n_head_kv(a);
         pairs.push_back(pair);
     }
     allocate(cparams.offload_kqv);
@@ -146,8 +132,8 @@ static bool has_minicache_op(ggml_backend_dev_t dev) {
     if (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU) {
         return true;
     }
-    ggml_init_params params = { /*.mem_size =*/ 8*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
-    ggml_context_ptr ctx { ggml_init(params) };
+    ggml_init_params params = { /*.mem_size =*/8 * ggml_tensor_overhead(), /*.mem_buffer =*/nullptr, /*.no_alloc =*/true };
+    ggml_context_ptr ctx{ ggml_init(params) };
 
     ggml_tensor * kv = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 128, 1);
     return ggml_backend_dev_supports_op(dev, ggml_minicache_merge(ctx.get(), kv, kv, { 64, 64, 1, 0.5f }));
@@ -166,14 +152,15 @@ void llama_kv_cache_minicache::allocate(bool offload) {
                 buft = ggml_backend_dev_buffer_type(dev);
             } else if (!told) {
                 LLAMA_LOG_WARN("%s: %s has no MiniCache kernels: merged layers attend on the CPU, which is SLOW for a model "
-                    "on that device\n", __func__, ggml_backend_dev_name(dev));
+                               "on that device\n",
+                    __func__, ggml_backend_dev_name(dev));
                 told = true;
             }
         }
 
         ggml_context_ptr & ctx = contexts[buft];
         if (!ctx) {
-            ctx.reset(ggml_init({ /*.mem_size =*/ 8*pairs.size()*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true }));
+            ctx.reset(ggml_init({ /*.mem_size =*/8 * pairs.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
         }
 
         const int64_t kv_size = get_size();
@@ -185,25 +172,27 @@ void llama_kv_cache_minicache::allocate(bool offload) {
             return x;
         };
 
-        const int64_t n_embd_k = pair.d_k*pair.n_head_kv;
-        const int64_t n_embd_v = pair.d_v*pair.n_head_kv;
+        const int64_t n_embd_k = pair.d_k * pair.n_head_kv;
+        const int64_t n_embd_v = pair.d_v * pair.n_head_kv;
 
         pair.dir_k = new_tensor("dir_k", cache_type_k, n_embd_k, kv_size);
         pair.dir_v = new_tensor("dir_v", cache_type_v, n_embd_v, kv_size);
-        pair.mag   = new_tensor("mag", GGML_TYPE_F16, 4*pair.n_head_kv, kv_size);
+        pair.mag   = new_tensor("mag", GGML_TYPE_F16, 4 * pair.n_head_kv, kv_size);
         pair.slots = new_tensor("slots", GGML_TYPE_I32, 2, n_slot + GGML_MINICACHE_SLOT_STATS);
 
         for (int side = 0; side < 2 && n_slot > 0; ++side) {
             const bool own = settings.pool_type == GGML_TYPE_COUNT;
-            pair.pool_k[side] = new_tensor(side ? "pool_k_b" : "pool_k_a", own ? cache_type_k : settings.pool_type, n_embd_k, n_slot);
-            pair.pool_v[side] = new_tensor(side ? "pool_v_b" : "pool_v_a", own ? cache_type_v : settings.pool_type, n_embd_v, n_slot);
+            pair.pool_k[side] =
+                new_tensor(side ? "pool_k_b" : "pool_k_a", own ? cache_type_k : settings.pool_type, n_embd_k, n_slot);
+            pair.pool_v[side] =
+                new_tensor(side ? "pool_v_b" : "pool_v_a", own ? cache_type_v : settings.pool_type, n_embd_v, n_slot);
         }
     }
 
     for (auto & [buft, ctx] : contexts) {
         ggml_backend_buffer_t buf;
         if (hparams.no_alloc) {
-            buf = ggml_backend_buft_alloc_buffer(buft, /*size =*/ 0);
+            buf = ggml_backend_buft_alloc_buffer(buft, /*size =*/0);
             for (ggml_tensor * t = ggml_get_first_tensor(ctx.get()); t; t = ggml_get_next_tensor(ctx.get(), t)) {
                 t->buffer = buf;
             }
@@ -212,10 +201,10 @@ void llama_kv_cache_minicache::allocate(bool offload) {
         }
         if (!buf) {
             throw std::runtime_error(format("failed to allocate %.2f MiB for merged layers on %s",
-                ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), buft)/1024.0/1024.0, ggml_backend_buft_name(buft)));
+                ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), buft) / 1024.0 / 1024.0, ggml_backend_buft_name(buft)));
         }
-        LLAMA_LOG_INFO("%s: %10s KV buffer size = %8.2f MiB\n", __func__,
-            ggml_backend_buffer_name(buf), ggml_backend_buffer_get_size(buf)/1024.0/1024.0);
+        LLAMA_LOG_INFO("%s: %10s KV buffer size = %8.2f MiB\n", __func__, ggml_backend_buffer_name(buf),
+            ggml_backend_buffer_get_size(buf) / 1024.0 / 1024.0);
 
         ggml_backend_buffer_clear(buf, 0);
         ctxs_bufs.emplace_back(std::move(ctx), buf);
@@ -233,19 +222,19 @@ void llama_kv_cache_minicache::init_rotation() {
 
     n_embd_head_k_all = pairs[0].d_k;
     n_embd_head_v_all = pairs[0].d_v;
-    attn_rot_k = !disable && ggml_is_quantized(cache_type_k) && n_embd_head_k_all % 64 == 0;
-    attn_rot_v = !disable && ggml_is_quantized(cache_type_v) && n_embd_head_v_all % 64 == 0;
+    attn_rot_k        = !disable && ggml_is_quantized(cache_type_k) && n_embd_head_k_all % 64 == 0;
+    attn_rot_v        = !disable && ggml_is_quantized(cache_type_v) && n_embd_head_v_all % 64 == 0;
 
     for (int64_t n = 64; (attn_rot_k || attn_rot_v) && n <= std::max(n_embd_head_k_all, n_embd_head_v_all); n *= 2) {
         // Sylvester's construction: the sign is the parity of the bits that row and column share
         std::vector<float> & h = attn_rot_hadamard[n];
-        h.resize(n*n);
-        for (int64_t i = 0; i < n*n; ++i) {
+        h.resize(n * n);
+        for (int64_t i = 0; i < n * n; ++i) {
             int parity = 0;
-            for (int64_t bits = (i/n) & (i%n); bits; bits &= bits - 1) {
+            for (int64_t bits = (i / n) & (i % n); bits; bits &= bits - 1) {
                 parity ^= 1;
             }
-            h[i] = (parity ? -1.0f : 1.0f)/sqrtf(n);
+            h[i] = (parity ? -1.0f : 1.0f) / sqrtf(n);
         }
     }
 }
@@ -253,7 +242,7 @@ void llama_kv_cache_minicache::init_rotation() {
 std::string llama_kv_cache_minicache::describe() const {
     return format("%zu pairs merged, t = %g, one token in %d retained, K (%s), V (%s), %.2f MiB with the plain layers",
         pairs.size(), settings.t, block, ggml_type_name(cache_type_k), ggml_type_name(cache_type_v),
-        total_size()/1024.0/1024.0);
+        total_size() / 1024.0 / 1024.0);
 }
 
 //
@@ -264,9 +253,7 @@ int32_t llama_kv_cache_minicache::find_pair(int32_t il) const {
     return il >= 0 && (size_t) il < pair_of_layer.size() ? pair_of_layer[il] : -1;
 }
 
-int64_t llama_kv_cache_minicache::get_n_slot() const {
-    return ggml_minicache_n_slot(get_size(), block);
-}
+int64_t llama_kv_cache_minicache::get_n_slot() const { return ggml_minicache_n_slot(get_size(), block); }
 
 void llama_kv_cache_minicache::set_input_cells(ggml_tensor * dst, const slot_info & sinfo) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
@@ -275,7 +262,7 @@ void llama_kv_cache_minicache::set_input_cells(ggml_tensor * dst, const slot_inf
 
     for (size_t s = 0; s < sinfo.n_stream(); ++s) {
         const auto & cells = v_cells[sinfo.strm[s]];
-        auto       * data  = (int32_t *) dst->data + (sinfo.strm[s] - sinfo.s0)*n_kv;
+        auto *       data  = (int32_t *) dst->data + (sinfo.strm[s] - sinfo.s0) * n_kv;
 
         for (int64_t i = 0; i < n_kv; ++i) {
             data[i] = cells.is_empty(i) ? GGML_MINICACHE_CELL_EMPTY : GGML_MINICACHE_CELL_MERGED;
@@ -304,17 +291,15 @@ bool llama_kv_cache_minicache::update(llama_context * lctx, bool do_shift, const
         for (const minicache_pair & pair : pairs) {
             for (ggml_tensor * x : pair.tensors()) {
                 std::vector<uint8_t> stream(x->nb[2]);
-                ggml_backend_tensor_get(x, stream.data(), sc_info.ssrc[i]*x->nb[2], x->nb[2]);
-                ggml_backend_tensor_set(x, stream.data(), sc_info.sdst[i]*x->nb[2], x->nb[2]);
+                ggml_backend_tensor_get(x, stream.data(), sc_info.ssrc[i] * x->nb[2], x->nb[2]);
+                ggml_backend_tensor_set(x, stream.data(), sc_info.sdst[i] * x->nb[2], x->nb[2]);
             }
         }
     }
     return llama_kv_cache::update(lctx, do_shift, sc_info);
 }
 
-void llama_kv_cache_minicache::set_input_cell_shift(ggml_tensor * dst) const {
-    set_input_k_shift(dst);
-}
+void llama_kv_cache_minicache::set_input_cell_shift(ggml_tensor * dst) const { set_input_k_shift(dst); }
 
 void llama_kv_cache_minicache::set_input_slot_shift(ggml_tensor * dst, const minicache_pair & pair) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
@@ -326,14 +311,14 @@ void llama_kv_cache_minicache::set_input_slot_shift(ggml_tensor * dst, const min
 
     for (uint32_t s = 0; s < n_stream; ++s) {
         for (int64_t i = 0; i < n_slot; ++i) {
-            const int32_t cell = slots[2*(s*n_row + i)] - 1;
-            ((int32_t *) dst->data)[s*n_slot + i] = cell < 0 || v_cells[s].is_empty(cell) ? 0 : v_cells[s].get_shift(cell);
+            const int32_t cell                      = slots[2 * (s * n_row + i)] - 1;
+            ((int32_t *) dst->data)[s * n_slot + i] = cell < 0 || v_cells[s].is_empty(cell) ? 0 : v_cells[s].get_shift(cell);
         }
     }
 }
 
 class llm_graph_input_k_shift_minicache : public llm_graph_input_i {
-public:
+  public:
     llm_graph_input_k_shift_minicache(const llama_kv_cache_minicache * kv) : kv(kv) {}
 
     void set_input(const llama_ubatch * ubatch) override {
@@ -348,15 +333,15 @@ public:
         }
     }
 
-    ggml_tensor * cell_shift;               // I32 [kv_size*n_stream]
+    ggml_tensor *              cell_shift;  // I32 [kv_size*n_stream]
     std::vector<ggml_tensor *> slot_shift;  // I32 [n_slot*n_stream] per pair
-    ggml_tensor * rot;                      // upstream's rotation or null
+    ggml_tensor *              rot;         // upstream's rotation or null
 
     const llama_kv_cache_minicache * kv;
 };
 
 ggml_cgraph * llama_kv_cache_minicache::build_graph_shift(llm_graph_result * res, llama_context * lctx) const {
-    ggml_cgraph  * gf  = llama_kv_cache::build_graph_shift(res, lctx);
+    ggml_cgraph *  gf  = llama_kv_cache::build_graph_shift(res, lctx);
     ggml_context * ctx = res->get_ctx();
 
     const auto & cparams = lctx->get_cparams();
@@ -364,7 +349,7 @@ ggml_cgraph * llama_kv_cache_minicache::build_graph_shift(llm_graph_result * res
     auto inp = std::make_unique<llm_graph_input_k_shift_minicache>(this);
 
     inp->rot        = build_input_k_rot(ctx);
-    inp->cell_shift = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, (int64_t) get_size()*n_stream);
+    inp->cell_shift = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, (int64_t) get_size() * n_stream);
     ggml_set_input(inp->cell_shift);
 
     // M-RoPE is shifted as NEOX, as upstream does
@@ -376,7 +361,7 @@ ggml_cgraph * llama_kv_cache_minicache::build_graph_shift(llm_graph_result * res
     const auto shift_rows = [&](const minicache_pair & pair, ggml_tensor * k, ggml_tensor * shift) {
         const uint32_t il = pair.il_a;
 
-        ggml_tensor * rows = ggml_reshape_3d(ctx, k, pair.d_k, pair.n_head_kv, k->ne[1]*k->ne[2]);
+        ggml_tensor * rows = ggml_reshape_3d(ctx, k, pair.d_k, pair.n_head_kv, k->ne[1] * k->ne[2]);
         ggml_tensor * cur  = ggml_cast(ctx, rows, GGML_TYPE_F32);
         if (inp->rot) {
             cur = llama_mul_mat_hadamard(ctx, cur, inp->rot);
@@ -397,7 +382,7 @@ ggml_cgraph * llama_kv_cache_minicache::build_graph_shift(llm_graph_result * res
         shift_rows(pair, pair.dir_k, inp->cell_shift);
 
         if (block > 0) {
-            ggml_tensor * slot_shift = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, get_n_slot()*n_stream);
+            ggml_tensor * slot_shift = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, get_n_slot() * n_stream);
             ggml_set_input(slot_shift);
             inp->slot_shift.push_back(slot_shift);
 
@@ -449,14 +434,14 @@ static uint64_t hash_of(const uint8_t * data, size_t size) {
     for (size_t i = 0; i < size; i += 8) {
         uint64_t word = 0;
         memcpy(&word, data + i, std::min<size_t>(8, size - i));
-        h = (h ^ word)*0x100000001b3ull;
+        h = (h ^ word) * 0x100000001b3ull;
         h ^= h >> 32;
     }
     return h;
 }
 
 class llama_io_write_vector : public llama_io_write_i {
-public:
+  public:
     void write(const void * src, size_t size) override {
         data.insert(data.end(), (const uint8_t *) src, (const uint8_t *) src + size);
     }
@@ -472,7 +457,7 @@ public:
 };
 
 class llama_io_read_vector : public llama_io_read_i {
-public:
+  public:
     llama_io_read_vector(const std::vector<uint8_t> & data) : data(data) {}
 
     void read(void * dst, size_t size) override { memcpy(dst, take(size), size); }
@@ -483,7 +468,7 @@ public:
 
     size_t n_bytes() override { return pos; }
 
-private:
+  private:
     const uint8_t * take(size_t size) {
         if (size > data.size() - pos) {
             throw std::runtime_error("the saved state ends too early");
@@ -493,7 +478,7 @@ private:
     }
 
     const std::vector<uint8_t> & data;
-    size_t pos = 0;
+    size_t                       pos = 0;
 };
 
 static state_header header_of(const llama_kv_cache_minicache & kv) {
@@ -509,7 +494,7 @@ static state_header header_of(const llama_kv_cache_minicache & kv) {
     h.block     = kv.get_block();
     h.t         = kv.get_settings().t;
     h.n_pair    = kv.get_pairs().size();
-    h.pairs     = hash_of((const uint8_t *) layers.data(), layers.size()*sizeof(uint32_t));
+    h.pairs     = hash_of((const uint8_t *) layers.data(), layers.size() * sizeof(uint32_t));
     h.n_stream  = kv.get_n_stream();
     return h;
 }
@@ -591,10 +576,10 @@ void llama_kv_cache_minicache::state_read(llama_io_read_i & io, llama_seq_id seq
     }
 
     std::vector<uint32_t> cell_counts(n_stream);
-    io.read(cell_counts.data(), cell_counts.size()*sizeof(uint32_t));
+    io.read(cell_counts.data(), cell_counts.size() * sizeof(uint32_t));
 
     // no whole state is larger than all there is to save; a damaged length must not be allocated
-    if (header.payload_size > 2*total_size() + ((size_t) 1 << 30)) {
+    if (header.payload_size > 2 * total_size() + ((size_t) 1 << 30)) {
         throw std::runtime_error("the saved state is damaged: its length makes no sense");
     }
     std::vector<uint8_t> payload(header.payload_size);
@@ -615,7 +600,7 @@ void llama_kv_cache_minicache::state_write_data(llama_io_write_i & io, const cel
     for (const minicache_pair & pair : pairs) {
         for (ggml_tensor * x : { pair.dir_k, pair.dir_v, pair.mag }) {
             for (const auto & [from, to] : cr.data) {
-                io.write_tensor(x, cr.strm*x->nb[2] + from*x->nb[1], (to - from)*x->nb[1]);
+                io.write_tensor(x, cr.strm * x->nb[2] + from * x->nb[1], (to - from) * x->nb[1]);
             }
         }
         if (block > 0) {
@@ -630,9 +615,10 @@ struct saved_slot {
     int32_t  distance;  // f32 bits
 };
 
-void llama_kv_cache_minicache::write_retained(llama_io_write_i & io, const minicache_pair & pair, const cell_ranges_t & cr) const {
+void llama_kv_cache_minicache::write_retained(
+    llama_io_write_i & io, const minicache_pair & pair, const cell_ranges_t & cr) const {
     const std::vector<int32_t> all   = read_slots(pair);
-    const int32_t *            slots = all.data() + cr.strm*2*pair.slots->ne[1];
+    const int32_t *            slots = all.data() + cr.strm * 2 * pair.slots->ne[1];
 
     std::vector<saved_slot> saved;
     std::vector<uint32_t>   rows;
@@ -640,9 +626,9 @@ void llama_kv_cache_minicache::write_retained(llama_io_write_i & io, const minic
     uint32_t token = 0;
     for (const auto & [from, to] : cr.data) {
         for (uint32_t cell = from; cell < to; ++cell, ++token) {
-            const uint32_t slot = cell/block;
-            if (slots[2*slot] == (int32_t) cell + 1) {
-                saved.push_back({ token, slots[2*slot + 1] });
+            const uint32_t slot = cell / block;
+            if (slots[2 * slot] == (int32_t) cell + 1) {
+                saved.push_back({ token, slots[2 * slot + 1] });
                 rows.push_back(slot);
             }
         }
@@ -650,18 +636,19 @@ void llama_kv_cache_minicache::write_retained(llama_io_write_i & io, const minic
 
     const uint32_t n_saved = saved.size();
     io.write(&n_saved, sizeof(n_saved));
-    io.write(saved.data(), saved.size()*sizeof(saved_slot));
+    io.write(saved.data(), saved.size() * sizeof(saved_slot));
 
     for (const uint32_t row : rows) {
         for (int side = 0; side < 2; ++side) {
             for (ggml_tensor * x : { pair.pool_k[side], pair.pool_v[side] }) {
-                io.write_tensor(x, cr.strm*x->nb[2] + row*x->nb[1], x->nb[1]);
+                io.write_tensor(x, cr.strm * x->nb[2] + row * x->nb[1], x->nb[1]);
             }
         }
     }
 }
 
-bool llama_kv_cache_minicache::state_read_data(llama_io_read_i & io, uint32_t strm, uint32_t cell_count, const slot_info & sinfo) {
+bool llama_kv_cache_minicache::state_read_data(
+    llama_io_read_i & io, uint32_t strm, uint32_t cell_count, const slot_info & sinfo) {
     if (!llama_kv_cache::state_read_data(io, strm, cell_count, sinfo)) {
         return false;
     }
@@ -675,7 +662,7 @@ bool llama_kv_cache_minicache::state_read_data(llama_io_read_i & io, uint32_t st
                 for (to = from + 1; to < cell_count && cells[to] == cells[to - 1] + 1;) {
                     ++to;
                 }
-                io.read_tensor(x, strm*x->nb[2] + cells[from]*x->nb[1], (to - from)*x->nb[1]);
+                io.read_tensor(x, strm * x->nb[2] + cells[from] * x->nb[1], (to - from) * x->nb[1]);
             }
         }
         if (block > 0) {
@@ -687,16 +674,17 @@ bool llama_kv_cache_minicache::state_read_data(llama_io_read_i & io, uint32_t st
 
 // The cells may be others than those saved, so that two retained tokens can meet in one block: the more distant one stays,
 // as ever, and the other falls back to its merged entry.
-void llama_kv_cache_minicache::read_retained(llama_io_read_i & io, const minicache_pair & pair, uint32_t strm, const slot_info & sinfo) {
+void llama_kv_cache_minicache::read_retained(
+    llama_io_read_i & io, const minicache_pair & pair, uint32_t strm, const slot_info & sinfo) {
     const auto & cells = sinfo.idxs[0];
 
     std::vector<int32_t> all   = read_slots(pair);
-    int32_t *            slots = all.data() + strm*2*pair.slots->ne[1];
+    int32_t *            slots = all.data() + strm * 2 * pair.slots->ne[1];
 
     for (const uint32_t cell : cells) {
-        const int32_t held = slots[2*(cell/block)] - 1;
+        const int32_t held = slots[2 * (cell / block)] - 1;
         if (held == (int32_t) cell || (held >= 0 && v_cells[strm].is_empty(held))) {
-            slots[2*(cell/block)] = 0;
+            slots[2 * (cell / block)] = 0;
         }
     }
 
@@ -704,7 +692,7 @@ void llama_kv_cache_minicache::read_retained(llama_io_read_i & io, const minicac
     io.read(&n_saved, sizeof(n_saved));
 
     std::vector<saved_slot> saved(std::min<size_t>(n_saved, cells.size()));
-    io.read(saved.data(), saved.size()*sizeof(saved_slot));
+    io.read(saved.data(), saved.size() * sizeof(saved_slot));
 
     std::vector<uint8_t> row;
     for (const saved_slot & s : saved) {
@@ -712,7 +700,7 @@ void llama_kv_cache_minicache::read_retained(llama_io_read_i & io, const minicac
             throw std::runtime_error("the saved state is damaged: it retains a token it does not have");
         }
         const uint32_t cell = cells[s.token];
-        int32_t *      slot = slots + 2*(cell/block);
+        int32_t *      slot = slots + 2 * (cell / block);
 
         float distance;
         float distance_held;
@@ -729,11 +717,11 @@ void llama_kv_cache_minicache::read_retained(llama_io_read_i & io, const minicac
                 row.resize(x->nb[1]);
                 io.read(row.data(), row.size());
                 if (keep) {
-                    ggml_backend_tensor_set(x, row.data(), strm*x->nb[2] + cell/block*x->nb[1], row.size());
+                    ggml_backend_tensor_set(x, row.data(), strm * x->nb[2] + cell / block * x->nb[1], row.size());
                 }
             }
         }
     }
 
-    ggml_backend_tensor_set(pair.slots, slots, strm*pair.slots->nb[2], pair.slots->nb[2]);
+    ggml_backend_tensor_set(pair.slots, slots, strm * pair.slots->nb[2], pair.slots->nb[2]);
 }

@@ -38,29 +38,23 @@ struct minicache_pair {
 };
 
 class llama_kv_cache_minicache : public llama_kv_cache {
-public:
+  public:
     // null where no MiniCache is asked for
     //   filter: layers that this memory keeps, null for all
     // throws std::invalid_argument where the settings do not fit the model or the context
-    static llama_kv_cache_minicache * create(
-            const llama_model         & model,
-            const llama_memory_params & params,
-            const llama_cparams       & cparams,
-            const layer_filter_cb     & filter);
+    static llama_kv_cache_minicache * create(const llama_model & model, const llama_memory_params & params,
+        const llama_cparams & cparams, const layer_filter_cb & filter);
 
     // Says aloud when a MiniCache was asked for and the model's memory cannot be one; throws, and frees `created`, if strict.
     static void check_created(
-            llama_memory_i            * created,
-            const llama_model         & model,
-            const llama_memory_params & params,
-            const llama_cparams       & cparams);
+        llama_memory_i * created, const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams);
 
     // llama_kv_cache
 
     bool update(llama_context * lctx, bool do_shift, const stream_copy_info & sc_info) override;
 
     void state_write(llama_io_write_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) const override;
-    void state_read (llama_io_read_i  & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) override;
+    void state_read(llama_io_read_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) override;
 
     // llama_kv_cache_minicache specific API
 
@@ -69,14 +63,14 @@ public:
 
     const minicache_pair & get_pair(int32_t ip) const { return pairs[ip]; }
 
-    const std::vector<minicache_pair> & get_pairs()    const { return pairs; }
-    const minicache_settings          & get_settings() const { return settings; }
-    const minicache_plan              & get_plan()     const { return plan; }
+    const std::vector<minicache_pair> & get_pairs() const { return pairs; }
+    const minicache_settings &          get_settings() const { return settings; }
+    const minicache_plan &              get_plan() const { return plan; }
 
-    ggml_type get_type_k()    const { return cache_type_k; }
-    ggml_type get_type_v()    const { return cache_type_v; }
-    int32_t   get_block()     const { return block; }
-    int64_t   get_n_slot()    const;
+    ggml_type get_type_k() const { return cache_type_k; }
+    ggml_type get_type_v() const { return cache_type_v; }
+    int32_t   get_block() const { return block; }
+    int64_t   get_n_slot() const;
 
     bool is_cell_used(uint32_t strm, uint32_t cell) const { return !v_cells[strm].is_empty(cell); }
 
@@ -90,20 +84,15 @@ public:
     // the pair's slots in host memory, stream by stream
     std::vector<int32_t> read_slots(const minicache_pair & pair) const;
 
-protected:
+  protected:
     ggml_cgraph * build_graph_shift(llm_graph_result * res, llama_context * lctx) const override;
 
     void state_write_data(llama_io_write_i & io, const cell_ranges_t & cr) const override;
     bool state_read_data(llama_io_read_i & io, uint32_t strm, uint32_t cell_count, const slot_info & sinfo) override;
 
-private:
-    llama_kv_cache_minicache(
-            const llama_model         & model,
-            const llama_memory_params & params,
-            const llama_cparams       & cparams,
-            const layer_filter_cb     & filter,
-            const minicache_settings  & settings,
-            const minicache_plan      & plan);
+  private:
+    llama_kv_cache_minicache(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
+        const layer_filter_cb & filter, const minicache_settings & settings, const minicache_plan & plan);
 
     void allocate(bool offload);
     void init_rotation();

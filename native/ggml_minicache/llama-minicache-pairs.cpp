@@ -40,11 +40,11 @@ static std::string why_not(const llama_model & model, const llama_cparams & cpar
 
 static int32_t start_layer(const minicache_settings & settings, int32_t n_layer) {
     if (settings.start_layer < 0) {
-        return (int32_t) (settings.start*n_layer);
+        return (int32_t) (settings.start * n_layer);
     }
     if (settings.start_layer >= n_layer) {
         throw std::invalid_argument("start layer " + std::to_string(settings.start_layer) +
-            " is out of range: the model has layers 0 to " + std::to_string(n_layer - 1));
+                                    " is out of range: the model has layers 0 to " + std::to_string(n_layer - 1));
     }
     return settings.start_layer;
 }
@@ -54,8 +54,8 @@ static std::vector<std::pair<int32_t, int32_t>> wanted_pairs(const minicache_set
 
     for (const auto & [a, b] : pairs) {
         if (b >= n_layer) {
-            throw std::invalid_argument("layer " + std::to_string(b) + " is out of range: the model has layers 0 to " +
-                std::to_string(n_layer - 1));
+            throw std::invalid_argument(
+                "layer " + std::to_string(b) + " is out of range: the model has layers 0 to " + std::to_string(n_layer - 1));
         }
     }
     if (pairs.empty()) {
@@ -67,7 +67,7 @@ static std::vector<std::pair<int32_t, int32_t>> wanted_pairs(const minicache_set
 }
 
 minicache_plan minicache_make_plan(
-        const llama_model & model, const llama_cparams & cparams, bool offload, const minicache_settings & settings) {
+    const llama_model & model, const llama_cparams & cparams, bool offload, const minicache_settings & settings) {
     const int32_t n_layer = model.hparams.n_layer();
 
     minicache_plan plan;

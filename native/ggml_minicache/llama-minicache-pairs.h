@@ -30,7 +30,7 @@ struct minicache_plan {
 // Throws std::invalid_argument where the settings name layers the model does not have, and, if strict, where no pair or not
 // every explicit pair can be merged.
 minicache_plan minicache_make_plan(
-        const llama_model & model, const llama_cparams & cparams, bool offload, const minicache_settings & settings);
+    const llama_model & model, const llama_cparams & cparams, bool offload, const minicache_settings & settings);
 
 // Why this model's memory keeps no merged layers at all, for one whose K and V are not in a plain cache.
 std::string minicache_why_not_model(const llama_model & model);

@@ -28,8 +28,7 @@ static void check(bool ok, const std::string & message) {
 static void check_settings(const minicache_settings & s) {
     // written so that NaN fails
     check(s.t >= 0.0f && s.t <= 1.0f, "t = " + text_of(s.t) + " is out of range: it must be from 0 to 1");
-    check(s.retain >= 0.0f && s.retain <= 1.0f,
-        "retain = " + text_of(s.retain) + " is out of range: it must be from 0 to 1");
+    check(s.retain >= 0.0f && s.retain <= 1.0f, "retain = " + text_of(s.retain) + " is out of range: it must be from 0 to 1");
     check(s.start_layer >= -1,
         "start layer " + std::to_string(s.start_layer) + " is out of range: it must be a layer number of the model");
     check(s.start_layer >= 0 || (s.start >= 0.0f && s.start < 1.0f),
@@ -50,7 +49,7 @@ int32_t minicache_settings::retain_block() const {
     if (retain <= 0.0f) {
         return 0;
     }
-    const double block = std::round(1.0/retain);
+    const double block = std::round(1.0 / retain);
     return block < (1 << 30) ? (int32_t) block : 1 << 30;
 }
 
@@ -66,7 +65,7 @@ minicache_settings minicache_settings_from(const llama_minicache_params & params
 
     check(params.n_pairs >= 0 && (params.n_pairs == 0 || params.pairs), "n_pairs says there are pairs, but none are given");
     for (int32_t i = 0; i < params.n_pairs; ++i) {
-        s.pairs.emplace_back(params.pairs[2*i], params.pairs[2*i + 1]);
+        s.pairs.emplace_back(params.pairs[2 * i], params.pairs[2 * i + 1]);
     }
     check_settings(s);
 
@@ -79,7 +78,7 @@ minicache_settings minicache_settings_from(const llama_minicache_params & params
 
 static std::vector<std::string> split(const std::string & text, char separator) {
     std::vector<std::string> parts;
-    size_t from = 0;
+    size_t                   from = 0;
     while (from <= text.size()) {
         const size_t to = std::min(text.find(separator, from), text.size());
         parts.push_back(text.substr(from, to - from));
@@ -112,8 +111,8 @@ static ggml_type pool_type_of(const std::string & value) {
 static void set_key(minicache_settings & s, const std::string & key, const std::string & value) {
     if (key == "start") {
         const bool is_fraction = value.find('.') != std::string::npos;
-        s.start_layer = is_fraction ? -1 : layer_of(key, value);
-        s.start       = is_fraction ? (float) number_of(key, value) : s.start;
+        s.start_layer          = is_fraction ? -1 : layer_of(key, value);
+        s.start                = is_fraction ? (float) number_of(key, value) : s.start;
     } else if (key == "t") {
         s.t = (float) number_of(key, value);
     } else if (key == "retain") {
@@ -157,21 +156,17 @@ minicache_settings minicache_settings_parse(const char * text) {
 //
 
 static thread_local llama_minicache_use_kind thread_use = LLAMA_MINICACHE_USE_ENV;
-static thread_local minicache_settings  thread_settings;
-static thread_local std::string         thread_error;
+static thread_local minicache_settings       thread_settings;
+static thread_local std::string              thread_error;
 
 void minicache_use(llama_minicache_use_kind use, const minicache_settings & settings) {
     thread_use      = use;
     thread_settings = settings;
 }
 
-llama_minicache_use_kind minicache_used() {
-    return thread_use;
-}
+llama_minicache_use_kind minicache_used() { return thread_use; }
 
-const minicache_settings & minicache_used_settings() {
-    return thread_settings;
-}
+const minicache_settings & minicache_used_settings() { return thread_settings; }
 
 std::optional<minicache_settings> minicache_settings_requested() {
     if (thread_use == LLAMA_MINICACHE_USE_PARAMS) {
@@ -188,10 +183,6 @@ std::optional<minicache_settings> minicache_settings_requested() {
     }
 }
 
-void minicache_set_error(const std::string & message) {
-    thread_error = message;
-}
+void minicache_set_error(const std::string & message) { thread_error = message; }
 
-const std::string & minicache_get_error() {
-    return thread_error;
-}
+const std::string & minicache_get_error() { return thread_error; }

@@ -35,8 +35,8 @@ std::optional<minicache_settings> minicache_settings_requested();
 
 void minicache_use(llama_minicache_use_kind use, const minicache_settings & settings);
 
-llama_minicache_use_kind     minicache_used();
-const minicache_settings   & minicache_used_settings();
+llama_minicache_use_kind   minicache_used();
+const minicache_settings & minicache_used_settings();
 
 // what llama_minicache_last_error() gives on this thread
 void                minicache_set_error(const std::string & message);

@@ -11,21 +11,22 @@
 #include <cstring>
 #include <stdexcept>
 
-template <size_t N> static void copy_text(char (&dst)[N], const std::string & text) {
+template <size_t N>
+static void copy_text(char (&dst)[N], const std::string & text) {
     const size_t n = std::min(N - 1, text.size());
     memcpy(dst, text.data(), n);
     dst[n] = '\0';
 }
 
 static size_t rows_bytes(const llama_hparams & hp, uint32_t il, ggml_type type_k, ggml_type type_v, uint64_t n_rows) {
-    return n_rows*(ggml_row_size(type_k, hp.n_embd_k_gqa(il)) + ggml_row_size(type_v, hp.n_embd_v_gqa(il)));
+    return n_rows * (ggml_row_size(type_k, hp.n_embd_k_gqa(il)) + ggml_row_size(type_v, hp.n_embd_v_gqa(il)));
 }
 
 // f16 bytes of the layers that a plain cache keeps
 static size_t f16_bytes(const llama_hparams & hp, const llama_kv_cache & kv) {
     size_t bytes = 0;
     for (const uint32_t il : kv.get_layer_ids()) {
-        bytes += rows_bytes(hp, il, GGML_TYPE_F16, GGML_TYPE_F16, (uint64_t) kv.get_size()*kv.get_n_stream());
+        bytes += rows_bytes(hp, il, GGML_TYPE_F16, GGML_TYPE_F16, (uint64_t) kv.get_size() * kv.get_n_stream());
     }
     return bytes;
 }
@@ -77,7 +78,7 @@ static uint32_t retained_in_use(const llama_kv_cache_minicache & kv, const minic
     uint32_t n = 0;
     for (int64_t s = 0; s < pair.slots->ne[2]; ++s) {
         for (int64_t i = 0; i < kv.get_n_slot(); ++i) {
-            const int32_t cell = slots[2*(s*pair.slots->ne[1] + i)] - 1;
+            const int32_t cell = slots[2 * (s * pair.slots->ne[1] + i)] - 1;
             n += cell >= 0 && kv.is_cell_used(s, cell);
         }
     }
@@ -94,7 +95,7 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
     r.n_pair       = kv.get_pairs().size();
     r.retain_block = kv.get_block();
     r.t            = kv.get_settings().t;
-    r.retain       = kv.get_block() > 0 ? 1.0f/kv.get_block() : 0.0f;
+    r.retain       = kv.get_block() > 0 ? 1.0f / kv.get_block() : 0.0f;
     r.type_k       = kv.get_type_k();
     r.type_v       = kv.get_type_v();
     r.pool_type    = kv.get_settings().pool_type;
@@ -102,21 +103,21 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
     for (const minicache_pair & pair : kv.get_pairs()) {
         r.bytes_directions += ggml_nbytes(pair.dir_k) + ggml_nbytes(pair.dir_v);
         r.bytes_magnitudes += ggml_nbytes(pair.mag);
-        r.bytes_index      += ggml_nbytes(pair.slots);
+        r.bytes_index += ggml_nbytes(pair.slots);
         for (int side = 0; side < 2 && pair.pool_k[side]; ++side) {
             r.bytes_pool += ggml_nbytes(pair.pool_k[side]) + ggml_nbytes(pair.pool_v[side]);
         }
-        r.n_retained     += retained_in_use(kv, pair);
-        r.n_retained_max += kv.get_n_slot()*kv.get_n_stream();
+        r.n_retained += retained_in_use(kv, pair);
+        r.n_retained_max += kv.get_n_slot() * kv.get_n_stream();
     }
 
-    const uint64_t n_rows = (uint64_t) kv.get_size()*kv.get_n_stream();
+    const uint64_t n_rows = (uint64_t) kv.get_size() * kv.get_n_stream();
     for (const uint32_t il : kv.get_layer_ids()) {
         r.bytes_plain += rows_bytes(hp, il, r.type_k, r.type_v, n_rows);
     }
 
     const auto add_baselines = [&](uint32_t il) {
-        r.bytes_f16       += rows_bytes(hp, il, GGML_TYPE_F16, GGML_TYPE_F16, n_rows);
+        r.bytes_f16 += rows_bytes(hp, il, GGML_TYPE_F16, GGML_TYPE_F16, n_rows);
         r.bytes_same_type += rows_bytes(hp, il, r.type_k, r.type_v, n_rows);
     };
     for (const uint32_t il : kv.get_layer_ids()) {
@@ -127,8 +128,7 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
         add_baselines(pair.il_b);
     }
 
-    r.bytes_padding =
-        r.bytes - (r.bytes_directions + r.bytes_magnitudes + r.bytes_pool + r.bytes_index + r.bytes_plain);
+    r.bytes_padding = r.bytes - (r.bytes_directions + r.bytes_magnitudes + r.bytes_pool + r.bytes_index + r.bytes_plain);
 
     if (!r.active) {
         copy_text(r.note, "no two layers of this model can be merged with these settings");
@@ -142,7 +142,7 @@ static void report_distances(const llama_kv_cache_minicache & kv, const minicach
     double sum_k = 0.0;
     double sum_v = 0.0;
     for (int64_t s = 0; s < pair.slots->ne[2]; ++s) {
-        const int32_t * means = slots.data() + 2*(s*pair.slots->ne[1] + kv.get_n_slot());
+        const int32_t * means = slots.data() + 2 * (s * pair.slots->ne[1] + kv.get_n_slot());
         const int32_t   count = means[2];
 
         float mean_k;
@@ -150,20 +150,19 @@ static void report_distances(const llama_kv_cache_minicache & kv, const minicach
         memcpy(&mean_k, &means[0], sizeof(mean_k));
         memcpy(&mean_v, &means[1], sizeof(mean_v));
 
-        sum_k += (double) mean_k*count;
-        sum_v += (double) mean_v*count;
+        sum_k += (double) mean_k * count;
+        sum_v += (double) mean_v * count;
         r.n_merged += count;
     }
     if (r.n_merged > 0) {
-        r.distance_k = sum_k/r.n_merged;
-        r.distance_v = sum_v/r.n_merged;
+        r.distance_k = sum_k / r.n_merged;
+        r.distance_v = sum_v / r.n_merged;
     }
 }
 
-static void report_layer(
-        const llama_model & model, llama_memory_i * memory, const llama_minicache_report & whole, int32_t il,
-        llama_minicache_layer_report & r) {
-    const uint64_t n_rows = (uint64_t) whole.n_cells*whole.n_stream;
+static void report_layer(const llama_model & model, llama_memory_i * memory, const llama_minicache_report & whole, int32_t il,
+    llama_minicache_layer_report & r) {
+    const uint64_t n_rows = (uint64_t) whole.n_cells * whole.n_stream;
 
     r.partner    = -1;
     r.distance_k = NAN;
@@ -173,8 +172,8 @@ static void report_layer(
     const auto * kv = dynamic_cast<llama_kv_cache_minicache *>(memory);
     if (kv) {
         const minicache_layer & layer = kv->get_plan().layers[il];
-        r.kind    = layer.kind;
-        r.partner = layer.partner;
+        r.kind                        = layer.kind;
+        r.partner                     = layer.partner;
         copy_text(r.reason, layer.reason);
     }
 
@@ -184,7 +183,7 @@ static void report_layer(
         for (const ggml_tensor * x : kv->get_pair(ip).tensors()) {
             bytes += ggml_nbytes(x);
         }
-        r.bytes = bytes/2;
+        r.bytes = bytes / 2;
         report_distances(*kv, kv->get_pair(ip), r);
     } else if (r.kind != LLAMA_MINICACHE_LAYER_NONE && dynamic_cast<llama_kv_cache *>(memory)) {
         r.bytes = rows_bytes(model.hparams, il, whole.type_k, whole.type_v, n_rows);
@@ -214,7 +213,8 @@ static void get_report(llama_context * ctx, llama_minicache_report & r) {
     }
 }
 
-template <typename F> static bool guarded(llama_context * ctx, const void * report, const F & f) {
+template <typename F>
+static bool guarded(llama_context * ctx, const void * report, const F & f) {
     minicache_set_error("");
     try {
         if (!ctx || !report) {
@@ -238,7 +238,7 @@ bool llama_minicache_get_layer_report(llama_context * ctx, int32_t il, llama_min
         const llama_model & model = *llama_get_model(ctx);
         if (il < 0 || il >= (int32_t) model.hparams.n_layer()) {
             throw std::invalid_argument("layer " + std::to_string(il) + " is out of range: the model has layers 0 to " +
-                std::to_string(model.hparams.n_layer() - 1));
+                                        std::to_string(model.hparams.n_layer() - 1));
         }
         llama_minicache_report whole;
         get_report(ctx, whole);

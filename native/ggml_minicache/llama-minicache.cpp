@@ -9,20 +9,18 @@ llama_minicache_params llama_minicache_default_params(void) {
     const minicache_settings s;
 
     return {
-        /*.start       =*/ s.start,
-        /*.start_layer =*/ s.start_layer,
-        /*.pairs       =*/ nullptr,
-        /*.n_pairs     =*/ 0,
-        /*.t           =*/ s.t,
-        /*.retain      =*/ s.retain,
-        /*.pool_type   =*/ s.pool_type,
-        /*.strict      =*/ s.strict,
+        /*.start       =*/s.start,
+        /*.start_layer =*/s.start_layer,
+        /*.pairs       =*/nullptr,
+        /*.n_pairs     =*/0,
+        /*.t           =*/s.t,
+        /*.retain      =*/s.retain,
+        /*.pool_type   =*/s.pool_type,
+        /*.strict      =*/s.strict,
     };
 }
 
-const char * llama_minicache_last_error(void) {
-    return minicache_get_error().c_str();
-}
+const char * llama_minicache_last_error(void) { return minicache_get_error().c_str(); }
 
 bool llama_minicache_parse_params(const char * text, llama_minicache_params * params) {
     static thread_local std::vector<int32_t> pairs;
@@ -39,8 +37,8 @@ bool llama_minicache_parse_params(const char * text, llama_minicache_params * pa
             pairs.push_back(a);
             pairs.push_back(b);
         }
-        *params = { s.start, s.start_layer, pairs.empty() ? nullptr : pairs.data(), (int32_t) s.pairs.size(),
-                    s.t, s.retain, s.pool_type, s.strict };
+        *params = { s.start, s.start_layer, pairs.empty() ? nullptr : pairs.data(), (int32_t) s.pairs.size(), s.t, s.retain,
+            s.pool_type, s.strict };
         return true;
     } catch (const std::exception & e) {
         minicache_set_error(e.what());
@@ -63,9 +61,9 @@ bool llama_minicache_use(enum llama_minicache_use_kind use, const llama_minicach
 }
 
 llama_context * llama_minicache_init_from_model(
-        llama_model * model, llama_context_params cparams, const llama_minicache_params * params) {
-    const llama_minicache_use_kind use_before = minicache_used();
-    const minicache_settings  settings_before = minicache_used_settings();
+    llama_model * model, llama_context_params cparams, const llama_minicache_params * params) {
+    const llama_minicache_use_kind use_before      = minicache_used();
+    const minicache_settings       settings_before = minicache_used_settings();
 
     if (!llama_minicache_use(params ? LLAMA_MINICACHE_USE_PARAMS : LLAMA_MINICACHE_USE_OFF, params)) {
         return nullptr;

@@ -24,7 +24,7 @@ extern "C" {
 //
 
 struct llama_minicache_params {
-    float   start;        // first layer that may be merged, as a fraction of the model's layers, [0, 1); used when start_layer < 0
+    float   start;  // first layer that may be merged, as a fraction of the model's layers, [0, 1); used when start_layer < 0
     int32_t start_layer;  // first layer that may be merged, [0, n_layer), or -1 to use `start`
 
     // explicit pairs, n_pairs x { a, b }, b the deeper; NULL: (S, S+1), (S+2, S+3), ... from the start layer S
@@ -55,9 +55,7 @@ LLAMA_API bool llama_minicache_parse_params(const char * text, struct llama_mini
 // q5_1, q4_0, q4_1 or iq4_nl. Flash attention is switched on; a context that asks for it to be off is refused.
 // NULL on failure.
 LLAMA_API struct llama_context * llama_minicache_init_from_model(
-        struct llama_model                  * model,
-        struct llama_context_params           cparams,
-        const struct llama_minicache_params * params);
+    struct llama_model * model, struct llama_context_params cparams, const struct llama_minicache_params * params);
 
 // What llama_init_from_model() does on the calling thread, for bindings that make the context themselves.
 enum llama_minicache_use_kind {
@@ -91,7 +89,7 @@ struct llama_minicache_report {
     uint64_t bytes_f16;
     uint64_t bytes_same_type;
 
-    uint32_t n_cells;   // per stream
+    uint32_t n_cells;  // per stream
     uint32_t n_stream;
     uint32_t n_layer;
     uint32_t n_pair;
@@ -135,9 +133,7 @@ struct llama_minicache_layer_report {
 // Works on every context, plain ones included. Waits for the context's computations.
 LLAMA_API bool llama_minicache_get_report(struct llama_context * ctx, struct llama_minicache_report * report);
 LLAMA_API bool llama_minicache_get_layer_report(
-        struct llama_context                * ctx,
-        int32_t                               il,
-        struct llama_minicache_layer_report * report);
+    struct llama_context * ctx, int32_t il, struct llama_minicache_layer_report * report);
 
 //
 // kernels on arrays, for tests and for people who study the method
@@ -146,17 +142,10 @@ LLAMA_API bool llama_minicache_get_layer_report(
 //
 
 // direction [n_tokens, n_head_kv, head_size]; mag_a, mag_b, distance [n_tokens, n_head_kv]; eqs. 3 and 4 of the paper
-LLAMA_API bool llama_minicache_merge(
-        const float * x_a,  // [n_tokens, n_head_kv, head_size]
-        const float * x_b,  // [n_tokens, n_head_kv, head_size]
-        int64_t       n_tokens,
-        int64_t       n_head_kv,
-        int64_t       head_size,
-        float         t,
-        float       * direction,
-        float       * mag_a,
-        float       * mag_b,
-        float       * distance);
+LLAMA_API bool llama_minicache_merge(const float * x_a,  // [n_tokens, n_head_kv, head_size]
+    const float *                                  x_b,  // [n_tokens, n_head_kv, head_size]
+    int64_t n_tokens, int64_t n_head_kv, int64_t head_size, float t, float * direction, float * mag_a, float * mag_b,
+    float * distance);
 
 struct llama_minicache_attention_args {
     const float * q;      // [n_q, n_head, head_size]
@@ -169,15 +158,15 @@ struct llama_minicache_attention_args {
 
     // retained entries: cell retained[i] takes pool_k[i] and pool_v[i] in place of its direction and magnitude
     const int32_t * retained;  // [n_retained], at most one in each block of retain_block cells
-    const float   * pool_k;    // [n_retained, n_head_kv, head_size]
-    const float   * pool_v;    // [n_retained, n_head_kv, head_size]
+    const float *   pool_k;    // [n_retained, n_head_kv, head_size]
+    const float *   pool_v;    // [n_retained, n_head_kv, head_size]
     int32_t         n_retained;
     int32_t         retain_block;
 
     // current entries: cell current[i] takes cur_k[i] and cur_v[i], unrounded
     const int32_t * current;  // [n_current]
-    const float   * cur_k;    // [n_current, n_head_kv, head_size]
-    const float   * cur_v;    // [n_current, n_head_kv, head_size]
+    const float *   cur_k;    // [n_current, n_head_kv, head_size]
+    const float *   cur_v;    // [n_current, n_head_kv, head_size]
     int32_t         n_current;
 
     int64_t n_q;

@@ -5,11 +5,10 @@
 
 #include <math.h>
 
-
 #if defined(__CUDACC__) || defined(__HIPCC__)
-#    define MINICACHE_HD __host__ __device__
+#define MINICACHE_HD __host__ __device__
 #else
-#    define MINICACHE_HD
+#define MINICACHE_HD
 #endif
 
 #define MINICACHE_PI 3.14159265358979323846
@@ -43,38 +42,38 @@ static inline MINICACHE_HD struct minicache_blend minicache_blend_of(double aa, 
 
     // a zero vector has no direction: the other's is kept, and both layers are restored exactly
     if (aa == 0.0 || bb == 0.0) {
-        r.w_a = aa == 0.0 ? 0.0 : 1.0/norm_a;
-        r.w_b = bb == 0.0 ? 0.0 : 1.0/norm_b;
+        r.w_a = aa == 0.0 ? 0.0 : 1.0 / norm_a;
+        r.w_b = bb == 0.0 ? 0.0 : 1.0 / norm_b;
         return r;
     }
 
-    double c = ab/(norm_a*norm_b);
+    double c = ab / (norm_a * norm_b);
     c        = c < -1.0 ? -1.0 : c > 1.0 ? 1.0 : c;
 
     const double omega = acos(c);
 
-    r.distance = (float) (omega/MINICACHE_PI);
+    r.distance = (float) (omega / MINICACHE_PI);
 
     double u_a;
     double u_b;
     if (omega < MINICACHE_ANGLE_EPS) {
         // the limit of SLERP, normalised: |(1-t)u_a + t u_b|² = 1 - 2t(1-t)(1 - cos Ω)
-        const double norm = sqrt(1.0 - 2.0*t*(1.0 - t)*(1.0 - c));
-        u_a = (1.0 - t)/norm;
-        u_b = t/norm;
+        const double norm = sqrt(1.0 - 2.0 * t * (1.0 - t) * (1.0 - c));
+        u_a               = (1.0 - t) / norm;
+        u_b               = t / norm;
     } else if (MINICACHE_PI - omega < MINICACHE_ANGLE_EPS) {
         // opposite vectors span no plane: a's direction, and the token is a first candidate for retention
         r.distance = 1.0f;
-        u_a = 1.0;
-        u_b = 0.0;
+        u_a        = 1.0;
+        u_b        = 0.0;
     } else {
         const double s = sin(omega);
-        u_a = sin((1.0 - t)*omega)/s;
-        u_b = sin(t*omega)/s;
+        u_a            = sin((1.0 - t) * omega) / s;
+        u_b            = sin(t * omega) / s;
     }
 
-    r.w_a = u_a/norm_a;
-    r.w_b = u_b/norm_b;
+    r.w_a = u_a / norm_a;
+    r.w_b = u_b / norm_b;
 
     return r;
 }

@@ -6,13 +6,13 @@
 size_t minicache_cpu_attn_ref_work_size(const ggml_tensor * op, int n_threads) {
     const minicache_attn a(op);
 
-    return n_threads*(a.n_kv*sizeof(double) + (a.d_k + a.d_v)*sizeof(float) + a.d_v*sizeof(double));
+    return n_threads * (a.n_kv * sizeof(double) + (a.d_k + a.d_v) * sizeof(float) + a.d_v * sizeof(double));
 }
 
 static double dot(const float * a, const float * b, int64_t n) {
     double sum = 0.0;
     for (int64_t i = 0; i < n; ++i) {
-        sum += (double) a[i]*b[i];
+        sum += (double) a[i] * b[i];
     }
     return sum;
 }
@@ -21,7 +21,7 @@ void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * ds
     const minicache_attn a(dst);
 
     const size_t work   = minicache_cpu_attn_ref_work_size(dst, 1);
-    auto *       scores = (double *) ((char *) params->wdata + params->ith*work);
+    auto *       scores = (double *) ((char *) params->wdata + params->ith * work);
     double *     sum    = scores + a.n_kv;
     auto *       k      = (float *) (sum + a.d_v);
     float *      v      = k + a.d_k;
@@ -34,11 +34,11 @@ void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * ds
         }
     };
 
-    for (int64_t ir = params->ith; ir < a.n_stream*a.n_head*a.n_tps; ir += params->nth) {
-        const int64_t i      = ir%a.n_tps;
-        const int64_t head   = ir/a.n_tps%a.n_head;
-        const int64_t s      = ir/a.n_tps/a.n_head;
-        const int64_t head_k = head/a.n_gqa;
+    for (int64_t ir = params->ith; ir < a.n_stream * a.n_head * a.n_tps; ir += params->nth) {
+        const int64_t i      = ir % a.n_tps;
+        const int64_t head   = ir / a.n_tps % a.n_head;
+        const int64_t s      = ir / a.n_tps / a.n_head;
+        const int64_t head_k = head / a.n_gqa;
 
         const int32_t *     cells = a.cells(s);
         const ggml_fp16_t * mask  = a.mask_row(s, i);
@@ -47,7 +47,7 @@ void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * ds
         double score_max = a.sinks ? ((const float *) a.sinks->data)[head] : -INFINITY;
 
         for (int64_t cell = 0; cell < a.n_kv; ++cell) {
-            const float bias = mask ? slope*GGML_CPU_FP16_TO_FP32(mask[cell]) : 0.0f;
+            const float bias = mask ? slope * GGML_CPU_FP16_TO_FP32(mask[cell]) : 0.0f;
             if (cells[cell] == GGML_MINICACHE_CELL_EMPTY || bias == -INFINITY) {
                 scores[cell] = -INFINITY;
                 continue;
@@ -75,13 +75,13 @@ void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * ds
 
             total += weight;
             for (int64_t j = 0; j < a.d_v; ++j) {
-                sum[j] += weight*mag_v*v[j];
+                sum[j] += weight * mag_v * v[j];
             }
         }
 
-        auto * out = (float *) ((char *) dst->data + s*dst->nb[3] + i*dst->nb[2] + head*dst->nb[1]);
+        auto * out = (float *) ((char *) dst->data + s * dst->nb[3] + i * dst->nb[2] + head * dst->nb[1]);
         for (int64_t j = 0; j < a.d_v; ++j) {
-            out[j] = total > 0.0 ? (float) (sum[j]/total) : 0.0f;
+            out[j] = total > 0.0 ? (float) (sum[j] / total) : 0.0f;
         }
     }
 }

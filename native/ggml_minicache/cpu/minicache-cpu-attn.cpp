@@ -12,41 +12,38 @@
 // Parallel over (stream, KV head, tile of tokens) and, where that is fewer than the threads, over chunks of the cells, whose
 // partial results are combined at the end.
 
-static const int     BLOCK     = 64;  // entries in a block
-static const int64_t MAX_ROWS  = 64;  // queries in a tile
-static const int64_t MIN_CHUNK = 256; // cells that are worth a chunk of their own
+static const int     BLOCK     = 64;   // entries in a block
+static const int64_t MAX_ROWS  = 64;   // queries in a tile
+static const int64_t MIN_CHUNK = 256;  // cells that are worth a chunk of their own
 
 // how the op is cut into pieces of work
 struct attn_plan {
     attn_plan(const minicache_attn & a, int n_threads) :
-        tile(std::min(a.n_tps, std::max<int64_t>(1, MAX_ROWS/a.n_gqa))),
-        n_tile((a.n_tps + tile - 1)/tile),
-        n_item(a.n_stream*a.n_head_kv*n_tile),
-        n_chunk(n_item >= n_threads ? 1 : std::max<int64_t>(1, std::min((n_threads + n_item - 1)/n_item, a.n_kv/MIN_CHUNK))),
-        rows(tile*a.n_gqa),
-        d_k(minicache_padded(a.d_k)),
-        d_v(minicache_padded(a.d_v)) {}
+        tile(std::min(a.n_tps, std::max<int64_t>(1, MAX_ROWS / a.n_gqa))), n_tile((a.n_tps + tile - 1) / tile),
+        n_item(a.n_stream * a.n_head_kv * n_tile),
+        n_chunk(n_item >= n_threads ? 1 : std::max<int64_t>(1, std::min((n_threads + n_item - 1) / n_item, a.n_kv / MIN_CHUNK))),
+        rows(tile * a.n_gqa), d_k(minicache_padded(a.d_k)), d_v(minicache_padded(a.d_v)) {}
 
-    const int64_t tile;     // tokens
+    const int64_t tile;  // tokens
     const int64_t n_tile;
-    const int64_t n_item;   // (stream, KV head, tile)
+    const int64_t n_item;  // (stream, KV head, tile)
     const int64_t n_chunk;
-    const int64_t rows;     // queries in a whole tile
-    const int64_t d_k;      // padded
+    const int64_t rows;  // queries in a whole tile
+    const int64_t d_k;   // padded
     const int64_t d_v;
 
-    int64_t scratch_floats() const { return rows*(d_k + 2*d_v + 2 + BLOCK) + BLOCK*(d_k + d_v) + rows*BLOCK; }
+    int64_t scratch_floats() const { return rows * (d_k + 2 * d_v + 2 + BLOCK) + BLOCK * (d_k + d_v) + rows * BLOCK; }
 
     // maximum, sum and accumulator of each row
-    int64_t partial_floats() const { return n_chunk == 1 ? 0 : rows*(2 + d_v); }
+    int64_t partial_floats() const { return n_chunk == 1 ? 0 : rows * (2 + d_v); }
 
-    int64_t n_partial() const { return n_chunk == 1 ? 0 : n_item*n_chunk; }
+    int64_t n_partial() const { return n_chunk == 1 ? 0 : n_item * n_chunk; }
 };
 
 size_t minicache_cpu_attn_work_size(const ggml_tensor * op, int n_threads) {
     const attn_plan plan(minicache_attn(op), n_threads);
 
-    return sizeof(float)*(n_threads*plan.scratch_floats() + plan.n_partial()*plan.partial_floats());
+    return sizeof(float) * (n_threads * plan.scratch_floats() + plan.n_partial() * plan.partial_floats());
 }
 
 // entries on their way to the kernel
@@ -61,15 +58,15 @@ struct entry_block {
 struct attn_tile {
     attn_tile(const minicache_attn & a, const attn_plan & plan, float * scratch) : a(a), d_k(plan.d_k), d_v(plan.d_v) {
         q          = scratch;
-        acc_merged = q + plan.rows*d_k;
-        acc_exact  = acc_merged + plan.rows*d_v;
-        row_max    = acc_exact + plan.rows*d_v;
+        acc_merged = q + plan.rows * d_k;
+        acc_exact  = acc_merged + plan.rows * d_v;
+        row_max    = acc_exact + plan.rows * d_v;
         row_sum    = row_max + plan.rows;
         scores     = row_sum + plan.rows;
-        k          = scores + plan.rows*BLOCK;
-        v          = k + BLOCK*d_k;
-        bias       = v + BLOCK*d_v;
-        std::fill(k, k + BLOCK*(d_k + d_v), 0.0f);
+        k          = scores + plan.rows * BLOCK;
+        v          = k + BLOCK * d_k;
+        bias       = v + BLOCK * d_v;
+        std::fill(k, k + BLOCK * (d_k + d_v), 0.0f);
     }
 
     const minicache_attn & a;
@@ -98,15 +95,15 @@ struct attn_tile {
         head_kv = h;
         token_0 = i0;
         n_token = n;
-        n_row   = n*a.n_gqa;
+        n_row   = n * a.n_gqa;
 
         for (int64_t r = 0; r < n_row; ++r) {
-            const float * x = a.query(s, h*a.n_gqa + r%a.n_gqa, i0 + r/a.n_gqa);
-            std::copy(x, x + a.d_k, q + r*d_k);
-            std::fill(q + r*d_k + a.d_k, q + (r + 1)*d_k, 0.0f);
+            const float * x = a.query(s, h * a.n_gqa + r % a.n_gqa, i0 + r / a.n_gqa);
+            std::copy(x, x + a.d_k, q + r * d_k);
+            std::fill(q + r * d_k + a.d_k, q + (r + 1) * d_k, 0.0f);
         }
-        std::fill(acc_merged, acc_merged + n_row*d_v, 0.0f);
-        std::fill(acc_exact, acc_exact + n_row*d_v, 0.0f);
+        std::fill(acc_merged, acc_merged + n_row * d_v, 0.0f);
+        std::fill(acc_exact, acc_exact + n_row * d_v, 0.0f);
         std::fill(row_max, row_max + n_row, -INFINITY);
         std::fill(row_sum, row_sum + n_row, 0.0f);
     }
@@ -131,7 +128,7 @@ struct attn_tile {
             if (cells[cell] == GGML_MINICACHE_CELL_EMPTY || !sees(cell)) {
                 continue;
             }
-            entry_block & block = cells[cell] == GGML_MINICACHE_CELL_MERGED ? merged : exact;
+            entry_block & block   = cells[cell] == GGML_MINICACHE_CELL_MERGED ? merged : exact;
             block.cell[block.n++] = cell;
 
             if (merged.n == BLOCK) {
@@ -147,7 +144,7 @@ struct attn_tile {
 
     void flush_merged(entry_block & block) {
         for (int c = 0; c < block.n; ++c) {
-            a.read_merged(stream, head_kv, block.cell[c], k + c*d_k, v + c*d_v);
+            a.read_merged(stream, head_kv, block.cell[c], k + c * d_k, v + c * d_v);
             block.mag_k[c] = a.magnitude(MINICACHE_MAG_K, stream, head_kv, block.cell[c]);
             block.mag_v[c] = a.magnitude(MINICACHE_MAG_V, stream, head_kv, block.cell[c]);
         }
@@ -157,7 +154,7 @@ struct attn_tile {
     void flush_exact(entry_block & block) {
         const int32_t * cells = a.cells(stream);
         for (int c = 0; c < block.n; ++c) {
-            a.read_exact(stream, head_kv, block.cell[c], cells[block.cell[c]], k + c*d_k, v + c*d_v);
+            a.read_exact(stream, head_kv, block.cell[c], cells[block.cell[c]], k + c * d_k, v + c * d_v);
             block.mag_k[c] = 1.0f;
             block.mag_v[c] = 1.0f;
         }
@@ -174,7 +171,7 @@ struct attn_tile {
         for (int64_t i = 0; i < n_token; ++i) {
             const ggml_fp16_t * mask = a.mask_row(stream, token_0 + i);
             for (int c = 0; c < block.n; ++c) {
-                bias[i*BLOCK + c] = mask ? GGML_CPU_FP16_TO_FP32(mask[block.cell[c]]) : 0.0f;
+                bias[i * BLOCK + c] = mask ? GGML_CPU_FP16_TO_FP32(mask[block.cell[c]]) : 0.0f;
             }
         }
         for (int64_t r = 0; r < n_row; ++r) {
@@ -186,19 +183,19 @@ struct attn_tile {
 
     // scores of one row to weights, magnitudes of V included
     void softmax_row(const entry_block & block, int64_t r) {
-        const float   slope = a.slope(head_kv*a.n_gqa + r%a.n_gqa);
-        const float * b     = bias + r/a.n_gqa*BLOCK;
-        float *       s     = scores + r*BLOCK;
+        const float   slope = a.slope(head_kv * a.n_gqa + r % a.n_gqa);
+        const float * b     = bias + r / a.n_gqa * BLOCK;
+        float *       s     = scores + r * BLOCK;
 
         float max = row_max[r];
         if (a.p.softcap == 0.0f) {
             for (int c = 0; c < block.n; ++c) {
-                s[c] = a.p.scale*s[c]*block.mag_k[c] + slope*b[c];
+                s[c] = a.p.scale * s[c] * block.mag_k[c] + slope * b[c];
                 max  = std::max(max, s[c]);
             }
         } else {
             for (int c = 0; c < block.n; ++c) {
-                s[c] = a.score(s[c], block.mag_k[c], slope*b[c]);
+                s[c] = a.score(s[c], block.mag_k[c], slope * b[c]);
                 max  = std::max(max, s[c]);
             }
         }
@@ -217,36 +214,37 @@ struct attn_tile {
 
     void raise_max(int64_t r, float max) {
         const float factor = expf(row_max[r] - max);
-        row_max[r] = max;
+        row_max[r]         = max;
         row_sum[r] *= factor;
-        minicache_rescale(acc_merged + r*d_v, factor, d_v);
-        minicache_rescale(acc_exact + r*d_v, factor, d_v);
+        minicache_rescale(acc_merged + r * d_v, factor, d_v);
+        minicache_rescale(acc_exact + r * d_v, factor, d_v);
     }
 
     // Σ of row r in the layer's own basis, unnormalised
     void decode_row(int64_t r, float * out) const {
         for (int64_t j = 0; j < d_v; ++j) {
-            out[j] = acc_merged[r*d_v + j] + acc_exact[r*d_v + j];
+            out[j] = acc_merged[r * d_v + j] + acc_exact[r * d_v + j];
         }
     }
 };
 
-static void write_row(const minicache_attn & a, ggml_tensor * dst, const attn_tile & tile, int64_t r, float max, float sum, const float * acc) {
-    const int64_t head = tile.head_kv*a.n_gqa + r%a.n_gqa;
-    const int64_t i    = tile.token_0 + r/a.n_gqa;
+static void write_row(
+    const minicache_attn & a, ggml_tensor * dst, const attn_tile & tile, int64_t r, float max, float sum, const float * acc) {
+    const int64_t head = tile.head_kv * a.n_gqa + r % a.n_gqa;
+    const int64_t i    = tile.token_0 + r / a.n_gqa;
 
     float factor = 1.0f;
     if (a.sinks) {
         const float sink     = ((const float *) a.sinks->data)[head];
         const float max_sink = std::max(max, sink);
-        factor = expf(max - max_sink);
-        sum    = sum*factor + expf(sink - max_sink);
+        factor               = expf(max - max_sink);
+        sum                  = sum * factor + expf(sink - max_sink);
     }
-    const float norm = sum > 0.0f ? factor/sum : 0.0f;
+    const float norm = sum > 0.0f ? factor / sum : 0.0f;
 
-    auto * out = (float *) ((char *) dst->data + tile.stream*dst->nb[3] + i*dst->nb[2] + head*dst->nb[1]);
+    auto * out = (float *) ((char *) dst->data + tile.stream * dst->nb[3] + i * dst->nb[2] + head * dst->nb[1]);
     for (int64_t j = 0; j < a.d_v; ++j) {
-        out[j] = norm*acc[j];
+        out[j] = norm * acc[j];
     }
 }
 
@@ -257,17 +255,17 @@ static void combine(const attn_plan & plan, const float * partials, int64_t r, f
     std::fill(acc, acc + plan.d_v, 0.0f);
 
     for (int64_t c = 0; c < plan.n_chunk; ++c) {
-        *max = std::max(*max, partials[c*plan.partial_floats() + r*(2 + plan.d_v)]);
+        *max = std::max(*max, partials[c * plan.partial_floats() + r * (2 + plan.d_v)]);
     }
     if (*max == -INFINITY) {
         return;
     }
     for (int64_t c = 0; c < plan.n_chunk; ++c) {
-        const float * x      = partials + c*plan.partial_floats() + r*(2 + plan.d_v);
+        const float * x      = partials + c * plan.partial_floats() + r * (2 + plan.d_v);
         const float   factor = expf(x[0] - *max);
-        *sum += factor*x[1];
+        *sum += factor * x[1];
         for (int64_t j = 0; j < plan.d_v; ++j) {
-            acc[j] += factor*x[2 + j];
+            acc[j] += factor * x[2 + j];
         }
     }
 }
@@ -277,29 +275,29 @@ void minicache_cpu_attn(const ggml_compute_params * params, ggml_tensor * dst) {
     const attn_plan      plan(a, params->nth);
 
     auto *  work     = (float *) params->wdata;
-    float * partials = work + params->nth*plan.scratch_floats();
+    float * partials = work + params->nth * plan.scratch_floats();
 
-    attn_tile tile(a, plan, work + params->ith*plan.scratch_floats());
+    attn_tile tile(a, plan, work + params->ith * plan.scratch_floats());
 
     const auto begin = [&](int64_t item) {
-        const int64_t i0 = item%plan.n_tile*plan.tile;
-        tile.begin(item/plan.n_tile/a.n_head_kv, item/plan.n_tile%a.n_head_kv, i0, std::min(plan.tile, a.n_tps - i0));
+        const int64_t i0 = item % plan.n_tile * plan.tile;
+        tile.begin(item / plan.n_tile / a.n_head_kv, item / plan.n_tile % a.n_head_kv, i0, std::min(plan.tile, a.n_tps - i0));
     };
 
-    const int64_t chunk = (a.n_kv + plan.n_chunk - 1)/plan.n_chunk;
+    const int64_t chunk = (a.n_kv + plan.n_chunk - 1) / plan.n_chunk;
 
-    for (int64_t it = params->ith; it < plan.n_item*plan.n_chunk; it += params->nth) {
-        begin(it/plan.n_chunk);
+    for (int64_t it = params->ith; it < plan.n_item * plan.n_chunk; it += params->nth) {
+        begin(it / plan.n_chunk);
 
-        const int64_t cell_0 = it%plan.n_chunk*chunk;
+        const int64_t cell_0 = it % plan.n_chunk * chunk;
         tile.attend(cell_0, std::min(a.n_kv, cell_0 + chunk));
 
         for (int64_t r = 0; r < tile.n_row; ++r) {
             if (plan.n_chunk == 1) {
-                tile.decode_row(r, tile.acc_merged + r*plan.d_v);
-                write_row(a, dst, tile, r, tile.row_max[r], tile.row_sum[r], tile.acc_merged + r*plan.d_v);
+                tile.decode_row(r, tile.acc_merged + r * plan.d_v);
+                write_row(a, dst, tile, r, tile.row_max[r], tile.row_sum[r], tile.acc_merged + r * plan.d_v);
             } else {
-                float * x = partials + it*plan.partial_floats() + r*(2 + plan.d_v);
+                float * x = partials + it * plan.partial_floats() + r * (2 + plan.d_v);
                 x[0]      = tile.row_max[r];
                 x[1]      = tile.row_sum[r];
                 tile.decode_row(r, x + 2);
@@ -316,7 +314,7 @@ void minicache_cpu_attn(const ggml_compute_params * params, ggml_tensor * dst) {
         for (int64_t r = 0; r < tile.n_row; ++r) {
             float max;
             float sum;
-            combine(plan, partials + item*plan.n_chunk*plan.partial_floats(), r, &max, &sum, tile.acc_merged);
+            combine(plan, partials + item * plan.n_chunk * plan.partial_floats(), r, &max, &sum, tile.acc_merged);
             write_row(a, dst, tile, r, max, sum, tile.acc_merged);
         }
     }

@@ -13,28 +13,11 @@ enum minicache_mag { MINICACHE_MAG_K = 0, MINICACHE_MAG_V = 2 };
 
 struct minicache_attn {
     explicit minicache_attn(const ggml_tensor * dst) :
-        p(minicache_params<ggml_minicache_attn_params>(dst)),
-        q(dst->src[0]),
-        dir_k(dst->src[1]),
-        dir_v(dst->src[2]),
-        mag(dst->src[3]),
-        pool_k(dst->src[4]),
-        pool_v(dst->src[5]),
-        kv_cur(dst->src[6]),
-        mask(dst->src[7]),
-        index(dst->src[8]),
-        sinks(dst->src[9]),
-        d_k(q->ne[0]),
-        d_v(dir_v->ne[0]),
-        n_tps(q->ne[1]),
-        n_head(q->ne[2]),
-        n_stream(q->ne[3]),
-        n_head_kv(dir_k->ne[1]),
-        n_gqa(n_head/n_head_kv),
-        n_kv(dir_k->ne[2]),
-        read_dir_k(minicache_row_reader(dir_k->type)),
-        read_dir_v(minicache_row_reader(dir_v->type)),
-        read_pool_k(pool_k ? minicache_row_reader(pool_k->type) : nullptr),
+        p(minicache_params<ggml_minicache_attn_params>(dst)), q(dst->src[0]), dir_k(dst->src[1]), dir_v(dst->src[2]),
+        mag(dst->src[3]), pool_k(dst->src[4]), pool_v(dst->src[5]), kv_cur(dst->src[6]), mask(dst->src[7]), index(dst->src[8]),
+        sinks(dst->src[9]), d_k(q->ne[0]), d_v(dir_v->ne[0]), n_tps(q->ne[1]), n_head(q->ne[2]), n_stream(q->ne[3]),
+        n_head_kv(dir_k->ne[1]), n_gqa(n_head / n_head_kv), n_kv(dir_k->ne[2]), read_dir_k(minicache_row_reader(dir_k->type)),
+        read_dir_v(minicache_row_reader(dir_v->type)), read_pool_k(pool_k ? minicache_row_reader(pool_k->type) : nullptr),
         read_pool_v(pool_v ? minicache_row_reader(pool_v->type) : nullptr) {}
 
     const ggml_minicache_attn_params p;
@@ -65,23 +48,21 @@ struct minicache_attn {
     const minicache_read_row_t read_pool_v;
 
     const float * query(int64_t stream, int64_t head, int64_t token) const {
-        return (const float *) ((const char *) q->data + stream*q->nb[3] + head*q->nb[2] + token*q->nb[1]);
+        return (const float *) ((const char *) q->data + stream * q->nb[3] + head * q->nb[2] + token * q->nb[1]);
     }
 
     // f16 mask of one token over all cells, null if every cell is seen
     const ggml_fp16_t * mask_row(int64_t stream, int64_t token) const {
-        return mask ? (const ggml_fp16_t *) ((const char *) mask->data + stream*mask->nb[3] + token*mask->nb[1]) : nullptr;
+        return mask ? (const ggml_fp16_t *) ((const char *) mask->data + stream * mask->nb[3] + token * mask->nb[1]) : nullptr;
     }
 
-    const int32_t * cells(int64_t stream) const {
-        return (const int32_t *) ((const char *) index->data + stream*index->nb[1]);
-    }
+    const int32_t * cells(int64_t stream) const { return (const int32_t *) ((const char *) index->data + stream * index->nb[1]); }
 
     float magnitude(minicache_mag which, int64_t stream, int64_t head_kv, int64_t cell) const {
         if (!mag) {
             return 1.0f;
         }
-        const char * row = (const char *) mag->data + stream*mag->nb[3] + cell*mag->nb[2] + (which + p.side)*mag->nb[1];
+        const char * row = (const char *) mag->data + stream * mag->nb[3] + cell * mag->nb[2] + (which + p.side) * mag->nb[1];
         return GGML_CPU_FP16_TO_FP32(((const ggml_fp16_t *) row)[head_kv]);
     }
 
@@ -93,12 +74,12 @@ struct minicache_attn {
     // a retained token, or the current token `state` of the stream
     void read_exact(int64_t stream, int64_t head_kv, int64_t cell, int32_t state, float * k, float * v) const {
         if (state == GGML_MINICACHE_CELL_RETAINED) {
-            read_pool_k(row(pool_k, stream, head_kv, cell/p.block), k, d_k);
-            read_pool_v(row(pool_v, stream, head_kv, cell/p.block), v, d_v);
+            read_pool_k(row(pool_k, stream, head_kv, cell / p.block), k, d_k);
+            read_pool_v(row(pool_v, stream, head_kv, cell / p.block), v, d_v);
         } else {
-            const auto * x = (const float *) ((const char *) kv_cur->data + (stream*n_tps + state)*kv_cur->nb[1]);
-            memcpy(k, x + head_kv*d_k, d_k*sizeof(float));
-            memcpy(v, x + n_head_kv*d_k + head_kv*d_v, d_v*sizeof(float));
+            const auto * x = (const float *) ((const char *) kv_cur->data + (stream * n_tps + state) * kv_cur->nb[1]);
+            memcpy(k, x + head_kv * d_k, d_k * sizeof(float));
+            memcpy(v, x + n_head_kv * d_k + head_kv * d_v, d_v * sizeof(float));
         }
     }
 
@@ -108,22 +89,22 @@ struct minicache_attn {
             return 1.0f;
         }
         const uint32_t n_head_log2 = 1u << (uint32_t) floor(log2((double) n_head));
-        const float    m0          = powf(2.0f, -p.max_bias/n_head_log2);
-        const float    m1          = powf(2.0f, -(p.max_bias/2.0f)/n_head_log2);
-        return (uint64_t) head < n_head_log2 ? powf(m0, head + 1) : powf(m1, 2*(head - n_head_log2) + 1);
+        const float    m0          = powf(2.0f, -p.max_bias / n_head_log2);
+        const float    m1          = powf(2.0f, -(p.max_bias / 2.0f) / n_head_log2);
+        return (uint64_t) head < n_head_log2 ? powf(m0, head + 1) : powf(m1, 2 * (head - n_head_log2) + 1);
     }
 
     // a query·key product as it enters the softmax
     float score(float dot, float mag_k, float bias) const {
-        float s = p.scale*dot*mag_k;
+        float s = p.scale * dot * mag_k;
         if (p.softcap != 0.0f) {
-            s = p.softcap*tanhf(s/p.softcap);
+            s = p.softcap * tanhf(s / p.softcap);
         }
         return s + bias;
     }
 
   private:
     static const void * row(const ggml_tensor * x, int64_t stream, int64_t head_kv, int64_t i) {
-        return (const char *) x->data + stream*x->nb[3] + i*x->nb[2] + head_kv*x->nb[1];
+        return (const char *) x->data + stream * x->nb[3] + i * x->nb[2] + head_kv * x->nb[1];
     }
 };

@@ -20,17 +20,17 @@ static dot_sums dots(const float * a, const float * b, int64_t d) {
         for (int j = 0; j < LANES; ++j) {
             const double x = a[i + j];
             const double y = b[i + j];
-            aa[j] += x*x;
-            bb[j] += y*y;
-            ab[j] += x*y;
+            aa[j] += x * x;
+            bb[j] += y * y;
+            ab[j] += x * y;
         }
     }
     for (int j = 0; i < d; ++i, ++j) {
         const double x = a[i];
         const double y = b[i];
-        aa[j] += x*x;
-        bb[j] += y*y;
-        ab[j] += x*y;
+        aa[j] += x * x;
+        bb[j] += y * y;
+        ab[j] += x * y;
     }
 
     dot_sums r = { 0.0, 0.0, 0.0 };
@@ -48,7 +48,7 @@ static minicache_blend merge_head(const float * a, const float * b, float * e, i
     const minicache_blend blend = minicache_blend_of(sums.aa, sums.bb, sums.ab, t);
 
     for (int64_t i = 0; i < d; ++i) {
-        e[i] = (float) (blend.w_a*a[i] + blend.w_b*b[i]);
+        e[i] = (float) (blend.w_a * a[i] + blend.w_b * b[i]);
     }
     return blend;
 }
@@ -61,29 +61,29 @@ void minicache_cpu_merge(const ggml_compute_params * params, ggml_tensor * dst) 
     const auto p = minicache_params<ggml_minicache_merge_params>(dst);
 
     const int64_t n_head_kv = p.n_head_kv;
-    const int64_t n_embd_k  = p.d_k*n_head_kv;
-    const int64_t n_embd    = (p.d_k + p.d_v)*n_head_kv;
+    const int64_t n_embd_k  = p.d_k * n_head_kv;
+    const int64_t n_embd    = (p.d_k + p.d_v) * n_head_kv;
 
     for (int64_t i = params->ith; i < dst->ne[1]; i += params->nth) {
-        const auto * a = (const float *) ((const char *) kv_a->data + i*kv_a->nb[1]);
-        const auto * b = (const float *) ((const char *) kv_b->data + i*kv_b->nb[1]);
-        auto       * e = (float *) ((char *) dst->data + i*dst->nb[1]);
+        const auto * a = (const float *) ((const char *) kv_a->data + i * kv_a->nb[1]);
+        const auto * b = (const float *) ((const char *) kv_b->data + i * kv_b->nb[1]);
+        auto *       e = (float *) ((char *) dst->data + i * dst->nb[1]);
 
         float * mag      = e + n_embd;
-        float * distance = mag + 4*n_head_kv;
+        float * distance = mag + 4 * n_head_kv;
 
         for (int64_t h = 0; h < n_head_kv; ++h) {
-            const minicache_blend k = merge_head(a + h*p.d_k, b + h*p.d_k, e + h*p.d_k, p.d_k, p.t);
+            const minicache_blend k = merge_head(a + h * p.d_k, b + h * p.d_k, e + h * p.d_k, p.d_k, p.t);
 
-            const int64_t         iv = n_embd_k + h*p.d_v;
+            const int64_t         iv = n_embd_k + h * p.d_v;
             const minicache_blend v  = merge_head(a + iv, b + iv, e + iv, p.d_v, p.t);
 
-            mag[0*n_head_kv + h]      = k.mag_a;
-            mag[1*n_head_kv + h]      = k.mag_b;
-            mag[2*n_head_kv + h]      = v.mag_a;
-            mag[3*n_head_kv + h]      = v.mag_b;
-            distance[0*n_head_kv + h] = k.distance;
-            distance[1*n_head_kv + h] = v.distance;
+            mag[0 * n_head_kv + h]      = k.mag_a;
+            mag[1 * n_head_kv + h]      = k.mag_b;
+            mag[2 * n_head_kv + h]      = v.mag_a;
+            mag[3 * n_head_kv + h]      = v.mag_b;
+            distance[0 * n_head_kv + h] = k.distance;
+            distance[1 * n_head_kv + h] = v.distance;
         }
     }
 }

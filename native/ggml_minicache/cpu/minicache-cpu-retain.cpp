@@ -21,40 +21,36 @@ static float mean(const float * x, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
         sum += x[i];
     }
-    return sum/n;
+    return sum / n;
 }
 
 struct retain_op {
     explicit retain_op(const ggml_tensor * dst) :
-        p(minicache_params<ggml_minicache_retain_params>(dst)),
-        slots(dst->src[0]),
-        merged(dst->src[1]),
-        rows((const int64_t *) dst->src[2]->data),
-        cells(dst->src[3]),
-        n_tokens(dst->src[4]->ne[1]),
+        p(minicache_params<ggml_minicache_retain_params>(dst)), slots(dst->src[0]), merged(dst->src[1]),
+        rows((const int64_t *) dst->src[2]->data), cells(dst->src[3]), n_tokens(dst->src[4]->ne[1]),
         n_slot(ggml_minicache_n_slot(p.n_cells, p.block)) {}
 
     const ggml_minicache_retain_params p;
 
     const ggml_tensor * slots;
     const ggml_tensor * merged;
-    const int64_t     * rows;
+    const int64_t *     rows;
     const ggml_tensor * cells;
 
     const int64_t n_tokens;
     const int64_t n_slot;
 
-    int64_t stream(int64_t i) const { return rows[i]/p.n_cells; }
+    int64_t stream(int64_t i) const { return rows[i] / p.n_cells; }
 
-    int64_t cell(int64_t i) const { return rows[i]%p.n_cells; }
+    int64_t cell(int64_t i) const { return rows[i] % p.n_cells; }
 
     int32_t * slot(int64_t stream, int64_t i) const {
-        return (int32_t *) ((char *) slots->data + stream*slots->nb[2] + i*slots->nb[1]);
+        return (int32_t *) ((char *) slots->data + stream * slots->nb[2] + i * slots->nb[1]);
     }
 
     const float * distances(int64_t i) const {
-        const auto * row = (const float *) ((const char *) merged->data + i*merged->nb[1]);
-        return row + merged->ne[0] - 2*p.n_head_kv;
+        const auto * row = (const float *) ((const char *) merged->data + i * merged->nb[1]);
+        return row + merged->ne[0] - 2 * p.n_head_kv;
     }
 
     // holds a token of an earlier ubatch that is still in the cache
@@ -62,7 +58,7 @@ struct retain_op {
         if (cell < 0 || cell >= cells->ne[0]) {
             return false;
         }
-        const auto * data = (const int32_t *) ((const char *) cells->data + (stream - p.stream_0)*cells->nb[1]);
+        const auto * data = (const int32_t *) ((const char *) cells->data + (stream - p.stream_0) * cells->nb[1]);
         return data[cell] == GGML_MINICACHE_CELL_MERGED;
     }
 };
@@ -78,14 +74,14 @@ static void update_stats(const retain_op & op, int64_t stream, float distance_k,
     const float mean_k = as_f32(means[0]);
     const float mean_v = as_f32(means[1]);
 
-    means[0] = as_bits(mean_k + (distance_k - mean_k)/(float) *count);
-    means[1] = as_bits(mean_v + (distance_v - mean_v)/(float) *count);
+    means[0] = as_bits(mean_k + (distance_k - mean_k) / (float) *count);
+    means[1] = as_bits(mean_v + (distance_v - mean_v) / (float) *count);
 }
 
 static void decide(const retain_op & op) {
     // a slot lets go of what the ubatch overwrites or the sequence operations removed before any token is offered
     for (int64_t i = 0; op.p.block > 0 && i < op.n_tokens; ++i) {
-        int32_t * slot = op.slot(op.stream(i), op.cell(i)/op.p.block);
+        int32_t * slot = op.slot(op.stream(i), op.cell(i) / op.p.block);
         if (slot[0] != 0 && !op.holds_past(op.stream(i), slot[0] - 1)) {
             slot[0] = 0;
         }
@@ -98,8 +94,8 @@ static void decide(const retain_op & op) {
         update_stats(op, op.stream(i), distance_k, distance_v);
 
         if (op.p.block > 0) {
-            const float distance = 0.5f*(distance_k + distance_v);
-            int32_t *   slot     = op.slot(op.stream(i), op.cell(i)/op.p.block);
+            const float distance = 0.5f * (distance_k + distance_v);
+            int32_t *   slot     = op.slot(op.stream(i), op.cell(i) / op.p.block);
             if (slot[0] == 0 || distance > as_f32(slot[1])) {
                 slot[0] = (int32_t) op.cell(i) + 1;
                 slot[1] = as_bits(distance);
@@ -109,9 +105,9 @@ static void decide(const retain_op & op) {
 }
 
 static void write_row(ggml_tensor * pool, int64_t stream, int64_t slot, const float * x) {
-    char * row = (char *) pool->data + stream*pool->nb[2] + slot*pool->nb[1];
+    char * row = (char *) pool->data + stream * pool->nb[2] + slot * pool->nb[1];
     if (pool->type == GGML_TYPE_F32) {
-        memcpy(row, x, pool->ne[0]*sizeof(float));
+        memcpy(row, x, pool->ne[0] * sizeof(float));
     } else {
         ggml_get_type_traits_cpu(pool->type)->from_float(x, row, pool->ne[0]);
     }
@@ -128,20 +124,20 @@ void minicache_cpu_retain(const ggml_compute_params * params, ggml_tensor * dst)
     }
     ggml_barrier(params->threadpool);
 
-    const int64_t n_embd_k = (int64_t) op.p.d_k*op.p.n_head_kv;
+    const int64_t n_embd_k = (int64_t) op.p.d_k * op.p.n_head_kv;
 
     for (int64_t i = params->ith; i < op.n_tokens; i += params->nth) {
         const int64_t stream = op.stream(i);
-        const int64_t slot   = op.cell(i)/op.p.block;
+        const int64_t slot   = op.cell(i) / op.p.block;
         if (op.slot(stream, slot)[0] != op.cell(i) + 1) {
             continue;
         }
         for (int side = 0; side < 2; ++side) {
             const ggml_tensor * kv = dst->src[4 + side];
-            const auto *        x  = (const float *) ((const char *) kv->data + i*kv->nb[1]);
+            const auto *        x  = (const float *) ((const char *) kv->data + i * kv->nb[1]);
 
-            write_row(dst->src[6 + 2*side], stream, slot, x);
-            write_row(dst->src[7 + 2*side], stream, slot, x + n_embd_k);
+            write_row(dst->src[6 + 2 * side], stream, slot, x);
+            write_row(dst->src[7 + 2 * side], stream, slot, x + n_embd_k);
         }
     }
 }

@@ -26,5 +26,5 @@ size_t ggml_minicache_work_size(const ggml_tensor * op, int n_threads) {
         return 0;
     }
     return minicache_params<ggml_minicache_attn_params>(op).reference ? minicache_cpu_attn_ref_work_size(op, n_threads) :
-                                                                       minicache_cpu_attn_work_size(op, n_threads);
+                                                                        minicache_cpu_attn_work_size(op, n_threads);
 }

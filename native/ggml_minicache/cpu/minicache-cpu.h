@@ -18,10 +18,11 @@ size_t ggml_minicache_work_size(const struct ggml_tensor * op, int n_threads);
 #ifdef __cplusplus
 }
 
-#    include <cstring>
+#include <cstring>
 
 // the parameter struct behind the kind of op
-template <typename T> static T minicache_params(const ggml_tensor * op) {
+template <typename T>
+static T minicache_params(const ggml_tensor * op) {
     T params;
     memcpy(&params, op->op_params + 1, sizeof(params));
     return params;
