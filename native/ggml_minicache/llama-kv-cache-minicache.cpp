@@ -324,11 +324,14 @@ class llm_graph_input_k_shift_minicache : public llm_graph_input_i {
     void set_input(const llama_ubatch * ubatch) override {
         GGML_UNUSED(ubatch);
 
-        kv->set_input_cell_shift(cell_shift);
+        // an input that no layer uses is left unallocated
+        if (cell_shift->buffer) {
+            kv->set_input_cell_shift(cell_shift);
+        }
         for (size_t i = 0; i < slot_shift.size(); ++i) {
             kv->set_input_slot_shift(slot_shift[i], kv->get_pair(i));
         }
-        if (rot) {
+        if (rot && rot->buffer) {
             kv->set_input_k_rot(rot);
         }
     }
@@ -341,7 +344,8 @@ class llm_graph_input_k_shift_minicache : public llm_graph_input_i {
 };
 
 ggml_cgraph * llama_kv_cache_minicache::build_graph_shift(llm_graph_result * res, llama_context * lctx) const {
-    ggml_cgraph *  gf  = llama_kv_cache::build_graph_shift(res, lctx);
+    // the base class takes for granted that it has a layer
+    ggml_cgraph *  gf  = layers.empty() ? res->get_gf() : llama_kv_cache::build_graph_shift(res, lctx);
     ggml_context * ctx = res->get_ctx();
 
     const auto & cparams = lctx->get_cparams();
