@@ -1,0 +1,85 @@
+# Which libraries there are, and where they go.
+
+# llama, ggml and every ggml backend that the options switched on
+function(minicache_library_targets result)
+    minicache_targets_below(targets "${MINICACHE_UPSTREAM_DIR}/ggml")
+
+    set(libraries llama)
+    foreach (target IN LISTS targets)
+        get_target_property(type ${target} TYPE)
+        if (target MATCHES "^ggml($|-)" AND type MATCHES "^(SHARED|MODULE)_LIBRARY$")
+            list(APPEND libraries ${target})
+        endif()
+    endforeach()
+
+    foreach (library IN LISTS libraries)
+        # One file for each library: a wheel cannot hold links, and would carry three copies of every versioned one.
+        # The names inside the libraries follow.
+        set_property(TARGET ${library} PROPERTY VERSION)
+        set_property(TARGET ${library} PROPERTY SOVERSION)
+        set_property(TARGET ${library} PROPERTY PUBLIC_HEADER)
+    endforeach()
+
+    set(${result} ${libraries} PARENT_SCOPE)
+endfunction()
+
+function(minicache_targets_below result directory)
+    get_property(targets     DIRECTORY "${directory}" PROPERTY BUILDSYSTEM_TARGETS)
+    get_property(directories DIRECTORY "${directory}" PROPERTY SUBDIRECTORIES)
+
+    foreach (below IN LISTS directories)
+        minicache_targets_below(more "${below}")
+        list(APPEND targets ${more})
+    endforeach()
+
+    set(${result} ${targets} PARENT_SCOPE)
+endfunction()
+
+# in the wheel: the libraries, their licence and nothing else
+set(MINICACHE_WHEEL_DIR "${SKBUILD_PLATLIB_DIR}/minicache_cpp/lib")
+
+function(minicache_install libraries)
+    include(GNUInstallDirs)
+
+    # beside the libraries, for whoever takes them from there
+    set(license "${CMAKE_BINARY_DIR}/bin/LICENSE-llama.cpp")
+    configure_file("${MINICACHE_UPSTREAM_DIR}/LICENSE" "${license}" COPYONLY)
+
+    if (DEFINED SKBUILD_PLATLIB_DIR)
+        set(directory "${MINICACHE_WHEEL_DIR}")
+        install(TARGETS ${libraries} LIBRARY DESTINATION "${directory}" RUNTIME DESTINATION "${directory}")
+        install(FILES "${license}" DESTINATION "${directory}")
+        return()
+    endif()
+
+    install(TARGETS ${libraries}
+        LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}"
+        RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}"
+        ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+
+    file(GLOB headers "${MINICACHE_UPSTREAM_DIR}/include/*.h" "${MINICACHE_UPSTREAM_DIR}/ggml/include/*.h")
+    if (MINICACHE_PATCH)
+        list(APPEND headers "${MINICACHE_SOURCE_DIR}/llama-minicache.h")
+    endif()
+    install(FILES ${headers} DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
+    install(FILES "${license}" DESTINATION "${CMAKE_INSTALL_DOCDIR}")
+endfunction()
+
+# the libraries of an earlier build, by the names that minicache_library_targets gives them
+function(minicache_install_prebuilt directory)
+    if (NOT DEFINED SKBUILD_PLATLIB_DIR)
+        message(FATAL_ERROR "MINICACHE_PREBUILT is for pip install; a plain build has nothing to do with it")
+    endif()
+
+    set(files "")
+    foreach (name "libllama.so" "libllama.dylib" "llama.dll" "libggml*.so" "libggml*.dylib" "ggml*.dll")
+        file(GLOB found "${directory}/${name}")
+        list(APPEND files ${found})
+    endforeach()
+
+    if (NOT files)
+        message(FATAL_ERROR "MINICACHE_PREBUILT: ${directory} holds no libllama and libggml")
+    endif()
+
+    install(FILES ${files} "${directory}/LICENSE-llama.cpp" DESTINATION "${MINICACHE_WHEEL_DIR}")
+endfunction()

@@ -1,0 +1,65 @@
+# Our sources, linked into upstream's targets from where they lie.
+
+set(MINICACHE_SOURCE_DIR "${CMAKE_CURRENT_SOURCE_DIR}/ggml_minicache")
+
+include("${MINICACHE_SOURCE_DIR}/sources.cmake" OPTIONAL)
+
+function(minicache_add_sources libraries)
+    foreach (library IN LISTS libraries)
+        if (library STREQUAL "llama")
+            minicache_link_sources(${library} "${MINICACHE_LLAMA_SOURCES}")
+        elseif (library STREQUAL "ggml-base")
+            minicache_link_sources(${library} "${MINICACHE_GGML_BASE_SOURCES}")
+        elseif (library STREQUAL "ggml-cuda")
+            minicache_link_sources(${library} "${MINICACHE_GGML_CUDA_SOURCES}")
+        elseif (library MATCHES "^ggml-cpu($|-)")
+            # with GGML_CPU_ALL_VARIANTS one library for each instruction set: each compiles them with its own flags
+            minicache_link_sources(${library} "${MINICACHE_GGML_CPU_SOURCES}")
+        endif()
+    endforeach()
+endfunction()
+
+function(minicache_link_sources target sources)
+    target_include_directories(${target} PRIVATE "${MINICACHE_SOURCE_DIR}")
+
+    if (NOT sources)
+        return()
+    endif()
+
+    list(TRANSFORM sources PREPEND "${MINICACHE_SOURCE_DIR}/")
+
+    foreach (source IN LISTS sources)
+        get_filename_component(directory "${source}" DIRECTORY)
+        target_include_directories(${target} PRIVATE "${directory}") # a name given twice counts once
+    endforeach()
+
+    target_sources(${target} PRIVATE ${sources})
+    # upstream compiles its many model files in batches; ours are not written for that
+    set_source_files_properties(${sources} TARGET_DIRECTORY ${target} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+endfunction()
+
+# minicache-test needs ggml alone, so that it is built under sanitizers without all of llama.cpp's models
+function(minicache_add_native_tests)
+    file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/../tests/native/*.cpp")
+
+    if (NOT sources)
+        message(FATAL_ERROR "MINICACHE_TESTS: tests/native holds no sources")
+    endif()
+
+    add_executable(minicache-test ${sources})
+    target_compile_features(minicache-test PRIVATE cxx_std_17)
+    target_link_libraries(minicache-test PRIVATE ggml)
+    target_include_directories(minicache-test PRIVATE
+        "${MINICACHE_SOURCE_DIR}"
+        "${MINICACHE_UPSTREAM_DIR}/ggml/src"
+        "${MINICACHE_UPSTREAM_DIR}/ggml/src/ggml-cpu")
+    set_target_properties(minicache-test PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
+
+    foreach (sanitizer ADDRESS UNDEFINED THREAD)
+        if (GGML_SANITIZE_${sanitizer})
+            string(TOLOWER "${sanitizer}" name)
+            target_compile_options(minicache-test PRIVATE -fsanitize=${name})
+            target_link_options(minicache-test PRIVATE -fsanitize=${name})
+        endif()
+    endforeach()
+endfunction()

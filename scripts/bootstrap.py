@@ -1,0 +1,494 @@
+#!/usr/bin/env python3
+"""Build, install and run minicache-cpp from a source checkout, with nothing but Python, a C++ compiler, CMake and git.
+
+    python3 scripts/bootstrap.py setup      make .venv, build the native libraries, install
+    python3 scripts/bootstrap.py chat       the same, then chat with the demo model
+    python3 scripts/bootstrap.py test       the same, then run all tests
+    python3 scripts/bootstrap.py bench      the same, then measure the speed
+
+What follows -- goes to the program that is run:  python3 scripts/bootstrap.py chat -- --prompt "hi" --max-tokens 50
+
+CMAKE_ARGS is honoured:  CMAKE_ARGS="-DGGML_CUDA=on" python3 scripts/bootstrap.py setup
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+LOGS = ROOT / "build" / "log"
+WINDOWS = sys.platform == "win32"
+PYTHON = VENV / ("Scripts/python.exe" if WINDOWS else "bin/python")
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+TOOL_TARGETS = ("test-backend-ops", "test-save-load-state", "llama-completion", "llama-perplexity")
+
+
+class BootstrapError(Exception):
+    """Ends the program with a message that says how to go on."""
+
+    def __init__(self, message: str, status: int = FAILED) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def main(argv: Sequence[str]) -> int:
+    own, passed_on = split_at_dashes(argv)
+    args = parse(own)
+    try:
+        check_tools()
+        status: int = args.run(args, passed_on)
+        return status
+    except BootstrapError as error:
+        say(f"\nbootstrap: {error}")
+        return error.status
+    except KeyboardInterrupt:
+        say("\nbootstrap: stopped; the next run goes on from here")
+        return INTERRUPTED
+
+
+def split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    at = argv.index("--") if "--" in argv else len(argv)
+    return list(argv[:at]), list(argv[at + 1 :])
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bootstrap.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", metavar="setup | chat | test | bench", required=True)
+    for name, run, summary, example in (
+        ("setup", run_setup, "make .venv, build, install", "setup --extra plot"),
+        ("chat", run_chat, "chat with the demo model", 'chat -- --prompt "hi" --max-tokens 50'),
+        ("test", run_test, "run all tests", "test -- -k kernels -x"),
+        ("bench", run_bench, "measure prefill and decode speed", "bench -- --ctx 4096"),
+    ):
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=f"example: python3 scripts/bootstrap.py {example}",
+        )
+        command.add_argument(
+            "--extra",
+            action="append",
+            default=[],
+            metavar="NAME",
+            choices=("train", "plot", "test", "dev"),
+            help="also install these optional dependencies: train, plot, test or dev (can be given more than once)",
+        )
+        command.set_defaults(run=run)
+    return parser.parse_args(argv)
+
+
+# ---- commands
+
+
+def run_setup(args: argparse.Namespace, passed_on: list[str]) -> int:
+    if passed_on:
+        raise BootstrapError("setup passes nothing on; leave out what follows --", BAD_INPUT)
+    set_up(args.extra)
+    say(f"ready: {relative(PYTHON)} -m minicache_cpp --help")
+    return OK
+
+
+def run_chat(args: argparse.Namespace, passed_on: list[str]) -> int:
+    set_up(args.extra)
+    return become([str(PYTHON), "-m", "minicache_cpp.chat", *passed_on], os.environ)
+
+
+def run_bench(args: argparse.Namespace, passed_on: list[str]) -> int:
+    set_up(args.extra)
+    return become([str(PYTHON), "-m", "minicache_cpp", "bench", *passed_on], os.environ)
+
+
+def run_test(args: argparse.Namespace, passed_on: list[str]) -> int:
+    set_up([*args.extra, "test"])
+    with step("upstream's tools and the native tests"):
+        RELEASE.build(TOOL_TARGETS)
+        RELEASE.build(["minicache-test"])
+    with step("the native tests under sanitizers"):
+        SANITIZED.build(["minicache-test"])
+    with step("the stock library to compare with"):
+        STOCK.build(["minicache-libraries"])
+    environment = {
+        **os.environ,
+        "MINICACHE_STOCK_LIB": str(STOCK.bin),
+        "MINICACHE_TOOLS_BIN": str(RELEASE.bin),
+        "MINICACHE_NATIVE_TEST": str(RELEASE.program("minicache-test")),
+        "MINICACHE_NATIVE_TEST_SAN": str(SANITIZED.program("minicache-test")),
+        "MINICACHE_REQUIRE_ALL": "1",  # all of this is built, so a test that misses it fails
+    }
+    os.chdir(ROOT)
+    return become([str(PYTHON), "-m", "pytest", *passed_on], environment)
+
+
+def become(command: list[str], environment: Mapping[str, str]) -> int:
+    """Run the program in place of this one, so that signals and its exit status are its own."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if WINDOWS:
+        return subprocess.run(command, env=dict(environment), check=False).returncode
+    return os.execve(command[0], command, dict(environment))
+
+
+# ---- what has to be there
+
+
+def check_tools() -> None:
+    if sys.version_info < (3, 10):  # noqa: UP036, as it is started with whatever python3 is
+        raise BootstrapError(
+            f"Python 3.10 or later is needed, this is {platform.python_version()}; "
+            "run it as python3.12 scripts/bootstrap.py, say",
+            BAD_INPUT,
+        )
+    missing = [name for name in ("cmake", "git") if shutil.which(name) is None]
+    compilers = [os.environ.get("CXX", "c++").split()[0], "g++", "clang++"]
+    if not WINDOWS and not any(map(shutil.which, compilers)):
+        missing.append("a C++ compiler")
+    if missing:
+        raise BootstrapError(
+            f"not found: {', '.join(missing)}. On Debian or Ubuntu: apt-get install build-essential cmake git; "
+            "on macOS: xcode-select --install, and cmake from pip or Homebrew",
+            BAD_INPUT,
+        )
+    output = subprocess.run(["cmake", "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"(\d+)\.(\d+)", output)
+    if version is None or (int(version[1]), int(version[2])) < (3, 21):
+        found = version[0] if version else "none that works"
+        raise BootstrapError(
+            f"CMake 3.21 or later is needed, found {found}; try pip install cmake", BAD_INPUT
+        )
+
+
+# ---- the native builds
+
+
+def cache_dir() -> Path:
+    """Where the download and the native builds are kept; native/cmake/FetchUpstream.cmake uses the same."""
+    if os.environ.get("XDG_CACHE_HOME"):
+        base = Path(os.environ["XDG_CACHE_HOME"])
+    elif WINDOWS:
+        base = Path(os.environ["LOCALAPPDATA"])
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path.home() / ".cache"
+    return base / "minicache-cpp"
+
+
+@dataclass(frozen=True)
+class NativeBuild:
+    """A build directory in the user's cache, for one set of options.
+
+    It holds a copy of the native sources, so every clone of the repository can use it, and a changed source is
+    compiled alone.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+    @property
+    def directory(self) -> Path:
+        settings = [
+            *self.arguments(),
+            *(
+                os.environ.get(name, "")
+                for name in ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "CMAKE_GENERATOR")
+            ),
+            sys.platform,
+            platform.machine(),
+            cpu_features(),
+        ]
+        return cache_dir() / "build" / f"{self.name}-{digest(json.dumps(settings).encode())[:12]}"
+
+    @property
+    def bin(self) -> Path:
+        return self.directory / "build" / "bin"
+
+    def program(self, name: str) -> Path:
+        return self.bin / (f"{name}.exe" if WINDOWS else name)
+
+    def arguments(self) -> list[str]:
+        return [*shlex.split(os.environ.get("CMAKE_ARGS", "")), *self.options]
+
+    def source_key(self) -> str:
+        return digest_of_files(ROOT, self.inputs)
+
+    def build(self, targets: Sequence[str]) -> None:
+        directory = self.directory
+        directory.mkdir(parents=True, exist_ok=True)
+        with lock(directory / "lock"):
+            key = self.source_key()
+            stamp = directory / "built.json"
+            built = read_json(stamp)
+            if self.bin.is_dir() and all(built.get(target) == key for target in targets):
+                return
+            for path in ("native", "tests/native"):
+                synchronize(ROOT / path, directory / "source" / path)
+            source, build = str(directory / "source" / "native"), str(directory / "build")
+            environment = {**os.environ, **generator_variable()}
+            log = f"{self.name}.log"
+            run(["cmake", "-S", source, "-B", build, *self.arguments()], log, environment)
+            run(["cmake", "--build", build, *jobs(), "--target", *targets], log, environment, append=True)
+            write_json(stamp, {**built, **dict.fromkeys(targets, key)})
+
+
+# The tools and tests are configured from the start: switching them on later would configure everything once more.
+RELEASE = NativeBuild("release", ("-DMINICACHE_TOOLS=ON", "-DMINICACHE_TESTS=ON"), ("native", "tests/native"))
+STOCK = NativeBuild("stock", ("-DMINICACHE_PATCH=OFF",), ("native/CMakeLists.txt", "native/cmake"))
+SANITIZED = NativeBuild(
+    "sanitized",
+    (
+        "-DMINICACHE_TESTS=ON",
+        "-DMINICACHE_SANITIZE=address,undefined",
+        "-DGGML_CUDA=OFF",
+        "-DGGML_OPENMP=OFF",  # its threads are not known to the sanitizers
+        "-DGGML_LLAMAFILE=OFF",  # not what is tested, and slow to compile
+        "-DGGML_CPU_REPACK=OFF",
+    ),
+    ("native", "tests/native"),
+)
+
+
+def cpu_features() -> str:
+    # ggml is built for this very processor unless told otherwise, and a home directory may be shared by several
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def generator_variable() -> dict[str, str]:
+    """The default generator for CMake and for the build backend: the same one for both, with ninja not required."""
+    if WINDOWS or os.environ.get("CMAKE_GENERATOR"):
+        return {}
+    return {"CMAKE_GENERATOR": "Ninja" if shutil.which("ninja") else "Unix Makefiles"}
+
+
+def jobs() -> list[str]:
+    if os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL"):
+        return []
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ["--parallel", str(cpus)]
+
+
+def synchronize(source: Path, target: Path) -> None:
+    """Make target a copy of source; files that are the same already keep their times."""
+    wanted = {path.relative_to(source) for path in files_below(source)}
+    for path in files_below(target) if target.is_dir() else ():
+        if path.relative_to(target) not in wanted:
+            path.unlink()
+    for name in wanted:
+        content = (source / name).read_bytes()
+        if not (target / name).is_file() or (target / name).read_bytes() != content:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes(content)
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """One build at a time in a build directory, also when two clones ask for it."""
+    with path.open("w") as file:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# ---- the virtual environment
+
+
+def set_up(extras: Sequence[str]) -> None:
+    if not PYTHON.exists():
+        with step("virtual environment .venv"):
+            run(
+                [sys.executable, "-m", "venv", "--clear", str(VENV)],
+                "venv.log",
+                hint="on Debian or Ubuntu: apt-get install python3-venv",
+            )
+    with step("llama.cpp with MiniCache (some minutes the first time)"):
+        RELEASE.build(["minicache-libraries"])
+
+    stamp = VENV / "minicache.json"
+    installed = read_json(stamp)
+    wanted = sorted({*extras, *installed.get("extras", [])})
+    dependencies = digest((ROOT / "pyproject.toml").read_bytes())
+    package = f"{digest_of_files(ROOT, ['python'])} {RELEASE.directory.name} {RELEASE.source_key()}"
+
+    if installed.get("dependencies") != dependencies or installed.get("extras") != wanted:
+        with step("Python packages"):
+            requirement = f".[{','.join(wanted)}]" if wanted else "."
+            pip_install("scikit-build-core>=0.10")
+            pip_install("--no-build-isolation", str(llama_cpp_python()), requirement)
+    elif installed.get("package") != package:
+        with step("installing minicache-cpp"):
+            pip_install("--no-build-isolation", "--no-deps", "--force-reinstall", ".")
+    write_json(stamp, {"dependencies": dependencies, "extras": wanted, "package": package})
+
+
+def pip_install(*arguments: str) -> None:
+    # the libraries are there already: the wheel takes them, and nothing is compiled again
+    prebuilt = shlex.quote(f"-DMINICACHE_PREBUILT={RELEASE.bin.as_posix()}")
+    pip("install", *arguments, environment={**os.environ, **generator_variable(), "CMAKE_ARGS": prebuilt})
+
+
+def pip(*arguments: str, environment: Mapping[str, str]) -> None:
+    run([str(PYTHON), "-m", "pip", *arguments], "pip.log", environment, append=True)
+
+
+def llama_cpp_python() -> Path:
+    """A wheel of llama-cpp-python without its native half, made from the archive that our build has fetched.
+
+    Not by name from the index: pip would keep the wheel, and hand it to the next one who asks for llama-cpp-python.
+    """
+    archive = fetched_archive()
+    directory = cache_dir() / "wheels"
+    name = archive.name.removesuffix(".tar.gz")
+    if not (wheels := sorted(directory.glob(f"{name}-py3-none-*.whl"))):
+        with contextlib.ExitStack() as cleanup:
+            unfinished = directory / f"unfinished-{os.getpid()}"
+            cleanup.callback(shutil.rmtree, unfinished, ignore_errors=True)
+            environment = {**os.environ, **generator_variable(), "CMAKE_ARGS": "-DLLAMA_BUILD=OFF"}
+            options = ["--no-build-isolation", "--no-cache-dir", "--no-deps", "--wheel-dir", str(unfinished)]
+            pip("wheel", *options, str(archive), environment=environment)
+            wheels = [wheel.replace(directory / wheel.name) for wheel in unfinished.glob("*.whl")]
+    return wheels[0]
+
+
+def fetched_archive() -> Path:
+    given = [
+        argument for argument in RELEASE.arguments() if argument.startswith("-DMINICACHE_UPSTREAM_ARCHIVE")
+    ]
+    script = ROOT / "native" / "cmake" / "FetchUpstream.cmake"
+    output = run(["cmake", *given, "-P", str(script)], "fetch.log")
+    return Path(output.strip().splitlines()[-1])
+
+
+# ---- steps
+
+
+@contextlib.contextmanager
+def step(name: str) -> Iterator[None]:
+    start = time.monotonic()
+    say(f"  {name} ...", end="")
+    yield
+    seconds = f"{time.monotonic() - start:.1f} s"
+    say(f"\r  {name} ... {seconds}" if sys.stderr.isatty() else f" {seconds}")
+
+
+PROGRESS = re.compile(r"\[\s*(\d+%|\d+/\d+)\]")
+
+
+def run(
+    command: Sequence[str],
+    log_name: str,
+    environment: Mapping[str, str] | None = None,
+    append: bool = False,
+    hint: str = "",
+) -> str:
+    """Run a command with its output in a log file; on failure show the end of it."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    log = LOGS / log_name
+    lines: list[str] = []
+    with log.open("a" if append else "w", encoding="utf-8", buffering=1) as file:
+        file.write(f"$ {shlex.join(command)}\n")
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=None if environment is None else dict(environment),
+            cwd=ROOT,
+            text=True,
+            errors="replace",
+        )
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                file.write(line)
+                lines.append(line)
+                if (match := PROGRESS.match(line)) and sys.stderr.isatty():
+                    say(f"\x1b[s {match[1]}\x1b[u", end="")
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            process.wait()
+    if process.returncode != 0:
+        tail = "".join(f"    {line}" for line in lines[-25:])
+        raise BootstrapError(
+            f"{Path(command[0]).name} failed:\n{tail}\nthe whole output: {relative(log)}\n"
+            f"{hint or 'put it right and run the same command again; what is done is not done twice'}"
+        )
+    return "".join(lines)
+
+
+def say(text: str, end: str = "\n") -> None:
+    # stdout belongs to the program that is run
+    print(text, end=end, file=sys.stderr, flush=True)
+
+
+def relative(path: Path) -> Path:
+    with contextlib.suppress(ValueError):
+        return path.relative_to(Path.cwd())
+    return path
+
+
+# ---- files
+
+
+def files_below(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def digest_of_files(root: Path, names: Sequence[str]) -> str:
+    total = hashlib.sha256()
+    for name in names:
+        for path in files_below(root / name) if (root / name).is_dir() else [root / name]:
+            total.update(f"{path.relative_to(root).as_posix()} {digest(path.read_bytes())}\n".encode())
+    return total.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
