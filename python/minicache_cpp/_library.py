@@ -1,0 +1,164 @@
+"""Which libllama this process uses.
+
+llama_cpp loads its native library while it is imported, from the directory in LLAMA_CPP_LIB_PATH. So ours is
+named there before the first import, and what was loaded is looked at afterwards: two llama libraries, or our
+libllama over somebody else's ggml, would crash somewhere else, later.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.metadata
+import os
+import sys
+import types
+from pathlib import Path
+
+LLAMA_CPP_VERSION = "0.3.36"
+OVERRIDE = "MINICACHE_LIB_PATH"
+MARK = "llama_minicache_get_report"  # a function that only our libllama has
+
+OTHER_GGML = (
+    "import minicache_cpp before other packages that bring a ggml of their own, and keep the directories of other "
+    "llama.cpp builds out of LD_LIBRARY_PATH"
+)
+INSTALL_LLAMA_CPP = f"CMAKE_ARGS=-DLLAMA_BUILD=OFF pip install llama-cpp-python=={LLAMA_CPP_VERSION}"
+
+
+def file_names(base: str) -> list[str]:
+    """The file names of a shared library, as llama_cpp looks for them."""
+    if sys.platform == "win32":
+        return [f"{base}.dll", f"lib{base}.dll"]
+    return [f"lib{base}.so", f"lib{base}.dylib"] if sys.platform == "darwin" else [f"lib{base}.so"]
+
+
+def find(directory: Path, base: str) -> Path | None:
+    return next((directory / name for name in file_names(base) if (directory / name).exists()), None)
+
+
+def library_dir() -> Path | None:
+    """The directory of our native libraries, None where they were not built."""
+    override = os.environ.get(OVERRIDE)
+    directory = Path(override) if override else Path(__file__).parent / "lib"
+    return directory.resolve() if find(directory, "llama") else None
+
+
+def prepare() -> None:
+    """Make a later `import llama_cpp` load our library; refuse where another one is loaded already."""
+    if "llama_cpp.llama_cpp" in sys.modules:
+        check_llama(sys.modules["llama_cpp.llama_cpp"])
+    elif directory := library_dir():
+        use(directory)
+
+
+@functools.cache
+def load() -> Path:
+    """Import llama_cpp over our library, check what was loaded, and return the path of libllama."""
+    check_version()
+    if "llama_cpp.llama_cpp" not in sys.modules:
+        directory = library_dir()
+        if directory is None:
+            raise ImportError(missing_library())
+        use(directory)
+    try:
+        import llama_cpp
+        from llama_cpp import llama_cpp as bindings
+    except ModuleNotFoundError as error:
+        if error.name != "llama_cpp":
+            raise
+        raise ImportError(f"llama_cpp is missing; install it with {INSTALL_LLAMA_CPP}") from None
+    except (RuntimeError, OSError) as error:
+        # mostly as the loader found another build's ggml, in the process or in LD_LIBRARY_PATH
+        raise ImportError(f"{error}; {OTHER_GGML}") from error
+    if llama_cpp.__version__ != LLAMA_CPP_VERSION:
+        raise ImportError(wrong_version(llama_cpp.__version__))
+    path = check_llama(bindings)
+    check_ggml(bindings._lib, path)
+    return path
+
+
+def use(directory: Path) -> None:
+    """Have llama_cpp load our libraries when it is imported."""
+    os.environ["LLAMA_CPP_LIB_PATH"] = str(directory)
+    # llama_cpp._ggml would load the libggml in llama_cpp's own directory, which is another one or none
+    module = types.ModuleType("llama_cpp._ggml", "libggml of minicache_cpp, loaded when it is asked for")
+
+    def load_ggml(name: str) -> object:
+        path = find(directory, "ggml")
+        if name != "libggml" or path is None:
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+        return ctypes.CDLL(str(path))
+
+    vars(module).update(libggml_base_path=directory, __getattr__=load_ggml)
+    sys.modules.setdefault(module.__name__, module)
+
+
+def check_version() -> None:
+    # before the import, as another version's ctypes declarations may not even load over our library
+    try:
+        version = importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    if version != LLAMA_CPP_VERSION:
+        raise ImportError(wrong_version(version))
+
+
+def check_llama(bindings: types.ModuleType) -> Path:
+    """The path of the libllama that llama_cpp loaded, if it is ours."""
+    path = Path(bindings._lib._name)
+    if hasattr(bindings._lib, MARK):
+        return path.resolve()
+    ours = library_dir()
+    if ours == path.parent.resolve():
+        raise ImportError(f"{path} was built without MiniCache; build it with MINICACHE_PATCH on")
+    advice = "import minicache_cpp before anything that imports llama_cpp"
+    if ours:
+        advice += f", or start the program with LLAMA_CPP_LIB_PATH={ours}"
+    raise ImportError(f"llama_cpp was imported earlier and loaded {path}, which has no MiniCache; {advice}")
+
+
+def check_ggml(library: ctypes.CDLL, llama: Path) -> None:
+    """Refuse a libllama over a foreign ggml: the loader takes one that is in the process already."""
+    ggml = path_of(library.ggml_time_us)
+    if ggml and ggml.parent != llama.parent:
+        raise ImportError(f"{llama} was bound to {ggml}; {OTHER_GGML}")
+
+
+class DlInfo(ctypes.Structure):
+    _fields_ = [
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("symbol", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    ]
+
+
+def path_of(function: object) -> Path | None:
+    """The file that a native function lies in, None where the system can't tell."""
+    if sys.platform == "win32":
+        return None
+    dladdr = getattr(ctypes.CDLL(None), "dladdr", None)
+    info = DlInfo()
+    address = ctypes.cast(function, ctypes.c_void_p)  # type: ignore[arg-type]
+    if dladdr is None or not dladdr(address, ctypes.byref(info)) or not info.file:
+        return None
+    return Path(os.fsdecode(info.file)).resolve()
+
+
+def missing_library() -> str:
+    override = os.environ.get(OVERRIDE)
+    if override:
+        library = file_names("llama")[0]
+        return f"{OVERRIDE} is {override}, which holds no {library}; build it there, or unset {OVERRIDE}"
+    return (
+        f"minicache_cpp was installed without its native library ({Path(__file__).parent / 'lib'}); "
+        f"install it again with pip install ., or name a build directory in {OVERRIDE}"
+    )
+
+
+def wrong_version(version: str) -> str:
+    return (
+        f"minicache_cpp needs llama-cpp-python {LLAMA_CPP_VERSION}, whose structs match its native library, "
+        f"and found {version}; run {INSTALL_LLAMA_CPP}"
+    )

@@ -1,0 +1,205 @@
+"""Our C API (llama-minicache.h), bound with cffi to the libllama that llama_cpp has loaded."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cffi
+
+from . import _library
+from .config import MiniCache
+from .errors import MiniCacheError
+from .ggml_types import GGML_TYPES
+
+GGML_TYPE_COUNT = 43  # stands for "the cache types"
+
+# the declarations of llama-minicache.h, LLAMA_API and comments left out; a test compares them with the header
+DECLARATIONS = """
+struct llama_minicache_params {
+    float   start;
+    int32_t start_layer;
+    const int32_t * pairs;
+    int32_t         n_pairs;
+    float t;
+    float retain;
+    enum ggml_type pool_type;
+    bool strict;
+};
+
+struct llama_minicache_params llama_minicache_default_params(void);
+bool llama_minicache_parse_params(const char * text, struct llama_minicache_params * params);
+
+enum llama_minicache_use_kind {
+    LLAMA_MINICACHE_USE_ENV    = 0,
+    LLAMA_MINICACHE_USE_OFF    = 1,
+    LLAMA_MINICACHE_USE_PARAMS = 2,
+};
+
+bool llama_minicache_use(enum llama_minicache_use_kind use, const struct llama_minicache_params * params);
+const char * llama_minicache_last_error(void);
+
+struct llama_minicache_report {
+    bool active;
+    uint64_t bytes;
+    uint64_t bytes_directions;
+    uint64_t bytes_magnitudes;
+    uint64_t bytes_pool;
+    uint64_t bytes_index;
+    uint64_t bytes_plain;
+    uint64_t bytes_padding;
+    uint64_t bytes_f16;
+    uint64_t bytes_same_type;
+    uint32_t n_cells;
+    uint32_t n_stream;
+    uint32_t n_layer;
+    uint32_t n_pair;
+    uint32_t n_retained;
+    uint32_t n_retained_max;
+    uint32_t retain_block;
+    float t;
+    float retain;
+    enum ggml_type type_k;
+    enum ggml_type type_v;
+    enum ggml_type pool_type;
+    char note[256];
+};
+
+enum llama_minicache_layer_kind {
+    LLAMA_MINICACHE_LAYER_NONE     = 0,
+    LLAMA_MINICACHE_LAYER_PLAIN    = 1,
+    LLAMA_MINICACHE_LAYER_MERGED_A = 2,
+    LLAMA_MINICACHE_LAYER_MERGED_B = 3,
+    LLAMA_MINICACHE_LAYER_REFUSED  = 4,
+};
+
+struct llama_minicache_layer_report {
+    enum llama_minicache_layer_kind kind;
+    int32_t  partner;
+    uint64_t bytes;
+    float    distance_k;
+    float    distance_v;
+    uint64_t n_merged;
+    char reason[160];
+};
+
+bool llama_minicache_get_report(struct llama_context * ctx, struct llama_minicache_report * report);
+bool llama_minicache_get_layer_report(
+        struct llama_context                * ctx,
+        int32_t                               il,
+        struct llama_minicache_layer_report * report);
+
+bool llama_minicache_merge(
+        const float * x_a,
+        const float * x_b,
+        int64_t       n_tokens,
+        int64_t       n_head_kv,
+        int64_t       head_size,
+        float         t,
+        float       * direction,
+        float       * mag_a,
+        float       * mag_b,
+        float       * distance);
+
+struct llama_minicache_attention_args {
+    const float * q;
+    const float * k;
+    const float * v;
+    const float * mag_k;
+    const float * mag_v;
+    const float * mask;
+    const float * sinks;
+    const int32_t * retained;
+    const float   * pool_k;
+    const float   * pool_v;
+    int32_t         n_retained;
+    int32_t         retain_block;
+    const int32_t * current;
+    const float   * cur_k;
+    const float   * cur_v;
+    int32_t         n_current;
+    int64_t n_q;
+    int64_t n_kv;
+    int64_t n_head;
+    int64_t n_head_kv;
+    int64_t head_size;
+    float scale;
+    float max_bias;
+    float softcap;
+    enum ggml_type type_k;
+    enum ggml_type type_v;
+    enum ggml_type type_pool;
+    int32_t n_threads;
+    bool    reference;
+};
+
+bool llama_minicache_attention(const struct llama_minicache_attention_args * args, float * result);
+"""
+
+ffi = cffi.FFI()
+ffi.cdef(
+    f"enum ggml_type {{ GGML_TYPE_F32 = 0, GGML_TYPE_COUNT = {GGML_TYPE_COUNT} }};\nstruct llama_context;"
+)
+ffi.cdef(DECLARATIONS)
+lib: Any = ffi.dlopen(str(_library.load()))
+bindings: Any = importlib.import_module("llama_cpp.llama_cpp")  # llama.h, by ctypes, over the same library
+
+
+def last_error() -> str:
+    return text(lib.llama_minicache_last_error())
+
+
+def check(done: bool, what: str) -> None:
+    """Turn a call that failed into an error with the native library's own words."""
+    if not done:
+        raise MiniCacheError(last_error() or f"{what} failed without a reason")
+
+
+def text(chars: Any) -> str:
+    return str(ffi.string(chars).decode("utf-8", "replace"))
+
+
+def use_params(minicache: MiniCache) -> None:
+    """Contexts made on this thread hold their cache as `minicache` says, until use_off() or use_env()."""
+    params = ffi.new("struct llama_minicache_params *", lib.llama_minicache_default_params())
+    if isinstance(minicache.start, int):
+        params.start_layer = minicache.start
+    else:
+        params.start, params.start_layer = minicache.start, -1
+    pairs = ffi.new("int32_t[]", [layer for pair in minicache.pair_list for layer in pair])
+    if minicache.pairs is not None:
+        params.pairs, params.n_pairs = pairs, len(minicache.pair_list)
+    params.t, params.retain, params.strict = minicache.t, minicache.retain, minicache.strict
+    pool = minicache.pool_type
+    params.pool_type = GGML_TYPE_COUNT if pool == "cache" else GGML_TYPES[pool].number
+    check(lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_PARAMS, params), "llama_minicache_use")
+
+
+def use_off() -> None:
+    """Contexts made on this thread are upstream's."""
+    check(lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_OFF, ffi.NULL), "llama_minicache_use")
+
+
+def use_env() -> None:
+    """Contexts made on this thread follow the environment variable LLAMA_MINICACHE, as at the start."""
+    check(lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_ENV, ffi.NULL), "llama_minicache_use")
+
+
+@contextmanager
+def creating_contexts(minicache: MiniCache | None) -> Iterator[None]:
+    """Contexts made inside, on this thread, hold their cache as `minicache` says, or as upstream does."""
+    try:
+        if minicache is None:
+            use_off()
+        else:
+            use_params(minicache)
+        yield
+    finally:
+        use_env()
+
+
+def context_pointer(ctx: Any) -> Any:
+    """A llama_context as llama_cpp's ctypes functions return it, as cffi takes it."""
+    return ffi.cast("struct llama_context *", ctx)

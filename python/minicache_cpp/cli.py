@@ -1,0 +1,80 @@
+"""The `minicache` command: one table of subcommands, and what they have in common."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from types import ModuleType
+
+from . import __version__
+from .errors import MiniCacheError
+
+# name -> what it does; the module of the same name has EXAMPLE, configure(parser) and run(args) -> exit code
+COMMANDS = {
+    "chat": "chat with a model whose KV cache is held as MiniCache",
+    "inspect": "tell what a model's KV cache takes, without loading the model",
+    "bench": "measure prefill and decode speed of plain and MiniCache caches",
+}
+
+DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="minicache",
+        description="MiniCache KV-cache compression inside llama.cpp.",
+        epilog="example: minicache chat model.gguf --ctx 8192 --config slerp:type=q4_0",
+    )
+    parser.add_argument("--version", action="version", version=f"minicache-cpp {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        module = module_of(name)
+        command = commands.add_parser(
+            name, help=summary, description=_sentence(summary), epilog=_epilog(module)
+        )
+        module.configure(command)
+    args = parser.parse_args(argv)
+    return guarded(module_of(args.command), args)
+
+
+def run_command(name: str, argv: list[str] | None = None) -> int:
+    """One subcommand by itself, as `python -m minicache_cpp.<name>` runs it."""
+    module = module_of(name)
+    parser = argparse.ArgumentParser(
+        prog=f"minicache {name}", description=_sentence(COMMANDS[name]), epilog=_epilog(module)
+    )
+    module.configure(parser)
+    return guarded(module, parser.parse_args(argv))
+
+
+def guarded(module: ModuleType, args: argparse.Namespace) -> int:
+    """Run a command; what the user can mend is told in one line, without a traceback."""
+    try:
+        return int(module.run(args))
+    except (MiniCacheError, ImportError) as error:
+        print(f"minicache: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:
+        # the reader of our output has gone; the interpreter would complain when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def module_of(name: str) -> ModuleType:
+    return importlib.import_module(f".{name}", __package__)
+
+
+def _sentence(summary: str) -> str:
+    return summary[0].upper() + summary[1:] + "."
+
+
+def _epilog(module: ModuleType) -> str:
+    return f"example: {module.EXAMPLE}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""How a KV cache is kept: MiniCache's settings, plain caches, and the SPEC texts that name both."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+from .errors import MiniCacheError
+from .ggml_types import POOL_TYPES, cache_type
+
+SPEC_HELP = (
+    'a cache type ("f16", "q8_0", "q4_0": a plain cache) or "slerp:start=0.5,t=0.6,retain=0.05,type=q4_0" '
+    "(also type_k, type_v, pool, pairs=8-9;10-11, strict; every key is optional)"
+)
+NO_CALIBRATION = (
+    "comes with calibration, which this version does not have; "
+    "give MiniCache(start=0.5, t=0.6, retain=0.05) or a SPEC such as slerp:start=0.5,type=q4_0"
+)
+
+
+@dataclass(frozen=True)
+class MiniCache:
+    """The KV cache of two neighbouring layers kept as one (MiniCache, Liu et al. 2024, arXiv 2405.14366).
+
+    For layers a and b of a pair, per token and KV head, with u = x/|x| and Ω = arccos(u_a·u_b):
+
+        e   = sin((1-t)Ω)/sinΩ · u_a + sin(tΩ)/sinΩ · u_b     one direction is stored for both layers
+        x̂_a = |x_a|·e,   x̂_b = |x_b|·e                        each layer's magnitude is stored beside it
+        δ   = Ω/π                                             the distance; the most distant are retained
+
+    start: the first layer that may be merged: a fraction of the layers in [0, 1), or a layer number (int).
+    pairs: explicit pairs (a, b), a < b, in place of `start`; None: (S, S+1), (S+2, S+3), … from the start on.
+    t: in [0, 1]; 0 gives layer a's direction, 1 gives layer b's; the paper's is 0.6.
+    retain: the fraction of tokens, in [0, 1], that both layers keep unmerged.
+    type_k, type_v: cache types of the directions and of the layers that are not merged.
+    pool_type: type of the retained tokens: "f16", "q8_0", or "cache" for the cache types.
+    plan: reserved for plan files, which come with calibration.
+    strict: fail, rather than warn, where no pair (or not every explicit pair) can be merged.
+    """
+
+    start: float | int = 0.5
+    pairs: Iterable[tuple[int, int]] | None = None
+    t: float = 0.6
+    retain: float = 0.05
+    type_k: str = "f16"
+    type_v: str = "f16"
+    pool_type: str = "q8_0"
+    plan: str | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if self.plan is not None:
+            raise MiniCacheError(f"plan={self.plan!r}: a plan file {NO_CALIBRATION}")
+        object.__setattr__(self, "start", _start(self.start))
+        object.__setattr__(self, "pairs", _pairs(self.pairs))
+        object.__setattr__(self, "t", _fraction("t", self.t))
+        object.__setattr__(self, "retain", _fraction("retain", self.retain))
+        cache_type(self.type_k, "type_k")
+        cache_type(self.type_v, "type_v")
+        if self.pool_type not in POOL_TYPES:
+            raise MiniCacheError(
+                f"pool_type={self.pool_type!r} is no type of retained tokens; "
+                f"choose one of {', '.join(POOL_TYPES)}"
+            )
+        if not isinstance(self.strict, bool):
+            raise MiniCacheError(f"strict={self.strict!r} is neither True nor False")
+
+    @property
+    def pair_list(self) -> list[tuple[int, int]]:
+        """The explicit pairs, none where `start` decides."""
+        return list(self.pairs or ())
+
+    @property
+    def retain_block(self) -> int:
+        """Consecutive cells that share one retained token, round(1/retain); 0 where none are retained."""
+        retain = as_float32(self.retain)
+        return max(1, math.floor(1 / retain + 0.5)) if retain > 0 else 0
+
+    def start_layer(self, n_layer: int) -> int:
+        """The first layer that may be merged in a model of so many layers."""
+        if isinstance(self.start, int):
+            return self.start
+        return int(as_float32(as_float32(self.start) * n_layer))
+
+    def spec(self) -> str:
+        """The SPEC text of these settings; `parse` gives them back."""
+        where = [f"start={self.start}"]
+        if self.pairs is not None:
+            where = ["pairs=" + ";".join(f"{a}-{b}" for a, b in self.pairs)]
+        types = [f"type={self.type_k}"]
+        if self.type_k != self.type_v:
+            types = [f"type_k={self.type_k}", f"type_v={self.type_v}"]
+        rest = [f"pool={self.pool_type}"] * (self.pool_type != "q8_0") + ["strict=1"] * self.strict
+        return "slerp:" + ",".join([*where, f"t={self.t}", f"retain={self.retain}", *types, *rest])
+
+    @classmethod
+    def parse(cls, spec: str) -> MiniCache:
+        """The settings of a SPEC such as "slerp:start=0.5,t=0.6,type=q4_0"; every key is optional."""
+        mode, _, text = spec.strip().partition(":")
+        if mode != "slerp":
+            raise MiniCacheError(
+                f"{spec!r} is no MiniCache setting; write slerp:start=0.5,t=0.6,retain=0.05,type=q4_0"
+            )
+        values: dict[str, str] = {}
+        for item in filter(None, (part.strip() for part in text.split(","))):
+            key, equals, value = (part.strip() for part in item.partition("="))
+            if not equals or not value:
+                raise MiniCacheError(f"{item!r} in {spec!r} is not of the form key=value")
+            if key in values:
+                raise MiniCacheError(f"{key!r} is given twice in {spec!r}")
+            values[key] = value
+        both = values.pop("type", "f16")
+        settings: dict[str, object] = {
+            "type_k": values.pop("type_k", both),
+            "type_v": values.pop("type_v", both),
+            "pool_type": values.pop("pool", "q8_0"),
+        }
+        for key, value in values.items():
+            if key == "start":
+                settings[key] = _number(key, value, spec, whole=value.lstrip("+-").isdigit())
+            elif key in ("t", "retain"):
+                settings[key] = _number(key, value, spec)
+            elif key == "pairs":
+                settings[key] = _parse_pairs(value, spec)
+            elif key == "strict":
+                settings[key] = _parse_switch(key, value, spec)
+            else:
+                known = "start, t, retain, type, type_k, type_v, pool, pairs, strict"
+                raise MiniCacheError(f"{key!r} in {spec!r} is no setting; there are {known}")
+        return cls(**settings)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """One way to keep a cache: plain with these types, or as `minicache` says."""
+
+    type_k: str
+    type_v: str
+    minicache: MiniCache | None = None
+
+    @property
+    def name(self) -> str:
+        if self.minicache is not None:
+            return self.minicache.spec()
+        return self.type_k if self.type_k == self.type_v else f"{self.type_k}/{self.type_v}"
+
+    @property
+    def cache(self) -> str:
+        """The cache type alone, as tables name it."""
+        return self.type_k if self.type_k == self.type_v else f"{self.type_k}/{self.type_v}"
+
+    @classmethod
+    def of(cls, minicache: MiniCache) -> CacheSpec:
+        return cls(minicache.type_k, minicache.type_v, minicache)
+
+    @classmethod
+    def parse(cls, spec: str) -> CacheSpec:
+        """A SPEC, as the command line takes it: a cache type for a plain cache, or slerp:… for MiniCache."""
+        spec = spec.strip()
+        if spec.partition(":")[0] == "slerp":
+            return cls.of(MiniCache.parse(spec))
+        if spec == "auto" or spec.endswith(".gguf"):
+            raise MiniCacheError(f"{spec!r}: a plan {NO_CALIBRATION}")
+        try:
+            cache_type(spec, "SPEC")
+        except MiniCacheError:
+            raise MiniCacheError(f"{spec!r} is no cache setting; give {SPEC_HELP}") from None
+        return cls(spec, spec)
+
+
+def as_float32(value: float) -> float:
+    """Rounded as the native library's parameters are."""
+    return ctypes.c_float(value).value
+
+
+def _start(value: object) -> float | int:
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        if int(value) < 0:
+            raise MiniCacheError(f"start={value} is no layer; layers count from 0")
+        return int(value)
+    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < 1:
+        return float(value)
+    raise MiniCacheError(
+        f"start={value!r} is neither a fraction of the layers, a float in [0, 1), "
+        "nor a layer number, an int from 0 up"
+    )
+
+
+def _fraction(name: str, value: object) -> float:
+    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1:
+        return float(value)
+    raise MiniCacheError(f"{name}={value!r} is outside its range, [0, 1]")
+
+
+def _pairs(value: object) -> tuple[tuple[int, int], ...] | None:
+    if value is None:
+        return None
+    try:
+        pairs = [tuple(pair) for pair in value]  # type: ignore[attr-defined]
+    except TypeError:
+        pairs = [()]
+    if not pairs or not all(len(pair) == 2 and all(_is_layer(layer) for layer in pair) for pair in pairs):
+        raise MiniCacheError(
+            f"pairs={value!r} is not a sequence of two layer numbers each, such as [(8, 9), (10, 11)]"
+        )
+    seen: set[int] = set()
+    for a, b in pairs:
+        if a >= b:
+            raise MiniCacheError(f"pair ({a}, {b}): the second layer must be the deeper one")
+        if seen & {a, b}:
+            raise MiniCacheError(f"pair ({a}, {b}) overlaps another pair; a layer can be in one pair only")
+        seen |= {a, b}
+    return tuple((int(a), int(b)) for a, b in pairs)
+
+
+def _is_layer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
+
+
+def _number(key: str, value: str, spec: str, whole: bool = False) -> float | int:
+    try:
+        return int(value) if whole else float(value)
+    except ValueError:
+        raise MiniCacheError(f"{key}={value} in {spec!r} is no number") from None
+
+
+def _parse_pairs(value: str, spec: str) -> list[tuple[int, int]]:
+    pairs = []
+    for item in value.split(";"):
+        a, _, b = item.partition("-")
+        if not (a.strip().isdigit() and b.strip().isdigit()):
+            raise MiniCacheError(f"pairs={value} in {spec!r} is not of the form 8-9;10-11")
+        pairs.append((int(a), int(b)))
+    return pairs
+
+
+def _parse_switch(key: str, value: str, spec: str) -> bool:
+    if value in ("0", "1"):
+        return value == "1"
+    raise MiniCacheError(f"{key}={value} in {spec!r} is neither 0 nor 1")

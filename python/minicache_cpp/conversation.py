@@ -1,0 +1,344 @@
+"""A conversation with a model: its messages, and the tokens that stand for them in the context.
+
+Only what is new is evaluated in each turn. When the context is full, the oldest part after the system message
+is dropped and the rest moves up (a context shift).
+"""
+
+from __future__ import annotations
+
+import codecs
+import ctypes
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ._native import bindings
+from .chat_template import ChatTemplate, Message
+from .errors import MiniCacheError
+from .ggml_types import is_quantized, plain_cache_type
+from .gguf_file import read_gguf
+from .kv_size import model_shape
+from .llama import Llama
+
+PENALTY_TOKENS = 64  # how far back the repeat penalty looks
+ROTATED = (
+    64  # head sizes whose quantized K llama.cpp rotates are multiples of it; other quantized K can't shift
+)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; temperature 0 takes the likeliest."""
+
+    temp: float = 0.7
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    n_tokens: int
+    seconds: float
+    n_prompt: int  # tokens evaluated before the answer began
+    prompt_seconds: float
+    finish: str  # "stop", "length", "interrupted" or "full"
+    dropped: int = 0  # tokens that the context let go of to make room
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.n_tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+class Conversation:
+    def __init__(self, llm: Llama, template: ChatTemplate, system: str | None, sampling: Sampling) -> None:
+        self.llm = llm
+        self.template = template
+        self.sampler = Sampler(sampling, llm.n_vocab())
+        self.shift_is_safe = shift_is_safe(llm)
+        self.system: list[Message] = [{"role": "system", "content": system}] if system else []
+        self.messages: list[Message] = []
+        self.text = ""  # what the tokens in the context stand for, and with dropped ones stood for
+        self.n_keep = 0  # first tokens that a shift never drops
+        self.reset()
+
+    @property
+    def n_ctx(self) -> int:
+        return self.llm.n_ctx()
+
+    def reset(self) -> None:
+        """Forget everything but the system message."""
+        bindings.llama_memory_clear(self.memory, True)
+        self.llm.reset()  # type: ignore[no-untyped-call]
+        self.sampler.reset()
+        self.messages = list(self.system)
+        self.text = ""
+        self.n_keep = 0
+
+    def ask(
+        self,
+        question: str,
+        max_tokens: int = 0,
+        on_text: Callable[[str], None] = lambda text: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Answer:
+        """Answer a question.
+
+        The text goes to `on_text` as it grows, and `stopped` is asked between tokens; 0 tokens is no limit.
+        """
+        started = time.perf_counter()
+        prompt = self._read_question(question, stopped)
+        prompt_seconds = time.perf_counter() - started
+        if prompt is None:
+            return Answer("", 0, 0.0, 0, prompt_seconds, "interrupted")
+        writer = AnswerWriter(on_text, self.template.stop)
+        started = time.perf_counter()
+        n_tokens, dropped, finish = 0, prompt.dropped, "length"
+        self.text = ""  # until the answer is there in full, the context holds more than is known
+        while not max_tokens or n_tokens < max_tokens:
+            token = self.sampler.sample(self.llm)
+            if bindings.llama_vocab_is_eog(self.llm._model.vocab, token):
+                finish = "stop"
+                break
+            n_tokens += 1
+            writer.write(piece(self.llm, token))
+            if self.llm.n_tokens + 1 > self.n_ctx:
+                if not self.can_shift:
+                    finish = "full"
+                    break
+                dropped += self._make_room(1)
+            self._eval([token])
+            if writer.stopped or stopped():
+                finish = "stop" if writer.stopped else "interrupted"
+                break
+        seconds = time.perf_counter() - started
+        text = writer.finish()
+        self.messages.append({"role": "assistant", "content": text})
+        if finish != "full" and not writer.stopped:
+            self.text = prompt.text + text
+        return Answer(text, n_tokens, seconds, len(prompt.tokens), prompt_seconds, finish, dropped)
+
+    #
+    # what to evaluate
+    #
+
+    def _read_question(self, question: str, stopped: Callable[[], bool]) -> Prompt | None:
+        """Evaluate what a question adds; where that fails or is stopped, the conversation stays as it was."""
+        messages, n_tokens = list(self.messages), self.llm.n_tokens
+        self.messages.append({"role": "user", "content": question})
+        try:
+            prompt = self._next_prompt()
+            prompt = replace(prompt, dropped=prompt.dropped + self._make_room(len(prompt.tokens)))
+            n_tokens = self.llm.n_tokens
+            for start in range(0, len(prompt.tokens), self.llm.n_batch):
+                if stopped():
+                    break
+                self._eval(prompt.tokens[start : start + self.llm.n_batch])
+            else:
+                return prompt
+        except BaseException:
+            self.messages = messages
+            self._cut(n_tokens)
+            raise
+        self.messages = messages
+        self._cut(n_tokens)
+        return None
+
+    def _next_prompt(self) -> Prompt:
+        """The conversation as text, and its tokens that the context does not hold yet."""
+        text = self.template.render(self.messages)
+        if self.text and text.startswith(self.text):
+            tokens = self._tokenize(text[len(self.text) :])
+            fits = self.llm.n_tokens + len(tokens) <= self.n_ctx or self.can_shift
+            # a piece that begins in the midst of text could be cut into tokens in another way than the whole
+            if fits and tokens and bindings.llama_vocab_is_control(self.llm._model.vocab, tokens[0]):
+                return Prompt(text, tokens)
+        return self._whole_prompt(text)
+
+    def _whole_prompt(self, text: str) -> Prompt:
+        """As _next_prompt, from the whole conversation; the context keeps the tokens both begin with."""
+        tokens = self._with_bos(self._tokenize(text))
+        n_whole = len(tokens)
+        room = self.n_ctx if n_whole < self.n_ctx else self.n_ctx // 2
+        while len(tokens) >= room and len(self.messages) - len(self.system) > 1:
+            del self.messages[len(self.system) : len(self.system) + 2]  # the oldest question and its answer
+            text = self.template.render(self.messages)
+            tokens = self._with_bos(self._tokenize(text))
+        if self.system:
+            opening = self._with_bos(self._tokenize(self.template.opening(self.system)))
+            self.n_keep = common_length(opening, tokens)
+        else:
+            self.n_keep = int(tokens[:1] == [self.llm.token_bos()])
+        # at least one token is evaluated, as the answer begins from its logits
+        held = self.llm.input_ids[: self.llm.n_tokens].tolist()
+        same = min(common_length(held, tokens), len(tokens) - 1)
+        if len(tokens) - same + self.n_keep < self.n_ctx:  # else it can't be read, and nothing changes
+            self.text = ""
+            self._cut(same)
+        return Prompt(text, tokens[same:], n_whole - len(tokens))
+
+    def _tokenize(self, text: str) -> list[int]:
+        return list(self.llm.tokenize(text.encode("utf-8"), add_bos=False, special=True))
+
+    def _with_bos(self, tokens: list[int]) -> list[int]:
+        # templates mostly write it themselves
+        bos = self.llm.token_bos()
+        wanted = bos != -1 and self.llm._model.add_bos_token() and tokens[:1] != [bos]
+        return [bos, *tokens] if wanted else tokens
+
+    #
+    # the context
+    #
+
+    @property
+    def memory(self) -> object:
+        return bindings.llama_get_memory(self.llm.ctx)
+
+    @property
+    def can_shift(self) -> bool:
+        return self.shift_is_safe and bool(bindings.llama_memory_can_shift(self.memory))
+
+    def _eval(self, tokens: list[int]) -> None:
+        try:
+            self.llm.eval(tokens)
+        except MiniCacheError:
+            raise
+        except RuntimeError as error:
+            raise MiniCacheError(f"the model could not go on: {error}") from error
+
+    def _make_room(self, n_new: int) -> int:
+        """Drop the oldest tokens but the first n_keep, at least half; return how many they were."""
+        n_tokens = self.llm.n_tokens
+        excess = n_tokens + n_new - self.n_ctx
+        if excess <= 0:
+            return 0
+        if n_new + self.n_keep >= self.n_ctx or not self.can_shift:
+            raise MiniCacheError(
+                f"this message has {n_new} tokens, and the context holds {self.n_ctx}; take a larger --ctx"
+            )
+        n_drop = max(excess, (n_tokens - self.n_keep) // 2)
+        first, kept = self.n_keep, self.llm.input_ids[self.n_keep + n_drop : n_tokens].copy()
+        bindings.llama_memory_seq_rm(self.memory, 0, first, first + n_drop)
+        bindings.llama_memory_seq_add(self.memory, 0, first + n_drop, n_tokens, -n_drop)
+        self.llm.input_ids[first : first + len(kept)] = kept
+        self.llm.n_tokens = n_tokens - n_drop
+        return n_drop
+
+    def _cut(self, n_tokens: int) -> None:
+        """Keep the first tokens only."""
+        if n_tokens < self.llm.n_tokens:
+            if not bindings.llama_memory_seq_rm(self.memory, 0, n_tokens, -1):
+                bindings.llama_memory_clear(
+                    self.memory, True
+                )  # a memory that can't forget a part (recurrent models)
+                n_tokens = 0
+            self.llm.n_tokens = n_tokens
+
+
+@dataclass(frozen=True)
+class Prompt:
+    text: str  # of the whole conversation
+    tokens: list[int]  # of what is new in it
+    dropped: int = 0  # tokens that had to go for it
+
+
+class Sampler:
+    """llama.cpp's sampler chain; it lasts for the conversation, as the repeat penalty looks back."""
+
+    def __init__(self, sampling: Sampling, n_vocab: int) -> None:
+        chain = bindings.llama_sampler_chain_init(bindings.llama_sampler_chain_default_params())
+        seed = bindings.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed & 0xFFFFFFFF
+        penalty = sampling.repeat_penalty
+        links = [bindings.llama_sampler_init_penalties(n_vocab, PENALTY_TOKENS, penalty, 0.0, 0.0)]
+        if sampling.temp <= 0:
+            links.append(bindings.llama_sampler_init_greedy())
+        else:
+            links += [
+                bindings.llama_sampler_init_top_k(sampling.top_k),
+                bindings.llama_sampler_init_top_p(sampling.top_p, 1),
+                bindings.llama_sampler_init_min_p(sampling.min_p, 1),
+                bindings.llama_sampler_init_temp(sampling.temp),
+                bindings.llama_sampler_init_dist(seed),
+            ]
+        for link in links:
+            bindings.llama_sampler_chain_add(chain, link)
+        self.chain = chain
+
+    def sample(self, llm: Llama) -> int:
+        return int(bindings.llama_sampler_sample(self.chain, llm.ctx, -1))
+
+    def reset(self) -> None:
+        bindings.llama_sampler_reset(self.chain)
+
+    def __del__(self) -> None:
+        if getattr(self, "chain", None) is not None:
+            bindings.llama_sampler_free(self.chain)
+            self.chain = None
+
+
+class AnswerWriter:
+    """Hands on an answer's text as it grows: whole characters only, and nothing of a stop text."""
+
+    def __init__(self, on_text: Callable[[str], None], stop: tuple[str, ...]) -> None:
+        self.on_text = on_text
+        self.stop = stop
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.written: list[str] = []
+        self.held = ""  # may yet turn out to be the beginning of a stop text
+        self.stopped = False
+
+    def write(self, data: bytes) -> None:
+        self._add(self.decoder.decode(data))
+
+    def finish(self) -> str:
+        self._add(self.decoder.decode(b"", final=True))
+        if not self.stopped:
+            self._emit(self.held)
+        return "".join(self.written)
+
+    def _add(self, text: str) -> None:
+        if self.stopped:
+            return
+        self.held += text
+        found = [at for at in map(self.held.find, self.stop) if at >= 0]
+        if found:
+            self.stopped = True
+            self._emit(self.held[: min(found)])
+            return
+        n_held = max(
+            (n for stop in self.stop for n in range(1, len(stop)) if self.held.endswith(stop[:n])), default=0
+        )
+        ready = len(self.held) - n_held
+        self._emit(self.held[:ready])
+        self.held = self.held[ready:]
+
+    def _emit(self, text: str) -> None:
+        if text:
+            self.written.append(text)
+            self.on_text(text)
+
+
+def shift_is_safe(llm: Llama) -> bool:
+    """Whether llama.cpp can shift this context's K; with the types and head sizes it can't, it crashes."""
+    quantized = is_quantized(plain_cache_type(llm.context_params.type_k, "type_k"))
+    sizes = {layer.head_size_k for layer in model_shape(read_gguf(llm.model_path)).layers}
+    return not quantized or all(size % ROTATED == 0 for size in sizes)
+
+
+def piece(llm: Llama, token: int) -> bytes:
+    """A token's bytes; none for control tokens."""
+    size = 64
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        n = bindings.llama_token_to_piece(llm._model.vocab, token, buffer, size, 0, False)
+        if n >= 0:
+            return buffer.raw[:n]
+        size = -n
+
+
+def common_length(a: list[int], b: list[int]) -> int:
+    """How many first elements two lists share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,0 +1,165 @@
+"""The header of a GGUF file: its keys and the sizes of its tensors, read without reading the tensors."""
+
+from __future__ import annotations
+
+import mmap
+import re
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import MiniCacheError
+from .ggml_types import BY_NUMBER
+
+# number of a value's type in the file -> struct format; strings and arrays are told apart below
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+LONG_ARRAY = 65536  # longer ones (vocabularies) are walked over, not kept
+DEFAULT_ALIGNMENT = 32
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """A GGUF file's keys; `weight_bytes` counts the tensors of all files of a split model."""
+
+    path: Path
+    keys: dict[str, Any]
+    n_tensor: int
+    weight_bytes: int
+    array_lengths: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str:
+        return str(self.keys.get("general.architecture", "unknown"))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A key of the model's architecture, such as block_count."""
+        return self.keys.get(f"{self.architecture}.{key}", default)
+
+
+def read_gguf(path: str | Path) -> GGUFFile:
+    """Read a model file's header, and those of its further parts; refuse what is no whole GGUF file."""
+    first = _read_one(Path(path))
+    n_split = int(first.keys.get("split.count", 1))
+    if n_split <= 1:
+        return first
+    name = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", first.path.name)
+    if first.keys.get("split.no", 0) != 0 or not name:
+        raise MiniCacheError(
+            f"{path} is one part of a split model; give its first part, …-00001-of-{n_split:05}.gguf"
+        )
+    parts = [first.path.with_name(f"{name[1]}-{i + 1:05}-of-{n_split:05}.gguf") for i in range(1, n_split)]
+    rest = [_read_one(part) for part in parts]
+    return GGUFFile(
+        first.path,
+        first.keys,
+        first.n_tensor + sum(part.n_tensor for part in rest),
+        first.weight_bytes + sum(part.weight_bytes for part in rest),
+        first.array_lengths,
+    )
+
+
+def _read_one(path: Path) -> GGUFFile:
+    if path.is_dir():
+        raise MiniCacheError(f"{path} is a directory; give the path of a GGUF file")
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise MiniCacheError(
+                    f"{path} is not a GGUF file; llama.cpp's convert_hf_to_gguf.py makes one"
+                )
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _Reader(path, data).read()
+    except FileNotFoundError:
+        raise MiniCacheError(f"{path} does not exist") from None
+    except OSError as error:
+        raise MiniCacheError(f"{path} can't be read: {error.strerror or error}") from None
+
+
+class _Reader:
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path, self.data, self.at = path, data, 4
+
+    def read(self) -> GGUFFile:
+        try:
+            return self.read_header()
+        except (struct.error, IndexError):
+            raise self.truncated() from None
+        except UnicodeDecodeError:
+            raise MiniCacheError(f"{self.path} is damaged: a name in its header is not UTF-8") from None
+
+    def read_header(self) -> GGUFFile:
+        version, n_tensor, n_key = self.number("I"), self.number("Q"), self.number("Q")
+        if version not in (2, 3):
+            raise MiniCacheError(f"{self.path} is GGUF version {version}; versions 2 and 3 can be read")
+        keys: dict[str, Any] = {}
+        lengths: dict[str, int] = {}
+        for _ in range(n_key):
+            key = self.string()
+            kind = self.number("I")
+            if kind == ARRAY:
+                kind, lengths[key] = self.number("I"), self.number("Q")
+                if (values := self.array(kind, lengths[key])) is not None:
+                    keys[key] = values
+            else:
+                keys[key] = self.value(kind)
+        end = total = 0
+        for _ in range(n_tensor):
+            self.string()
+            dims = [self.number("Q") for _ in range(self.number("I"))]
+            ggml_type, offset = BY_NUMBER.get(self.number("I")), self.number("Q")
+            size = 0
+            if ggml_type:
+                size = ggml_type.row_bytes(dims[0] if dims else 1)
+                for dim in dims[1:]:
+                    size *= dim
+            end, total = max(end, offset + size), total + size
+        alignment = int(keys.get("general.alignment", DEFAULT_ALIGNMENT)) or DEFAULT_ALIGNMENT
+        if -(-self.at // alignment) * alignment + end > len(self.data):
+            raise self.truncated()
+        return GGUFFile(self.path, keys, n_tensor, total, lengths)
+
+    def number(self, kind: str) -> Any:
+        value = struct.unpack_from("<" + kind, self.data, self.at)[0]
+        self.at += struct.calcsize(kind)
+        return value
+
+    def skip(self, n_bytes: int) -> None:
+        self.at += n_bytes
+        if self.at > len(self.data):
+            raise IndexError
+
+    def string(self) -> str:
+        start = self.at + 8
+        self.skip(8 + self.number_at("Q"))
+        return self.data[start : self.at].decode("utf-8")
+
+    def number_at(self, kind: str) -> int:
+        return int(struct.unpack_from("<" + kind, self.data, self.at)[0])
+
+    def value(self, kind: int) -> Any:
+        if kind == STRING:
+            return self.string()
+        if kind not in SCALARS:
+            raise MiniCacheError(f"{self.path} is damaged: a key of unknown type {kind}")
+        return self.number(SCALARS[kind])
+
+    def array(self, kind: int, length: int) -> list[Any] | None:
+        if length > len(self.data):
+            raise IndexError
+        if kind in SCALARS and length > LONG_ARRAY:
+            self.skip(length * struct.calcsize(SCALARS[kind]))
+            return None
+        if kind == STRING:
+            # vocabularies mostly: strings are of use to nobody here
+            for _ in range(length):
+                self.skip(8 + self.number_at("Q"))
+            return None
+        return [self.value(kind) for _ in range(length)]
+
+    def truncated(self) -> MiniCacheError:
+        size = len(self.data)
+        return MiniCacheError(
+            f"{self.path} is truncated: it ends at {size:,} bytes, before its content does; get it again"
+        )

@@ -1,0 +1,47 @@
+"""How much memory this process may still take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import MiniCacheError
+from .report import mib
+
+PROC = Path("/proc")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes() -> int | None:
+    """The smaller of what the machine has left and what the cgroup allows; None where neither is known."""
+    limits = [limit for limit in (_machine(), _cgroup()) if limit is not None]
+    return min(limits) if limits else None
+
+
+def refuse_too_large(n_ctx: int, kv_bytes: int, weight_bytes: int) -> None:
+    """Refuse a context before anything is allocated: the kernel ends a process that takes too much."""
+    available = available_bytes()
+    if available is not None and kv_bytes + weight_bytes > available:
+        raise MiniCacheError(
+            f"a context of {n_ctx:,} tokens needs {mib(kv_bytes)} beside {mib(weight_bytes)} of weights, and "
+            f"{mib(available)} of memory are free; take a smaller --ctx, or a smaller cache with --config"
+        )
+
+
+def _machine() -> int | None:
+    try:
+        for line in (PROC / "meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _cgroup() -> int | None:
+    try:
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no cgroup v2 here, or no limit: memory.max is "max"
+        return None
+    # file pages count as used, but are given up when memory is short
+    return max(0, limit - used + int(stat.get("inactive_file", 0)))

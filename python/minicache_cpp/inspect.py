@@ -1,0 +1,141 @@
+"""`minicache inspect`: what a model's KV cache takes at a context, without loading the model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import kv_size
+from .config import SPEC_HELP, CacheSpec
+from .demo_model import demo_model
+from .errors import MiniCacheError
+from .gguf_file import read_gguf
+from .report import mib
+
+EXAMPLE = "minicache inspect model.gguf --ctx 32768"
+DEFAULT_SPECS = ("f16", "q8_0", "q4_0", "slerp:type=f16", "slerp:type=q8_0", "slerp:type=q4_0")
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    bytes: int
+    bytes_per_token: float
+    ratio: float  # f16's bytes over these
+    pairs: int
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file (default: the demo model)")
+    parser.add_argument(
+        "--ctx", type=int, default=0, metavar="N", help="context in tokens (default: the model's)"
+    )
+    parser.add_argument("--config", action="append", metavar="SPEC", help=f"a row of the table: {SPEC_HELP}")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    found = inspect_model(args.model or demo_model(), args.ctx, args.config or DEFAULT_SPECS)
+    print(json.dumps(found, indent=2) if args.json else table(found))
+    return 0
+
+
+def inspect_model(
+    path: str | Path, n_ctx: int = 0, specs: tuple[str, ...] | list[str] = DEFAULT_SPECS
+) -> dict[str, Any]:
+    """Everything the table says, as one JSON-ready object."""
+    file = read_gguf(path)
+    shape = kv_size.model_shape(file)
+    n_ctx = n_ctx or shape.n_ctx_train
+    if n_ctx < 1:
+        raise MiniCacheError(f"a context of {n_ctx} tokens makes no sense; give --ctx a number from 1 up")
+    heads = sorted({layer.n_head_kv for layer in shape.layers})
+    layer = next(iter(shape.attention_layers), kv_size.Layer(0, 0, 0))
+    notes = []
+    rows: list[dict[str, Any]] = []
+    if shape.unknown:
+        notes.append(f"{shape.unknown}; Llama.kv_report() tells what a loaded context takes")
+    else:
+        if shape.window:
+            notes.append(
+                f"some layers look back {shape.window} tokens only (sliding window): such a model is not merged"
+            )
+        rows = [vars(row) for row in _rows(shape, n_ctx, specs, notes)]
+    return {
+        "model": str(file.path),
+        "name": file.keys.get("general.name"),
+        "architecture": shape.architecture,
+        "layers": len(shape.layers),
+        "heads": shape.n_head,
+        "kv_heads": heads[0] if len(heads) == 1 else [layer.n_head_kv for layer in shape.layers],
+        "head_size_k": layer.head_size_k,
+        "head_size_v": layer.head_size_v,
+        "context_trained": shape.n_ctx_train,
+        "weight_bytes": file.weight_bytes,
+        "context": n_ctx,
+        "rows": rows,
+        "notes": notes,
+    }
+
+
+def _rows(
+    shape: kv_size.ModelShape, n_ctx: int, specs: tuple[str, ...] | list[str], notes: list[str]
+) -> list[Row]:
+    rows = []
+    f16 = kv_size.kv_bytes(shape, CacheSpec("f16", "f16"), n_ctx)
+    for spec in map(CacheSpec.parse, specs):
+        try:
+            taken = kv_size.kv_bytes(shape, spec, n_ctx)
+            pairs = kv_size.merged_pairs(shape, spec.minicache) if spec.minicache else []
+        except MiniCacheError as error:
+            notes.append(f"{spec.name} can't be used: {error}")
+            continue
+        if spec.minicache and not pairs and not shape.window:
+            notes.append(
+                f"{spec.name} merges no pair: no two neighbouring layers from its start on are alike"
+            )
+        rows.append(
+            Row(spec.name, taken, taken / kv_size.n_cells(n_ctx), f16 / taken if taken else 1.0, len(pairs))
+        )
+    return rows
+
+
+def table(found: dict[str, Any]) -> str:
+    heads = found["kv_heads"]
+    if isinstance(heads, list):
+        heads = f"{min(heads)} to {max(heads)}"
+    size = f"{found['head_size_k']}"
+    if found["head_size_v"] != found["head_size_k"]:
+        size += f" (K), {found['head_size_v']} (V)"
+    layers = f"{found['layers']} layers, {found['heads']} heads, {heads} KV heads, head size {size}"
+    lines = [
+        f"{found['name'] or found['model']}: {found['architecture']}, weights {mib(found['weight_bytes'])}",
+        f"{layers}, trained for {found['context_trained']} tokens",
+    ]
+    if found["rows"]:
+        head = f"KV cache at {found['context']} tokens"
+        width = max(len(head), *(len(row["name"]) for row in found["rows"]))
+        lines += [
+            "",
+            f"{head:<{width}}  {'taken':>12}  bytes/token  ratio",
+        ]
+        for row in found["rows"]:
+            lines.append(
+                f"{row['name']:<{width}}  {mib(row['bytes']):>12}  "
+                f"{row['bytes_per_token']:>11,.0f}  {row['ratio']:>5.2f}"
+            )
+    return "\n".join([*lines, *(f"note: {note}" for note in found["notes"])])
+
+
+def main(argv: list[str] | None = None) -> int:
+    from .cli import run_command
+
+    return run_command("inspect", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

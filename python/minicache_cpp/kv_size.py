@@ -1,0 +1,172 @@
+"""What the KV cache of a model takes at a context, from the model file's header alone.
+
+The same sums as the native cache's, which `Llama.kv_report()` tells of a context that exists; a test compares
+them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .config import CacheSpec, MiniCache
+from .errors import MiniCacheError
+from .ggml_types import GGML_TYPES, GGMLType
+from .gguf_file import GGUFFile
+
+CELL_STEP = 256  # llama.cpp rounds a context up to whole steps
+ALIGNMENT = 32  # of tensors in a buffer
+SLOT_BYTES = 8  # a retained token's cell and distance
+SLOT_EXTRA = 2  # running means, in the same array
+MAGNITUDES = 4  # |K_a|, |K_b|, |V_a|, |V_b| per token and KV head, in f16
+
+# architectures whose layers look back only a window, all or some of them, where the file says how far
+SLIDING_WINDOW = """
+    afmoe cohere2 cohere2moe deepseek4 dflash dots3note exaone4 exaone-moe gemma-embedding gemma2 gemma3
+    gemma3n gemma4 gemma4-assistant gpt-oss granite-swa laguna lfm2 llama4 maple mellum mimo2 modern-bert
+    muse-glimmer olmo2 plamo3 smallthinker spark2-5 step35
+""".split()  # noqa: SIM905
+
+
+@dataclass(frozen=True)
+class Layer:
+    n_head_kv: int
+    head_size_k: int
+    head_size_v: int
+
+    @property
+    def n_k(self) -> int:
+        return self.n_head_kv * self.head_size_k
+
+    @property
+    def n_v(self) -> int:
+        return self.n_head_kv * self.head_size_v
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a model's cache depends on."""
+
+    architecture: str
+    n_ctx_train: int
+    n_head: int
+    layers: list[Layer] = field(repr=False)
+    window: int = 0
+    unknown: str = ""  # why the sizes of this model's cache can't be told from its header
+
+    @property
+    def attention_layers(self) -> list[Layer]:
+        return [layer for layer in self.layers if layer.n_head_kv]
+
+
+def model_shape(file: GGUFFile) -> ModelShape:
+    n_layer = _whole(file, "block_count")
+    heads = _per_layer(file, "attention.head_count", n_layer)
+    heads_kv = _per_layer(file, "attention.head_count_kv", n_layer, heads)
+    n_head = max(heads, default=0)
+    size = _whole(file, "embedding_length") // n_head if n_head else 0
+    size_k = int(file.get("attention.key_length", size))
+    size_v = int(file.get("attention.value_length", size))
+    window = int(file.get("attention.sliding_window", 0)) if file.architecture in SLIDING_WINDOW else 0
+    return ModelShape(
+        architecture=file.architecture,
+        n_ctx_train=int(file.get("context_length", 0)),
+        n_head=n_head,
+        layers=[Layer(n, size_k, size_v) for n in heads_kv],
+        window=window,
+        unknown=_unknown(file, heads_kv),
+    )
+
+
+def n_cells(n_ctx: int) -> int:
+    """The cells llama.cpp allocates for a context."""
+    return -(-n_ctx // CELL_STEP) * CELL_STEP
+
+
+def merged_pairs(shape: ModelShape, minicache: MiniCache) -> list[tuple[int, int]]:
+    """The pairs that MiniCache merges in this model; explicit pairs must name its layers."""
+    n_layer = len(shape.layers)
+    if minicache.pairs is not None:
+        pairs = minicache.pair_list
+        deepest = max(b for _, b in pairs)
+        if deepest >= n_layer:
+            raise MiniCacheError(f"pairs name layer {deepest}; the model's layers are 0 to {n_layer - 1}")
+    else:
+        start = minicache.start
+        if isinstance(start, int) and start >= n_layer:
+            raise MiniCacheError(
+                f"start={start} is no layer of this model; its layers are 0 to {n_layer - 1}"
+            )
+        first = start if isinstance(start, int) else int(start * n_layer)
+        pairs = [(layer, layer + 1) for layer in range(first, n_layer - 1, 2)]
+    if shape.window:
+        return []
+    return [(a, b) for a, b in pairs if shape.layers[a] == shape.layers[b] and shape.layers[a].n_head_kv]
+
+
+def kv_bytes(shape: ModelShape, spec: CacheSpec, n_ctx: int) -> int:
+    """Bytes of the cache of one sequence of `n_ctx` tokens."""
+    cells = n_cells(n_ctx)
+    type_k, type_v = GGML_TYPES[spec.type_k], GGML_TYPES[spec.type_v]
+    for ggml_type, size in ((type_k, "head_size_k"), (type_v, "head_size_v")):
+        sizes = {getattr(layer, size) for layer in shape.attention_layers}
+        if any(size % ggml_type.block for size in sizes):
+            raise MiniCacheError(f"{ggml_type.name} needs heads of a multiple of {ggml_type.block} numbers")
+    pairs = merged_pairs(shape, spec.minicache) if spec.minicache else []
+    merged = {layer for pair in pairs for layer in pair}
+    total = sum(
+        _rows(type_k, layer.n_k, cells) + _rows(type_v, layer.n_v, cells)
+        for number, layer in enumerate(shape.layers)
+        if number not in merged
+    )
+    for a, _ in pairs:
+        assert spec.minicache is not None
+        total += _pair_bytes(shape.layers[a], type_k, type_v, spec.minicache, cells)
+    return total
+
+
+def _pair_bytes(layer: Layer, type_k: GGMLType, type_v: GGMLType, minicache: MiniCache, cells: int) -> int:
+    directions = _rows(type_k, layer.n_k, cells) + _rows(type_v, layer.n_v, cells)
+    magnitudes = _rows(GGML_TYPES["f16"], MAGNITUDES * layer.n_head_kv, cells)
+    slots = -(-cells // minicache.retain_block) if minicache.retain_block else 0
+    pool_k, pool_v = type_k, type_v
+    if minicache.pool_type != "cache":
+        pool_k = pool_v = GGML_TYPES[minicache.pool_type]
+    pool = 2 * (_rows(pool_k, layer.n_k, slots) + _rows(pool_v, layer.n_v, slots))
+    return directions + magnitudes + pool + _aligned(SLOT_BYTES * (slots + SLOT_EXTRA))
+
+
+def _rows(ggml_type: GGMLType, n: int, n_rows: int) -> int:
+    return _aligned(ggml_type.row_bytes(n) * n_rows)
+
+
+def _aligned(n_bytes: int) -> int:
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def _whole(file: GGUFFile, key: str) -> int:
+    value = file.get(key)
+    if not isinstance(value, int):
+        raise MiniCacheError(f"{file.path} has no {file.architecture}.{key}; it is no language model's file")
+    return value
+
+
+def _per_layer(file: GGUFFile, key: str, n_layer: int, default: list[int] | None = None) -> list[int]:
+    """A number of each layer; the file may give one for all."""
+    value = file.get(key)
+    if isinstance(value, list) and len(value) >= n_layer:
+        return [int(one) for one in value[:n_layer]]
+    if isinstance(value, int):
+        return [value] * n_layer
+    return default if default is not None else [0] * n_layer
+
+
+def _unknown(file: GGUFFile, heads_kv: list[int]) -> str:
+    if file.get("attention.kv_lora_rank"):
+        return "its attention is latent (MLA): K and V of all heads share one row, which is not merged"
+    if file.get("ssm.state_size") or file.get("wkv.head_size"):
+        return "some or all of its layers are recurrent: they keep a state of fixed size, which is not merged"
+    if file.get("attention.causal") is False:
+        return "it is an encoder, which keeps no KV cache"
+    if not any(heads_kv):
+        return "its header names no KV heads"
+    return ""

@@ -1,0 +1,150 @@
+"""llama_cpp.Llama with one argument more: `minicache`."""
+
+from __future__ import annotations
+
+import ctypes
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from . import _native  # isort: skip  (it sees to it that llama_cpp, below, loads our library)
+import llama_cpp
+
+from ._native import bindings
+from .config import NO_CALIBRATION, MiniCache
+from .errors import MiniCacheError, MiniCacheWarning
+from .ggml_types import is_quantized, plain_cache_type
+from .report import KVReport, read_report
+
+WARN_DISTANCE = 0.3  # above it, SLERP of a pair loses more than 2-bit quantization
+WARN_TOKENS = 32  # a mean over fewer tokens says little
+
+
+class Llama(llama_cpp.Llama):
+    """llama_cpp.Llama whose KV cache can be held as MiniCache.
+
+        with Llama("model.gguf", n_ctx=4096, minicache=MiniCache(type_k="q4_0", type_v="q4_0")) as llm:
+            print(llm.create_chat_completion([{"role": "user", "content": "hi"}]))
+            print(llm.kv_report())
+
+    minicache: MiniCache(...), or None for llama_cpp's own cache, bit for bit (whatever LLAMA_MINICACHE says).
+        MiniCache needs flash attention and names the cache types: leave flash_attn, type_k and type_v out.
+    type_k, type_v: cache types by name ("q8_0") or, as in llama_cpp, by number.
+
+    All other arguments and all methods are llama_cpp.Llama's.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        minicache: MiniCache | None = None,
+        type_k: str | int | None = None,
+        type_v: str | int | None = None,
+        flash_attn: bool | None = None,
+        **arguments: Any,
+    ) -> None:
+        self._stack = ExitStack()  # close() is called even where what follows raises
+        self.minicache = checked(minicache)
+        self._distance_checked = minicache is None
+        types: dict[str, Any] = {
+            name: plain_cache_type(value, name).number
+            for name, value in (("type_k", type_k), ("type_v", type_v))
+            if value is not None
+        }
+        if minicache is None:
+            flash_attn = bool(flash_attn)
+            if "type_v" in types and is_quantized(plain_cache_type(type_v, "type_v")) and not flash_attn:
+                raise MiniCacheError(f"type_v={type_v!r} needs flash attention; add flash_attn=True")
+        else:
+            ours = {
+                name: plain_cache_type(getattr(minicache, name), name).number for name in ("type_k", "type_v")
+            }
+            for name, number in types.items():
+                if number != ours[name]:
+                    raise MiniCacheError(
+                        f"{name} is given twice: {plain_cache_type(number, name).name} to Llama and "
+                        f"{getattr(minicache, name)} to MiniCache; leave it out in Llama"
+                    )
+            if flash_attn is False:
+                raise MiniCacheError("MiniCache needs flash attention; leave flash_attn out, or make it True")
+            types, flash_attn = ours, True
+        with _native.creating_contexts(minicache):
+            try:
+                super().__init__(model_path, flash_attn=flash_attn, **types, **arguments)
+            except ValueError as error:
+                if "llama_context" in str(error) and _native.last_error():
+                    raise MiniCacheError(f"{error}: {_native.last_error()}") from error
+                raise
+
+    def __enter__(self) -> Llama:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "minicache": self.minicache}
+
+    def kv_report(self) -> KVReport:
+        """What the KV cache takes, as allocated, and what is merged."""
+        if self.__dict__.get("_ctx") is None or self._ctx.ctx is None:
+            raise MiniCacheError("this Llama is closed; ask for kv_report() before close()")
+        return read_report(self._ctx.ctx)
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        super().eval(tokens)
+        if not self._distance_checked and self.n_tokens >= WARN_TOKENS:
+            self._distance_checked = True
+            distance = self.kv_report().distance
+            if distance is not None and distance > WARN_DISTANCE:
+                warnings.warn(distance_warning(distance), MiniCacheWarning, stacklevel=2)
+
+    def load_state(self, state: llama_cpp.LlamaState) -> None:
+        """As llama_cpp's, but nothing of this Llama changes before the native state is accepted."""
+        n_tokens = state.n_tokens
+        scores = self.scores[:n_tokens]
+        if n_tokens > len(self.input_ids) or scores.shape != state.scores.shape:
+            raise MiniCacheError(
+                f"the saved state has {n_tokens} tokens and scores of shape {state.scores.shape}, which do "
+                "not fit this Llama; load it with the n_ctx, n_batch and logits_all it was saved with"
+            )
+        set_state(self, state.llama_state[: state.llama_state_size])
+        scores[:] = state.scores
+        self.input_ids[:n_tokens] = state.input_ids[:n_tokens]
+        self.n_tokens = n_tokens
+        self._requires_eval = True
+        self._seed = state.seed
+
+
+def checked(minicache: object) -> MiniCache | None:
+    if minicache is None or isinstance(minicache, MiniCache):
+        return minicache
+    if isinstance(minicache, str):
+        raise MiniCacheError(f"minicache={minicache!r}: a plan {NO_CALIBRATION}")
+    raise MiniCacheError(f"minicache={minicache!r} is neither None nor MiniCache(...)")
+
+
+def set_state(llm: llama_cpp.Llama, data: bytes) -> None:
+    """Load a saved native state. One that is refused leaves the context as it was, or, at worst, empty."""
+    buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+    if bindings.llama_state_set_data(llm.ctx, buffer, len(data)) == len(data):
+        return
+    reason = _native.last_error() or "it is damaged, or of another model, context size or cache setting"
+    memory = bindings.llama_get_memory(llm.ctx)
+    if bindings.llama_memory_seq_pos_max(memory, 0) == llm.n_tokens - 1:
+        raise MiniCacheError(f"the saved state was refused, and nothing has changed: {reason}")
+    # a plain cache has let go of its cells by then; what is left of them is no sequence
+    bindings.llama_memory_clear(memory, True)
+    llm.n_tokens = 0
+    raise MiniCacheError(f"the saved state was refused, and the context is empty now: {reason}")
+
+
+def distance_warning(distance: float) -> str:
+    return (
+        f"the layers merged here have a mean distance of {distance:.2f} (0: the same direction, 0.5: "
+        f"unrelated); above {WARN_DISTANCE} merging them loses more than 2-bit quantization would. "
+        "A later start layer, a larger retain, or a plain quantized cache may well serve this model better"
+    )

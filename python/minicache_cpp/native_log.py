@@ -1,0 +1,50 @@
+"""llama.cpp's log, kept quiet, with its last errors at hand for a message of our own."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections import deque
+
+from ._native import bindings
+
+ERROR, CONTINUED = 4, 5  # enum ggml_log_level
+
+
+class NativeLog:
+    """Takes llama.cpp's log from here on: errors are kept, and everything is shown where `verbose`."""
+
+    def __init__(self, verbose: bool = False) -> None:
+        self.verbose = verbose
+        self.errors: deque[str] = deque(maxlen=20)
+        self.level = 0
+        # native code holds on to the callback, so it must live as long: install() keeps this object
+        self.callback = bindings.llama_log_callback(self.receive)
+
+    def install(self) -> NativeLog:
+        _installed[:] = [self]
+        bindings.llama_log_set(self.callback, ctypes.c_void_p(0))
+        return self
+
+    def receive(self, level: int, text: bytes, _: object) -> None:
+        self.level = self.level if level == CONTINUED else level
+        line = text.decode("utf-8", "replace")
+        if self.verbose:
+            print(line, end="", file=sys.stderr, flush=True)
+        if self.level == ERROR and line.strip():
+            self.errors.append(line.strip())
+
+    def reason(self) -> str:
+        """The first error since clear(), mostly the cause of the others, without the C function's name."""
+        if not self.errors:
+            return ""
+        words = self.errors[0].split(": ")
+        while len(words) > 1 and " " not in words[0]:
+            words.pop(0)
+        return ": ".join(words)
+
+    def clear(self) -> None:
+        self.errors.clear()
+
+
+_installed: list[NativeLog] = []

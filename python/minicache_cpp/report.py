@@ -1,0 +1,192 @@
+"""What a context's KV cache takes, in numbers: KVReport."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MIB = 1024 * 1024
+
+
+def mib(n_bytes: float) -> str:
+    """Bytes as MiB, with as many digits as tell something."""
+    value = n_bytes / MIB
+    return f"{value:,.{0 if value >= 1000 else 1 if value >= 100 else 2 if value >= 0.1 else 4}f} MiB"
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer's part of the cache."""
+
+    kind: str  # "none", "plain", "merged a", "merged b" or "refused"
+    partner: int | None
+    bytes: int  # a merged layer's are half of its pair's
+    distance_k: float | None  # mean Ω/π of the pair's merged tokens, None before the first
+    distance_v: float | None
+    n_merged: int
+    reason: str  # why it was refused
+
+    @property
+    def distance(self) -> float | None:
+        if self.distance_k is None or self.distance_v is None:
+            return None
+        return (self.distance_k + self.distance_v) / 2
+
+
+@dataclass(frozen=True)
+class KVReport:
+    """The KV cache of a context, as it is allocated, beside what plain caches of the same context would take.
+
+    ratio: f16 bytes per cached token over ours, directions, magnitudes, retained tokens and index included.
+    total_ratio: the same of all allocated bytes at this context, `fixed_bytes` included.
+    """
+
+    bytes: int
+    fixed_bytes: int  # allocated once, whatever the context: alignment
+    bytes_f16: int
+    bytes_plain: int  # a plain cache of the same K and V types
+    bytes_directions: int
+    bytes_magnitudes: int
+    bytes_pool: int  # retained tokens
+    bytes_index: int
+    bytes_unmerged: int  # layers that are not merged
+    ratio: float
+    total_ratio: float
+    active: bool  # some layers are merged
+    n_cells: int  # per stream
+    n_stream: int
+    type_k: str
+    type_v: str
+    pool_type: str | None
+    t: float | None
+    retain: float | None  # as granted, one token in a whole number
+    retained: int  # retained tokens held now, over all pairs and streams
+    retained_max: int
+    pairs: list[tuple[int, int]]
+    layers: list[LayerReport]
+    note: str  # why no layer is merged where that was asked for
+
+    @property
+    def distance(self) -> float | None:
+        """The mean distance over the pairs that have merged something."""
+        distances = [self.layers[a].distance for a, _ in self.pairs]
+        known = [distance for distance in distances if distance is not None]
+        return sum(known) / len(known) if known else None
+
+    def to_json(self, indent: int | None = None) -> str:
+        return json.dumps(asdict(self), indent=indent)
+
+    def __str__(self) -> str:
+        streams = f" x {self.n_stream} streams" if self.n_stream > 1 else ""
+        lines = [f"KV cache of {self.n_cells} cells{streams}, K {self.type_k}, V {self.type_v}"]
+        if self.active:
+            pairs = ", ".join(f"{a}+{b}" for a, b in self.pairs)
+            lines.append(f"merged layers {pairs}; t {self.t:g}, one token in {_block(self.retain)} retained")
+        elif self.note:
+            lines.append(f"no layer is merged: {self.note}")
+        rows = [("taken", mib(self.bytes), "")]
+        if self.active:
+            rows += [
+                ("  directions", mib(self.bytes_directions), ""),
+                ("  magnitudes", mib(self.bytes_magnitudes), ""),
+                (
+                    "  retained tokens",
+                    mib(self.bytes_pool),
+                    f"{self.retained} of {self.retained_max} slots in use",
+                ),
+                ("  index", mib(self.bytes_index), ""),
+                ("  unmerged layers", mib(self.bytes_unmerged), ""),
+            ]
+        rows.append(
+            ("as plain f16", mib(self.bytes_f16), f"ratio {self.ratio:.2f}, total {self.total_ratio:.2f}")
+        )
+        if (self.type_k, self.type_v) != ("f16", "f16"):
+            same = self.type_k if self.type_k == self.type_v else f"{self.type_k}/{self.type_v}"
+            rows.append(
+                (f"as plain {same}", mib(self.bytes_plain), f"{self.bytes_plain / self.bytes:.2f} times ours")
+            )
+        lines += [f"{name:<20}{size:>14}   {more}".rstrip() for name, size, more in rows]
+        if self.active and self.distance is not None:
+            lines.append("mean distance (0: the same direction, 0.5: unrelated)")
+            for a, b in self.pairs:
+                layer = self.layers[a]
+                if layer.distance is not None:
+                    lines.append(f"  layers {a}+{b}:  K {layer.distance_k:.3f}  V {layer.distance_v:.3f}")
+        refused = [(i, layer.reason) for i, layer in enumerate(self.layers) if layer.kind == "refused"]
+        lines += [f"layer {i} is not merged: {reason}" for i, reason in refused]
+        return "\n".join(lines)
+
+
+def _block(retain: float | None) -> str:
+    return str(round(1 / retain)) if retain else "none"
+
+
+def read_report(ctx: Any) -> KVReport:
+    """The report of a llama_context (as llama_cpp gives its pointer)."""
+    from . import _native
+    from .ggml_types import BY_NUMBER
+
+    ffi, lib = _native.ffi, _native.lib
+    pointer = _native.context_pointer(ctx)
+    raw = ffi.new("struct llama_minicache_report *")
+    _native.check(lib.llama_minicache_get_report(pointer, raw), "llama_minicache_get_report")
+
+    kinds = ("none", "plain", "merged a", "merged b", "refused")
+    layers = []
+    for number in range(raw.n_layer):
+        layer = ffi.new("struct llama_minicache_layer_report *")
+        _native.check(
+            lib.llama_minicache_get_layer_report(pointer, number, layer), "llama_minicache_get_layer_report"
+        )
+        layers.append(
+            LayerReport(
+                kind=kinds[layer.kind],
+                partner=layer.partner if layer.partner >= 0 else None,
+                bytes=layer.bytes,
+                distance_k=None if math.isnan(layer.distance_k) else layer.distance_k,
+                distance_v=None if math.isnan(layer.distance_v) else layer.distance_v,
+                n_merged=layer.n_merged,
+                reason=_native.text(layer.reason),
+            )
+        )
+    type_k, type_v = BY_NUMBER[raw.type_k].name, BY_NUMBER[raw.type_v].name
+    pool = None
+    if raw.retain_block:
+        pool = BY_NUMBER[raw.pool_type].name if raw.pool_type in BY_NUMBER else "cache"
+    fixed = raw.bytes_padding
+    return KVReport(
+        bytes=raw.bytes,
+        fixed_bytes=fixed,
+        bytes_f16=raw.bytes_f16,
+        bytes_plain=raw.bytes_same_type,
+        bytes_directions=raw.bytes_directions,
+        bytes_magnitudes=raw.bytes_magnitudes,
+        bytes_pool=raw.bytes_pool,
+        bytes_index=raw.bytes_index,
+        bytes_unmerged=raw.bytes_plain,
+        ratio=_ratio(raw.bytes_f16, raw.bytes - fixed),
+        total_ratio=_ratio(raw.bytes_f16, raw.bytes),
+        active=raw.active,
+        n_cells=raw.n_cells,
+        n_stream=raw.n_stream,
+        type_k=type_k,
+        type_v=type_v,
+        pool_type=pool,
+        t=raw.t if raw.active else None,
+        retain=raw.retain if raw.active else None,
+        retained=raw.n_retained,
+        retained_max=raw.n_retained_max,
+        pairs=[
+            (i, one.partner)
+            for i, one in enumerate(layers)
+            if one.kind == "merged a" and one.partner is not None
+        ],
+        layers=layers,
+        note=_native.text(raw.note),
+    )
+
+
+def _ratio(baseline: int, ours: int) -> float:
+    return baseline / ours if ours else 1.0
