@@ -1,0 +1,98 @@
+"""What the tests share: tiny models, made and loaded once, and the paths that CI sets in the environment."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import blas_threads  # noqa: F401  (before NumPy)
+import lowlevel
+import pytest
+import tiny_models
+from tiny_models import TinyModel
+
+from minicache_cpp._native import bindings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def required(variable: str, what: str, default: Path | None = None) -> Path:
+    """A path from the environment. Without it a test is skipped, or fails if MINICACHE_REQUIRE_ALL=1."""
+    value = os.environ.get(variable)
+    path = Path(value).resolve() if value else default
+    if path is not None and path.exists():
+        return path
+    reason = f"{variable}={path} does not exist" if path else f"{variable} is not set: {what}"
+    if os.environ.get("MINICACHE_REQUIRE_ALL") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_library() -> None:
+    bindings.llama_log_set(lowlevel.quiet, ctypes.c_void_p(0))
+
+
+@pytest.fixture(scope="session")
+def library_dir() -> Path:
+    """Where the patched libllama lies that this process has loaded."""
+    return Path(bindings._lib._name).resolve().parent
+
+
+@pytest.fixture(scope="session")
+def stock_dir() -> Path:
+    return required(
+        "MINICACHE_STOCK_LIB", "the directory of a stock libllama, built with -DMINICACHE_PATCH=OFF"
+    )
+
+
+@pytest.fixture(scope="session")
+def tools_dir() -> Path:
+    return required(
+        "MINICACHE_TOOLS_BIN", "the directory of upstream's tools, built with -DMINICACHE_TOOLS=ON"
+    )
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    default = ROOT / "models" / "minicache-demo-q8_0.gguf"
+    return required("MINICACHE_DEMO_MODEL", "the demo model", default)
+
+
+class Loaded:
+    """A tiny model: its weights, its file, and the loaded handle."""
+
+    def __init__(self, tiny: TinyModel, path: Path) -> None:
+        self.tiny = tiny
+        self.path = tiny.write(path)
+        self.model = lowlevel.Model(path)
+        self.pairs = tuple(tiny_models.default_pairs(tiny.shape.n_layer))
+
+
+@pytest.fixture(scope="session")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
+    """load(maker, **arguments): a model of `tiny_models`, kept for the session."""
+    directory = tmp_path_factory.mktemp("models")
+    loaded: dict[tuple[object, ...], Loaded] = {}
+
+    def get(maker: Callable[..., TinyModel], **arguments: object) -> Loaded:
+        key = (maker, *sorted(arguments.items()))
+        if key not in loaded:
+            loaded[key] = Loaded(maker(**arguments), directory / f"{maker.__name__}-{len(loaded)}.gguf")
+        return loaded[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def random_model(load: Callable[..., Loaded]) -> Loaded:
+    """Six layers, three of them plain; the pair (3, 4) has nothing in common."""
+    return load(tiny_models.random_model)
+
+
+@pytest.fixture(scope="session")
+def parallel_model(load: Callable[..., Loaded]) -> Loaded:
+    """Eight layers whose pairs (4, 5) and (6, 7) have parallel K and V, so that merging them loses nothing."""
+    return load(tiny_models.parallel_model, n_layer=8)

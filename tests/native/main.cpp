@@ -1,0 +1,155 @@
+// Tests of the MiniCache ops on the CPU backend: correctness against scalar code of the tests' own, and speed.
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+#include "ggml-cpu.h"
+#include "ggml.h"
+#include "test-case.h"
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+struct options {
+    bool        perf    = false;
+    bool        verbose = false;
+    std::string filter;
+    unsigned    seed = 1;
+};
+
+// the graph of one case, allocated and filled
+struct test_graph {
+    ggml_context_ptr        ctx;
+    ggml_backend_buffer_ptr buffer;
+    ggml_cgraph *           gf = nullptr;
+
+    test_graph(test_case & test, ggml_backend_t backend, bool perf, unsigned seed) {
+        const size_t           size   = 256 * ggml_tensor_overhead() + ggml_graph_overhead();
+        const ggml_init_params params = { size, nullptr, true };
+
+        ctx.reset(ggml_init(params));
+        gf = ggml_new_graph(ctx.get());
+        test.build(ctx.get(), gf, perf);
+        buffer.reset(ggml_backend_alloc_ctx_tensors(ctx.get(), backend));
+
+        rng_t rng(seed);
+        test.initialize(rng);
+    }
+};
+
+static bool selected(const test_case & test, const options & opts) {
+    return (std::string(test.op()) + "(" + test.vars() + ")").find(opts.filter) != std::string::npos;
+}
+
+static int run_tests(ggml_backend_t backend, const test_cases & cases, const options & opts) {
+    int    n_run    = 0;
+    int    n_failed = 0;
+    double worst    = 0.0;
+
+    for (const auto & test : cases) {
+        if (!selected(*test, opts)) {
+            continue;
+        }
+        const unsigned seed = opts.seed + n_run++;
+
+        ggml_backend_cpu_set_n_threads(backend, test->n_threads());
+        const test_graph graph(*test, backend, false, seed);
+
+        const bool   computed = ggml_backend_graph_compute(backend, graph.gf) == GGML_STATUS_SUCCESS;
+        const double error    = computed ? test->error() : INFINITY;
+        const bool   ok       = error <= test->max_nmse();  // not so for NaN
+
+        n_failed += !ok;
+        worst = std::max(worst, ok ? error : 0.0);
+        if (opts.verbose || !ok) {
+            printf("%s %s(%s): nmse %.3g, bound %.3g, seed %u\n", ok ? "ok  " : "FAIL", test->op(), test->vars().c_str(), error,
+                test->max_nmse(), seed);
+        }
+    }
+    printf("%d of %d tests passed, seeds from %u on, largest nmse of those %.3g\n", n_run - n_failed, n_run, opts.seed, worst);
+
+    return n_run == 0 || n_failed > 0;
+}
+
+static int run_perf(ggml_backend_t backend, const test_cases & cases, const options & opts) {
+    const int64_t min_us = 200 * 1000;
+
+    for (const auto & test : cases) {
+        if (!selected(*test, opts)) {
+            continue;
+        }
+        ggml_backend_cpu_set_n_threads(backend, test->n_threads());
+        const test_graph graph(*test, backend, true, opts.seed);
+
+        ggml_backend_graph_compute(backend, graph.gf);
+
+        const int64_t start = ggml_time_us();
+        int64_t       time  = 0;
+        int           n_run = 0;
+        do {
+            if (ggml_backend_graph_compute(backend, graph.gf) != GGML_STATUS_SUCCESS) {
+                printf("%s(%s): failed\n", test->op(), test->vars().c_str());
+                return 1;
+            }
+            ++n_run;
+            time = ggml_time_us() - start;
+        } while (time < min_us);
+
+        const double us = (double) time / n_run;
+        printf("%s(%s): %.1f us, %.2f GB/s\n", test->op(), test->vars().c_str(), us, test->bytes() / us * 1e-3);
+        fflush(stdout);
+    }
+    return 0;
+}
+
+static void usage(const char * program) {
+    printf("usage: %s [test|perf] [-o TEXT] [-s SEED] [-v]\n\n", program);
+    printf("  test     compare the ops with scalar code (default); exit code 1 if any differs\n");
+    printf("  perf     time the ops\n");
+    printf("  -o TEXT  only cases whose name contains TEXT, such as ATTN or type_k=q4_0\n");
+    printf("  -s SEED  first seed, 1 without\n");
+    printf("  -v       show every case\n");
+}
+
+static bool parse(int argc, char ** argv, options & opts) {
+    for (int i = 1; i < argc; ++i) {
+        const std::string arg = argv[i];
+        if (arg == "test" || arg == "perf") {
+            opts.perf = arg == "perf";
+        } else if (arg == "-v") {
+            opts.verbose = true;
+        } else if (arg == "-o" && i + 1 < argc) {
+            opts.filter = argv[++i];
+        } else if (arg == "-s" && i + 1 < argc) {
+            opts.seed = (unsigned) strtoul(argv[++i], nullptr, 10);
+        } else {
+            return false;
+        }
+    }
+    return true;
+}
+
+int main(int argc, char ** argv) {
+    if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
+        usage(argv[0]);
+        return 0;
+    }
+    options opts;
+    if (!parse(argc, argv, opts)) {
+        usage(argv[0]);
+        return 2;
+    }
+
+    ggml_time_init();
+    const ggml_backend_ptr backend(ggml_backend_cpu_init());
+
+    test_cases cases;
+    add_merge_cases(cases, opts.perf);
+    add_index_cases(cases, opts.perf);
+    add_retain_cases(cases, opts.perf);
+    add_attn_cases(cases, opts.perf);
+
+    return opts.perf ? run_perf(backend.get(), cases, opts) : run_tests(backend.get(), cases, opts);
+}

@@ -1,0 +1,93 @@
+#include "ggml-backend.h"
+#include "ggml-minicache.h"
+#include "test-case.h"
+
+#include <cmath>
+
+class test_index : public test_case {
+  public:
+    test_index(int n_kv, int n_stream, int block, int n_threads) :
+        n_kv(n_kv), n_stream(n_stream), block(block), threads(n_threads) {}
+
+    const char * op() const override { return "INDEX"; }
+
+    std::string vars() const override {
+        return var_list().add("n_kv", n_kv).add("n_stream", n_stream).add("block", block).add("threads", threads).str();
+    }
+
+    double max_nmse() const override { return 0.0; }
+
+    int n_threads() const override { return threads; }
+
+    size_t bytes() const override { return 2 * ggml_nbytes(cells) + ggml_nbytes(slots); }
+
+    void build(ggml_context * ctx, ggml_cgraph * gf, bool) override {
+        // the cache has more cells than the graph sees
+        const int64_t n_slot = ggml_minicache_n_slot(n_kv + 13, block);
+
+        cells = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, n_kv, n_stream);
+        slots = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, 2, n_slot + GGML_MINICACHE_SLOT_STATS, n_stream);
+        out   = ggml_minicache_index(ctx, cells, slots, block);
+        ggml_build_forward_expand(gf, out);
+    }
+
+    void initialize(rng_t & rng) override {
+        std::vector<int32_t> cell_data(ggml_nelements(cells));
+        std::vector<int32_t> slot_data(ggml_nelements(slots));
+
+        for (int32_t & cell : cell_data) {
+            cell = chance(rng, 0.2) ? random_int(rng, 0, 500) :
+                   chance(rng, 0.3) ? (int32_t) GGML_MINICACHE_CELL_EMPTY :
+                                      (int32_t) GGML_MINICACHE_CELL_MERGED;
+        }
+        expected = cell_data;
+        for (int s = 0; s < n_stream; ++s) {
+            int32_t * slot = slot_data.data() + s * 2 * slots->ne[1];
+            for (int64_t i = 0; i < slots->ne[1]; ++i) {
+                // slots may hold cells that were emptied or taken since, and cells that the graph does not see
+                const int cell  = (int) i * block + random_int(rng, 0, block - 1);
+                slot[2 * i]     = chance(rng, 0.2) ? 0 : cell + 1;
+                slot[2 * i + 1] = random_int(rng, 0, 1 << 30);
+                int32_t * state = expected.data() + s * n_kv + cell;
+                if (i < ggml_minicache_n_slot(n_kv, block) && slot[2 * i] && cell < n_kv &&
+                    *state == GGML_MINICACHE_CELL_MERGED) {
+                    *state = GGML_MINICACHE_CELL_RETAINED;
+                }
+            }
+        }
+        ggml_backend_tensor_set(cells, cell_data.data(), 0, ggml_nbytes(cells));
+        ggml_backend_tensor_set(slots, slot_data.data(), 0, ggml_nbytes(slots));
+    }
+
+    double error() const override {
+        std::vector<int32_t> result(ggml_nelements(out));
+        ggml_backend_tensor_get(out, result.data(), 0, ggml_nbytes(out));
+        return result == expected ? 0.0 : INFINITY;
+    }
+
+  private:
+    const int n_kv;
+    const int n_stream;
+    const int block;
+    const int threads;
+
+    ggml_tensor * cells;
+    ggml_tensor * slots;
+    ggml_tensor * out;
+
+    std::vector<int32_t> expected;
+};
+
+void add_index_cases(test_cases & cases, bool perf) {
+    if (perf) {
+        cases.push_back(std::make_unique<test_index>(16384, 1, 20, 1));
+        return;
+    }
+    for (const int n_kv : { 1, 2, 19, 20, 21, 64, 257, 700 }) {
+        for (const int block : { 1, 2, 3, 20, 64, 1000 }) {
+            for (const int threads : { 1, 2, 3, 4 }) {
+                cases.push_back(std::make_unique<test_index>(n_kv, 1 + (n_kv + threads) % 3, block, threads));
+            }
+        }
+    }
+}

@@ -1,0 +1,317 @@
+"""A Llama-like model in NumPy whose cache is MiniCache, simulated cell by cell, slot by slot, ubatch by ubatch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tiny_models import Shape, TinyModel
+
+from .arithmetic import attend, merge, restore
+from .cells import Cells, Token, Ubatch, split
+from .quant import is_quantized, round_magnitude, round_trip
+
+Array = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A context: cache types, how it is split into streams and ubatches, and what is merged."""
+
+    pairs: tuple[tuple[int, int], ...] = ()
+    t: float = 0.6
+    retain: float = 0.0
+    type_k: str = "f16"
+    type_v: str = "f16"
+    pool_type: str = "q8_0"
+    n_cells: int = 256  # per stream
+    n_ubatch: int = 512
+    n_seq_max: int = 1
+    unified: bool = True
+    keep_most_similar: bool = False  # the retention rule upside down, to show that a test would notice
+
+    @property
+    def n_stream(self) -> int:
+        return 1 if self.unified else self.n_seq_max
+
+    @property
+    def block(self) -> int:
+        """Cells that share a retained slot."""
+        return round(1 / self.retain) if self.retain else 0
+
+
+class PlainLayer:
+    """K and V of one layer, rounded to the cache types."""
+
+    def __init__(self, shape: Shape, config: Config) -> None:
+        rows = (config.n_stream, config.n_cells, shape.n_head_kv, shape.head_size)
+        self.k, self.v = np.zeros(rows), np.zeros(rows)
+
+
+class Pair(PlainLayer):
+    """Directions in place of K and V, magnitudes |K_a|, |K_b|, |V_a|, |V_b|, and the retained slots."""
+
+    def __init__(self, shape: Shape, config: Config) -> None:
+        super().__init__(shape, config)
+        self.mag = np.zeros((config.n_stream, config.n_cells, 4, shape.n_head_kv))
+        n_slot = -(-config.n_cells // config.block) if config.block else 0
+        self.slot_cell = np.full((config.n_stream, n_slot), -1)
+        self.slot_distance = np.zeros((config.n_stream, n_slot))
+        self.pool = np.zeros(
+            (config.n_stream, n_slot, 4, shape.n_head_kv, shape.head_size)
+        )  # K_a, K_b, V_a, V_b
+        self.distances: list[tuple[float, float]] = []  # of K and V, token by token
+
+
+class Oracle:
+    def __init__(self, model: TinyModel, config: Config) -> None:
+        self.model, self.shape, self.config = model, model.shape, config
+        self.cells = [Cells(config.n_cells, config.n_seq_max) for _ in range(config.n_stream)]
+        self.pairs = {pair: Pair(model.shape, config) for pair in config.pairs}
+        self.side = {layer: (pair, side) for pair in config.pairs for side, layer in enumerate(pair)}
+        self.plain = {
+            layer: PlainLayer(model.shape, config)
+            for layer in range(self.shape.n_layer)
+            if layer not in self.side
+        }
+        self.rot_k = self._rotation(config.type_k, widest=True)
+        self.rot_v = self._rotation(config.type_v, widest=False)
+        # smallest difference of two distances that decided who is retained: where it is tiny, rounding may decide
+        self.margin = np.inf
+
+    #
+    # forward
+    #
+
+    def decode(self, batch: Sequence[Token]) -> Array:
+        """Logits of every token of the batch, [n_tokens, n_vocab]."""
+        tokens = list(batch)
+        self._apply_shift()
+        logits = np.zeros((len(tokens), len(self._weight("output.weight"))))
+        for ubatch in split(tokens, self.config.n_ubatch, self.config.unified):
+            order = [number for entries in ubatch.entries for number in entries]
+            logits[order] = self._forward(ubatch, tokens)
+        return logits
+
+    def _forward(self, ubatch: Ubatch, batch: list[Token]) -> Array:
+        tokens = [batch[number] for entries in ubatch.entries for number in entries]
+        groups = []  # stream, its tokens' numbers in `tokens`, their cells
+        first = 0
+        for stream, entries in zip(ubatch.streams, ubatch.entries, strict=True):
+            cells = self.cells[stream].find(len(entries))
+            self.cells[stream].place(cells, [batch[number] for number in entries])
+            groups.append((stream, range(first, first + len(entries)), cells))
+            first += len(entries)
+        bias = [
+            np.stack([self._bias(self.cells[stream], tokens[i]) for i in numbers])
+            for stream, numbers, _ in groups
+        ]
+
+        pos = np.array([token.pos for token in tokens])
+        hidden = self._weight("token_embd.weight")[[token.id for token in tokens]].astype(np.float64)
+        exact: dict[int, tuple[Array, Array]] = {}  # K and V of the ubatch, layer by layer
+        for layer in range(self.shape.n_layer):
+            q, k, v = self._qkv(layer, self._norm(hidden, f"blk.{layer}.attn_norm.weight"), pos)
+            exact[layer] = (k, v)
+            attended = np.zeros((len(tokens), self.shape.n_head, self.shape.head_size))
+            for (stream, numbers, cells), mask in zip(groups, bias, strict=True):
+                rows = slice(numbers.start, numbers.stop)
+                if layer in self.plain:
+                    store = self.plain[layer]
+                    store.k[stream, cells] = round_trip(k[rows], self.config.type_k)
+                    store.v[stream, cells] = round_trip(v[rows], self.config.type_v)
+                    query = round_trip(q[rows], query_type(self.config.type_k))
+                    keys, values = store.k[stream], store.v[stream]
+                else:
+                    query = q[rows]
+                    keys, values = self._restored(layer, stream)
+                    keys[cells], values[cells] = k[rows], v[rows]
+                attended[rows] = attend(query, keys, values, mask, max_bias=self.shape.max_bias)
+            if layer in self.side and self.side[layer][1] == 1:
+                pair = self.side[layer][0]
+                for stream, numbers, cells in groups:
+                    rows = slice(numbers.start, numbers.stop)
+                    self._merge(pair, stream, cells, *([x[rows] for x in exact[il]] for il in pair))
+            attended = rotate(attended, self.rot_v).reshape(len(tokens), -1)
+            hidden = hidden + attended @ self._weight(f"blk.{layer}.attn_output.weight").T
+            normed = self._norm(hidden, f"blk.{layer}.ffn_norm.weight")
+            gate, up = (normed @ self._weight(f"blk.{layer}.ffn_{name}.weight").T for name in ("gate", "up"))
+            hidden = (
+                hidden + (gate / (1 + np.exp(-gate)) * up) @ self._weight(f"blk.{layer}.ffn_down.weight").T
+            )
+        return self._norm(hidden, "output_norm.weight") @ self._weight("output.weight").T
+
+    def _qkv(self, layer: int, x: Array, pos: Array) -> tuple[Array, Array, Array]:
+        heads = {"q": self.shape.n_head, "k": self.shape.n_head_kv, "v": self.shape.n_head_kv}
+        result = {}
+        for name, n_head in heads.items():
+            y = x @ self._weight(f"blk.{layer}.attn_{name}.weight").T
+            y = y + self.model.weights.get(f"blk.{layer}.attn_{name}.bias", 0)
+            result[name] = y.reshape(len(x), n_head, self.shape.head_size)
+        q, k = (rope(result[name], pos, self.shape) for name in ("q", "k"))
+        return rotate(q, self.rot_k), rotate(k, self.rot_k), rotate(result["v"], self.rot_v)
+
+    def _norm(self, x: Array, name: str) -> Array:
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.shape.eps) * self._weight(name)
+
+    def _weight(self, name: str) -> Array:
+        return self.model.weights[name]
+
+    def _bias(self, cells: Cells, token: Token) -> Array:
+        distance = (
+            -np.abs(cells.pos - token.pos).astype(np.float16).astype(float) if self.shape.max_bias else 0.0
+        )
+        return np.where(cells.visible(token), distance, -np.inf)
+
+    #
+    # the merged cache
+    #
+
+    def _restored(self, layer: int, stream: int) -> tuple[Array, Array]:
+        """K and V of all cells as one layer of a pair sees them: merged, or exact where the cell is retained."""
+        key, side = self.side[layer]
+        pair = self.pairs[key]
+        keys = restore(pair.k[stream], pair.mag[stream, :, side])
+        values = restore(pair.v[stream], pair.mag[stream, :, 2 + side])
+        held = pair.slot_cell[stream] >= 0
+        cells = pair.slot_cell[stream, held]
+        keys[cells], values[cells] = pair.pool[stream, held, side], pair.pool[stream, held, 2 + side]
+        return keys, values
+
+    def _merge(
+        self, key: tuple[int, int], stream: int, cells: list[int], a: list[Array], b: list[Array]
+    ) -> None:
+        pair, config = self.pairs[key], self.config
+        k, v = merge(a[0], b[0], config.t), merge(a[1], b[1], config.t)
+        pair.k[stream, cells] = round_trip(k.direction, config.type_k)
+        pair.v[stream, cells] = round_trip(v.direction, config.type_v)
+        pair.mag[stream, cells] = round_magnitude(np.stack([k.mag_a, k.mag_b, v.mag_a, v.mag_b], axis=1))
+        pair.distances += zip(k.distance.mean(-1), v.distance.mean(-1), strict=True)
+        if not config.block:
+            return
+        used = self.cells[stream].used
+        for slot, held in enumerate(pair.slot_cell[stream]):
+            if held in cells or (held >= 0 and not used[held]):
+                pair.slot_cell[stream, slot] = -1
+        distance = ((k.distance + v.distance) / 2).mean(-1)
+        pool_k = config.type_k if config.pool_type == "cache" else config.pool_type
+        pool_v = config.type_v if config.pool_type == "cache" else config.pool_type
+        for i, cell in enumerate(cells):
+            slot = cell // config.block
+            if pair.slot_cell[stream, slot] >= 0:
+                gain = distance[i] - pair.slot_distance[stream, slot]
+                self.margin = min(self.margin, abs(gain))
+                if (gain >= 0) if config.keep_most_similar else (gain <= 0):
+                    continue
+            pair.slot_cell[stream, slot], pair.slot_distance[stream, slot] = cell, distance[i]
+            pair.pool[stream, slot, :2] = round_trip(np.stack([a[0][i], b[0][i]]), pool_k)
+            pair.pool[stream, slot, 2:] = round_trip(np.stack([a[1][i], b[1][i]]), pool_v)
+
+    def retained(self, key: tuple[int, int], stream: int = 0) -> set[int]:
+        """The cells that a pair holds unmerged."""
+        return {int(cell) for cell in self.pairs[key].slot_cell[stream] if cell >= 0}
+
+    #
+    # sequence operations
+    #
+
+    def seq_rm(self, seq: int, p0: int, p1: int) -> None:
+        for one in [seq] if seq >= 0 else range(self.config.n_seq_max):
+            cells = self._stream(one)
+            cells.leave(cells.within(one, p0, p1), one)
+
+    def seq_keep(self, seq: int) -> None:
+        self._stream(seq).keep(seq)
+
+    def seq_cp(self, source: int, target: int, p0: int = -1, p1: int = -1) -> None:
+        if self.config.unified:
+            self.cells[0].member[target, self.cells[0].within(source, p0, p1)] = True
+            return
+        cells = self.cells[target] = Cells(self.config.n_cells, self.config.n_seq_max)
+        cells.head = self.cells[source].head
+        copied = self.cells[source].within(source, -1, -1)
+        cells.pos[copied], cells.member[target, copied] = self.cells[source].pos[copied], True
+        for layer in self.plain.values():
+            layer.k[target], layer.v[target] = layer.k[source], layer.v[source]
+        for pair in self.pairs.values():
+            for array in (pair.k, pair.v, pair.mag, pair.slot_cell, pair.slot_distance, pair.pool):
+                array[target] = array[source]
+
+    def seq_add(self, seq: int, p0: int, p1: int, delta: int) -> None:
+        cells = self._stream(seq)
+        cells.move(cells.within(seq, p0, p1), delta)
+
+    def seq_div(self, seq: int, p0: int, p1: int, divisor: int) -> None:
+        cells = self._stream(seq)
+        cells.divide(cells.within(seq, p0, p1), divisor)
+
+    def clear(self) -> None:
+        self.cells = [Cells(self.config.n_cells, self.config.n_seq_max) for _ in self.cells]
+        for pair in self.pairs.values():
+            pair.slot_cell[:] = -1
+
+    def _stream(self, seq: int) -> Cells:
+        return self.cells[0 if self.config.unified else seq]
+
+    def _apply_shift(self) -> None:
+        """Turn the K of moved cells by the distance they moved, and round again."""
+        for stream, cells in enumerate(self.cells):
+            moved = cells.shift.nonzero()[0]
+            if not len(moved):
+                continue
+            delta = cells.shift[moved]
+            for layer in [*self.plain.values(), *self.pairs.values()]:
+                layer.k[stream, moved] = self._turn(layer.k[stream, moved], delta, self.config.type_k)
+            for pair in self.pairs.values():
+                for slot, cell in enumerate(pair.slot_cell[stream]):
+                    if cell in moved:
+                        kind = (
+                            self.config.type_k if self.config.pool_type == "cache" else self.config.pool_type
+                        )
+                        by = cells.shift[[cell, cell]]
+                        pair.pool[stream, slot, :2] = self._turn(pair.pool[stream, slot, :2], by, kind)
+            cells.shift[:] = 0
+
+    def _turn(self, k: Array, delta: Array, kind: str) -> Array:
+        return round_trip(rotate(rope(rotate(k, self.rot_k), delta, self.shape), self.rot_k), kind)
+
+    def _rotation(self, kind: str, widest: bool) -> Array | None:
+        """llama.cpp spreads outliers of quantized caches by a Hadamard matrix that is its own inverse."""
+        if not is_quantized(kind) or self.shape.head_size % 64:
+            return None
+        size = 64
+        while widest and self.shape.head_size % (2 * size) == 0:
+            size *= 2
+        matrix = np.ones((1, 1))
+        while len(matrix) < size:
+            matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+        return matrix / np.sqrt(size)
+
+
+def query_type(kind: str) -> str:
+    """What upstream's CPU attention rounds the query to before it meets a plain layer's K."""
+    return "q8_0" if is_quantized(kind) else kind
+
+
+def rotate(x: Array, matrix: Array | None) -> Array:
+    if matrix is None:
+        return x
+    return (x.reshape(*x.shape[:-1], -1, len(matrix)) @ matrix).reshape(x.shape)
+
+
+def rope(x: Array, pos: Array, shape: Shape) -> Array:
+    """Rotary positions of rows [n, heads, head_size]."""
+    if shape.rope == "none":
+        return x
+    half = shape.head_size // 2
+    angle = pos[:, None, None] * shape.rope_base ** (-np.arange(half) / half)
+    cos, sin = np.cos(angle), np.sin(angle)
+    first, second = (
+        (x[..., ::2], x[..., 1::2]) if shape.rope == "neighbours" else (x[..., :half], x[..., half:])
+    )
+    turned = first * cos - second * sin, first * sin + second * cos
+    if shape.rope == "neighbours":
+        return np.stack(turned, axis=-1).reshape(x.shape)
+    return np.concatenate(turned, axis=-1)

@@ -1,0 +1,244 @@
+"""Tiny GGUF models with random weights, made in a fraction of a second and known to the last number.
+
+The weights stay at hand as NumPy arrays, so that the oracle can run the same model. Besides plain random models there
+are two in which merging a pair loses nothing, or loses something only at known tokens:
+
+* `parallel`: both layers of each pair have K and V of the same direction, by construction, but of different magnitude.
+* `planted`: as `parallel`, except at the tokens `PLANTED`, where the two layers have nothing in common.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+
+# a SentencePiece-like vocabulary: three control tokens, the bytes, and a few pieces
+PIECES = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    *(f"<0x{byte:02X}>" for byte in range(256)),
+    "\u2581",
+    "a",
+    "b",
+    "c",
+    "\u2581a",
+]
+N_VOCAB = len(PIECES)
+FIRST_TOKEN = 3  # tokens below have a meaning of their own; prompts use the others
+PLANTED = (200, 201, 202, 203)  # the token ids that a `planted` model treats differently
+
+N_PRIVATE = 32  # residual dimensions of a `parallel` model that no K or V looks at
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a tiny model looks like; the defaults have grouped KV heads and head size 32."""
+
+    arch: str = "llama"
+    n_layer: int = 6
+    n_embd: int = 128
+    n_head: int = 4
+    n_head_kv: int = 2
+    head_size: int = 32
+    n_ff: int = 160
+    n_ctx_train: int = 4096
+    rope_base: float = 10000.0
+    eps: float = 1e-5
+
+    @property
+    def rope(self) -> str:
+        """Which numbers of a head RoPE turns together: neighbours, halves, or none (ALiBi)."""
+        return {"llama": "neighbours", "qwen2": "halves", "refact": "none"}[self.arch]
+
+    @property
+    def max_bias(self) -> float:
+        return 8.0 if self.arch == "refact" else 0.0
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    shape: Shape
+    weights: dict[str, Array] = field(repr=False)
+
+    def write(self, path: Path) -> Path:
+        """Write the model as a GGUF file in F32."""
+        shape = self.shape
+        writer = gguf.GGUFWriter(path, shape.arch)
+        writer.add_name("tiny")
+        writer.add_context_length(shape.n_ctx_train)
+        writer.add_embedding_length(shape.n_embd)
+        writer.add_block_count(shape.n_layer)
+        writer.add_feed_forward_length(shape.n_ff)
+        writer.add_head_count(shape.n_head)
+        writer.add_head_count_kv(shape.n_head_kv)
+        writer.add_key_length(shape.head_size)
+        writer.add_value_length(shape.head_size)
+        writer.add_layer_norm_rms_eps(shape.eps)
+        writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+        writer.add_vocab_size(N_VOCAB)
+        if shape.rope != "none":
+            writer.add_rope_dimension_count(shape.head_size)
+            writer.add_rope_freq_base(shape.rope_base)
+        add_tokenizer(writer)
+        for name, weight in self.weights.items():
+            writer.add_tensor(name, weight)
+        finish(writer)
+        return path
+
+
+def random_model(seed: int = 0, **shape: object) -> TinyModel:
+    """A model with independent random weights, scaled so that its logits and attention are well spread."""
+    spec = Shape(**shape)  # type: ignore[arg-type]
+    rng = np.random.default_rng(seed)
+
+    def matrix(n_out: int, n_in: int, gain: float = 1.0) -> Array:
+        return (rng.standard_normal((n_out, n_in)) * gain / np.sqrt(n_in)).astype(np.float32)
+
+    def norm() -> Array:
+        return rng.uniform(0.7, 1.3, spec.n_embd).astype(np.float32)
+
+    n_q, n_kv = spec.n_head * spec.head_size, spec.n_head_kv * spec.head_size
+    weights = {"token_embd.weight": rng.standard_normal((N_VOCAB, spec.n_embd)).astype(np.float32)}
+    for layer in range(spec.n_layer):
+        block = f"blk.{layer}"
+        weights[f"{block}.attn_norm.weight"] = norm()
+        weights[f"{block}.attn_q.weight"] = matrix(
+            n_q, spec.n_embd, 1.5
+        )  # attention that prefers some tokens
+        weights[f"{block}.attn_k.weight"] = matrix(n_kv, spec.n_embd)
+        weights[f"{block}.attn_v.weight"] = matrix(n_kv, spec.n_embd)
+        if spec.arch == "qwen2":
+            for name, size in (("q", n_q), ("k", n_kv), ("v", n_kv)):
+                weights[f"{block}.attn_{name}.bias"] = rng.standard_normal(size).astype(np.float32)
+        weights[f"{block}.attn_output.weight"] = matrix(spec.n_embd, n_q)
+        weights[f"{block}.ffn_norm.weight"] = norm()
+        for name in ("gate", "up"):
+            weights[f"{block}.ffn_{name}.weight"] = matrix(spec.n_ff, spec.n_embd)
+        weights[f"{block}.ffn_down.weight"] = matrix(spec.n_embd, spec.n_ff)
+    weights["output_norm.weight"] = norm()
+    weights["output.weight"] = matrix(N_VOCAB, spec.n_embd, 3.0)
+    return TinyModel(spec, weights)
+
+
+def default_pairs(n_layer: int, start: float = 0.5) -> list[tuple[int, int]]:
+    """(S, S + 1), (S + 2, S + 3), ... from the start layer S on; an odd layer at the end stays plain."""
+    return [(layer, layer + 1) for layer in range(int(start * n_layer), n_layer - 1, 2)]
+
+
+def parallel_model(seed: int = 0, start: float = 0.5, equal: bool = False, **shape: object) -> TinyModel:
+    """A model whose pairs have parallel K and V: one direction, two magnitudes.
+
+    Layer a writes only to residual dimensions that no K or V reads, so layer b's K and V differ from a's by what
+    the norm makes of the added length and by nothing else. With `equal`, layer a writes nothing at all, and K and V are
+    the same to the last bit.
+    """
+    model = random_model(seed, **shape)
+    weights = model.weights
+    shared = model.shape.n_embd - N_PRIVATE
+    for a, b in default_pairs(model.shape.n_layer, start):
+        for name in ("attn_k.weight", "attn_k.bias", "attn_v.weight", "attn_v.bias", "attn_norm.weight"):
+            if f"blk.{a}.{name}" in weights:
+                weights[f"blk.{b}.{name}"] = weights[f"blk.{a}.{name}"]
+        weights[f"blk.{a}.attn_norm.weight"][shared:] = 0  # layer b's is the same array
+        for name in ("attn_output", "ffn_down"):
+            weights[f"blk.{a}.{name}.weight"][:shared] = 0
+            weights[f"blk.{a}.{name}.weight"][shared:] *= 0 if equal else 5
+    return model
+
+
+def planted_model(seed: int = 0, start: float = 0.5, **shape: object) -> TinyModel:
+    """A `parallel` model whose layers disagree about the tokens `PLANTED`, and about those only.
+
+    One residual dimension marks these tokens from the embedding to the last layer, as nothing else writes there. In the
+    deeper layer of each pair, K and V depend on the mark in another way than in the first.
+    """
+    model = parallel_model(seed, start, **shape)
+    weights = model.weights
+    rng = np.random.default_rng([seed, 1])
+    mark = 0
+    weights["token_embd.weight"][:, mark] = 0
+    weights["token_embd.weight"][list(PLANTED), mark] = 12
+    for layer in range(model.shape.n_layer):
+        for name in ("attn_output", "ffn_down"):
+            weights[f"blk.{layer}.{name}.weight"][mark] = 0
+    for a, b in default_pairs(model.shape.n_layer, start):
+        for name in ("attn_k", "attn_v"):
+            for layer in (a, b):
+                weight = weights[f"blk.{layer}.{name}.weight"].copy()
+                weight[:, mark] = rng.standard_normal(len(weight)) * 0.2
+                weights[f"blk.{layer}.{name}.weight"] = weight
+    return model
+
+
+def sliding_window_model(path: Path, seed: int = 0) -> Path:
+    """A Gemma 2 model: every second layer attends to a window, so no two neighbours have the same cache."""
+    shape = Shape(n_layer=4)
+    rng = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, "gemma2")
+    writer.add_context_length(shape.n_ctx_train)
+    writer.add_embedding_length(shape.n_embd)
+    writer.add_block_count(shape.n_layer)
+    writer.add_feed_forward_length(shape.n_ff)
+    writer.add_head_count(shape.n_head)
+    writer.add_head_count_kv(shape.n_head_kv)
+    writer.add_key_length(shape.head_size)
+    writer.add_value_length(shape.head_size)
+    writer.add_layer_norm_rms_eps(shape.eps)
+    writer.add_sliding_window(64)
+    writer.add_attn_logit_softcapping(50.0)
+    writer.add_final_logit_softcapping(30.0)
+    writer.add_vocab_size(N_VOCAB)
+    add_tokenizer(writer)
+    norms = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
+    for name, weight in random_model(seed, n_layer=shape.n_layer).weights.items():
+        if name != "output.weight":
+            writer.add_tensor(name, weight)
+    for layer in range(shape.n_layer):
+        for name in norms[1::2]:
+            writer.add_tensor(
+                f"blk.{layer}.{name}.weight", rng.uniform(0.7, 1.3, shape.n_embd).astype(np.float32)
+            )
+    finish(writer)
+    return path
+
+
+def add_tokenizer(writer: gguf.GGUFWriter) -> None:
+    kind = gguf.TokenType
+    types = [kind.UNKNOWN, kind.CONTROL, kind.CONTROL, *[kind.BYTE] * 256]
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(PIECES)
+    writer.add_token_scores([-float(i) for i in range(N_VOCAB)])
+    writer.add_token_types([*types, *[kind.NORMAL] * (N_VOCAB - len(types))])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def prompt(n_tokens: int, seed: int = 0) -> list[int]:
+    """Random tokens, none of them special or planted."""
+    return np.random.default_rng([seed, 2]).integers(FIRST_TOKEN, min(PLANTED), n_tokens).tolist()
+
+
+def with_layers(model: TinyModel, n_layer: int) -> TinyModel:
+    """The same model cut off after `n_layer` layers."""
+    keep = {
+        name: weight
+        for name, weight in model.weights.items()
+        if not name.startswith("blk.") or int(name.split(".")[1]) < n_layer
+    }
+    return TinyModel(replace(model.shape, n_layer=n_layer), keep)
