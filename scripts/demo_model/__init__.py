@@ -1,0 +1,1 @@
+"""How the bundled demo model is made: corpus, tokenizer, tasks, training, export and measurement."""

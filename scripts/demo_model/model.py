@@ -1,0 +1,130 @@
+"""The demo model's network: a small Llama (RMSNorm, SwiGLU, RoPE, grouped KV heads).
+
+Shapes: B sequences of T tokens, D = n_embd, H query heads, G key/value heads, d = head_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the network; everything that the GGUF metadata needs to repeat."""
+
+    n_vocab: int = 4096
+    n_layer: int = 12
+    n_embd: int = 192
+    n_head: int = 4
+    n_head_kv: int = 2
+    head_dim: int = 64
+    n_ff: int = 512
+    n_ctx: int = 4096
+    rope_theta: float = 10000.0
+    rms_eps: float = 1e-5
+
+    def to_dict(self) -> dict[str, int | float]:
+        """The fields as plain values, for checkpoints."""
+        return asdict(self)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last axis, computed in float32; returns x's dtype."""
+    h = x.float()
+    h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
+    return (h * weight).to(x.dtype)
+
+
+def rope_tables(n_ctx: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotation angles, each [n_ctx, head_dim / 2], float32."""
+    freq = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angle = torch.arange(n_ctx, dtype=torch.float64)[:, None] * freq[None, :]
+    return angle.cos().float(), angle.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [B, heads, T, d] by position, pairing element i with i + d/2 (export re-orders the rows)."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+class Block(nn.Module):
+    """One transformer layer: attention and SwiGLU, each behind an RMSNorm and added to the residual."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        q, kv = cfg.n_head * cfg.head_dim, cfg.n_head_kv * cfg.head_dim
+        self.attn_norm = nn.Parameter(torch.ones(cfg.n_embd))
+        self.wq = nn.Linear(cfg.n_embd, q, bias=False)
+        self.wk = nn.Linear(cfg.n_embd, kv, bias=False)
+        self.wv = nn.Linear(cfg.n_embd, kv, bias=False)
+        self.wo = nn.Linear(q, cfg.n_embd, bias=False)
+        self.ffn_norm = nn.Parameter(torch.ones(cfg.n_embd))
+        self.gate = nn.Linear(cfg.n_embd, cfg.n_ff, bias=False)
+        self.up = nn.Linear(cfg.n_embd, cfg.n_ff, bias=False)
+        self.down = nn.Linear(cfg.n_ff, cfg.n_embd, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x [B, T, D] -> [B, T, D]; cos and sin are [B or 1, 1, T, d/2]."""
+        c = self.cfg
+        b, t, _ = x.shape
+        h = rms_norm(x, self.attn_norm, c.rms_eps)
+        q = rotate(self.wq(h).view(b, t, c.n_head, c.head_dim).transpose(1, 2), cos, sin)
+        k = rotate(self.wk(h).view(b, t, c.n_head_kv, c.head_dim).transpose(1, 2), cos, sin)
+        v = self.wv(h).view(b, t, c.n_head_kv, c.head_dim).transpose(1, 2)
+        group = c.n_head // c.n_head_kv
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.wo(a.transpose(1, 2).reshape(b, t, c.n_head * c.head_dim))
+        h = rms_norm(x, self.ffn_norm, c.rms_eps)
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+class DemoModel(nn.Module):
+    """The whole network, from token ids to logits."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.embed = nn.Embedding(cfg.n_vocab, cfg.n_embd)
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
+        self.out_norm = nn.Parameter(torch.ones(cfg.n_embd))
+        self.output = nn.Linear(cfg.n_embd, cfg.n_vocab, bias=False)
+        cos, sin = rope_tables(cfg.n_ctx, cfg.head_dim, cfg.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.reset()
+
+    def reset(self) -> None:
+        """Scaled normal weights; the layers' output matrices start at zero, so each starts as identity.
+
+        The embedding is large beside what the layers soon add, so that the token stays readable in deep layers,
+        and the output matrix starts as a small copy of it: attending to a token then already favours saying it.
+        Both are what makes looking back easy to learn; trained apart, as the token to say is not the one read.
+        """
+        nn.init.normal_(self.embed.weight, std=2.0)
+        with torch.no_grad():
+            self.output.weight.copy_(self.embed.weight * 0.01)
+        for block in self.blocks:
+            for name, p in block.named_parameters():
+                if p.ndim == 2:
+                    if name.startswith(("wo", "down")):
+                        nn.init.zeros_(p)
+                    else:
+                        nn.init.normal_(p, std=p.shape[1] ** -0.5 * 0.6)
+
+    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """tokens [B, T] int64 -> logits [B, T, n_vocab]; positions [B, T] int64, or 0, 1, ... if not given."""
+        x = self.embed(tokens)
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
+        for block in self.blocks:
+            x = block(x, cos, sin)
+        x = rms_norm(x, self.out_norm, self.cfg.rms_eps)
+        return self.output(x)

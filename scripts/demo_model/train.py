@@ -1,0 +1,201 @@
+"""The training loop: resumable, deterministic given the seed and the thread count.
+
+The learning rate is warmed up, stays level, and in the last part falls linearly to zero (warmup, stable,
+decay). The level part has no fixed end: `decay_from` and `total` can be set when a run is resumed, so a run
+is annealed to fit the time at hand without making the steps before depend on it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import tokenizer as tok
+from .batches import REPEAT_WEIGHT, Batches, Mix
+from .dialogues import ANSWER_WEIGHT
+from .model import DemoModel, ModelConfig
+from .optim import Muon
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the course of a run depends on besides the corpus."""
+
+    seed: int = 1
+    total: int = 3000
+    decay_from: int = 2200
+    warmup: int = 60
+    tokens_per_step: int = 4096
+    lr_matrix: float = 0.012
+    lr_embed: float = 0.03
+    lr_vector: float = 0.003
+
+
+PHASES: tuple[tuple[int, Mix], ...] = (
+    (350, Mix(recall=0.36, talk=0.10, repeats=0.34)),
+    (1 << 30, Mix(recall=0.34, talk=0.16, repeats=0.05, skip=0.5)),
+)
+
+
+def rate(plan: Plan, step: int) -> float:
+    """Factor on the learning rates at a step."""
+    if step < plan.warmup:
+        return (step + 1) / plan.warmup
+    if step < plan.decay_from:
+        return 1.0
+    return max(0.0, (plan.total - step) / max(1, plan.total - plan.decay_from))
+
+
+def sequence_length(plan: Plan, step: int) -> int:
+    """Tokens per sequence at a step: 512, and 4096 in many of the decay's steps."""
+    if step < plan.decay_from:
+        return 512
+    return 512 if random.Random(f"{plan.seed}/length/{step}").random() < 0.65 else 4096
+
+
+def mix(plan: Plan, step: int) -> Mix:
+    """What is trained on at a step.
+
+    Looking back is learned first from lists said twice: there half of the tokens depend on it, in a recall task
+    one in twenty does, and prose alone would take many times the tokens.
+    """
+    for until, shares in PHASES:
+        if step < until:
+            return shares
+    return PHASES[-1][1]
+
+
+def save(
+    path: Path, model: DemoModel, optimisers: list[torch.optim.Optimizer], step: int, plan: Plan, tokens: int
+) -> None:
+    """Write a checkpoint beside its name and move it there, so that a killed run leaves a whole one."""
+    part = path.with_suffix(".part")
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "config": model.cfg.to_dict(),
+            "step": step,
+            "plan": asdict(plan),
+            "tokens": tokens,
+            "optimisers": [o.state_dict() for o in optimisers],
+        },
+        part,
+    )
+    part.replace(path)
+
+
+def load_model(path: Path) -> tuple[DemoModel, dict]:
+    """The model of a checkpoint, and the checkpoint itself."""
+    data = torch.load(path, map_location="cpu", weights_only=True)
+    model = DemoModel(ModelConfig(**data["config"]))
+    model.load_state_dict(data["model"])
+    return model, data
+
+
+def run(work: Path, plan: Plan, compile_model: bool, threads: int, save_every: int = 100) -> None:
+    """Train from the last checkpoint in `work`, or from the start, to `plan.total` steps."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(plan.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = tok.load(work)
+    batches = Batches(work, tokenizer, plan.seed)
+    model = DemoModel(ModelConfig(n_vocab=tokenizer.get_vocab_size())).to(device)
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    optimisers: list[torch.optim.Optimizer] = [
+        Muon(matrices, lr=plan.lr_matrix),
+        torch.optim.AdamW([model.embed.weight], lr=plan.lr_embed, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(
+            [model.output.weight, *vectors], lr=plan.lr_vector, betas=(0.9, 0.95), weight_decay=0.0
+        ),
+    ]
+    base = (plan.lr_matrix, plan.lr_embed, plan.lr_vector)
+    checkpoint = work / "checkpoint.pt"
+    start, tokens = 0, 0
+    if checkpoint.exists():
+        data = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(data["model"])
+        for optimiser, state in zip(optimisers, data["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
+        start, tokens = data["step"], data["tokens"]
+        print(f"train: resumed at step {start}", flush=True)
+
+    def losses(ids: Tensor, positions: Tensor) -> Tensor:
+        """Cross entropy in nats of predicting ids[:, 1:], [B, T]; matrix products in bfloat16."""
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = model(ids[:, :-1], positions)
+        return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(
+            ids.shape[0], -1
+        )
+
+    compute = torch.compile(losses, dynamic=False) if compile_model else losses
+    stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+    began = time.monotonic()
+    mean: dict[str, float] = {}
+    with open(work / "log.jsonl", "a", encoding="utf-8") as log:
+        for step in range(start, plan.total):
+            t0 = time.monotonic()
+            length = sequence_length(plan, step)
+            count = max(1, plan.tokens_per_step // length)
+            shares = mix(plan, step)
+            ids_np, weights_np = batches.batch(step, length, count, shares)
+            places = batches.positions(step, length, count, shares.skip, model.cfg.n_ctx)
+            ids, weights = torch.from_numpy(ids_np).to(device), torch.from_numpy(weights_np[:, 1:]).to(device)
+            factor = rate(plan, step)
+            for optimiser, lr in zip(optimisers, base, strict=True):
+                for group in optimiser.param_groups:
+                    group["lr"] = lr * factor
+                optimiser.zero_grad(set_to_none=True)
+            ce = compute(ids, torch.from_numpy(places).to(device))
+            loss = (ce * weights).sum() / weights.sum()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimiser in optimisers:
+                optimiser.step()
+            tokens += count * length
+            ce, plain = ce.detach(), weights == 1.0
+            values = {"loss": float(ce[plain].mean())}
+            for key, weight in (("answer", ANSWER_WEIGHT), ("repeat", REPEAT_WEIGHT)):
+                if bool((weights == weight).any()):
+                    values[key] = float(ce[weights == weight].mean())
+            for key, value in values.items():
+                mean[key] = value if key not in mean else 0.96 * mean[key] + 0.04 * value
+            seconds = time.monotonic() - t0
+            log.write(
+                json.dumps(
+                    {
+                        "step": step,
+                        "length": length,
+                        "tokens": tokens,
+                        "rate": factor,
+                        "seconds": round(seconds, 2),
+                        **{k: round(v, 4) for k, v in values.items()},
+                    }
+                )
+                + "\n"
+            )
+            if (step + 1) % 20 == 0 or step + 1 == plan.total:
+                log.flush()
+                left = (time.monotonic() - began) / (step + 1 - start) * (plan.total - step - 1)
+                print(
+                    f"train: step {step + 1}/{plan.total}, {tokens / 1e6:.2f} M tokens, "
+                    f"loss {mean['loss']:.3f}, recalled words {mean.get('answer', float('nan')):.3f}, "
+                    f"repeated lists {mean.get('repeat', float('nan')):.3f}, "
+                    f"{count * length / seconds:.0f} tokens/s, "
+                    f"about {left / 60:.0f} min left",
+                    flush=True,
+                )
+            if (step + 1) % save_every == 0 or step + 1 == plan.total or stop:
+                save(checkpoint, model, optimisers, step + 1, plan, tokens)
+            if stop:
+                print(f"train: stopped at step {step + 1}, to be resumed", flush=True)
+                return
