@@ -56,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--prompt", metavar="TEXT", help="answer this one message and leave")
     parser.add_argument(
-        "--max-tokens", type=int, default=0, metavar="N", help="length of an answer (default: no limit)"
+        "--max-tokens", type=int, default=0, metavar="N", help="length of an answer (default: the context's)"
     )
     parser.add_argument(
         "--json", action="store_true", help="one answer, to --prompt or all of stdin, as one JSON object"

@@ -26,7 +26,7 @@ def save_chat(path: Path, conversation: Conversation, cache: str) -> int:
     llm = conversation.llm
     size = bindings.llama_state_get_size(llm.ctx)
     buffer = (ctypes.c_uint8 * size)()
-    state = bytes(buffer[: bindings.llama_state_get_data(llm.ctx, buffer, size)])
+    state = memoryview(buffer)[: bindings.llama_state_get_data(llm.ctx, buffer, size)]
     header = {
         "model": fingerprint(llm.model_path),
         "cache": cache,
@@ -37,15 +37,17 @@ def save_chat(path: Path, conversation: Conversation, cache: str) -> int:
         "tokens": llm.input_ids[: llm.n_tokens].tolist(),
         "state_bytes": len(state),
     }
-    data = FORMAT + json.dumps(header).encode("utf-8") + b"\n" + state
+    start = FORMAT + json.dumps(header).encode("utf-8") + b"\n"
     unfinished = path.with_name(path.name + ".unfinished")
     try:
-        unfinished.write_bytes(data)
+        with unfinished.open("wb") as file:
+            file.write(start)
+            file.write(state)
         os.replace(unfinished, path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise MiniCacheError(f"{path} can't be written: {error.strerror or error}") from None
-    return len(data)
+    return len(start) + len(state)
 
 
 def load_chat(path: Path, conversation: Conversation, cache: str) -> None:

@@ -15,15 +15,9 @@ from dataclasses import dataclass, replace
 from ._native import bindings
 from .chat_template import ChatTemplate, Message
 from .errors import MiniCacheError
-from .ggml_types import is_quantized, plain_cache_type
-from .gguf_file import read_gguf
-from .kv_size import model_shape
 from .llama import Llama
 
 PENALTY_TOKENS = 64  # how far back the repeat penalty looks
-ROTATED = (
-    64  # head sizes whose quantized K llama.cpp rotates are multiples of it; other quantized K can't shift
-)
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,6 @@ class Conversation:
         self.llm = llm
         self.template = template
         self.sampler = Sampler(sampling, llm.n_vocab())
-        self.shift_is_safe = shift_is_safe(llm)
         self.system: list[Message] = [{"role": "system", "content": system}] if system else []
         self.messages: list[Message] = []
         self.text = ""  # what the tokens in the context stand for, and with dropped ones stood for
@@ -87,7 +80,8 @@ class Conversation:
     ) -> Answer:
         """Answer a question.
 
-        The text goes to `on_text` as it grows, and `stopped` is asked between tokens; 0 tokens is no limit.
+        The text goes to `on_text` as it grows, and `stopped` is asked between tokens. Without `max_tokens` an
+        answer may be as long as the context, which a model that finds no end would fill for ever.
         """
         started = time.perf_counter()
         prompt = self._read_question(question, stopped)
@@ -98,7 +92,7 @@ class Conversation:
         started = time.perf_counter()
         n_tokens, dropped, finish = 0, prompt.dropped, "length"
         self.text = ""  # until the answer is there in full, the context holds more than is known
-        while not max_tokens or n_tokens < max_tokens:
+        while n_tokens < (max_tokens or self.n_ctx):
             token = self.sampler.sample(self.llm)
             if bindings.llama_vocab_is_eog(self.llm._model.vocab, token):
                 finish = "stop"
@@ -178,6 +172,7 @@ class Conversation:
         if len(tokens) - same + self.n_keep < self.n_ctx:  # else it can't be read, and nothing changes
             self.text = ""
             self._cut(same)
+            same = self.llm.n_tokens
         return Prompt(text, tokens[same:], n_whole - len(tokens))
 
     def _tokenize(self, text: str) -> list[int]:
@@ -199,7 +194,7 @@ class Conversation:
 
     @property
     def can_shift(self) -> bool:
-        return self.shift_is_safe and bool(bindings.llama_memory_can_shift(self.memory))
+        return bool(bindings.llama_memory_can_shift(self.memory))
 
     def _eval(self, tokens: list[int]) -> None:
         try:
@@ -231,10 +226,10 @@ class Conversation:
         """Keep the first tokens only."""
         if n_tokens < self.llm.n_tokens:
             if not bindings.llama_memory_seq_rm(self.memory, 0, n_tokens, -1):
-                bindings.llama_memory_clear(
-                    self.memory, True
-                )  # a memory that can't forget a part (recurrent models)
+                # a recurrent model's memory can't let go of a part
+                bindings.llama_memory_clear(self.memory, True)
                 n_tokens = 0
+                self.text = ""
             self.llm.n_tokens = n_tokens
 
 
@@ -319,13 +314,6 @@ class AnswerWriter:
         if text:
             self.written.append(text)
             self.on_text(text)
-
-
-def shift_is_safe(llm: Llama) -> bool:
-    """Whether llama.cpp can shift this context's K; with the types and head sizes it can't, it crashes."""
-    quantized = is_quantized(plain_cache_type(llm.context_params.type_k, "type_k"))
-    sizes = {layer.head_size_k for layer in model_shape(read_gguf(llm.model_path)).layers}
-    return not quantized or all(size % ROTATED == 0 for size in sizes)
 
 
 def piece(llm: Llama, token: int) -> bytes:
