@@ -132,6 +132,8 @@ function(minicache_unpack_upstream archive tree)
 
     # the archive was made from a checkout; its link to a repository that is not there would only confuse git
     file(REMOVE "${source}/.git")
+    # two thirds of the bytes, and nothing that is compiled
+    file(REMOVE_RECURSE "${source}/models" "${source}/docs" "${source}/benches" "${source}/media")
     file(RENAME "${source}" "${tree}")
     file(REMOVE_RECURSE "${unpacked}")
 endfunction()

@@ -5,6 +5,7 @@
 #include "llama-cparams.h"
 #include "llama-impl.h"
 #include "llama-io.h"
+#include "llama-minicache-error.h"
 #include "llama-model.h"
 
 #include <algorithm>

@@ -3,7 +3,7 @@
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "ggml-minicache.h"
-#include "llama-minicache-params.h"
+#include "llama-minicache-error.h"
 #include "minicache-math.h"
 
 #include <algorithm>
@@ -72,18 +72,6 @@ static void set_data(ggml_tensor * tensor, const T * data) {
     ggml_backend_tensor_set(tensor, data, 0, ggml_nbytes(tensor));
 }
 
-template <typename F>
-static bool guarded(const F & f) {
-    minicache_set_error("");
-    try {
-        f();
-        return true;
-    } catch (const std::exception & e) {
-        minicache_set_error(e.what());
-        return false;
-    }
-}
-
 //
 // merge
 //
@@ -122,7 +110,7 @@ static void merge(const float * x_a, const float * x_b, int64_t n_tokens, int64_
 
 bool llama_minicache_merge(const float * x_a, const float * x_b, int64_t n_tokens, int64_t n_head_kv, int64_t head_size, float t,
     float * direction, float * mag_a, float * mag_b, float * distance) {
-    return guarded([&] { merge(x_a, x_b, n_tokens, n_head_kv, head_size, t, direction, mag_a, mag_b, distance); });
+    return minicache_guarded([&] { merge(x_a, x_b, n_tokens, n_head_kv, head_size, t, direction, mag_a, mag_b, distance); });
 }
 
 //
@@ -279,7 +267,7 @@ static void attention(const llama_minicache_attention_args & a, float * result) 
 }
 
 bool llama_minicache_attention(const llama_minicache_attention_args * args, float * result) {
-    return guarded([&] {
+    return minicache_guarded([&] {
         check(args, "args must not be NULL");
         attention(*args, result);
     });

@@ -157,7 +157,6 @@ minicache_settings minicache_settings_parse(const char * text) {
 
 static thread_local llama_minicache_use_kind thread_use = LLAMA_MINICACHE_USE_ENV;
 static thread_local minicache_settings       thread_settings;
-static thread_local std::string              thread_error;
 
 void minicache_use(llama_minicache_use_kind use, const minicache_settings & settings) {
     thread_use      = use;
@@ -182,7 +181,3 @@ std::optional<minicache_settings> minicache_settings_requested() {
         throw std::invalid_argument(std::string("LLAMA_MINICACHE: ") + e.what());
     }
 }
-
-void minicache_set_error(const std::string & message) { thread_error = message; }
-
-const std::string & minicache_get_error() { return thread_error; }

@@ -37,7 +37,3 @@ void minicache_use(llama_minicache_use_kind use, const minicache_settings & sett
 
 llama_minicache_use_kind   minicache_used();
 const minicache_settings & minicache_used_settings();
-
-// what llama_minicache_last_error() gives on this thread
-void                minicache_set_error(const std::string & message);
-const std::string & minicache_get_error();

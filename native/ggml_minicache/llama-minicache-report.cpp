@@ -4,7 +4,7 @@
 #include "llama-context.h"
 #include "llama-kv-cache-iswa.h"
 #include "llama-kv-cache-minicache.h"
-#include "llama-memory-hybrid.h"
+#include "llama-minicache-error.h"
 #include "llama-model.h"
 
 #include <cmath>
@@ -213,33 +213,30 @@ static void get_report(llama_context * ctx, llama_minicache_report & r) {
     }
 }
 
-template <typename F>
-static bool guarded(llama_context * ctx, const void * report, const F & f) {
-    minicache_set_error("");
-    try {
-        if (!ctx || !report) {
-            throw std::invalid_argument("ctx and report must not be NULL");
-        }
-        llama_synchronize(ctx);
-        f();
-        return true;
-    } catch (const std::exception & e) {
-        minicache_set_error(e.what());
-        return false;
+static void check(const llama_context * ctx, const void * report) {
+    if (!ctx || !report) {
+        throw std::invalid_argument("ctx and report must not be NULL");
     }
 }
 
 bool llama_minicache_get_report(llama_context * ctx, llama_minicache_report * report) {
-    return guarded(ctx, report, [&] { get_report(ctx, *report); });
+    return minicache_guarded([&] {
+        check(ctx, report);
+        llama_synchronize(ctx);
+        get_report(ctx, *report);
+    });
 }
 
 bool llama_minicache_get_layer_report(llama_context * ctx, int32_t il, llama_minicache_layer_report * report) {
-    return guarded(ctx, report, [&] {
+    return minicache_guarded([&] {
+        check(ctx, report);
         const llama_model & model = *llama_get_model(ctx);
         if (il < 0 || il >= (int32_t) model.hparams.n_layer()) {
             throw std::invalid_argument("layer " + std::to_string(il) + " is out of range: the model has layers 0 to " +
                                         std::to_string(model.hparams.n_layer() - 1));
         }
+        llama_synchronize(ctx);
+
         llama_minicache_report whole;
         get_report(ctx, whole);
 

@@ -1,8 +1,8 @@
 #include "llama-minicache.h"
 
+#include "llama-minicache-error.h"
 #include "llama-minicache-params.h"
 
-#include <algorithm>
 #include <stdexcept>
 
 llama_minicache_params llama_minicache_default_params(void) {
@@ -25,8 +25,7 @@ const char * llama_minicache_last_error(void) { return minicache_get_error().c_s
 bool llama_minicache_parse_params(const char * text, llama_minicache_params * params) {
     static thread_local std::vector<int32_t> pairs;
 
-    minicache_set_error("");
-    try {
+    return minicache_guarded([&] {
         if (!text || !params) {
             throw std::invalid_argument("text and params must not be NULL");
         }
@@ -39,25 +38,16 @@ bool llama_minicache_parse_params(const char * text, llama_minicache_params * pa
         }
         *params = { s.start, s.start_layer, pairs.empty() ? nullptr : pairs.data(), (int32_t) s.pairs.size(), s.t, s.retain,
             s.pool_type, s.strict };
-        return true;
-    } catch (const std::exception & e) {
-        minicache_set_error(e.what());
-        return false;
-    }
+    });
 }
 
 bool llama_minicache_use(enum llama_minicache_use_kind use, const llama_minicache_params * params) {
-    minicache_set_error("");
-    try {
+    return minicache_guarded([&] {
         if (use == LLAMA_MINICACHE_USE_PARAMS && !params) {
             throw std::invalid_argument("params must not be NULL");
         }
         minicache_use(use, use == LLAMA_MINICACHE_USE_PARAMS ? minicache_settings_from(*params) : minicache_settings());
-        return true;
-    } catch (const std::exception & e) {
-        minicache_set_error(e.what());
-        return false;
-    }
+    });
 }
 
 llama_context * llama_minicache_init_from_model(

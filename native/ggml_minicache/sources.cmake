@@ -22,6 +22,8 @@ set(MINICACHE_LLAMA_SOURCES
     llama-minicache.h
     llama-minicache.cpp
     llama-minicache-kernels.cpp
+    llama-minicache-error.h
+    llama-minicache-error.cpp
     llama-minicache-params.h
     llama-minicache-params.cpp
     llama-minicache-pairs.h

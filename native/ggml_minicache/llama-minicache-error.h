@@ -1,0 +1,22 @@
+#pragma once
+
+// The last failure of the calling thread, and how a function of the C API fails: no exception crosses it.
+
+#include <exception>
+#include <string>
+
+void                minicache_set_error(const std::string & message);
+const std::string & minicache_get_error();
+
+// Runs f; false, with the reason kept, where it throws.
+template <typename F>
+bool minicache_guarded(const F & f) {
+    minicache_set_error("");
+    try {
+        f();
+        return true;
+    } catch (const std::exception & e) {
+        minicache_set_error(e.what());
+        return false;
+    }
+}
