@@ -122,8 +122,7 @@ def run_bench(args: argparse.Namespace, passed_on: list[str]) -> int:
 def run_test(args: argparse.Namespace, passed_on: list[str]) -> int:
     set_up([*args.extra, "test"])
     with step("upstream's tools and the native tests"):
-        RELEASE.build(TOOL_TARGETS)
-        RELEASE.build(["minicache-test"])
+        RELEASE.build([*TOOL_TARGETS, "minicache-test"])
     with step("the native tests under sanitizers"):
         SANITIZED.build(["minicache-test"])
     with step("the stock library to compare with"):

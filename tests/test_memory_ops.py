@@ -173,10 +173,6 @@ def context(loaded: Loaded, config: Config) -> Context:
     return Context.of(loaded.model, config)
 
 
-# Upstream shifts quantized K only together with its Hadamard rotation, so only for head sizes that are multiples of 64.
-HEAD_SIZE = 64
-
-
 @pytest.mark.parametrize(("kind", "bound"), [("f16", ROUNDING), ("q8_0", Q8_BOUND)])
 @pytest.mark.parametrize(("scenario", "unified"), CASES)
 def test_operations_agree_with_the_plain_cache(
@@ -186,7 +182,7 @@ def test_operations_agree_with_the_plain_cache(
     kind: str,
     bound: float,
 ) -> None:
-    parallel_model = load(tiny_models.parallel_model, n_layer=8, head_size=HEAD_SIZE)
+    parallel_model = load(tiny_models.parallel_model, n_layer=8, head_size=64)
     plain = Config(type_k=kind, type_v=kind, pool_type=kind, n_ubatch=16, n_seq_max=2, unified=unified)
     merged = replace(plain, pairs=parallel_model.pairs, retain=0.05)
     with context(parallel_model, plain) as a, context(parallel_model, merged) as b:
@@ -194,31 +190,53 @@ def test_operations_agree_with_the_plain_cache(
             assert nmse(result, expected) <= bound
 
 
+def assert_matches_the_oracle(
+    loaded: Loaded, config: Config, scenario: Callable[[Memory, int], Result], bound: float
+) -> None:
+    for seed in range(0, 400, 10):
+        oracle = Oracle(loaded.tiny, config)
+        expected = scenario(oracle, seed)
+        if oracle.margin > MARGIN:
+            break
+    assert oracle.margin > MARGIN
+    with context(loaded, config) as ctx:
+        for got, want in zip(scenario(ctx, seed), expected, strict=True):
+            assert nmse(got, want) <= bound
+
+
 @pytest.mark.parametrize("kind", ["f16", "q4_0"])
 @pytest.mark.parametrize(("scenario", "unified"), CASES)
 def test_operations_match_the_oracle(
     load: Callable[..., Loaded], scenario: Callable[[Memory, int], Result], unified: bool, kind: str
 ) -> None:
-    random_model = load(tiny_models.random_model, head_size=HEAD_SIZE)
+    loaded = load(tiny_models.random_model, head_size=64)  # quantized rows go through the Hadamard rotation
     config = Config(
-        random_model.pairs,
-        retain=0.1,
-        pool_type="q8_0",
-        type_k=kind,
-        type_v=kind,
-        n_ubatch=16,
-        n_seq_max=2,
-        unified=unified,
+        loaded.pairs, retain=0.1, type_k=kind, type_v=kind, n_ubatch=16, n_seq_max=2, unified=unified
     )
-    for seed in range(0, 400, 10):
-        oracle = Oracle(random_model.tiny, config)
-        expected = scenario(oracle, seed)
-        if oracle.margin > MARGIN:
-            break
-    assert oracle.margin > MARGIN
-    with context(random_model, config) as ctx:
-        for got, want in zip(scenario(ctx, seed), expected, strict=True):
-            assert nmse(got, want) <= (F16_BOUND if kind == "f16" else QUANTIZED_BOUND)
+    assert_matches_the_oracle(loaded, config, scenario, F16_BOUND if kind == "f16" else QUANTIZED_BOUND)
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "refact"])
+@pytest.mark.parametrize("scenario", [shift_context, shift_one_of_two, copy_twice, remove_and_reuse])
+def test_operations_match_the_oracle_where_every_layer_is_merged(
+    load: Callable[..., Loaded], scenario: Callable[[Memory, int], Result], arch: str
+) -> None:
+    """Nothing is left to the base class then. ALiBi (refact) has positions but no K to turn."""
+    loaded = load(tiny_models.random_model, arch=arch, n_layer=4)
+    config = Config(((0, 1), (2, 3)), retain=0.1, n_ubatch=16, n_seq_max=2, unified=False)
+    assert_matches_the_oracle(loaded, config, scenario, F16_BOUND)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+@pytest.mark.parametrize("scenario", [shift_context, shift_and_shift_back, divide_positions])
+def test_quantized_heads_without_rotation_are_shifted(
+    load: Callable[..., Loaded], scenario: Callable[[Memory, int], Result], start: float
+) -> None:
+    """Head sizes that upstream's Hadamard rotation does not cover, which unpatched it crashes on."""
+    loaded = load(tiny_models.random_model, head_size=32)
+    pairs = tuple(tiny_models.default_pairs(loaded.tiny.shape.n_layer, start))
+    config = Config(pairs, retain=0.1, type_k="q8_0", type_v="q8_0", n_ubatch=16)
+    assert_matches_the_oracle(loaded, config, scenario, QUANTIZED_BOUND)
 
 
 def test_a_full_cache_is_refused_and_stays_as_it_was(random_model: Loaded) -> None:
@@ -405,6 +423,20 @@ def test_a_truncated_state_is_refused(random_model: Loaded, part: float, whole: 
         else:
             state = ctx.seq_state(0)
             assert not ctx.restore_seq(state[: int(part * len(state))], 0)
+        assert_untouched(ctx, untouched)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("place", [0.0, 0.2, 0.5, 0.8, 1.0])
+def test_a_damaged_state_is_refused(random_model: Loaded, place: float, whole: bool) -> None:
+    """One bit is wrong, at the start, in the rows, in the retained tokens, or at the end."""
+    config = state_config(random_model)
+    with context(random_model, config) as ctx, context(random_model, config) as untouched:
+        for one in (ctx, untouched):
+            one.decode(interleaved([prompt(45, 1), prompt(45, 2)]))
+        state = bytearray(ctx.state() if whole else ctx.seq_state(0))
+        state[int(place * (len(state) - 1))] ^= 1
+        assert not (ctx.restore(bytes(state)) if whole else ctx.restore_seq(bytes(state), 0))
         assert_untouched(ctx, untouched)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 
@@ -16,13 +17,17 @@ BUILDS = {
 
 def run(build: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     binary = required(BUILDS[build], "minicache-test, built with -DMINICACHE_TESTS=ON")
-    return subprocess.run([binary, *arguments], capture_output=True, text=True, timeout=300, check=False)
+    strict = os.environ | {"UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+    return subprocess.run(
+        [binary, *arguments], capture_output=True, text=True, timeout=300, env=strict, check=False
+    )
 
 
 @pytest.mark.parametrize("build", BUILDS)
 def test_ops(build: str) -> None:
     result = run(build)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    assert "runtime error" not in result.stderr
     passed = re.search(r"(\d+) of (\d+) tests passed", result.stdout)
     assert passed, result.stdout
     assert passed[1] == passed[2]

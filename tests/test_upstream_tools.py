@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ def run(tool: Path, *arguments: str, cwd: Path, **environment: str) -> tuple[int
 # Flash attention has thousands of cases: the ordinary head sizes and cache types stand for them.
 CASES = {
     "SET_ROWS": ".*",
-    "FLASH_ATTN_EXT": r"hsk=(64|80|128|256),.*kv=(113|512|1024),.*type_K=(f16|bf16|q8_0|q4_0),",
+    "FLASH_ATTN_EXT": r"(hsk=(64|80|128|256),.*kv=113,|hsk=64,.*kv=512,nb=(1|3),).*type_K=(f16|bf16|q8_0|q4_0),",
 }
 
 
@@ -46,15 +47,22 @@ def test_backend_ops(tools_dir: Path, tmp_path: Path, op: str) -> None:
     assert int(passed[2]) >= 100
 
 
-# Upstream's ninth test switches flash attention off, which merged layers refuse.
-PASSED_WITH_MINICACHE = 7
+def save_load_results(tools_dir: Path, loaded: Loaded, directory: Path, **environment: str) -> dict[str, str]:
+    """Result of each of upstream's save and restore tests, from the table that it prints."""
+    shutil.copy(loaded.path, directory / "tiny.gguf")
+    tool = tools_dir / "test-save-load-state"
+    _, output = run(tool, "--models", str(directory), cwd=directory, **environment)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines()
+    names = next((line.split()[1:] for line in lines if line.startswith("Model")), [])
+    results = next((line.split()[1:] for line in lines if line.startswith("tiny.gguf")), [])
+    assert names and len(names) == len(results), output
+    return dict(zip(names, results, strict=True))
 
 
 def test_save_load_state(tools_dir: Path, load: Callable[..., Loaded], tmp_path: Path) -> None:
-    model = load(tiny_models.random_model, head_size=64).path
-    status, output = run(tools_dir / "test-save-load-state", "-m", str(model), cwd=tmp_path)
-    assert status == 0, output[-4000:]
-    assert "All tests passed" in output
+    results = save_load_results(tools_dir, load(tiny_models.random_model, head_size=64), tmp_path)
+    assert set(results.values()) == {"PASS"}
+    assert len(results) == 9
 
 
 @pytest.mark.parametrize("settings", ["start=0.5,t=0.6,retain=0.05", "start=0.0,retain=0.3,pool=f16"])
@@ -62,10 +70,9 @@ def test_save_load_state_of_merged_layers(
     tools_dir: Path, load: Callable[..., Loaded], tmp_path: Path, settings: str
 ) -> None:
     """Generation goes on the same after the state, or one sequence, was saved and restored or copied."""
-    model = load(tiny_models.random_model, head_size=64).path
-    tool = tools_dir / "test-save-load-state"
-    status, output = run(tool, "-m", str(model), cwd=tmp_path, LLAMA_MINICACHE=settings)
-    assert "FAIL" not in output
-    assert len(re.findall(r"^PASS$", output, re.MULTILINE)) == PASSED_WITH_MINICACHE, output[-4000:]
-    assert status == 1
-    assert "merged layers need flash attention" in output.splitlines()[-2]
+    loaded = load(tiny_models.random_model, head_size=64)
+    results = save_load_results(tools_dir, loaded, tmp_path, LLAMA_MINICACHE=settings)
+    # the test of a failing restore switches flash attention off, which merged layers refuse
+    assert results.pop("rf") == "FAIL"
+    assert set(results.values()) == {"PASS"}
+    assert len(results) == 8
