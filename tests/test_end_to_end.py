@@ -101,6 +101,18 @@ def test_prompt_then_decode(random_model: Loaded) -> None:
         )
 
 
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_a_longer_context_matches_the_oracle(random_model: Loaded, n_threads: int) -> None:
+    """Long enough that the graph grows on the way and that threads share the cells of one query."""
+    config = Config(random_model.pairs, retain=0.05, n_ubatch=128, n_cells=1024)
+    tokens, _ = clear_cut(random_model, config, lambda seed: run(prompt(750, seed)))
+    oracle = Oracle(random_model.tiny, config)
+    with Context.of(random_model.model, config, n_threads=n_threads) as ctx:
+        for part, chunk in ((tokens[:730], 730), (tokens[730:], 1)):
+            result, expected = (repeated(decode, part, chunk) for decode in (ctx.decode, oracle.decode))
+            assert nmse(result, expected) <= F16_BOUND
+
+
 @pytest.mark.parametrize("pool_type", ["f16", "q8_0", "cache"])
 @pytest.mark.parametrize("head_size", [32, 64])
 @pytest.mark.parametrize("kind", TYPES)

@@ -107,10 +107,10 @@ def test_demo_model_takes_exactly_the_predicted_bytes(demo_model: Path) -> None:
         report = ctx.report()
     with Context(model, n_ctx=4096) as ctx:
         n_embd_gqa = ctx.report().bytes // (model.n_layer * 4096 * 2 * 2)  # two rows of f16
-    pairs, plain = model.n_layer // 4, model.n_layer // 2 + model.n_layer // 2 % 2
-    assert len(report.pairs) == pairs
-    assert report.pairs[0] == (model.n_layer // 2, model.n_layer // 2 + 1)
-    n_head_kv = n_embd_gqa // 64
+    assert report.pairs == tiny_models.default_pairs(model.n_layer)
+    pairs = len(report.pairs)
+    plain = model.n_layer - 2 * pairs
+    n_head_kv = n_embd_gqa // 64  # its head size
     per_cell = plain * 2 * n_embd_gqa * 2 + pairs * (2 * n_embd_gqa * 2 + 4 * n_head_kv * 2)
     assert report.bytes - report.fixed_bytes == 4096 * per_cell + 16 * pairs
     assert report.bytes_pool == 0

@@ -9,7 +9,7 @@ are two in which merging a pair loses nothing, or loses something only at known 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import gguf
@@ -232,13 +232,3 @@ def finish(writer: gguf.GGUFWriter) -> None:
 def prompt(n_tokens: int, seed: int = 0) -> list[int]:
     """Random tokens, none of them special or planted."""
     return np.random.default_rng([seed, 2]).integers(FIRST_TOKEN, min(PLANTED), n_tokens).tolist()
-
-
-def with_layers(model: TinyModel, n_layer: int) -> TinyModel:
-    """The same model cut off after `n_layer` layers."""
-    keep = {
-        name: weight
-        for name, weight in model.weights.items()
-        if not name.startswith("blk.") or int(name.split(".")[1]) < n_layer
-    }
-    return TinyModel(replace(model.shape, n_layer=n_layer), keep)

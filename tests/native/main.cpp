@@ -6,6 +6,7 @@
 #include "ggml.h"
 #include "test-case.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
