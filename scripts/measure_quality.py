@@ -23,12 +23,11 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from demo_model.dialogues import TURN_START, VALUES, Fact, make_facts, turn
 from numpy.typing import NDArray
 
+from demo_model.dialogues import TURN_START, VALUES, Fact, make_facts, turn
 from minicache_cpp import CacheSpec, Llama
 from minicache_cpp._native import bindings
 from minicache_cpp.demo_model import demo_model
@@ -70,11 +69,19 @@ def upstream_text() -> str:
 
 
 def opened(model: Path, spec: CacheSpec, ctx: int, ubatch: int) -> Llama:
-    plain = {} if spec.minicache else {"type_k": spec.type_k, "type_v": spec.type_v, "flash_attn": True}
+    plain = spec.minicache is None
     return Llama(
-        str(model), n_ctx=ctx, n_batch=ubatch, n_ubatch=ubatch, logits_all=True, verbose=False,
-        minicache=spec.minicache, **plain,
-    )  # fmt: skip
+        str(model),
+        n_ctx=ctx,
+        n_batch=ubatch,
+        n_ubatch=ubatch,
+        logits_all=True,
+        verbose=False,
+        minicache=spec.minicache,
+        type_k=spec.type_k if plain else None,
+        type_v=spec.type_v if plain else None,
+        flash_attn=True,
+    )
 
 
 def log_probabilities(llm: Llama, tokens: list[int]) -> Floats:
@@ -187,7 +194,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", nargs="?", type=Path, default=None, help="a GGUF file (default: the demo model)")
+    parser.add_argument(
+        "model", nargs="?", type=Path, default=None, help="a GGUF file (default: the demo model)"
+    )
     parser.add_argument("--text", type=Path, metavar="FILE", help="UTF-8 text (default: llama.cpp's docs)")
     parser.add_argument("--ctx", type=int, default=1024, metavar="N", help="tokens in a chunk (default 1024)")
     parser.add_argument("--chunks", type=int, default=4, metavar="N", help="chunks (default 4)")
@@ -196,7 +205,9 @@ def main() -> int:
     parser.add_argument(
         "--distance", type=int, action="append", metavar="N", help="tokens between a fact and its question"
     )
-    parser.add_argument("--rounds", type=int, default=8, metavar="N", help="rounds of eight facts (default 8)")
+    parser.add_argument(
+        "--rounds", type=int, default=8, metavar="N", help="rounds of eight facts (default 8)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     args.distance = args.distance or [256, 1024]
@@ -207,7 +218,9 @@ def main() -> int:
         print(f"measure_quality: {error}", file=sys.stderr)
         return 2
     if args.json:
-        print(json.dumps({"model": args.model.name, "context": args.ctx, "rows": [asdict(row) for row in rows]}))
+        print(
+            json.dumps({"model": args.model.name, "context": args.ctx, "rows": [asdict(row) for row in rows]})
+        )
     else:
         print(table(rows, args))
     return 0
