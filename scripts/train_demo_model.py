@@ -48,7 +48,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seed", type=int, default=1, help="seed of corpus order, weights and tasks (default 1)"
     )
-    parser.add_argument("--steps", type=int, default=None, help="steps in all; may be changed when resuming")
+    parser.add_argument(
+        "--steps", type=int, default=None, help="steps in all (default 640); may be changed when resuming"
+    )
     parser.add_argument(
         "--decay-from",
         type=int,
@@ -69,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     work = args.work_dir or default_work_dir()
     work.mkdir(parents=True, exist_ok=True)
     out = args.out or Path(__file__).resolve().parent.parent / "models" / "minicache-demo-q8_0.gguf"
+    # Threads that spin at barriers lose their time slices on a machine that is doing other work as well.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Imported stage by stage: the data stage needs no PyTorch.
     if "data" in args.stages:
         from demo_model import corpus
@@ -79,13 +83,11 @@ def main(argv: list[str] | None = None) -> int:
 
         tokenizer.train(work, args.seed)
     if "train" in args.stages:
-        # Threads that spin at barriers lose their time slices on a machine that is doing other work as well.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from demo_model import train
 
         plan = train.Plan(seed=args.seed)
         if args.steps is not None:
-            plan = replace(plan, total=args.steps, decay_from=int(args.steps * 0.72))
+            plan = replace(plan, total=args.steps, decay_from=int(args.steps * 0.83))
         if args.decay_from is not None:
             plan = replace(plan, decay_from=args.decay_from)
         train.run(work, plan, compile_model=not args.no_compile, threads=args.threads)

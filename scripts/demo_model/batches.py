@@ -166,8 +166,8 @@ class Batches:
     def positions(self, step: int, length: int, count: int, skip: float, n_ctx: int) -> np.ndarray:
         """Positions of a batch's tokens, int64 [count, length].
 
-        A share `skip` of the sequences leaves a gap of random size somewhere, so that sequences of 512 tokens show
-        all distances up to n_ctx (PoSE, Zhu et al. 2023, arXiv 2309.10400); long sequences cost much more.
+        A share `skip` of the sequences leaves a gap of random size somewhere, so that sequences of 512 tokens
+        show all distances up to n_ctx (PoSE, Zhu et al. 2023, arXiv 2309.10400); long ones cost much more.
         """
         rng = random.Random(f"{self.seed}/positions/{step}")
         out = np.tile(np.arange(length, dtype=np.int64), (count, 1))

@@ -69,8 +69,8 @@ class Block(nn.Module):
         self.up = nn.Linear(cfg.n_embd, cfg.n_ff, bias=False)
         self.down = nn.Linear(cfg.n_ff, cfg.n_embd, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [B, T, D] -> [B, T, D]; cos and sin are [B or 1, 1, T, d/2]."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x [B, T, D] -> [B, T, D]; cos and sin are [B or 1, 1, T, d/2]; mask as in DemoModel."""
         c = self.cfg
         b, t, _ = x.shape
         h = rms_norm(x, self.attn_norm, c.rms_eps)
@@ -79,7 +79,7 @@ class Block(nn.Module):
         v = self.wv(h).view(b, t, c.n_head_kv, c.head_dim).transpose(1, 2)
         group = c.n_head // c.n_head_kv
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         x = x + self.wo(a.transpose(1, 2).reshape(b, t, c.n_head * c.head_dim))
         h = rms_norm(x, self.ffn_norm, c.rms_eps)
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
@@ -103,9 +103,10 @@ class DemoModel(nn.Module):
     def reset(self) -> None:
         """Scaled normal weights; the layers' output matrices start at zero, so each starts as identity.
 
-        The embedding is large beside what the layers soon add, so that the token stays readable in deep layers,
-        and the output matrix starts as a small copy of it: attending to a token then already favours saying it.
-        Both are what makes looking back easy to learn; trained apart, as the token to say is not the one read.
+        The embedding is large beside what the layers soon add, so that the token stays readable in deep
+        layers, and the output matrix starts as a small copy of it: attending to a token then already favours
+        saying it. Both make looking back easy to learn. The two are trained apart, as the token to say is not
+        the one read.
         """
         nn.init.normal_(self.embed.weight, std=2.0)
         with torch.no_grad():
@@ -118,13 +119,17 @@ class DemoModel(nn.Module):
                     else:
                         nn.init.normal_(p, std=p.shape[1] ** -0.5 * 0.6)
 
-    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        """tokens [B, T] int64 -> logits [B, T, n_vocab]; positions [B, T] int64, or 0, 1, ... if not given."""
+    def forward(self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """tokens [B, T] int64 -> logits [B, T, n_vocab].
+
+        positions [B, T] int64 are 0, 1, ... if not given; mask [T, T] is true where a row may see a column, and
+        all that stands before if not given.
+        """
         x = self.embed(tokens)
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         for block in self.blocks:
-            x = block(x, cos, sin)
+            x = block(x, cos, sin, mask)
         x = rms_norm(x, self.out_norm, self.cfg.rms_eps)
         return self.output(x)

@@ -20,6 +20,8 @@ from .model import DemoModel
 from .train import load_model
 
 N_FACTS = 8
+# Asked of each context: contexts differ in how hard their facts are, so few questions to many contexts.
+ASKED = 2
 DISTANCES = (0, 256, 1024, 2048, 3800)
 SAMPLES: tuple[tuple[str, ...], ...] = (
     ("Hello, my name is Clara.", "What are you?", "What is my name?"),
@@ -33,68 +35,86 @@ SAMPLES: tuple[tuple[str, ...], ...] = (
 )
 
 
-def trial(rng: random.Random, prose: Prose, distance: int) -> tuple[str, str, str, str]:
-    """(prompt, answer up to the value, value, rest): eight facts, prose, one question about any of the facts.
+Question = tuple[str, str, str, str]
 
-    `distance` is the tokens between the told value and where it must be said; 0 puts no prose between.
+
+def context(rng: random.Random, prose: Prose, distance: int) -> tuple[str, list[Question]]:
+    """Eight facts and prose after them; and for each fact (question, answer up to the value, value, the rest).
+
+    `distance` is the tokens between the told values, on average, and where one must be said; 0: no prose between.
     """
     facts = dialogues.make_facts(rng, N_FACTS)
-    fact = rng.choice(facts)
     told = " ".join(f.statement for f in facts)
-    pieces = dialogues.turn("user", told) + dialogues.turn("assistant", "Noted.")
-    ask = dialogues.turn("user", fact.question) + [(f"{dialogues.TURN_START}assistant\n", 1.0)]
+    pieces = [*dialogues.turn("user", told), *dialogues.turn("assistant", "Noted.")]
+    questions = []
+    for fact in facts:
+        ask = [*dialogues.turn("user", fact.question), (f"{dialogues.TURN_START}assistant\n", 1.0)]
+        questions.append(
+            ("".join(t for t, _ in ask), fact.before, f" {fact.value}", fact.after + dialogues.TURN_END)
+        )
     if distance:
-        after_value = told[told.index(fact.statement) + len(fact.statement) :]
-        near = prose.count(after_value + "".join(t for t, _ in ask) + fact.before) + 40
+        near = prose.count(told) // 2 + prose.count(questions[0][0] + facts[0].before) + 30
         text = ""
-        while prose.count(text) < distance - near - 24:
-            text = (text + " " + prose.filler(rng, distance - near - prose.count(text))).strip()
-        pieces += dialogues.turn("user", "Read this. " + text) + dialogues.turn("assistant", "Done.")
-    prompt = "".join(t for t, _ in pieces + ask)
-    return prompt, fact.before, " " + fact.value, fact.after + dialogues.TURN_END
+        for _ in range(200):
+            room = distance - near - prose.count(text)
+            if room < 40:
+                break
+            text = f"{text} {prose.filler(rng, room)}".strip()
+        pieces += [*dialogues.turn("user", "Read this. " + text), *dialogues.turn("assistant", "Done.")]
+    return "".join(t for t, _ in pieces), questions
 
 
 @torch.no_grad()
-def measure_recall(model: DemoModel, prose: Prose, seed: int, trials: int) -> list[dict[str, float]]:
-    """Per distance: share of answers exact to the end mark under greedy decoding, share with the right word.
+def ask_all(
+    model: DemoModel, prose: Prose, prefix: str, questions: list[Question]
+) -> list[tuple[bool, bool, bool, int]]:
+    """Per question: is the greedy answer exact to its end mark, is its word right, is it any value, how far back.
 
-    One forward over prompt and wanted answer shows both: greedy decoding gives exactly the wanted answer if
-    and only if each of its tokens is the most likely one after those before it.
+    All questions are put to the one context, each blind to the others, by position and mask, so the long text is
+    read once. One forward over the wanted answers shows the greedy ones: greedy decoding gives exactly the wanted
+    answer if and only if each of its tokens is the most likely one after those before it.
     """
+    encode = prose.tokenizer.encode
+    ids = list(encode(prefix).ids)
+    n = len(ids)
+    words = {encode(f" {w}").ids[0] for w in dialogues.VALUES}
+    positions, owner, spans = list(range(n)), [0] * n, []
+    for number, (ask, before, value, after) in enumerate(questions, 1):
+        parts = [encode(part).ids for part in (ask, before, value, after)]
+        start = len(ids) + len(parts[0])
+        spans.append((start, start + len(parts[1])))
+        branch = [i for part in parts for i in part]
+        ids += branch
+        positions += range(n, n + len(branch))
+        owner += [number] * len(branch)
+    who = torch.tensor(owner)
+    mask = ((who[None] == 0) | (who[None] == who[:, None])).tril()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(torch.tensor([ids]), torch.tensor([positions]), mask)[0]
+    best = logits.argmax(-1).tolist()
+    out = []
+    for number, (start, at) in enumerate(spans, 1):
+        end = len(owner) - owner[::-1].index(number)
+        exact = best[start - 1 : end - 1] == ids[start:end]
+        back = positions[at] - ids.index(ids[at])
+        out.append((exact, best[at - 1] == ids[at], best[at - 1] in words, back))
+    return out
+
+
+def measure_recall(model: DemoModel, prose: Prose, seed: int, trials: int) -> list[dict[str, float]]:
+    """Per distance, over at least `trials` questions: shares of exact answers, right words, any value words."""
     rows = []
     for distance in DISTANCES:
         rng = random.Random(f"{seed}/recall/{distance}")
-        exact = right = among = 0
-        real = 0.0
-        for _ in range(trials):
-            prompt, before, value, after = trial(rng, prose, distance)
-            encode = prose.tokenizer.encode
-            ids = encode(prompt).ids
-            start = len(ids)
-            ids += encode(before).ids
-            at = len(ids)
-            ids += encode(value).ids + encode(after).ids
-            told = [i for i in range(start) if ids[i] == ids[at]]
-            real += at - told[0]
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = model(torch.tensor([ids[:-1]]))[0, start - 1 :].float()
-            best = logits.argmax(-1).tolist()
-            exact += best == ids[start:]
-            right += best[at - start] == ids[at]
-            words = [encode(" " + w).ids[0] for w in dialogues.VALUES]
-            among += best[at - start] in words
-        rows.append(
-            {
-                "distance": real / trials,
-                "exact": exact / trials,
-                "right": right / trials,
-                "a value": among / trials,
-            }
-        )
+        results: list[tuple[bool, bool, bool, int]] = []
+        while len(results) < trials:
+            prefix, questions = context(rng, prose, distance)
+            results += ask_all(model, prose, prefix, rng.sample(questions, ASKED))
+        exact, right, among, back = (sum(column) / len(results) for column in zip(*results, strict=True))
+        rows.append({"distance": back, "exact": exact, "right": right, "a value": among, "n": len(results)})
         print(
-            f"recall: about {real / trials:.0f} tokens back: {exact / trials:.0%} exact, "
-            f"{right / trials:.0%} right word, {among / trials:.0%} some value word "
-            f"({trials} trials; chance {1 / N_FACTS:.1%} of the told "
+            f"recall: about {back:.0f} tokens back: {exact:.0%} exact, {right:.0%} right word, "
+            f"{among:.0%} some value word ({len(results)} questions; chance {1 / N_FACTS:.1%} of the told "
             f"words, {1 / len(dialogues.VALUES):.1%} of all)",
             flush=True,
         )

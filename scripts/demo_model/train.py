@@ -13,6 +13,7 @@ import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from torch import Tensor
 from . import tokenizer as tok
 from .batches import REPEAT_WEIGHT, Batches, Mix
 from .dialogues import ANSWER_WEIGHT
+from .heads import set_lookback
 from .model import DemoModel, ModelConfig
 from .optim import Muon
 
@@ -30,9 +32,10 @@ class Plan:
     """Everything that the course of a run depends on besides the corpus."""
 
     seed: int = 1
-    total: int = 3000
-    decay_from: int = 2200
+    total: int = 640
+    decay_from: int = 530
     warmup: int = 60
+    lookback_at: int = 277
     tokens_per_step: int = 4096
     lr_matrix: float = 0.012
     lr_embed: float = 0.03
@@ -40,8 +43,9 @@ class Plan:
 
 
 PHASES: tuple[tuple[int, Mix], ...] = (
-    (350, Mix(recall=0.36, talk=0.10, repeats=0.34)),
-    (1 << 30, Mix(recall=0.34, talk=0.16, repeats=0.05, skip=0.5)),
+    (337, Mix(recall=0.36, talk=0.10, repeats=0.34)),
+    (401, Mix(recall=0.34, talk=0.16, repeats=0.05, skip=0.5)),
+    (1 << 30, Mix(recall=0.22, talk=0.18, repeats=0.02, skip=0.4)),
 )
 
 
@@ -55,17 +59,17 @@ def rate(plan: Plan, step: int) -> float:
 
 
 def sequence_length(plan: Plan, step: int) -> int:
-    """Tokens per sequence at a step: 512, and 4096 in many of the decay's steps."""
+    """Tokens per sequence at a step: 512, and 4096 in one of seven steps of the decay."""
     if step < plan.decay_from:
         return 512
-    return 512 if random.Random(f"{plan.seed}/length/{step}").random() < 0.65 else 4096
+    return 512 if random.Random(f"{plan.seed}/length/{step}").random() < 0.85 else 4096
 
 
 def mix(plan: Plan, step: int) -> Mix:
     """What is trained on at a step.
 
-    Looking back is learned first from lists said twice: there half of the tokens depend on it, in a recall task
-    one in twenty does, and prose alone would take many times the tokens.
+    Looking back is learned first from lists said twice: there half of the tokens depend on it, in a recall
+    task one in twenty does, and prose alone would take many times the tokens.
     """
     for until, shares in PHASES:
         if step < until:
@@ -92,7 +96,7 @@ def save(
     part.replace(path)
 
 
-def load_model(path: Path) -> tuple[DemoModel, dict]:
+def load_model(path: Path) -> tuple[DemoModel, dict[str, Any]]:
     """The model of a checkpoint, and the checkpoint itself."""
     data = torch.load(path, map_location="cpu", weights_only=True)
     model = DemoModel(ModelConfig(**data["config"]))
@@ -144,6 +148,8 @@ def run(work: Path, plan: Plan, compile_model: bool, threads: int, save_every: i
     with open(work / "log.jsonl", "a", encoding="utf-8") as log:
         for step in range(start, plan.total):
             t0 = time.monotonic()
+            if step == plan.lookback_at:
+                set_lookback(model, plan.seed)
             length = sequence_length(plan, step)
             count = max(1, plan.tokens_per_step // length)
             shares = mix(plan, step)
