@@ -82,7 +82,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="upstream as a git repository, one commit for each patch",
         description="Unpack upstream into DIR and commit each patch. Stops at one that does not fit; run again when "
         "that is put right and committed.",
-        epilog="example: python3 scripts/renew_patches.py checkout /tmp/hooks",
+        epilog="example: python3 scripts/renew_patches.py checkout ../hooks",
     )
     checkout.add_argument("directory", type=Path, metavar="DIR")
     checkout.add_argument("--archive", type=Path, help="a source distribution other than the pinned one")
@@ -93,7 +93,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="write the patches back from the commits",
         description="Write one patch for each commit of DIR that follows upstream, numbered in their order, and "
         "remove the patches that have no commit any more.",
-        epilog="example: python3 scripts/renew_patches.py export /tmp/hooks",
+        epilog="example: python3 scripts/renew_patches.py export ../hooks",
     )
     export.add_argument("directory", type=Path, metavar="DIR")
     export.set_defaults(run=run_export)
