@@ -72,15 +72,7 @@ class TinyModel:
         shape = self.shape
         writer = gguf.GGUFWriter(path, shape.arch)
         writer.add_name("tiny")
-        writer.add_context_length(shape.n_ctx_train)
-        writer.add_embedding_length(shape.n_embd)
-        writer.add_block_count(shape.n_layer)
-        writer.add_feed_forward_length(shape.n_ff)
-        writer.add_head_count(shape.n_head)
-        writer.add_head_count_kv(shape.n_head_kv)
-        writer.add_key_length(shape.head_size)
-        writer.add_value_length(shape.head_size)
-        writer.add_layer_norm_rms_eps(shape.eps)
+        add_shape(writer, shape)
         writer.add_file_type(gguf.LlamaFileType.ALL_F32)
         writer.add_vocab_size(N_VOCAB)
         if shape.rope != "none":
@@ -177,11 +169,8 @@ def planted_model(seed: int = 0, start: float = 0.5, **shape: object) -> TinyMod
     return model
 
 
-def sliding_window_model(path: Path, seed: int = 0) -> Path:
-    """A Gemma 2 model: every second layer attends to a window, so no two neighbours have the same cache."""
-    shape = Shape(n_layer=4)
-    rng = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, "gemma2")
+def add_shape(writer: gguf.GGUFWriter, shape: Shape) -> None:
+    """The sizes that every architecture here has."""
     writer.add_context_length(shape.n_ctx_train)
     writer.add_embedding_length(shape.n_embd)
     writer.add_block_count(shape.n_layer)
@@ -191,6 +180,14 @@ def sliding_window_model(path: Path, seed: int = 0) -> Path:
     writer.add_key_length(shape.head_size)
     writer.add_value_length(shape.head_size)
     writer.add_layer_norm_rms_eps(shape.eps)
+
+
+def sliding_window_model(path: Path, seed: int = 0) -> Path:
+    """A Gemma 2 model: every second layer attends to a window, so no two neighbours have the same cache."""
+    shape = Shape(n_layer=4)
+    rng = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, "gemma2")
+    add_shape(writer, shape)
     writer.add_sliding_window(64)
     writer.add_attn_logit_softcapping(50.0)
     writer.add_final_logit_softcapping(30.0)

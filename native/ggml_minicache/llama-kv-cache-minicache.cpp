@@ -56,10 +56,14 @@ static void check_types(const llama_model & model, const llama_memory_params & p
     }
 }
 
+// what the context is to use; a draft head keeps a plain cache of its own, of a layer or two
+static std::optional<minicache_settings> requested(const llama_memory_params & params) {
+    return params.ctx_type == LLAMA_CONTEXT_TYPE_DEFAULT ? minicache_settings_requested() : std::nullopt;
+}
+
 llama_kv_cache_minicache * llama_kv_cache_minicache::create(const llama_model & model, const llama_memory_params & params,
     const llama_cparams & cparams, const layer_filter_cb & filter) {
-    // a draft head keeps a cache of its own, of a layer or two
-    const auto settings = params.ctx_type == LLAMA_CONTEXT_TYPE_DEFAULT ? minicache_settings_requested() : std::nullopt;
+    const auto settings = requested(params);
 
     if (!settings) {
         return nullptr;
@@ -82,12 +86,10 @@ llama_kv_cache_minicache * llama_kv_cache_minicache::create(const llama_model & 
 }
 
 void llama_kv_cache_minicache::check_created(
-    llama_memory_i * created, const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams) {
-    GGML_UNUSED(cparams);
-
+    llama_memory_i * created, const llama_model & model, const llama_memory_params & params) {
     std::unique_ptr<llama_memory_i> owned(created);
 
-    const auto settings = params.ctx_type == LLAMA_CONTEXT_TYPE_DEFAULT ? minicache_settings_requested() : std::nullopt;
+    const auto settings = requested(params);
 
     if (settings && !dynamic_cast<llama_kv_cache_minicache *>(created)) {
         const std::string message = minicache_why_not_model(model);
@@ -300,8 +302,6 @@ bool llama_kv_cache_minicache::update(llama_context * lctx, bool do_shift, const
     return llama_kv_cache::update(lctx, do_shift, sc_info);
 }
 
-void llama_kv_cache_minicache::set_input_cell_shift(ggml_tensor * dst) const { set_input_k_shift(dst); }
-
 void llama_kv_cache_minicache::set_input_slot_shift(ggml_tensor * dst, const minicache_pair & pair) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
 
@@ -327,7 +327,7 @@ class llm_graph_input_k_shift_minicache : public llm_graph_input_i {
 
         // an input that no layer uses is left unallocated
         if (cell_shift->buffer) {
-            kv->set_input_cell_shift(cell_shift);
+            kv->set_input_k_shift(cell_shift);
         }
         for (size_t i = 0; i < slot_shift.size(); ++i) {
             kv->set_input_slot_shift(slot_shift[i], kv->get_pair(i));

@@ -46,8 +46,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
         const llama_cparams & cparams, const layer_filter_cb & filter);
 
     // Says aloud when a MiniCache was asked for and the model's memory cannot be one; throws, and frees `created`, if strict.
-    static void check_created(
-        llama_memory_i * created, const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams);
+    static void check_created(llama_memory_i * created, const llama_model & model, const llama_memory_params & params);
 
     // llama_kv_cache
 
@@ -77,8 +76,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     // I32 [n_kv, n_stream]: what each cell holds for the ubatch at sinfo, see ggml_minicache_index()
     void set_input_cells(ggml_tensor * dst, const slot_info & sinfo) const;
 
-    // I32 [kv_size*n_stream] and I32 [n_slot*n_stream]: by how much the K of a cell or slot is to be shifted
-    void set_input_cell_shift(ggml_tensor * dst) const;
+    // I32 [n_slot*n_stream]: by how much the K of a slot's token is to be shifted
     void set_input_slot_shift(ggml_tensor * dst, const minicache_pair & pair) const;
 
     // the pair's slots in host memory, stream by stream

@@ -9,7 +9,6 @@
 
 struct llama_model;
 struct llama_cparams;
-struct llama_hparams;
 
 struct minicache_layer {
     llama_minicache_layer_kind kind    = LLAMA_MINICACHE_LAYER_NONE;
