@@ -10,6 +10,7 @@
 //   a pair is two neighbouring layers, a and b, b the deeper; `side` is 0 for a and 1 for b
 
 #include "ggml.h"
+#include "minicache-code.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -20,6 +21,8 @@ enum ggml_minicache_op {
     GGML_MINICACHE_OP_ATTN,
     GGML_MINICACHE_OP_MERGE,
     GGML_MINICACHE_OP_RETAIN,
+    GGML_MINICACHE_OP_ENCODE,
+    GGML_MINICACHE_OP_ATTN_CODE,
 };
 
 // what a cell holds, as ggml_minicache_index() tells the attention; values >= 0 are current tokens
@@ -43,9 +46,10 @@ static inline int64_t ggml_minicache_n_slot(int64_t n_cells, int32_t block) {
 GGML_API enum ggml_minicache_op ggml_minicache_get_op(const struct ggml_tensor * op);
 
 // What each cell holds in this ubatch.
-//   cells  I32 [n_kv, n_stream]          the current token in the cell (its number in its stream), or MERGED, or EMPTY
+//   cells  I32 [n_kv, n_stream, 1 or 2]  the current token in the cell (its number in its stream), or MERGED, or EMPTY; then
+//                                        the cells' bases where pairs are coded
 //   slots  I32 [2, n_slot + 2, n_stream]
-//   result I32 [n_kv, n_stream]          as `cells`, RETAINED where a slot holds the cell
+//   result I32 [n_kv, n_stream, 1 or 2]  as `cells`, RETAINED where a slot holds the cell
 GGML_API struct ggml_tensor * ggml_minicache_index(
     struct ggml_context * ctx, struct ggml_tensor * cells, struct ggml_tensor * slots, int32_t block);
 
@@ -103,7 +107,7 @@ struct ggml_minicache_retain_params {
 // Offer the current tokens to the pair's slots, in place. A slot keeps the most distant of its block's tokens (mean over
 // heads of the distances of K and V); it lets go of a token whose cell is empty or taken by a current token.
 //   slots    I32 [2, n_slot + 2, all streams]
-//   merged   F32, result of ggml_minicache_merge()
+//   merged   F32, result of ggml_minicache_merge() or ggml_minicache_encode(): the last 2*n_head_kv numbers of a row are read
 //   rows     I64 [n_tokens]        cell + stream*n_cells of each current token
 //   cells    I32 [n_kv, n_stream]  as for ggml_minicache_index()
 //   kv_a, kv_b                     as for ggml_minicache_merge()
@@ -113,6 +117,35 @@ GGML_API struct ggml_tensor * ggml_minicache_retain(struct ggml_context * ctx, s
     struct ggml_tensor * merged, struct ggml_tensor * rows, struct ggml_tensor * cells, struct ggml_tensor * kv_a,
     struct ggml_tensor * kv_b, struct ggml_tensor * pool_k_a, struct ggml_tensor * pool_v_a, struct ggml_tensor * pool_k_b,
     struct ggml_tensor * pool_v_b, struct ggml_minicache_retain_params params);
+
+//
+// pairs that are kept as a shared code, see minicache-code.h
+//
+
+// Encode the current K and V of both layers and write them to the cache, in place, per token and KV head.
+//   kv_a, kv_b  F32 [(d_k + d_v)*n_head_kv, n_tokens]
+//   codec       I8  [minicache_codec_offsets.size]
+//   code_k      I8  [minicache_code_bytes(layout_k)*n_head_kv, n_cells, all streams]
+//   code_v      I8  [minicache_code_bytes(layout_v)*n_head_kv, n_cells, all streams]
+//   rows        I64 [n_tokens]  cell + stream*n_cells of each current token
+//   bases       I32 [n_tokens]  the position that each token's K is coded relative to
+//   result      F32 [2*n_head_kv, n_tokens]: per KV head the squared error of K, then of V, relative to the squared length and
+//               averaged over both layers, [0, 1]: the token's distances, as the tail of ggml_minicache_merge()'s rows
+GGML_API struct ggml_tensor * ggml_minicache_encode(struct ggml_context * ctx, struct ggml_tensor * kv_a,
+    struct ggml_tensor * kv_b, struct ggml_tensor * codec, struct ggml_tensor * code_k, struct ggml_tensor * code_v,
+    struct ggml_tensor * rows, struct ggml_tensor * bases, struct minicache_code_shape shape);
+
+// As ggml_minicache_attn(), with coded entries in place of merged ones:
+//   score_j = scale*(D_kᵀR(-b_j)q)·z_j*m_j for a coded entry, and D_v*Σ p_j*μ_j*z_j joins the result
+//   code_k  I8  [minicache_code_bytes(layout_k), n_head_kv, n_kv, n_stream]
+//   code_v  I8  [minicache_code_bytes(layout_v), n_head_kv, n_kv, n_stream]
+//   codec   I8  [minicache_codec_offsets.size]
+//   index   I32 [n_kv, n_stream, 2]  what each cell holds, as for ggml_minicache_attn(); then the base of each cell
+//   params  side, block, scale, ... as for ggml_minicache_attn()
+GGML_API struct ggml_tensor * ggml_minicache_attn_code(struct ggml_context * ctx, struct ggml_tensor * q,
+    struct ggml_tensor * code_k, struct ggml_tensor * code_v, struct ggml_tensor * codec, struct ggml_tensor * pool_k,
+    struct ggml_tensor * pool_v, struct ggml_tensor * kv_cur, struct ggml_tensor * mask, struct ggml_tensor * index,
+    struct ggml_tensor * sinks, struct ggml_minicache_attn_params params, struct minicache_code_shape shape);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,157 @@
+#pragma once
+
+// The shared code of a pair, byte by byte, free of any backend: the host and the device compile this very text.
+//
+// Per KV head, K (at its block-relative position, see below) and V of both layers are kept as one code: with u = x/|x|,
+//
+//   y = [w_a*u_a; w_b*u_b]                      2*d numbers; w weighs the numbers of a head, all 1 without weights
+//   z_c = gain_c * Σ_i D[i][c]*y_i              r coefficients, in units of their steps
+//   û_i = Σ_c D[i][c]*(L_c - (2^w_c - 1)/2)     rows 0..d-1 of D are layer a's decoder, rows d..2d-1 layer b's
+//   x̂_a = m_a*û_a,   x̂_b = m_b*û_b              each layer's own magnitude
+//
+// with the level L_c = z_c + (2^w_c - 1)/2 rounded and clamped to w_c bits. A magnitude m is one byte: 0 for 0, else
+// m = exp(log_min + (q - 1)*log_step). It is not |x|, but what makes m*û nearest to x: m = max(0, x·û)/(û·û).
+//
+// A code row holds, for one KV head of one token: the byte of layer a's magnitude, the byte of layer b's, then the
+// segments from the widest to the narrowest. A segment of n coefficients of w bits is one or two planes: the upper bits of
+// all its levels, then the lower ones (8: 8; 6: 4 + 2; 5: 4 + 1; 4: 4; 3: 2 + 1; 2: 2; 1: 1). A plane of p bits is a
+// little-endian string of bits: level i has the bits i*p to i*p + p - 1. Coefficients come in units of 16, so planes are
+// whole numbers of 16-bit words. A token's row in the cache is the code rows of its KV heads, one after the other.
+//
+// Block-relative K: RoPE composes, R(p) = R(b)R(p - b). What is coded is R(-b)k, K as it would be at position p - b, where b,
+// the cell's base, is the position rounded down to a multiple of the plan's block when the token came in. The query is
+// rotated back by b in turn: q·k = (R(-b)q)·(R(-b)k), exactly. A context shift moves b alone. Models without RoPE have base 0.
+
+#include <math.h>
+#include <stdint.h>
+
+#ifndef MINICACHE_HD
+#if defined(__CUDACC__) || defined(__HIPCC__)
+#define MINICACHE_HD __host__ __device__
+#else
+#define MINICACHE_HD
+#endif
+#endif
+
+#define MINICACHE_CODE_UNIT 16
+#define MINICACHE_CODE_WIDTHS 7
+#define MINICACHE_CODE_MAG_BYTES 2
+
+// bits of segment i, widest first
+static inline MINICACHE_HD int minicache_code_width(int i) { return i == 0 ? 8 : 7 - i; }  // 8 6 5 4 3 2 1
+
+// bits of the segment's upper plane, which may be all
+static inline MINICACHE_HD int minicache_code_upper(int width) { return width == 3 ? 2 : width == 5 || width == 6 ? 4 : width; }
+
+// units of 16 coefficients in each segment
+struct minicache_code_layout {
+    uint8_t n_unit[MINICACHE_CODE_WIDTHS];
+    uint8_t unused;
+};
+
+// coefficients of a code
+static inline MINICACHE_HD int minicache_code_size(struct minicache_code_layout layout) {
+    int n = 0;
+    for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
+        n += layout.n_unit[i];
+    }
+    return MINICACHE_CODE_UNIT * n;
+}
+
+// bytes of a code row, magnitudes included
+static inline MINICACHE_HD int minicache_code_bytes(struct minicache_code_layout layout) {
+    int n = MINICACHE_CODE_MAG_BYTES;
+    for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
+        n += MINICACHE_CODE_UNIT / 8 * minicache_code_width(i) * layout.n_unit[i];
+    }
+    return n;
+}
+
+// Which numbers of a head RoPE turns together: none, neighbours (2i, 2i + 1), or halves (i, i + n_rot/2) as NEOX does.
+enum minicache_rope {
+    MINICACHE_ROPE_NONE       = 0,
+    MINICACHE_ROPE_NEIGHBOURS = 1,
+    MINICACHE_ROPE_HALVES     = 2,
+};
+
+// Everything that coding and attending need to know of a pair but the matrices.
+struct minicache_code_shape {
+    struct minicache_code_layout layout_k;
+    struct minicache_code_layout layout_v;
+
+    int16_t d_k;
+    int16_t d_v;
+    int16_t n_head_kv;
+    int16_t n_rot;  // numbers of a head of K that RoPE turns, 0 without
+    int32_t rope;   // enum minicache_rope
+};
+
+// The codec of a pair is one array of float32 words, then float16 ones:
+//   F32  freq     [n_rot/2]                radians per position of each turned pair of numbers
+//   F32  mag      [n_head_kv][4][2]        log_min and log_step of |K_a|, |K_b|, |V_a|, |V_b|
+//   F32  weight_k [n_head_kv][2*d_k]       w
+//   F32  gain_k   [n_head_kv][r_k]
+//   F32  weight_v [n_head_kv][2*d_v]
+//   F32  gain_v   [n_head_kv][r_v]
+//   F16  dec_k    [n_head_kv][2*d_k][r_k]  D
+//   F16  dec_v    [n_head_kv][2*d_v][r_v]
+// These are the offsets of its parts in bytes, and its size.
+struct minicache_codec_offsets {
+    int64_t freq;
+    int64_t mag;
+    int64_t weight_k;
+    int64_t gain_k;
+    int64_t weight_v;
+    int64_t gain_v;
+    int64_t dec_k;
+    int64_t dec_v;
+    int64_t size;
+};
+
+static inline MINICACHE_HD struct minicache_codec_offsets minicache_codec_offsets_of(struct minicache_code_shape s) {
+    const int64_t n   = s.n_head_kv;
+    const int64_t r_k = minicache_code_size(s.layout_k);
+    const int64_t r_v = minicache_code_size(s.layout_v);
+
+    struct minicache_codec_offsets o;
+    o.freq     = 0;
+    o.mag      = o.freq + 4 * (int64_t) (s.n_rot / 2);
+    o.weight_k = o.mag + 4 * n * 8;
+    o.gain_k   = o.weight_k + 4 * n * 2 * s.d_k;
+    o.weight_v = o.gain_k + 4 * n * r_k;
+    o.gain_v   = o.weight_v + 4 * n * 2 * s.d_v;
+    o.dec_k    = o.gain_v + 4 * n * r_v;
+    o.dec_v    = o.dec_k + 2 * n * 2 * s.d_k * r_k;
+    o.size     = o.dec_v + 2 * n * 2 * s.d_v * r_v;
+    return o;
+}
+
+// Magnitudes: q = 0 is 0, and 1..255 are a geometric series from exp(log_min) on.
+static inline MINICACHE_HD uint8_t minicache_code_mag(float m, float log_min, float log_step) {
+    if (!(m > 0.0f)) {
+        return 0;
+    }
+    const float q = roundf((logf(m) - log_min) / log_step) + 1.0f;
+    return (uint8_t) (q < 1.0f ? 1.0f : q > 255.0f ? 255.0f : q);
+}
+
+static inline MINICACHE_HD float minicache_code_mag_value(uint8_t q, float log_min, float log_step) {
+    return q == 0 ? 0.0f : expf(log_min + (float) (q - 1) * log_step);
+}
+
+// the level of a coefficient z, which is in units of its step
+static inline MINICACHE_HD int minicache_code_level(float z, int width) {
+    const float top = (float) ((1 << width) - 1);
+    const float l   = roundf(z + 0.5f * top);
+    return (int) (l < 0.0f ? 0.0f : l > top ? top : l);
+}
+
+// p bits of level i in a plane
+static inline MINICACHE_HD int minicache_code_get(const uint8_t * plane, int p, int i) {
+    return plane[i * p / 8] >> (i * p % 8) & ((1 << p) - 1);
+}
+
+// sets them in a plane of zeros
+static inline MINICACHE_HD void minicache_code_put(uint8_t * plane, int p, int i, int bits) {
+    plane[i * p / 8] |= (uint8_t) (bits << (i * p % 8));
+}
