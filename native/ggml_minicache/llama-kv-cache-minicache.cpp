@@ -74,11 +74,11 @@ llama_kv_cache_minicache * llama_kv_cache_minicache::create(const llama_model & 
         }
         check_types(model, params, *settings);
 
-        const minicache_plan plan = minicache_make_plan(model, cparams, cparams.offload_kqv, *settings);
-        if (plan.pairs.empty()) {
+        const minicache_pairing pairing = minicache_make_pairing(model, cparams, cparams.offload_kqv, *settings);
+        if (pairing.pairs.empty()) {
             LLAMA_LOG_WARN("%s: no two layers of this model can be merged, its cache is a plain one\n", __func__);
         }
-        return new llama_kv_cache_minicache(model, params, cparams, filter, *settings, plan);
+        return new llama_kv_cache_minicache(model, params, cparams, filter, *settings, pairing);
     } catch (const std::exception & e) {
         minicache_set_error(e.what());
         throw;
@@ -104,15 +104,15 @@ void llama_kv_cache_minicache::check_created(
 
 llama_kv_cache_minicache::llama_kv_cache_minicache(const llama_model & model, const llama_memory_params & params,
     const llama_cparams & cparams, const layer_filter_cb & filter, const minicache_settings & settings,
-    const minicache_plan & plan) :
+    const minicache_pairing & pairing) :
     llama_kv_cache(
         model, model.hparams, params.type_k, params.type_v, /*v_trans =*/false, cparams.offload_kqv, cparams.kv_unified,
         cparams.n_ctx_seq, cparams.n_seq_max, /*n_pad =*/1, model.hparams.n_swa, model.hparams.swa_type, nullptr,
-        [&](int32_t il) { return (!filter || filter(il)) && ((size_t) il >= plan.layers.size() || !plan.merged(il)); }, nullptr,
+        [&](int32_t il) { return (!filter || filter(il)) && ((size_t) il >= pairing.layers.size() || !pairing.merged(il)); }, nullptr,
         nullptr),
-    settings(settings), plan(plan), cache_type_k(params.type_k), cache_type_v(params.type_v), block(settings.retain_block()),
-    pair_of_layer(plan.layers.size(), -1) {
-    for (const auto & [a, b] : plan.pairs) {
+    settings(settings), pairing(pairing), cache_type_k(params.type_k), cache_type_v(params.type_v), block(settings.retain_block()),
+    pair_of_layer(pairing.layers.size(), -1) {
+    for (const auto & [a, b] : pairing.pairs) {
         pair_of_layer[a] = pairs.size();
         pair_of_layer[b] = pairs.size();
 

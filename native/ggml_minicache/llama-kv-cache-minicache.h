@@ -64,7 +64,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     const std::vector<minicache_pair> & get_pairs() const { return pairs; }
     const minicache_settings &          get_settings() const { return settings; }
-    const minicache_plan &              get_plan() const { return plan; }
+    const minicache_pairing &              get_pairing() const { return pairing; }
 
     ggml_type get_type_k() const { return cache_type_k; }
     ggml_type get_type_v() const { return cache_type_v; }
@@ -90,7 +90,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
   private:
     llama_kv_cache_minicache(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
-        const layer_filter_cb & filter, const minicache_settings & settings, const minicache_plan & plan);
+        const layer_filter_cb & filter, const minicache_settings & settings, const minicache_pairing & pairing);
 
     void allocate(bool offload);
     void init_rotation();
@@ -104,7 +104,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     void check_room(const std::vector<uint32_t> & cell_counts, llama_seq_id seq_id) const;
 
     const minicache_settings settings;
-    const minicache_plan     plan;
+    const minicache_pairing  pairing;
 
     const ggml_type cache_type_k;
     const ggml_type cache_type_v;

@@ -66,23 +66,23 @@ static std::vector<std::pair<int32_t, int32_t>> wanted_pairs(const minicache_set
     return pairs;
 }
 
-minicache_plan minicache_make_plan(
+minicache_pairing minicache_make_pairing(
     const llama_model & model, const llama_cparams & cparams, bool offload, const minicache_settings & settings) {
     const int32_t n_layer = model.hparams.n_layer();
 
-    minicache_plan plan;
-    plan.layers.resize(n_layer);
+    minicache_pairing pairing;
+    pairing.layers.resize(n_layer);
     for (int32_t il = 0; il < n_layer; ++il) {
-        plan.layers[il].kind = model.hparams.has_kv(il) ? LLAMA_MINICACHE_LAYER_PLAIN : LLAMA_MINICACHE_LAYER_NONE;
+        pairing.layers[il].kind = model.hparams.has_kv(il) ? LLAMA_MINICACHE_LAYER_PLAIN : LLAMA_MINICACHE_LAYER_NONE;
     }
 
     for (const auto & [a, b] : wanted_pairs(settings, n_layer)) {
         const std::string reason = why_not(model, cparams, offload, a, b);
 
         if (reason.empty()) {
-            plan.pairs.emplace_back(a, b);
-            plan.layers[a] = { LLAMA_MINICACHE_LAYER_MERGED_A, b, "" };
-            plan.layers[b] = { LLAMA_MINICACHE_LAYER_MERGED_B, a, "" };
+            pairing.pairs.emplace_back(a, b);
+            pairing.layers[a] = { LLAMA_MINICACHE_LAYER_MERGED_A, b, "" };
+            pairing.layers[b] = { LLAMA_MINICACHE_LAYER_MERGED_B, a, "" };
             continue;
         }
         if (settings.strict && !settings.pairs.empty()) {
@@ -90,16 +90,16 @@ minicache_plan minicache_make_plan(
                 "layers " + std::to_string(a) + " and " + std::to_string(b) + " cannot be merged: " + reason);
         }
         for (const auto & [il, partner] : { std::make_pair(a, b), std::make_pair(b, a) }) {
-            if (plan.layers[il].kind == LLAMA_MINICACHE_LAYER_PLAIN) {
-                plan.layers[il] = { LLAMA_MINICACHE_LAYER_REFUSED, partner, reason };
+            if (pairing.layers[il].kind == LLAMA_MINICACHE_LAYER_PLAIN) {
+                pairing.layers[il] = { LLAMA_MINICACHE_LAYER_REFUSED, partner, reason };
             }
         }
     }
 
-    if (settings.strict && plan.pairs.empty()) {
+    if (settings.strict && pairing.pairs.empty()) {
         throw std::invalid_argument("no two layers of this model can be merged with these settings, and strict was asked for");
     }
-    return plan;
+    return pairing;
 }
 
 std::string minicache_why_not_model(const llama_model & model) {

@@ -171,7 +171,7 @@ static void report_layer(const llama_model & model, llama_memory_i * memory, con
 
     const auto * kv = dynamic_cast<llama_kv_cache_minicache *>(memory);
     if (kv) {
-        const minicache_layer & layer = kv->get_plan().layers[il];
+        const minicache_layer & layer = kv->get_pairing().layers[il];
         r.kind                        = layer.kind;
         r.partner                     = layer.partner;
         copy_text(r.reason, layer.reason);

@@ -3,6 +3,7 @@
 #include "llama-minicache-error.h"
 #include "llama-minicache-params.h"
 
+#include <cstring>
 #include <stdexcept>
 
 llama_minicache_params llama_minicache_default_params(void) {
@@ -17,6 +18,7 @@ llama_minicache_params llama_minicache_default_params(void) {
         /*.retain      =*/s.retain,
         /*.pool_type   =*/s.pool_type,
         /*.strict      =*/s.strict,
+        /*.plan        =*/nullptr,
     };
 }
 
@@ -24,6 +26,7 @@ const char * llama_minicache_last_error(void) { return minicache_get_error().c_s
 
 bool llama_minicache_parse_params(const char * text, llama_minicache_params * params) {
     static thread_local std::vector<int32_t> pairs;
+    static thread_local std::string          plan;
 
     return minicache_guarded([&] {
         if (!text || !params) {
@@ -36,8 +39,19 @@ bool llama_minicache_parse_params(const char * text, llama_minicache_params * pa
             pairs.push_back(a);
             pairs.push_back(b);
         }
+        plan    = s.plan ? s.plan->path : "";
         *params = { s.start, s.start_layer, pairs.empty() ? nullptr : pairs.data(), (int32_t) s.pairs.size(), s.t, s.retain,
-            s.pool_type, s.strict };
+            s.pool_type, s.strict, s.plan ? plan.c_str() : nullptr };
+    });
+}
+
+bool llama_minicache_fingerprint(const llama_model * model, char * buffer) {
+    return minicache_guarded([&] {
+        if (!model || !buffer) {
+            throw std::invalid_argument("model and buffer must not be NULL");
+        }
+        const std::string fingerprint = minicache_fingerprint(*model);
+        memcpy(buffer, fingerprint.c_str(), fingerprint.size() + 1);
     });
 }
 
