@@ -8,7 +8,7 @@
 // memory of one thread, in doubles
 static int64_t ref_work(const minicache_attn & a) {
     const int64_t row = std::max(a.d_k, a.r_k) + std::max(a.d_v, a.r_v);
-    return a.n_kv + 2 * a.d_v + a.d_k + 2 * minicache_code_n_pair(a.shape) + (row + 1) / 2;
+    return a.n_kv + a.d_v + std::max(a.d_k, a.d_v) + 2 * minicache_code_n_pair(a.shape) + (row + 1) / 2;
 }
 
 size_t minicache_cpu_attn_ref_work_size(const ggml_tensor * op, int n_threads) {
@@ -38,30 +38,31 @@ void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * ds
 
     double * const scores = (double *) params->wdata + params->ith * ref_work(a);
     double * const sum    = scores + a.n_kv;
-    double * const k      = sum + a.d_v;  // of an entry, magnitudes left out
-    double * const v      = k + a.d_k;
-    double * const turns  = v + a.d_v;
-    float * const  row    = (float *) (turns + 2 * minicache_code_n_pair(a.shape));
+    double * const entry  = sum + a.d_v;  // K or V, magnitudes left out
+    double * const turns  = entry + std::max(a.d_k, a.d_v);
+    float * const  row_k  = (float *) (turns + 2 * minicache_code_n_pair(a.shape));
+    float * const  row_v  = row_k + std::max(a.d_k, a.r_k);
 
     minicache_code_angles angles(a.shape, a.coded ? a.codec->data : nullptr, turns);
 
-    const auto read = [&](int64_t s, int64_t h, int64_t cell, int32_t state) {
+    const auto read = [&](bool is_v, int64_t s, int64_t h, int64_t cell, int32_t state) {
         if (a.coded && state == GGML_MINICACHE_CELL_MERGED) {
-            // R(b)û, so that what the kernel does to the query is checked by what is not done to it here
-            decode(minicache_code_head_k(a.shape, a.codec->data, h), a.p.side, a.code_k(s, h, cell), row, k);
+            if (is_v) {
+                decode(minicache_code_head_v(a.shape, a.codec->data, h), a.p.side, a.code_v(s, h, cell), row_v, entry);
+                return;
+            }
+            // R(b)û: the kernel turns the query back, so one way checks the other
+            decode(minicache_code_head_k(a.shape, a.codec->data, h), a.p.side, a.code_k(s, h, cell), row_k, entry);
             angles.set(a.bases(s)[cell]);
-            minicache_code_turn(a.shape, angles.cosines(), angles.sines(), false, k);
-            decode(minicache_code_head_v(a.shape, a.codec->data, h), a.p.side, a.code_v(s, h, cell), row, v);
+            minicache_code_turn(a.shape, angles.cosines(), angles.sines(), false, entry);
             return;
         }
-        float * const row_v = row + a.d_k;
         if (state == GGML_MINICACHE_CELL_MERGED) {
-            a.read_merged(s, h, cell, row, row_v);
+            a.read_merged(s, h, cell, row_k, row_v);
         } else {
-            a.read_exact(s, h, cell, state, row, row_v);
+            a.read_exact(s, h, cell, state, row_k, row_v);
         }
-        std::copy(row, row + a.d_k, k);
-        std::copy(row_v, row_v + a.d_v, v);
+        std::copy_n(is_v ? row_v : row_k, is_v ? a.d_v : a.d_k, entry);
     };
 
     const auto magnitude = [&](minicache_mag which, int64_t s, int64_t h, int64_t cell) {
@@ -91,11 +92,11 @@ void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * ds
                 scores[cell] = -INFINITY;
                 continue;
             }
-            read(s, head_k, cell, cells[cell]);
+            read(false, s, head_k, cell, cells[cell]);
             const bool  merged = cells[cell] == GGML_MINICACHE_CELL_MERGED;
             const float mag_k  = merged ? magnitude(MINICACHE_MAG_K, s, head_k, cell) : 1.0f;
 
-            scores[cell] = a.score((float) dot(a.query(s, head, i), k, a.d_k), mag_k, bias);
+            scores[cell] = a.score((float) dot(a.query(s, head, i), entry, a.d_k), mag_k, bias);
             score_max    = scores[cell] > score_max ? scores[cell] : score_max;
         }
 
@@ -107,14 +108,14 @@ void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * ds
             if (scores[cell] == -INFINITY) {
                 continue;
             }
-            read(s, head_k, cell, cells[cell]);
+            read(true, s, head_k, cell, cells[cell]);
             const bool   merged = cells[cell] == GGML_MINICACHE_CELL_MERGED;
             const float  mag_v  = merged ? magnitude(MINICACHE_MAG_V, s, head_k, cell) : 1.0f;
             const double weight = exp(scores[cell] - score_max);
 
             total += weight;
             for (int64_t j = 0; j < a.d_v; ++j) {
-                sum[j] += weight * mag_v * v[j];
+                sum[j] += weight * mag_v * entry[j];
             }
         }
 
