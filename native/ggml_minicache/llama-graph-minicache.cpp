@@ -2,6 +2,7 @@
 
 #include "ggml-minicache.h"
 #include "llama-cparams.h"
+#include "llama-impl.h"
 #include "llama-kv-cache-minicache.h"
 
 #include <stdexcept>
