@@ -329,8 +329,11 @@ class Memory:
         assert position == self.first + len(self.held)
         self.held += tokens
 
-    def cut(self, n_tokens: int) -> None:
-        del self.held[n_tokens - self.first :]
+    def mark(self) -> None:
+        self.marked = len(self.held)
+
+    def back(self) -> None:
+        del self.held[self.marked :]
 
     def likeliest(self, tokens: Sequence[int], position: int, n_last: int) -> list[int]:
         self.read(tokens, position)
@@ -378,16 +381,26 @@ def test_facts_differ_in_place_and_value() -> None:
     assert again == [task]  # every configuration is asked the same
 
 
-def test_a_real_context_forgets_one_question_before_the_next(model: Path) -> None:
-    f16 = CacheSpec("f16", "f16")
-    with bench_context.BenchModel(model) as loaded, EvaluationContext(loaded, f16, 256, 16, 1) as context:
-        told, asked = tiny_models.prompt(60), tiny_models.prompt(20, seed=5)
+@pytest.mark.parametrize("spec", ["q8_0", "slerp:start=0"])
+def test_a_real_context_forgets_one_question_before_the_next(model: Path, spec: str) -> None:
+    told, asked = tiny_models.prompt(70), tiny_models.prompt(20, seed=5)
+
+    def answer(context: EvaluationContext) -> Any:
+        return np.concatenate([logits.copy() for _, logits in context.decode(asked, 100, 0)])
+
+    with (
+        bench_context.BenchModel(model) as loaded,
+        EvaluationContext(loaded, CacheSpec.parse(spec), 256, 16, 1) as context,
+    ):
         context.read(told, 30)
-        first = context.likeliest(asked, 90, 4)
-        context.cut(90)
-        assert bindings.llama_memory_seq_pos_max(context.memory, 0) == 89
-        assert context.likeliest(asked, 90, 4) == first
-        assert len(first) == 4
+        context.mark()
+        first = answer(context)
+        for _ in range(3):
+            context.back()
+            assert bindings.llama_memory_seq_pos_max(context.memory, 0) == 99
+            context.likeliest(tiny_models.prompt(40, seed=6), 100, 1)  # another question
+            context.back()
+            assert np.array_equal(answer(context), first)
 
 
 def test_the_vocabulary_gives_text_back(demo_model: Path) -> None:

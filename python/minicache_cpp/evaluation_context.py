@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from .report import KVReport, read_report
 
 
 class EvaluationContext(BenchContext):
+    marked: ctypes.Array[ctypes.c_uint8] | int = 0
+
     def decode(self, tokens: Sequence[int], position: int, scored_from: int) -> Iterator[tuple[int, Floats]]:
         """Read tokens at consecutive positions, ubatch by ubatch.
 
@@ -49,6 +52,26 @@ class EvaluationContext(BenchContext):
         for _, logits in self.decode(tokens, position, len(tokens) - n_last):
             found += logits.argmax(axis=1).tolist()
         return found
+
+    def mark(self) -> None:
+        """Remember what has been read so far, to come back to it."""
+        if not self.report().active:
+            self.marked = int(bindings.llama_memory_seq_pos_max(self.memory, 0)) + 1
+            return
+        # in a merged cache, tokens that are cut off again may have displaced retained ones before them
+        size = bindings.llama_state_seq_get_size(self.ctx, 0)
+        self.marked = (ctypes.c_uint8 * size)()
+        if not bindings.llama_state_seq_get_data(self.ctx, self.marked, size, 0):
+            raise MiniCacheError("the context's state can't be saved")
+
+    def back(self) -> None:
+        """What has been read since mark() is forgotten."""
+        if isinstance(self.marked, int):
+            self.cut(self.marked)
+            return
+        self.clear()
+        if not bindings.llama_state_seq_set_data(self.ctx, self.marked, len(self.marked), 0):
+            raise MiniCacheError("the context's state can't be restored")
 
     def report(self) -> KVReport:
         return read_report(self.ctx)

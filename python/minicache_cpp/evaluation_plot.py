@@ -27,8 +27,12 @@ def plot(path: Path, runs: list[dict[str, Any]]) -> None:
     """One panel for each run. Rows without any divergence, such as f16's, have no place on these axes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4 * min(2, len(runs)), 4.8 * -(-len(runs) // 2)), layout="constrained")
-    panels = figure.subplots(-(-len(runs) // 2), min(2, len(runs)), squeeze=False).flat
+    n_columns = min(2, len(runs))
+    n_rows = -(-len(runs) // n_columns)
+    figure = Figure(figsize=(6.4 * n_columns, 4.8 * n_rows), layout="constrained")
+    panels = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+    for panel in panels[len(runs) :]:
+        panel.set_axis_off()
     for panel, run in zip(panels, runs, strict=False):
         for is_plain, marker, label in ((True, "o", "plain"), (False, "s", "MiniCache")):
             rows = [
@@ -56,11 +60,10 @@ def plot(path: Path, runs: list[dict[str, Any]]) -> None:
             ylabel="mean KL divergence (nats)",
             title=f"{Path(run['model']).name}, context {run['context']} from position {run['pos_offset']}",
         )
+        panel.margins(x=0.15)  # room for the names
         panel.grid(visible=True, which="both", alpha=0.3)
         if panel.get_legend_handles_labels()[0]:
             panel.legend()
-    for panel in panels:
-        panel.set_axis_off()
     figure.savefig(path)
 
 

@@ -28,7 +28,8 @@ class Reader(Protocol):
     def clear(self) -> None: ...
     def read(self, tokens: Sequence[int], position: int) -> None: ...
     def likeliest(self, tokens: Sequence[int], position: int, n_last: int) -> list[int]: ...
-    def cut(self, n_tokens: int) -> None: ...
+    def mark(self) -> None: ...
+    def back(self) -> None: ...
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -145,12 +146,13 @@ def recall(context: Reader, tasks: Sequence[RecallTask], position: int = 0) -> t
     for task in tasks:
         context.clear()
         context.read(task.told, position)
+        context.mark()
         behind = position + len(task.told)
         for question in task.questions:
             value = question.tokens[-question.n_value :]
             right += context.likeliest(question.tokens[:-1], behind, question.n_value) == value
             asked += 1
-            context.cut(behind)  # questions know nothing of each other
+            context.back()  # questions know nothing of each other
     return right, asked
 
 
