@@ -23,6 +23,7 @@ class Vocabulary:
         self.vocab = bindings.llama_model_get_vocab(self.model)
         self.size = int(bindings.llama_vocab_n_tokens(self.vocab))
         self.bos = int(bindings.llama_vocab_bos(self.vocab))
+        self.eos = int(bindings.llama_vocab_eos(self.vocab))
         # some models are lost without it, as their attention rests on it
         self.begins_with_bos = bool(bindings.llama_vocab_get_add_bos(self.vocab)) and self.bos >= 0
 
@@ -30,6 +31,9 @@ class Vocabulary:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         bindings.llama_model_free(self.model)
 
     def tokenize(self, text: str, special: bool = True) -> list[int]:
@@ -58,6 +62,10 @@ class Vocabulary:
                 return buffer.raw[:n].decode("utf-8", "ignore")
             size = -n
 
+    def ends(self, token: int) -> bool:
+        """Whether generation is over with this token."""
+        return bool(bindings.llama_vocab_is_eog(self.vocab, token))
+
     def text_of(self, token: int) -> str:
         if token < 0:
             return ""
@@ -65,7 +73,5 @@ class Vocabulary:
 
     def chat_template(self) -> ChatTemplate:
         source = bindings.llama_model_chat_template(self.model, None)
-        eos = int(bindings.llama_vocab_eos(self.vocab))
-        return ChatTemplate.from_source(
-            source.decode("utf-8", "replace") if source else None, self.text_of(self.bos), self.text_of(eos)
-        )
+        text = source.decode("utf-8", "replace") if source else None
+        return ChatTemplate.from_source(text, self.text_of(self.bos), self.text_of(self.eos))
