@@ -39,6 +39,7 @@ def write(folder: Path, task: str, *lines: dict[str, Any]) -> None:
         ("question_f1_zh", "北京。", "北京市", (), 2 * 2 / (2 + 3)),
         ("summary", "the cat sat on a mat", "the cat lay on the mat", (), 2 * 4 / 12),
         ("summary", "mat the", "the mat", (), 0.5),
+        ("summary", "again", "again and again", (), 2 * 1 / 4),
         ("summary_zh", "会议决定", "会议，决定！", (), 1),
         ("classification", "It is a human question", "human", ("human", "place"), 1),
         ("classification", "human or place", "human", ("human", "place"), 0.5),
