@@ -34,8 +34,6 @@ class base_angles {
 
     const float * sines() const { return sin_b; }
 
-    int32_t base() const { return at; }
-
     void set(int32_t base) {
         const int64_t advance = (int64_t) base - at;
         if (advance == 0 && n_step < MAX_STEPS) {
@@ -155,7 +153,7 @@ struct attn_tile {
     int64_t n_row;
 
     float * q;           // [rows][d_k]
-    float * q_code;      // [rows][r_k]    as coded entries of the current base see the queries
+    float * q_code;      // [rows][r_k], as coded entries of one base see the queries
     float * acc_shared;  // [rows][r_v]
     float * acc_exact;   // [rows][d_v]
     float * row_max;     // [rows]
@@ -165,11 +163,13 @@ struct attn_tile {
     float * k;           // [BLOCK][d_k or r_k]
     float * v;           // [BLOCK][d_v or r_v]
     float * decoder;     // [d_k][r_k], at the end [d_v][r_v]
-    float * turned;      // [rows][d_k], at the end [rows][d_v]
+    float * turned;      // [rows][d_k]: queries, or keys, which are fewer; at the end [rows][d_v]
 
     minicache_code_head code_k;
     minicache_code_head code_v;
-    bool                decoding;  // the decoder of K is there, and queries for some base
+    bool                decoding;        // the decoder of K is there
+    bool                turned_to_base;  // q_code is for entries of `base`
+    int32_t             base;
     base_angles         angles;
 
     void begin(int64_t s, int64_t h, int64_t i0, int64_t n) {
@@ -192,7 +192,7 @@ struct attn_tile {
         if (a.coded) {
             code_k   = minicache_code_head_k(a.shape, a.codec->data, h);
             code_v   = minicache_code_head_v(a.shape, a.codec->data, h);
-            decoding = false;
+            decoding = turned_to_base = false;
         }
     }
 
@@ -274,10 +274,15 @@ struct attn_tile {
         }
         read_magnitudes(block);
 
-        if (a.coded) {
+        if (!a.coded) {
+            update(block, q, k, r_k, acc_shared, r_v);
+        } else if (block.n < n_row && !(turned_to_base && block.base == base)) {
+            decode_keys(block);
+            update(block, q, turned, d_k, acc_shared, r_v);
+        } else {
             turn_queries(block.base);
+            update(block, q_code, k, r_k, acc_shared, r_v);
         }
-        update(block, a.coded ? q_code : q, r_k, acc_shared, r_v);
     }
 
     void flush_exact(entry_block & block) {
@@ -289,7 +294,7 @@ struct attn_tile {
             block.mag_k[c] = 1.0f;
             block.mag_v[c] = 1.0f;
         }
-        update(block, q, d_k, acc_exact, d_v);
+        update(block, q, k, d_k, acc_exact, d_v);
     }
 
     void read_magnitudes(entry_block & block) const {
@@ -317,31 +322,49 @@ struct attn_tile {
         }
     }
 
-    // (R(-base)q)ᵀD of each row
-    void turn_queries(int32_t base) {
-        if (decoding && base == angles.base()) {
-            return;
-        }
+    // the decoder of K, once for the tile
+    void prepare() {
         if (!decoding) {
             read_decoder(code_k, r_k);
             decoding = true;
         }
-        angles.set(base);
+    }
+
+    // (R(-b)q)ᵀD of each row: n_row products with the decoder for all entries of the base
+    void turn_queries(int32_t b) {
+        if (turned_to_base && b == base) {
+            return;
+        }
+        prepare();
+        angles.set(b);
         std::copy(q, q + n_row * d_k, turned);
         for (int64_t r = 0; r < n_row; ++r) {
             minicache_code_turn(a.shape, angles.cosines(), angles.sines(), true, turned + r * d_k);
         }
         std::fill(q_code, q_code + n_row * r_k, 0.0f);
         minicache_accumulate(q_code, n_row, turned, d_k, decoder, (int) a.d_k, r_k);
+        turned_to_base = true;
+        base           = b;
     }
 
-    // The block in k and v joins the softmax: rows of K of length n_k are scored with `queries`, the weighted sum of the rows
-    // of V, of length n_v, goes to `acc`.
-    void update(entry_block & block, const float * queries, int64_t n_k, float * acc, int64_t n_v) {
+    // R(b)û of each entry: the cheaper way where the entries of a base are fewer than the queries
+    void decode_keys(const entry_block & block) {
+        prepare();
+        angles.set(block.base);
+        minicache_scores(k, block.n, decoder, (int) a.d_k, r_k, turned, d_k);
+        for (int c = 0; c < block.n; ++c) {
+            pad(turned + c * d_k, a.d_k, d_k);
+            minicache_code_turn(a.shape, angles.cosines(), angles.sines(), false, turned + c * d_k);
+        }
+    }
+
+    // The block joins the softmax: `keys` of length n_k are scored with `queries`, and the weighted sum of the rows in v, of
+    // length n_v, goes to `acc`.
+    void update(entry_block & block, const float * queries, const float * keys, int64_t n_k, float * acc, int64_t n_v) {
         if (block.n == 0) {
             return;
         }
-        minicache_scores(queries, n_row, k, block.n, n_k, scores, BLOCK);
+        minicache_scores(queries, n_row, keys, block.n, n_k, scores, BLOCK);
 
         for (int64_t i = 0; i < n_token; ++i) {
             const ggml_fp16_t * mask = a.mask_row(stream, token_0 + i);

@@ -47,21 +47,25 @@ static inline int minicache_code_n_pair(const minicache_code_shape & shape) {
 // R(b)x, or R(-b)x, in place, from the cosine and sine of each pair's angle at position b
 template <typename T>
 static inline void minicache_code_turn(const minicache_code_shape & shape, const T * cos_b, const T * sin_b, bool back, T * x) {
-    const int n      = minicache_code_n_pair(shape);
-    const int stride = shape.rope == MINICACHE_ROPE_NEIGHBOURS ? 2 : 1;
-    const int other  = shape.rope == MINICACHE_ROPE_NEIGHBOURS ? 1 : n;
-    const T   sign   = back ? (T) -1 : (T) 1;
+    const int n    = minicache_code_n_pair(shape);
+    const T   sign = back ? (T) -1 : (T) 1;
 
-    for (int i = 0; i < n; ++i) {
-        T & x0 = x[i * stride];
-        T & x1 = x[i * stride + other];
+    if (shape.rope == MINICACHE_ROPE_NEIGHBOURS) {
+        for (int i = 0; i < n; ++i) {
+            const T s = sign * sin_b[i];
+            const T y = x[2 * i] * cos_b[i] - x[2 * i + 1] * s;
 
-        const T c = cos_b[i];
-        const T s = sign * sin_b[i];
-        const T y = x0 * c - x1 * s;
+            x[2 * i + 1] = x[2 * i] * s + x[2 * i + 1] * cos_b[i];
+            x[2 * i]     = y;
+        }
+    } else {
+        for (int i = 0; i < n; ++i) {
+            const T s = sign * sin_b[i];
+            const T y = x[i] * cos_b[i] - x[i + n] * s;
 
-        x1 = x0 * s + x1 * c;
-        x0 = y;
+            x[i + n] = x[i] * s + x[i + n] * cos_b[i];
+            x[i]     = y;
+        }
     }
 }
 
