@@ -16,7 +16,7 @@ struct minicache_layer {
     std::string                reason;
 };
 
-struct minicache_plan {
+struct minicache_pairing {
     std::vector<minicache_layer>               layers;  // all layers of the model
     std::vector<std::pair<uint32_t, uint32_t>> pairs;   // { a, b }, b the deeper
 
@@ -28,7 +28,7 @@ struct minicache_plan {
 
 // Throws std::invalid_argument where the settings name layers the model does not have, and, if strict, where no pair or not
 // every explicit pair can be merged.
-minicache_plan minicache_make_plan(
+minicache_pairing minicache_make_pairing(
     const llama_model & model, const llama_cparams & cparams, bool offload, const minicache_settings & settings);
 
 // Why this model's memory keeps no merged layers at all, for one whose K and V are not in a plain cache.

@@ -45,6 +45,18 @@ static void check_settings(const minicache_settings & s) {
     }
 }
 
+// what a plan decides takes the place of what stood there
+static void apply_plan(minicache_settings & s, const std::string & path) {
+    s.plan = minicache_read_plan(path);
+
+    s.retain    = s.plan->retain;
+    s.pool_type = s.plan->pool_type;
+    s.pairs.clear();
+    for (const minicache_plan_pair & pair : s.plan->pairs) {
+        s.pairs.emplace_back(pair.a, pair.b);
+    }
+}
+
 int32_t minicache_settings::retain_block() const {
     if (retain <= 0.0f) {
         return 0;
@@ -62,10 +74,14 @@ minicache_settings minicache_settings_from(const llama_minicache_params & params
     s.retain      = params.retain;
     s.pool_type   = params.pool_type;
     s.strict      = params.strict;
+    s.observe     = params.observe;
 
     check(params.n_pairs >= 0 && (params.n_pairs == 0 || params.pairs), "n_pairs says there are pairs, but none are given");
     for (int32_t i = 0; i < params.n_pairs; ++i) {
         s.pairs.emplace_back(params.pairs[2 * i], params.pairs[2 * i + 1]);
+    }
+    if (params.plan) {
+        apply_plan(s, params.plan);
     }
     check_settings(s);
 
@@ -130,9 +146,9 @@ static void set_key(minicache_settings & s, const std::string & key, const std::
             s.pairs.emplace_back(layer_of(key, ab[0]), layer_of(key, ab[1]));
         }
     } else if (key == "plan") {
-        check(false, "plan=" + value + ": this version reads no plan files");
+        apply_plan(s, value);
     } else {
-        check(false, "unknown key " + key + ": the keys are start, t, retain, pool, pairs and strict");
+        check(false, "unknown key " + key + ": the keys are start, t, retain, pool, pairs, plan and strict");
     }
 }
 
@@ -145,6 +161,9 @@ minicache_settings minicache_settings_parse(const char * text) {
             check(eq != std::string::npos, "'" + item + "' is not of the form key=value");
             set_key(s, item.substr(0, eq), item.substr(eq + 1));
         }
+    }
+    if (s.plan) {
+        apply_plan(s, s.plan->path);  // whatever the order of the keys
     }
     check_settings(s);
 

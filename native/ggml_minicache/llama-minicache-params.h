@@ -2,6 +2,7 @@
 
 // MiniCache parameters as the library keeps them: checked, owned, and what the calling thread or the environment asks for.
 
+#include "llama-minicache-plan.h"
 #include "llama-minicache.h"
 
 #include <optional>
@@ -21,6 +22,11 @@ struct minicache_settings {
     ggml_type pool_type = GGML_TYPE_Q8_0;  // GGML_TYPE_COUNT: the cache types
 
     bool strict = false;
+
+    bool observe = false;  // merge nothing, name what attention gets
+
+    // decides pairs, retain and pool_type, and how pairs are coded; null: SLERP
+    std::shared_ptr<const minicache_plan> plan;
 
     // cells that share a retained slot, 0 without a pool
     int32_t retain_block() const;

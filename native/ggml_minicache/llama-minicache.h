@@ -37,15 +37,25 @@ struct llama_minicache_params {
     enum ggml_type pool_type;  // type of retained K and V: GGML_TYPE_F16, GGML_TYPE_Q8_0, or GGML_TYPE_COUNT for the cache types
 
     bool strict;  // refuse to make a context in which no pair, or not every explicit pair, can be merged
+
+    // path of a plan file, which decides everything above but `strict`, and the cache types; NULL for none
+    const char * plan;
+
+    // Merge nothing, and name each layer's Q, K (after RoPE) and V in the graph "minicache_q-IL", "minicache_k-IL" and
+    // "minicache_v-IL", F32 [head size, heads, tokens], for llama_context_params.cb_eval. For calibration.
+    bool observe;
 };
 
 // the paper's settings: start 0.5, t 0.6, retain 0.05; pool q8_0, not strict
 LLAMA_API struct llama_minicache_params llama_minicache_default_params(void);
 
-// Parse "start=0.5,t=0.6,retain=0.05,pool=q8_0,pairs=8-9;10-11,strict=1" over the defaults; every key is optional, `start`
-// with a decimal point is a fraction and without one a layer number. "1" and "on" are the defaults.
-// The pairs are kept until the calling thread parses again.
+// Parse "start=0.5,t=0.6,retain=0.05,pool=q8_0,pairs=8-9;10-11,plan=PATH,strict=1" over the defaults; every key is optional,
+// `start` with a decimal point is a fraction and without one a layer number. "1" and "on" are the defaults.
+// The pairs and the path are kept until the calling thread parses again.
 LLAMA_API bool llama_minicache_parse_params(const char * text, struct llama_minicache_params * params);
+
+// The model's fingerprint, 16 hexadecimal digits: what a plan names its model by. `buffer` has room for 17 characters.
+LLAMA_API bool llama_minicache_fingerprint(const struct llama_model * model, char * buffer);
 
 //
 // contexts
@@ -78,10 +88,11 @@ struct llama_minicache_report {
 
     // bytes as allocated; their sum is `bytes`
     uint64_t bytes;
-    uint64_t bytes_directions;
+    uint64_t bytes_directions;  // directions or codes
     uint64_t bytes_magnitudes;
     uint64_t bytes_pool;
     uint64_t bytes_index;    // which token each retained slot holds, and the running distances
+    uint64_t bytes_codec;    // what codes are made and read with; the same at any context
     uint64_t bytes_plain;    // layers that are not merged
     uint64_t bytes_padding;  // alignment between tensors
 
@@ -105,6 +116,9 @@ struct llama_minicache_report {
     enum ggml_type type_v;
     enum ggml_type pool_type;  // GGML_TYPE_COUNT: the cache types
 
+    bool    coded;       // pairs are kept as a plan's codes
+    int32_t rope_block;  // positions that a coded K is relative to are multiples of it
+
     char note[256];  // why no layer is merged where some were asked for, else ""
 };
 
@@ -122,7 +136,8 @@ struct llama_minicache_layer_report {
     int32_t  partner;  // the other layer of the pair, -1 if none
     uint64_t bytes;    // the layer's plain bytes, or half of its pair's
 
-    // mean distance Ω/π of the pair's K and V over all tokens and heads merged so far, NAN before the first
+    // mean distance of the pair's K and V over all tokens and heads merged so far, NAN before the first: Ω/π, or, of a code,
+    // the squared error relative to the squared length
     float    distance_k;
     float    distance_v;
     uint64_t n_merged;  // tokens behind these means
@@ -134,6 +149,11 @@ struct llama_minicache_layer_report {
 LLAMA_API bool llama_minicache_get_report(struct llama_context * ctx, struct llama_minicache_report * report);
 LLAMA_API bool llama_minicache_get_layer_report(
     struct llama_context * ctx, int32_t il, struct llama_minicache_layer_report * report);
+
+// How RoPE turns the K of a layer: `kind` 0 not at all, 1 neighbours (2i, 2i + 1), 2 halves (i, i + n_rot/2); by
+// position*freq[i] radians. `freq` has room for head size/2 numbers. False where it turns them in another way.
+LLAMA_API bool llama_minicache_get_rope(
+    const struct llama_context * ctx, int32_t il, int32_t * kind, int32_t * n_rot, double * freq);
 
 //
 // kernels on arrays, for tests and for people who study the method

@@ -4,13 +4,14 @@
 //
 // Per KV head, K (at its block-relative position, see below) and V of both layers are kept as one code: with u = x/|x|,
 //
-//   y = [w_a*u_a; w_b*u_b]                      2*d numbers; w weighs the numbers of a head, all 1 without weights
+//   y = [w_a*u_a; w_b*u_b]                      2*d numbers; w are the weights of their squared errors
 //   z_c = gain_c * Σ_i D[i][c]*y_i              r coefficients, in units of their steps
 //   û_i = Σ_c D[i][c]*(L_c - (2^w_c - 1)/2)     rows 0..d-1 of D are layer a's decoder, rows d..2d-1 layer b's
 //   x̂_a = m_a*û_a,   x̂_b = m_b*û_b              each layer's own magnitude
 //
 // with the level L_c = z_c + (2^w_c - 1)/2 rounded and clamped to w_c bits. A magnitude m is one byte: 0 for 0, else
-// m = exp(log_min + (q - 1)*log_step). It is not |x|, but what makes m*û nearest to x: m = max(0, x·û)/(û·û).
+// m = exp(log_min + (q - 1)*log_step). It is not |x|, as û is no unit vector, but what makes m*û as long as x where lengths
+// are weighed as errors are: m² = Σ w_i*x_i² / Σ w_i*û_i², over the layer's half; 0 where û is 0.
 //
 // A code row holds, for one KV head of one token: the byte of layer a's magnitude, the byte of layer b's, then the
 // segments from the widest to the narrowest. A segment of n coefficients of w bits is one or two planes: the upper bits of

@@ -2,7 +2,8 @@
 
 set(MINICACHE_GGML_BASE_SOURCES
     ggml-minicache.h
-    ggml-minicache.cpp)
+    ggml-minicache.cpp
+    minicache-code.h)
 
 set(MINICACHE_GGML_CPU_SOURCES
     cpu/minicache-cpu.h
@@ -32,10 +33,16 @@ set(MINICACHE_LLAMA_SOURCES
     llama-minicache-error.cpp
     llama-minicache-params.h
     llama-minicache-params.cpp
+    llama-minicache-plan.h
+    llama-minicache-plan.cpp
     llama-minicache-pairs.h
     llama-minicache-pairs.cpp
     llama-minicache-report.cpp
     llama-kv-cache-minicache.h
     llama-kv-cache-minicache.cpp
+    llama-kv-cache-minicache-state.cpp
+    llama-minicache-rope.h
+    llama-minicache-rope.cpp
+    minicache-hash.h
     llama-graph-minicache.h
     llama-graph-minicache.cpp)

@@ -27,10 +27,14 @@ struct llama_minicache_params {
     float retain;
     enum ggml_type pool_type;
     bool strict;
+    const char * plan;
+    bool observe;
 };
 
 struct llama_minicache_params llama_minicache_default_params(void);
 bool llama_minicache_parse_params(const char * text, struct llama_minicache_params * params);
+
+bool llama_minicache_fingerprint(const struct llama_model * model, char * buffer);
 
 enum llama_minicache_use_kind {
     LLAMA_MINICACHE_USE_ENV    = 0,
@@ -48,6 +52,7 @@ struct llama_minicache_report {
     uint64_t bytes_magnitudes;
     uint64_t bytes_pool;
     uint64_t bytes_index;
+    uint64_t bytes_codec;
     uint64_t bytes_plain;
     uint64_t bytes_padding;
     uint64_t bytes_f16;
@@ -64,6 +69,8 @@ struct llama_minicache_report {
     enum ggml_type type_k;
     enum ggml_type type_v;
     enum ggml_type pool_type;
+    bool    coded;
+    int32_t rope_block;
     char note[256];
 };
 
@@ -90,6 +97,9 @@ bool llama_minicache_get_layer_report(
         struct llama_context                * ctx,
         int32_t                               il,
         struct llama_minicache_layer_report * report);
+
+bool llama_minicache_get_rope(
+        const struct llama_context * ctx, int32_t il, int32_t * kind, int32_t * n_rot, double * freq);
 
 bool llama_minicache_merge(
         const float * x_a,
@@ -140,7 +150,7 @@ bool llama_minicache_attention(const struct llama_minicache_attention_args * arg
 
 ffi = cffi.FFI()
 ffi.cdef(
-    f"enum ggml_type {{ GGML_TYPE_F32 = 0, GGML_TYPE_COUNT = {GGML_TYPE_COUNT} }};\nstruct llama_context;"
+    f"enum ggml_type {{ GGML_TYPE_F32 = 0, GGML_TYPE_COUNT = {GGML_TYPE_COUNT} }};\nstruct llama_context;\nstruct llama_model;"
 )
 ffi.cdef(DECLARATIONS)
 lib: Any = ffi.dlopen(str(_library.load()))

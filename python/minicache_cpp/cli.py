@@ -15,6 +15,8 @@ from .errors import MiniCacheError
 COMMANDS = {
     "chat": "chat with a model whose KV cache is held as MiniCache",
     "inspect": "tell what a model's KV cache takes, without loading the model",
+    "evaluate": "measure what KV caches cost in quality, against the model's own f16 cache",
+    "longbench": "answer LongBench's questions with each of several KV caches",
     "bench": "measure prefill and decode speed of plain and MiniCache caches",
 }
 

@@ -1,0 +1,203 @@
+#include "llama-minicache-plan.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+#include "gguf.h"
+#include "llama-model.h"
+#include "minicache-hash.h"
+
+#include <set>
+#include <stdexcept>
+
+static const uint32_t PLAN_VERSION = 1;
+
+static void check(bool ok, const std::string & message) {
+    if (!ok) {
+        throw std::invalid_argument(message);
+    }
+}
+
+// the keys of a plan file, each of the type it must have
+class plan_reader {
+  public:
+    explicit plan_reader(const std::string & path) : path(path) {
+        ggml_context * tensors = nullptr;
+        file.reset(gguf_init_from_file(path.c_str(), { /*.no_alloc =*/false, /*.ctx =*/&tensors }));
+        data.reset(tensors);
+        check((bool) file, "plan " + path + " cannot be read: it is missing, no GGUF file, or cut short");
+    }
+
+    int64_t key(const std::string & name, gguf_type type) const {
+        const int64_t id = gguf_find_key(file.get(), name.c_str());
+        check(id >= 0 && gguf_get_kv_type(file.get(), id) == type, "plan " + path + " has no valid " + name + no_plan);
+        return id;
+    }
+
+    uint32_t u32(const std::string & name) const { return gguf_get_val_u32(file.get(), key(name, GGUF_TYPE_UINT32)); }
+
+    float f32(const std::string & name) const { return gguf_get_val_f32(file.get(), key(name, GGUF_TYPE_FLOAT32)); }
+
+    std::string text(const std::string & name) const { return gguf_get_val_str(file.get(), key(name, GGUF_TYPE_STRING)); }
+
+    bool has(const std::string & name) const { return gguf_find_key(file.get(), name.c_str()) >= 0; }
+
+    std::vector<int32_t> ints(const std::string & name) const {
+        const int64_t id = key(name, GGUF_TYPE_ARRAY);
+        check(gguf_get_arr_type(file.get(), id) == GGUF_TYPE_INT32, "plan " + path + " has no valid " + name + no_plan);
+        const auto * x = (const int32_t *) gguf_get_arr_data(file.get(), id);
+        return std::vector<int32_t>(x, x + gguf_get_arr_n(file.get(), id));
+    }
+
+    ggml_type type(const std::string & name) const {
+        const std::string wanted = text(name);
+        for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
+            const char * known = ggml_type_name((ggml_type) i);
+            if (known && wanted == known) {
+                return (ggml_type) i;
+            }
+        }
+        throw std::invalid_argument("plan " + path + ": " + name + " is " + wanted + ", which is no cache type");
+    }
+
+    std::vector<uint8_t> bytes(const std::string & name) const {
+        const ggml_tensor * x = ggml_get_tensor(data.get(), name.c_str());
+        check(x && x->type == GGML_TYPE_I8, "plan " + path + " has no codec " + name + no_plan);
+        const auto * p = (const uint8_t *) x->data;
+        return std::vector<uint8_t>(p, p + ggml_nbytes(x));
+    }
+
+  private:
+    const std::string path;
+    const std::string no_plan = ": it is no plan of this version, make it anew with `minicache calibrate`";
+
+    gguf_context_ptr file;
+    ggml_context_ptr data;
+};
+
+static minicache_code_layout layout_of(const std::string & path, const std::vector<int32_t> & counts, size_t pair) {
+    minicache_code_layout layout = {};
+    for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
+        const int32_t n = counts[pair * MINICACHE_CODE_WIDTHS + i];
+        check(n >= 0 && n <= UINT8_MAX, "plan " + path + " is damaged: a code has " + std::to_string(n) + " units of one width");
+        layout.n_unit[i] = (uint8_t) n;
+    }
+    return layout;
+}
+
+static void read_pairs(const plan_reader & reader, minicache_plan & plan) {
+    const std::vector<int32_t> layers  = reader.ints("minicache.pairs");
+    const std::vector<int32_t> units_k = reader.ints("minicache.units_k");
+    const std::vector<int32_t> units_v = reader.ints("minicache.units_v");
+    const std::vector<int32_t> sizes   = reader.ints("minicache.heads");
+
+    const size_t n_pair = layers.size() / 2;
+    check(layers.size() == 2 * n_pair && units_k.size() == MINICACHE_CODE_WIDTHS * n_pair && units_v.size() == units_k.size() &&
+              sizes.size() == 3 * n_pair,
+        "plan " + plan.path + " is damaged: its lists differ in length");
+
+    std::set<int32_t> seen;
+    for (size_t i = 0; i < n_pair; ++i) {
+        minicache_plan_pair pair = {};
+        pair.a                   = layers[2 * i];
+        pair.b                   = layers[2 * i + 1];
+        check(pair.a >= 0 && pair.a < pair.b && pair.b < plan.n_layer && seen.insert(pair.a).second && seen.insert(pair.b).second,
+            "plan " + plan.path + " is damaged: layers " + std::to_string(pair.a) + " and " + std::to_string(pair.b) +
+                " are no pair");
+        for (int j = 0; j < 3; ++j) {
+            check(sizes[3 * i + j] > 0 && sizes[3 * i + j] <= 4096, "plan " + plan.path + " is damaged: a head size makes no sense");
+        }
+        pair.shape.n_head_kv = (int16_t) sizes[3 * i];
+        pair.shape.d_k       = (int16_t) sizes[3 * i + 1];
+        pair.shape.d_v       = (int16_t) sizes[3 * i + 2];
+        pair.shape.layout_k  = layout_of(plan.path, units_k, i);
+        pair.shape.layout_v  = layout_of(plan.path, units_v, i);
+        check(minicache_code_size(pair.shape.layout_k) <= 2 * pair.shape.d_k &&
+                  minicache_code_size(pair.shape.layout_v) <= 2 * pair.shape.d_v,
+            "plan " + plan.path + " is damaged: a code is longer than what it codes");
+
+        pair.codec = reader.bytes("pair." + std::to_string(pair.a) + ".codec");
+        check((int64_t) pair.codec.size() == minicache_codec_offsets_of(pair.shape).size,
+            "plan " + plan.path + " is damaged: the codec of layer " + std::to_string(pair.a) + " has the wrong size");
+
+        plan.hash = minicache_hash(&pair.a, sizeof(pair.a), plan.hash);
+        plan.hash = minicache_hash(&pair.b, sizeof(pair.b), plan.hash);
+        plan.hash = minicache_hash(&pair.shape, sizeof(pair.shape), plan.hash);
+        plan.hash = minicache_hash(pair.codec.data(), pair.codec.size(), plan.hash);
+        plan.pairs.push_back(std::move(pair));
+    }
+}
+
+std::shared_ptr<const minicache_plan> minicache_read_plan(const std::string & path) {
+    const plan_reader reader(path);
+
+    check(reader.text("general.type") == "minicache-plan" && reader.u32("minicache.version") == PLAN_VERSION,
+        path + " is no plan of this version: make it anew with `minicache calibrate`");
+
+    auto plan         = std::make_shared<minicache_plan>();
+    plan->path        = path;
+    plan->fingerprint = reader.text("minicache.fingerprint");
+    plan->n_layer     = (int32_t) reader.u32("minicache.n_layer");
+    plan->rope_block  = (int32_t) reader.u32("minicache.rope_block");
+    plan->type_k      = reader.type("minicache.type_k");
+    plan->type_v      = reader.type("minicache.type_v");
+    plan->pool_type   = reader.type("minicache.pool_type");
+    plan->retain      = reader.f32("minicache.retain");
+    plan->hash        = minicache_hash(&plan->rope_block, sizeof(plan->rope_block));
+
+    check(plan->rope_block >= 0 && plan->rope_block <= 1 << 20, "plan " + path + " is damaged: its block makes no sense");
+    if (reader.has("minicache.pairs")) {  // GGUF has no empty lists
+        read_pairs(reader, *plan);
+    }
+
+    return plan;
+}
+
+//
+// fingerprint
+//
+
+static const int64_t FINGERPRINT_FLOATS = 256;  // of each norm; a whole model of them is read in no time
+
+static uint64_t hash_norm(const llama_model & model, const std::string & name, uint64_t h) {
+    const ggml_tensor * x = model.get_tensor(name.c_str());
+    if (!x || x->type != GGML_TYPE_F32) {
+        return h;
+    }
+    std::vector<float> data(std::min(FINGERPRINT_FLOATS, ggml_nelements(x)));
+    ggml_backend_tensor_get(x, data.data(), 0, data.size() * sizeof(float));
+    return minicache_hash(data.data(), data.size() * sizeof(float), h);
+}
+
+std::string minicache_fingerprint(const llama_model & model) {
+    const std::string arch    = model.arch_name();
+    const uint32_t    n_layer = model.hparams.n_layer();
+
+    uint64_t h = minicache_hash(arch.data(), arch.size());
+
+    const uint32_t sizes[2] = { n_layer, model.hparams.n_embd };
+    h                       = minicache_hash(sizes, sizeof(sizes), h);
+    for (uint32_t il = 0; il < n_layer; ++il) {
+        for (const char * norm : { "attn_norm", "ffn_norm" }) {
+            h = hash_norm(model, "blk." + std::to_string(il) + "." + norm + ".weight", h);
+        }
+    }
+    h = hash_norm(model, "output_norm.weight", h);
+
+    char text[17];
+    snprintf(text, sizeof(text), "%016llx", (unsigned long long) h);
+    return text;
+}
+
+void minicache_check_plan(const minicache_plan & plan, const llama_model & model) {
+    const std::string own = minicache_fingerprint(model);
+    check(plan.fingerprint == own && plan.n_layer == (int32_t) model.hparams.n_layer(),
+        "plan " + plan.path + " was made for another model (" + plan.fingerprint + ", this one is " + own +
+            "): make one with `minicache calibrate`");
+
+    for (const minicache_plan_pair & pair : plan.pairs) {
+        check(pair.shape.n_head_kv == (int64_t) model.hparams.n_head_kv(pair.a) &&
+                  pair.shape.d_k == (int64_t) model.hparams.n_embd_head_k(pair.a) &&
+                  pair.shape.d_v == (int64_t) model.hparams.n_embd_head_v(pair.a),
+            "plan " + plan.path + " does not fit the heads of layer " + std::to_string(pair.a));
+    }
+}

@@ -1,0 +1,49 @@
+#pragma once
+
+// A plan: a small GGUF file that says for one model which layers are paired and how each pair is coded. `minicache
+// calibrate` writes it; docs/plan.md has its keys.
+
+#include "ggml.h"
+#include "minicache-code.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+struct llama_model;
+
+struct minicache_plan_pair {
+    int32_t a;
+    int32_t b;
+
+    minicache_code_shape shape;  // n_rot and rope are the model's, set when a cache is made
+    std::vector<uint8_t> codec;  // as minicache_codec_offsets says; the frequencies are the model's
+};
+
+struct minicache_plan {
+    std::string path;
+    std::string fingerprint;  // of the model it was made for
+
+    int32_t   n_layer;
+    int32_t   rope_block;  // K is coded relative to the last multiple of it, 0: as it is
+    ggml_type type_k;      // of layers that are not paired
+    ggml_type type_v;
+    ggml_type pool_type;
+    float     retain;
+
+    std::vector<minicache_plan_pair> pairs;
+
+    uint64_t hash;  // of everything that a cache row depends on
+};
+
+// Throws std::invalid_argument, saying what is wrong with the file.
+std::shared_ptr<const minicache_plan> minicache_read_plan(const std::string & path);
+
+// 16 hexadecimal digits, equal for equal models: sizes, and the weights of the layers' norms. python/minicache_cpp/fingerprint.py
+// takes the same from the file.
+std::string minicache_fingerprint(const llama_model & model);
+
+// Throws std::invalid_argument where the plan is of another model.
+void minicache_check_plan(const minicache_plan & plan, const llama_model & model);
