@@ -126,8 +126,8 @@ static void build_store(const llm_graph_context & graph, const llm_graph_input_a
 
     ggml_tensor * merged;
     if (pair.is_coded()) {
-        merged = ggml_minicache_encode(
-            ctx, kv_a, kv_b, pair.codec, pair.dir_k, pair.dir_v, inp.get_k_idxs(), inp.bases, pair.shape);
+        merged =
+            ggml_minicache_encode(ctx, kv_a, kv_b, pair.codec, pair.dir_k, pair.dir_v, inp.get_k_idxs(), inp.bases, pair.shape);
     } else {
         merged = ggml_minicache_merge(ctx, kv_a, kv_b, { d_k, d_v, n_head_kv, inp.kv->get_settings().t });
 

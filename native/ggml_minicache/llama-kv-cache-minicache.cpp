@@ -70,8 +70,8 @@ static std::optional<minicache_settings> requested(const llama_memory_params & p
     return params.ctx_type == LLAMA_CONTEXT_TYPE_DEFAULT ? minicache_settings_requested() : std::nullopt;
 }
 
-llama_kv_cache_minicache * llama_kv_cache_minicache::create(const llama_model & model, const llama_memory_params & given,
-    const llama_cparams & cparams, const layer_filter_cb & filter) {
+llama_kv_cache_minicache * llama_kv_cache_minicache::create(
+    const llama_model & model, const llama_memory_params & given, const llama_cparams & cparams, const layer_filter_cb & filter) {
     const auto settings = requested(given);
 
     if (!settings) {
@@ -131,8 +131,8 @@ llama_kv_cache_minicache::llama_kv_cache_minicache(const llama_model & model, co
     llama_kv_cache(
         model, model.hparams, params.type_k, params.type_v, /*v_trans =*/false, cparams.offload_kqv, cparams.kv_unified,
         cparams.n_ctx_seq, cparams.n_seq_max, /*n_pad =*/1, model.hparams.n_swa, model.hparams.swa_type, nullptr,
-        [&](int32_t il) { return (!filter || filter(il)) && ((size_t) il >= pairing.layers.size() || !pairing.merged(il)); }, nullptr,
-        nullptr),
+        [&](int32_t il) { return (!filter || filter(il)) && ((size_t) il >= pairing.layers.size() || !pairing.merged(il)); },
+        nullptr, nullptr),
     settings(without_plan(settings)), pairing(pairing), coded(settings.plan && !pairing.pairs.empty()),
     rope_block(coded ? settings.plan->rope_block : 0), plan_hash(settings.plan ? settings.plan->hash : 0),
     cache_type_k(params.type_k), cache_type_v(params.type_v), block(settings.retain_block()),
@@ -253,10 +253,8 @@ void llama_kv_cache_minicache::allocate(bool offload) {
                 ggml_new_tensor_1d(context_of(codec_contexts).get(), GGML_TYPE_I8, minicache_codec_offsets_of(pair.shape).size);
             ggml_format_name(pair.codec, "minicache_codec_l%u", pair.il_a);
 
-            pair.dir_k =
-                new_tensor("code_k", GGML_TYPE_I8, minicache_code_bytes(pair.shape.layout_k) * pair.n_head_kv, kv_size);
-            pair.dir_v =
-                new_tensor("code_v", GGML_TYPE_I8, minicache_code_bytes(pair.shape.layout_v) * pair.n_head_kv, kv_size);
+            pair.dir_k = new_tensor("code_k", GGML_TYPE_I8, minicache_code_bytes(pair.shape.layout_k) * pair.n_head_kv, kv_size);
+            pair.dir_v = new_tensor("code_v", GGML_TYPE_I8, minicache_code_bytes(pair.shape.layout_v) * pair.n_head_kv, kv_size);
         } else {
             pair.dir_k = new_tensor("dir_k", cache_type_k, n_embd_k, kv_size);
             pair.dir_v = new_tensor("dir_v", cache_type_v, n_embd_v, kv_size);
@@ -344,8 +342,9 @@ void llama_kv_cache_minicache::init_rotation() {
 
 std::string llama_kv_cache_minicache::describe() const {
     if (coded) {
-        return format("%zu pairs coded, K relative to the last multiple of %d positions, one token in %d retained, other layers K "
-                      "(%s), V (%s), %.2f MiB with them",
+        return format(
+            "%zu pairs coded, K relative to the last multiple of %d positions, one token in %d retained, other layers K "
+            "(%s), V (%s), %.2f MiB with them",
             pairs.size(), rope_block, block, ggml_type_name(cache_type_k), ggml_type_name(cache_type_v),
             total_size() / 1024.0 / 1024.0);
     }

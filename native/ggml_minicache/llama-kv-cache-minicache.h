@@ -28,10 +28,11 @@ struct minicache_pair {
     ggml_tensor *        codec;  // of a coded pair, else null: I8 [minicache_codec_offsets.size]
 
     // all have the streams in dimension 2
-    ggml_tensor * dir_k;      // cache type of K  [d_k*n_head_kv, kv_size, n_stream], or codes, I8 [bytes*n_head_kv, kv_size, n_stream]
-    ggml_tensor * dir_v;      // cache type of V  [d_v*n_head_kv, kv_size, n_stream], or codes
-    ggml_tensor * mag;        // f16              [4*n_head_kv,   kv_size, n_stream]: |K_a|, |K_b|, |V_a|, |V_b|; null of a coded pair
-    ggml_tensor * slots;      // i32              [2, n_slot + GGML_MINICACHE_SLOT_STATS, n_stream], see ggml-minicache.h
+    ggml_tensor *
+        dir_k;  // cache type of K  [d_k*n_head_kv, kv_size, n_stream], or codes, I8 [bytes*n_head_kv, kv_size, n_stream]
+    ggml_tensor * dir_v;  // cache type of V  [d_v*n_head_kv, kv_size, n_stream], or codes
+    ggml_tensor * mag;    // f16              [4*n_head_kv,   kv_size, n_stream]: |K_a|, |K_b|, |V_a|, |V_b|; null of a coded pair
+    ggml_tensor * slots;  // i32              [2, n_slot + GGML_MINICACHE_SLOT_STATS, n_stream], see ggml-minicache.h
     ggml_tensor * pool_k[2];  // pool type        [d_k*n_head_kv, n_slot, n_stream] of a and of b, null without a pool
     ggml_tensor * pool_v[2];  // pool type        [d_v*n_head_kv, n_slot, n_stream]
 
@@ -75,7 +76,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     const std::vector<minicache_pair> & get_pairs() const { return pairs; }
     const minicache_settings &          get_settings() const { return settings; }
-    const minicache_pairing &              get_pairing() const { return pairing; }
+    const minicache_pairing &           get_pairing() const { return pairing; }
 
     ggml_type get_type_k() const { return cache_type_k; }
     ggml_type get_type_v() const { return cache_type_v; }

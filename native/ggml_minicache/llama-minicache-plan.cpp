@@ -104,7 +104,8 @@ static void read_pairs(const plan_reader & reader, minicache_plan & plan) {
             "plan " + plan.path + " is damaged: layers " + std::to_string(pair.a) + " and " + std::to_string(pair.b) +
                 " are no pair");
         for (int j = 0; j < 3; ++j) {
-            check(sizes[3 * i + j] > 0 && sizes[3 * i + j] <= 4096, "plan " + plan.path + " is damaged: a head size makes no sense");
+            check(sizes[3 * i + j] > 0 && sizes[3 * i + j] <= 4096,
+                "plan " + plan.path + " is damaged: a head size makes no sense");
         }
         pair.shape.n_head_kv = (int16_t) sizes[3 * i];
         pair.shape.d_k       = (int16_t) sizes[3 * i + 1];

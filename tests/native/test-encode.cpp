@@ -302,14 +302,15 @@ class test_encode : public test_case {
         for (int side = 0; side < 2; ++side) {
             const std::vector<double> u_hat = part.decode(head, side, row);
 
-            const double uy = std::inner_product(u[side].begin(), u[side].end(), u_hat.begin(), 0.0);
-            const double yy = std::inner_product(u_hat.begin(), u_hat.end(), u_hat.begin(), 0.0);
-            // the product of two vectors that are nearly at right angles is rounding
-            const double off = 1e-5 * sqrt(yy);
-            const double low = yy > 0.0 ? (uy - off) / yy * length[side] : 0.0;
-            const double up  = yy > 0.0 ? (uy + off) / yy * length[side] : 0.0;
-            if (row[side] < mag_byte(part, head, side, low) - 0.5 - near ||
-                row[side] > mag_byte(part, head, side, up) + 0.5 + near) {
+            double uu = 0.0;
+            double yy = 0.0;
+            for (int i = 0; i < part.d; ++i) {
+                const double w = part.weight[(size_t) head * 2 * part.d + side * part.d + i];
+                uu += w * u[side][i] * u[side][i];
+                yy += w * u_hat[i] * u_hat[i];
+            }
+            const double mag = yy > 0.0 ? sqrt(uu / yy) * length[side] : 0.0;
+            if (!(fabs(row[side] - mag_byte(part, head, side, mag)) <= 0.5 + near)) {
                 return false;
             }
             const double m = part.magnitude(head, side, row);

@@ -136,9 +136,10 @@ class Part:
     def _magnitude(self, x: Array, levels: Ints, side: int) -> tuple[Bytes, Array]:
         x = np.asarray(x, dtype=np.float64)
         decoded = self.decode(levels, side)
-        square = (decoded**2).sum(-1)
-        best = np.maximum((x * decoded).sum(-1), 0) / np.where(square > 0, square, 1)
-        mags = self.mag_byte(np.minimum(best, F32_MAX), side)
+        weight = self.weight.reshape(len(self.weight), 2, -1)[:, side]
+        square = (weight * decoded**2).sum(-1)
+        mag = np.sqrt((weight * x**2).sum(-1) / np.where(square > 0, square, np.inf))
+        mags = self.mag_byte(np.minimum(mag, F32_MAX), side)
         error = ((x - self.mag_value(mags, side)[..., None] * decoded) ** 2).sum(-1)
         length = (x**2).sum(-1)
         return mags, np.where(length > 0, error / np.where(length > 0, length, 1), 0)

@@ -94,15 +94,17 @@ static inline float minicache_encode_magnitudes(
         const double * x = u + side * head.d;
         const T *      y = u_hat + side * head.d;
 
-        double xy = 0.0;
+        const float * w = head.weight + side * head.d;
+
+        double xx = 0.0;
         double yy = 0.0;
         for (int64_t i = 0; i < head.d; ++i) {
-            xy += x[i] * y[i];
-            yy += (double) y[i] * y[i];
+            xx += w[i] * x[i] * x[i];
+            yy += (double) w[i] * y[i] * y[i];
         }
-        const double best = yy > 0.0 ? std::max(0.0, xy) / yy * length[side] : 0.0;
+        const double mag = yy > 0.0 ? sqrt(xx / yy) * length[side] : 0.0;
 
-        row[side] = minicache_code_mag((float) std::min(best, (double) FLT_MAX), head.mag[2 * side], head.mag[2 * side + 1]);
+        row[side] = minicache_code_mag((float) std::min(mag, (double) FLT_MAX), head.mag[2 * side], head.mag[2 * side + 1]);
         if (length[side] == 0.0) {
             continue;
         }
