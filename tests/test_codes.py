@@ -1,4 +1,4 @@
-"""Pairs kept as shared codes, whole models: against the oracle, through every sequence operation, saved and restored."""
+"""Pairs kept as shared codes, whole models: against the oracle, through every sequence operation, saved, restored."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tiny_models import prompt
 from minicache_cpp import MiniCache, _native
 from minicache_cpp._native import ffi, lib
 
-# Where every layer is coded the oracle agrees to about 1e-13, but for coefficients that lie within float32 rounding of the
-# middle between two levels: such a one goes one way here and the other way there, and moves by a whole step.
+# Where every layer is coded the oracle agrees to about 1e-13, but for coefficients that lie within float32 rounding
+# of the middle between two levels: such a one goes one way here and the other way there, and moves by a whole step.
 CODE_BOUND = 1e-3
 # Beside plain layers, whose f16 sums differ by 1e-6 in upstream's attention, that happens more often.
 MIXED_BOUND = 3e-2
