@@ -33,11 +33,15 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, llm: Llama) -> ChatTemplate:
-        source = llm.metadata.get("tokenizer.chat_template")
         bos, eos = (
             llm._model.token_get_text(token) if token != -1 else ""
             for token in (llm.token_bos(), llm.token_eos())
         )
+        return cls.from_source(llm.metadata.get("tokenizer.chat_template"), bos, eos)
+
+    @classmethod
+    def from_source(cls, source: str | None, bos: str, eos: str) -> ChatTemplate:
+        """The template with this Jinja text, or the plain one where the model has none."""
         try:
             formatter = llama_chat_format.Jinja2ChatFormatter(
                 source or PLAIN_TEMPLATE, eos_token=eos, bos_token=bos

@@ -15,6 +15,7 @@ from .errors import MiniCacheError
 COMMANDS = {
     "chat": "chat with a model whose KV cache is held as MiniCache",
     "inspect": "tell what a model's KV cache takes, without loading the model",
+    "evaluate": "measure what KV caches cost in quality, against the model's own f16 cache",
     "bench": "measure prefill and decode speed of plain and MiniCache caches",
 }
 

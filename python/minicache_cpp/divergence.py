@@ -1,0 +1,76 @@
+"""How far two distributions over the next token are apart: KL divergence, top-1 agreement, perplexity."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+
+def log_probabilities(logits: Floats) -> Floats:
+    """Natural logarithms of the probabilities, row by row."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    total = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
+    return np.asarray(shifted - np.log(total), dtype=np.float32)
+
+
+def kl_divergence(reference: Floats, ours: Floats) -> Doubles:
+    """KL(reference ‖ ours) of each row in nats, from natural logarithms of probabilities."""
+    with np.errstate(invalid="ignore"):
+        terms = np.exp(reference) * (reference - ours)
+    terms[np.isneginf(reference)] = 0  # what can't come adds nothing, whatever ours says
+    return np.asarray(terms.sum(axis=1, dtype=np.float64), dtype=np.float64)
+
+
+class Reference:
+    """Log-probabilities of the reference on one chunk, in a temporary file: vocabularies are large."""
+
+    def __init__(self, n_rows: int, n_vocab: int) -> None:
+        self.file = tempfile.TemporaryFile(prefix="minicache-")  # noqa: SIM115  (closed in close)
+        self.rows: Floats = np.memmap(self.file, np.float32, "w+", shape=(n_rows, n_vocab))
+
+    @staticmethod
+    def size(n_rows: int, n_vocab: int) -> int:
+        return 4 * n_rows * n_vocab
+
+    def close(self) -> None:
+        del self.rows
+        self.file.close()
+
+
+@dataclass
+class Divergence:
+    """What all scored tokens of one configuration say."""
+
+    kl: list[Doubles] = field(default_factory=list)
+    same: list[NDArray[np.bool_]] = field(default_factory=list)
+    loss: list[Doubles] = field(default_factory=list)
+
+    def add(self, reference: Floats, ours: Floats, following: list[int]) -> None:
+        """Rows of log-probabilities, and the tokens that really follow; the last row may have none."""
+        self.kl.append(kl_divergence(reference, ours))
+        self.same.append(reference.argmax(axis=1) == ours.argmax(axis=1))
+        self.loss.append(-ours[np.arange(len(following)), following].astype(np.float64))
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(map(len, self.kl))
+
+    def summary(self) -> dict[str, float]:
+        """Means over all tokens, with their standard errors (as if tokens were independent)."""
+        kl, same, loss = np.concatenate(self.kl), np.concatenate(self.same), np.concatenate(self.loss)
+        top1 = float(same.mean())
+        return {
+            "ppl": float(np.exp(loss.mean())),
+            "kl_mean": float(kl.mean()),
+            "kl_p99": float(np.quantile(kl, 0.99)),
+            "kl_max": float(kl.max()),
+            "top1": top1,
+            "kl_mean_stderr": float(kl.std() / np.sqrt(len(kl))),
+            "top1_stderr": float(np.sqrt(top1 * (1 - top1) / len(same))),
+        }

@@ -1,0 +1,83 @@
+"""A context that reads tokens at given positions and shows what it expects next."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ._native import bindings
+from .bench_context import BenchContext
+from .divergence import Floats
+from .errors import MiniCacheError
+from .report import KVReport, read_report
+
+
+class EvaluationContext(BenchContext):
+    marked: ctypes.Array[ctypes.c_uint8] | int = 0
+
+    def decode(self, tokens: Sequence[int], position: int, scored_from: int) -> Iterator[tuple[int, Floats]]:
+        """Read tokens at consecutive positions, ubatch by ubatch.
+
+        Gives (index of a token, logits after it and after those that follow it), for the tokens from index
+        `scored_from` on. The logits are llama.cpp's own memory: they last until the next step.
+        """
+        batch = self.batch
+        size = bindings.llama_n_ubatch(self.ctx)
+        for start in range(0, len(tokens), size):
+            part = tokens[start : start + size]
+            batch.n_tokens = len(part)
+            for i, token in enumerate(part):
+                batch.token[i] = token
+                batch.pos[i] = position + start + i
+                batch.n_seq_id[i] = 1
+                batch.seq_id[i][0] = 0
+                batch.logits[i] = start + i >= scored_from
+            if status := bindings.llama_decode(self.ctx, batch):
+                raise MiniCacheError(f"llama_decode failed with {status} at position {position + start}")
+            first = max(start, scored_from)
+            if (n_rows := start + len(part) - first) > 0:
+                logits = bindings.llama_get_logits(self.ctx)
+                yield first, np.ctypeslib.as_array(logits, (n_rows, self.n_vocab))
+
+    def read(self, tokens: Sequence[int], position: int) -> None:
+        """Read tokens without asking for anything."""
+        for _ in self.decode(tokens, position, len(tokens)):
+            pass
+
+    def likeliest(self, tokens: Sequence[int], position: int, n_last: int) -> list[int]:
+        """Read tokens; the likeliest token after each of the last `n_last`."""
+        found: list[int] = []
+        for _, logits in self.decode(tokens, position, len(tokens) - n_last):
+            found += logits.argmax(axis=1).tolist()
+        return found
+
+    def mark(self) -> None:
+        """Remember what has been read so far, to come back to it."""
+        if not self.report().active:
+            self.marked = int(bindings.llama_memory_seq_pos_max(self.memory, 0)) + 1
+            return
+        # in a merged cache, tokens that are cut off again may have displaced retained ones before them
+        size = bindings.llama_state_seq_get_size(self.ctx, 0)
+        self.marked = (ctypes.c_uint8 * size)()
+        if not bindings.llama_state_seq_get_data(self.ctx, self.marked, size, 0):
+            raise MiniCacheError("the context's state can't be saved")
+
+    def back(self) -> None:
+        """What has been read since mark() is forgotten."""
+        if isinstance(self.marked, int):
+            self.cut(self.marked)
+            return
+        self.clear()
+        if not bindings.llama_state_seq_set_data(self.ctx, self.marked, len(self.marked), 0):
+            raise MiniCacheError("the context's state can't be restored")
+
+    def report(self) -> KVReport:
+        return read_report(self.ctx)
+
+    def __enter__(self) -> EvaluationContext:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,73 @@
+"""The curve of an evaluation: KL divergence over bytes per token, both on logarithmic axes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .errors import MiniCacheError
+
+
+def check_plot(path: Path) -> None:
+    """Refuse a plot that couldn't be written, before it has cost anything."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MiniCacheError(
+            "--plot needs matplotlib; install it with pip install 'minicache-cpp[plot]'"
+        ) from None
+    known = Figure().canvas.get_supported_filetypes()
+    if path.suffix.lstrip(".").lower() not in known:
+        raise MiniCacheError(f"--plot {path}: its name must end with one of .{', .'.join(sorted(known))}")
+    if not path.parent.is_dir():
+        raise MiniCacheError(f"--plot {path}: there is no folder {path.parent}")
+
+
+def plot(path: Path, runs: list[dict[str, Any]]) -> None:
+    """One panel for each run. Rows without any divergence, such as f16's, have no place on these axes."""
+    from matplotlib.figure import Figure
+
+    n_columns = min(2, len(runs))
+    n_rows = -(-len(runs) // n_columns)
+    figure = Figure(figsize=(6.4 * n_columns, 4.8 * n_rows), layout="constrained")
+    panels = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+    for panel in panels[len(runs) :]:
+        panel.set_axis_off()
+    for panel, run in zip(panels, runs, strict=False):
+        for is_plain, marker, label in ((True, "o", "plain"), (False, "s", "MiniCache")):
+            rows = [
+                row
+                for row in run["rows"]
+                if (":" not in row["name"] and not row["name"].endswith(".gguf")) == is_plain
+                and (row["kl_mean"] or 0) > 0
+            ]
+            rows.sort(key=lambda row: row["bytes_per_token"])
+            if rows:
+                x = [row["bytes_per_token"] for row in rows]
+                panel.plot(x, [row["kl_mean"] for row in rows], marker=marker, label=label)
+            for row in rows:
+                panel.annotate(
+                    short_name(row["name"]),
+                    (row["bytes_per_token"], row["kl_mean"]),
+                    textcoords="offset points",
+                    xytext=(4, 4),
+                    fontsize="x-small",
+                )
+        panel.set(
+            xscale="log",
+            yscale="log",
+            xlabel="bytes per cached token",
+            ylabel="mean KL divergence (nats)",
+            title=f"{Path(run['model']).name}, context {run['context']} from position {run['pos_offset']}",
+        )
+        panel.margins(x=0.15)  # room for the names
+        panel.grid(visible=True, which="both", alpha=0.3)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend()
+    figure.savefig(path)
+
+
+def short_name(name: str) -> str:
+    """The last parts of a long SPEC, which tell the rows of a table apart."""
+    mode, _, settings = name.partition(":")
+    return f"{mode} {settings.split(',')[-1].removeprefix('type=')}" if settings else Path(name).name

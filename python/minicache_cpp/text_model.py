@@ -1,0 +1,122 @@
+"""A model with one KV cache, as benchmarks ask it: how likely is this text, and how does that one go on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from . import host_memory, kv_size
+from .bench_context import BenchModel
+from .chat import default_threads
+from .config import CacheSpec
+from .divergence import log_probabilities
+from .errors import MiniCacheError
+from .evaluation_context import EvaluationContext
+from .gguf_file import read_gguf
+from .report import KVReport
+from .vocabulary import Vocabulary
+
+
+class TextModel:
+    """Tokens are read `ubatch` at a time, as MiniCache sees the current ubatch exactly; decoding is greedy."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        spec: CacheSpec,
+        n_ctx: int = 0,
+        ubatch: int = 64,
+        threads: int | None = None,
+        gpu_layers: int = 0,
+    ) -> None:
+        file = read_gguf(path)
+        shape = kv_size.model_shape(file)
+        self.n_ctx = n_ctx or shape.n_ctx_train
+        if self.n_ctx < 8 or ubatch < 1:
+            raise MiniCacheError(f"a context of {self.n_ctx} tokens in ubatches of {ubatch} makes no sense")
+        if not shape.unknown and gpu_layers == 0:
+            needed = kv_size.kv_bytes(shape, CacheSpec("f16", "f16"), self.n_ctx)
+            host_memory.refuse_too_large(self.n_ctx, needed, file.weight_bytes)
+        with contextlib.ExitStack() as stack:
+            self.vocabulary = stack.enter_context(Vocabulary(file.path))
+            self.template = self.vocabulary.chat_template()
+            self.model = stack.enter_context(BenchModel(file.path, gpu_layers))
+            self.context = stack.enter_context(
+                EvaluationContext(self.model, spec, self.n_ctx, ubatch, threads or default_threads())
+            )
+            self.stack = stack.pop_all()
+        self.held: list[int] = []  # tokens that are read once for all that is asked about them
+
+    def __enter__(self) -> TextModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.stack.close()
+
+    def report(self) -> KVReport:
+        return self.context.report()
+
+    def hold(self, tokens: Sequence[int]) -> None:
+        """Have these tokens in the cache, and no others.
+
+        They are not read again where they are those of the call before, as with the answers to one question. To
+        keep a common beginning only would cut the rest into other ubatches: results would depend on the order.
+        """
+        if self.held and self.held == list(tokens):
+            self.context.back()
+            return
+        self.context.clear()
+        self.context.read(tokens, 0)
+        self.context.mark()
+        self.held = list(tokens)
+
+    def score(self, before: Sequence[int], tokens: Sequence[int]) -> tuple[float, bool]:
+        """The log-likelihood of tokens after others, and whether greedy decoding would give them.
+
+        What is too long for the context loses its beginning.
+        """
+        if not tokens:
+            return 0.0, True
+        if len(tokens) >= self.n_ctx:
+            raise MiniCacheError(
+                f"{len(tokens)} tokens to score in a context of {self.n_ctx}; make it larger"
+            )
+        before = list(before)[-(self.n_ctx - len(tokens) + 1) :]
+        if not before:
+            raise MiniCacheError("a likelihood needs a token before the first one")
+        self.hold(before[:-1])
+        read = [before[-1], *tokens[:-1]]
+        total, greedy, at = 0.0, True, 0
+        for _, logits in self.context.decode(read, len(before) - 1, 0):
+            wanted = list(tokens[at : at + len(logits)])
+            total += float(log_probabilities(logits)[np.arange(len(wanted)), wanted].sum(dtype=np.float64))
+            greedy = greedy and logits.argmax(axis=1).tolist() == wanted
+            at += len(wanted)
+        return total, greedy
+
+    def generate(self, prompt: Sequence[int], n_most: int, stops: Sequence[str] = ()) -> str:
+        """The greedy continuation, up to the model's end mark, one of these texts, or so many tokens."""
+        n_most = min(n_most, self.n_ctx - 1)
+        prompt = list(prompt)[-(self.n_ctx - n_most) :]
+        if not prompt:
+            raise MiniCacheError("an empty prompt can't be continued")
+        self.hold(prompt[:-1])
+        last, found, text = prompt[-1], list[int](), ""
+        while len(found) < n_most:
+            (last,) = self.context.likeliest([last], len(self.held) + len(found), 1)
+            if self.vocabulary.ends(last):
+                break
+            found.append(last)
+            text = self.vocabulary.detokenize(found)
+            if ends := [at for stop in stops if stop and (at := text.find(stop)) >= 0]:
+                return text[: min(ends)]
+        return text
