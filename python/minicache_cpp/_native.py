@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,10 +28,13 @@ struct llama_minicache_params {
     float retain;
     enum ggml_type pool_type;
     bool strict;
+    const char * plan;
+    bool observe;
 };
 
 struct llama_minicache_params llama_minicache_default_params(void);
 bool llama_minicache_parse_params(const char * text, struct llama_minicache_params * params);
+bool llama_minicache_fingerprint(const struct llama_model * model, char * buffer);
 
 enum llama_minicache_use_kind {
     LLAMA_MINICACHE_USE_ENV    = 0,
@@ -48,6 +52,7 @@ struct llama_minicache_report {
     uint64_t bytes_magnitudes;
     uint64_t bytes_pool;
     uint64_t bytes_index;
+    uint64_t bytes_codec;
     uint64_t bytes_plain;
     uint64_t bytes_padding;
     uint64_t bytes_f16;
@@ -64,6 +69,8 @@ struct llama_minicache_report {
     enum ggml_type type_k;
     enum ggml_type type_v;
     enum ggml_type pool_type;
+    bool    coded;
+    int32_t rope_block;
     char note[256];
 };
 
@@ -90,6 +97,8 @@ bool llama_minicache_get_layer_report(
         struct llama_context                * ctx,
         int32_t                               il,
         struct llama_minicache_layer_report * report);
+bool llama_minicache_get_rope(
+    const struct llama_context * ctx, int32_t il, int32_t * kind, int32_t * n_rot, double * freq);
 
 bool llama_minicache_merge(
         const float * x_a,
@@ -140,7 +149,8 @@ bool llama_minicache_attention(const struct llama_minicache_attention_args * arg
 
 ffi = cffi.FFI()
 ffi.cdef(
-    f"enum ggml_type {{ GGML_TYPE_F32 = 0, GGML_TYPE_COUNT = {GGML_TYPE_COUNT} }};\nstruct llama_context;"
+    f"enum ggml_type {{ GGML_TYPE_F32 = 0, GGML_TYPE_COUNT = {GGML_TYPE_COUNT} }};\n"
+    "struct llama_model;\nstruct llama_context;"
 )
 ffi.cdef(DECLARATIONS)
 lib: Any = ffi.dlopen(str(_library.load()))
@@ -174,7 +184,29 @@ def use_params(minicache: MiniCache) -> None:
     params.t, params.retain, params.strict = minicache.t, minicache.retain, minicache.strict
     pool = minicache.pool_type
     params.pool_type = GGML_TYPE_COUNT if pool == "cache" else GGML_TYPES[pool].number
+    plan = ffi.new("char[]", os.fsencode(minicache.plan)) if minicache.plan is not None else ffi.NULL
+    params.plan = plan
     check(lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_PARAMS, params), "llama_minicache_use")
+
+
+@contextmanager
+def observing_contexts() -> Iterator[None]:
+    """Contexts made inside, on this thread, merge nothing and name their Q, K and V."""
+    params = ffi.new("struct llama_minicache_params *", lib.llama_minicache_default_params())
+    params.observe = True
+    try:
+        check(lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_PARAMS, params), "llama_minicache_use")
+        yield
+    finally:
+        use_env()
+
+
+def fingerprint(model: Any) -> str:
+    """The fingerprint of a llama_model, as llama_cpp gives its pointer."""
+    buffer = ffi.new("char[17]")
+    pointer = ffi.cast("struct llama_model *", model)
+    check(lib.llama_minicache_fingerprint(pointer, buffer), "llama_minicache_fingerprint")
+    return text(buffer)
 
 
 def use_off() -> None:
