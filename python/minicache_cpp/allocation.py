@@ -1,8 +1,8 @@
 """Handing out bits: which widths, and which layers plainly, lose least within so many bytes.
 
-The loss of a plan is taken to be the sum of its parts' losses, each a part's squared error times its sensitivity (what
-the model's output loses for so much error, as measured). At a price for each byte every part is chosen by itself; the price
-is searched for at which all of them fit (reverse water-filling; Shoham and Gersho 1988).
+The loss of a plan is taken to be the sum of its parts' losses, each a part's squared error times its sensitivity
+(what the model's output loses for so much error, as measured). At a price for each byte every part is chosen by
+itself; the price is searched for at which all of them fit (reverse water-filling; Shoham and Gersho 1988).
 """
 
 from __future__ import annotations

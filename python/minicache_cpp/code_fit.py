@@ -128,7 +128,7 @@ def unit_vectors(x: Floats) -> Floats:
     """x/|x| along the last axis, zeros for a zero vector."""
     x = x.astype(np.float32)
     length = np.linalg.norm(x, axis=-1, keepdims=True)
-    return np.divide(x, length, out=np.zeros_like(x), where=length > 0)
+    return np.asarray(np.divide(x, length, out=np.zeros_like(x), where=length > 0))
 
 
 def _weighted(x_a: Floats, x_b: Floats, weight: Doubles, head: int) -> Floats:
@@ -159,7 +159,7 @@ def _histograms(t: Doubles) -> Doubles:
     """The share of each bin of |t|, [r, bin]; t is in deviations."""
     n, r = t.shape
     bins = np.minimum((np.abs(t) / BIN).astype(np.int64), BINS - 1) + BINS * np.arange(r)
-    return np.bincount(bins.ravel(), minlength=r * BINS).reshape(r, BINS) / n
+    return np.asarray(np.bincount(bins.ravel(), minlength=r * BINS).reshape(r, BINS) / n)
 
 
 def _best_steps(histograms: Doubles) -> tuple[Doubles, Doubles]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 
-from .gguf_file import GGUFFile
 from .ggml_types import GGML_TYPES
+from .gguf_file import GGUFFile
 
 SEED, PRIME, MASK = 0xCBF29CE484222325, 0x100000001B3, 2**64 - 1
 NORM_BYTES = 4 * 256  # of each norm

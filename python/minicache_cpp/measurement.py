@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Meter:
     def __init__(
         self,
         model: BenchModel,
-        chunks: dict[str, Sequence[Chunk]],
+        chunks: Mapping[str, Sequence[Chunk]],
         threads: int,
         memory: Path,
         on_run: Callable[[str], None] = lambda name: None,

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from .code_format import WIDTHS, Layout, PairFormat
 from .errors import MiniCacheError
-from .gguf_file import GGUFFile, read_gguf
 from .ggml_types import CACHE_TYPES, GGML_TYPES, POOL_TYPES
+from .gguf_file import GGUFFile, read_gguf
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,9 +99,9 @@ def write_plan(path: str | Path, plan: Plan, codecs: Mapping[int, NDArray[np.int
             part.unlink()
 
 
-def read_plan(path: str | Path) -> Plan:
+def read_plan(path: str | os.PathLike[str]) -> Plan:
     """What a plan file says; refuses what is no plan, or a damaged one."""
-    file = read_gguf(path)
+    file = read_gguf(Path(path))
     if file.keys.get("general.type") != TYPE:
         raise MiniCacheError(f"{path} is no plan; `minicache calibrate MODEL` makes one")
     if file.keys.get("minicache.version") != VERSION:
@@ -164,7 +164,8 @@ def _pairs_of(key: Any) -> list[PairFormat]:
     for i in range(n_pair):
         units = slice(n_width * i, n_width * (i + 1))
         layouts = Layout(tuple(units_k[units])), Layout(tuple(units_v[units]))
-        pair = PairFormat(*layers[2 * i : 2 * i + 2], *sizes[3 * i : 3 * i + 3], *layouts)
+        (a, b), (n_head_kv, d_k, d_v) = layers[2 * i : 2 * i + 2], sizes[3 * i : 3 * i + 3]
+        pair = PairFormat(a, b, n_head_kv, d_k, d_v, *layouts)
         for layout, size in zip(layouts, (pair.d_k, pair.d_v), strict=True):
             if min(layout.units) < 0 or layout.size > 2 * size:
                 raise ValueError(f"the code of layer {pair.a} is longer than what it codes")

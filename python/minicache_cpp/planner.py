@@ -1,9 +1,9 @@
 """Choosing a plan: which pairs are coded with which widths, what stays plain, and whether tokens are retained.
 
-What each part's errors do to the model's output is measured on the model: with all pairs at 8 bits but one part at 2, the
-KL divergence that this adds, per unit of squared error, is the part's sensitivity. One price for a byte then settles all
-widths (allocation.py). Plans and plain caches are compared by what they measure, so that no plan is worse than a plain cache
-of at most its size.
+What each part's errors do to the model's output is measured on the model: with all pairs at 8 bits but one part
+at 2, the KL divergence that this adds, per unit of squared error, is the part's sensitivity. One price for a byte then
+settles all widths (allocation.py). Plans and plain caches are compared by what they measure, so that no plan is worse
+than a plain cache of at most its size.
 """
 
 from __future__ import annotations
