@@ -415,6 +415,13 @@ def test_the_vocabulary_gives_text_back(demo_model: Path) -> None:
         assert not vocabulary.chat_template().is_plain
 
 
+def test_a_model_without_a_vocabulary_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_models, "add_tokenizer", lambda writer: writer.add_tokenizer_model("no_vocab"))
+    path = tiny_models.random_model().write(tmp_path / "mute.gguf")
+    with pytest.raises(MiniCacheError, match="no vocabulary"):
+        Vocabulary(path)
+
+
 def test_positions_that_a_model_lacks_are_refused(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     from minicache_cpp.gguf_file import read_gguf
 

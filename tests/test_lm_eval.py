@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -179,7 +180,8 @@ def test_a_local_task_runs_from_the_command_line(demo_model: Path, tmp_path: Pat
     command = [sys.executable, "-m", "minicache_cpp.lm_eval_model", "--model", "minicache", "--model_args",
                f"pretrained={demo_model},config=q8_0,ctx=256,threads=1", "--tasks", "local_capitals",
                "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     (result,) = (tmp_path / "out").rglob("results_*.json")
     found = json.loads(result.read_text())["results"]["local_capitals"]

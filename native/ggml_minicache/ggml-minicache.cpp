@@ -28,10 +28,11 @@ ggml_minicache_op ggml_minicache_get_op(const ggml_tensor * op) {
 
 ggml_tensor * ggml_minicache_index(ggml_context * ctx, ggml_tensor * cells, ggml_tensor * slots, int32_t block) {
     GGML_ASSERT(cells->type == GGML_TYPE_I32 && ggml_is_contiguous_rows(cells));
+    GGML_ASSERT((cells->ne[2] == 1 || cells->ne[2] == 2) && cells->ne[3] == 1);
     GGML_ASSERT(slots->type == GGML_TYPE_I32 && slots->ne[0] == 2 && slots->ne[2] == cells->ne[1]);
     GGML_ASSERT(block > 0 && slots->ne[1] >= ggml_minicache_n_slot(cells->ne[0], block) + GGML_MINICACHE_SLOT_STATS);
 
-    ggml_tensor * result = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, cells->ne[0], cells->ne[1]);
+    ggml_tensor * result = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, cells->ne[0], cells->ne[1], cells->ne[2]);
 
     set_params(result, GGML_MINICACHE_OP_INDEX);
     ggml_set_op_params_i32(result, 1, block);
@@ -41,28 +42,25 @@ ggml_tensor * ggml_minicache_index(ggml_context * ctx, ggml_tensor * cells, ggml
     return result;
 }
 
-ggml_tensor * ggml_minicache_attn(ggml_context * ctx, ggml_tensor * q, ggml_tensor * dir_k, ggml_tensor * dir_v,
-    ggml_tensor * mag, ggml_tensor * pool_k, ggml_tensor * pool_v, ggml_tensor * kv_cur, ggml_tensor * mask, ggml_tensor * index,
-    ggml_tensor * sinks, ggml_minicache_attn_params params) {
+// what the attention over merged and over coded entries have in common
+static ggml_tensor * attn_impl(ggml_context * ctx, ggml_tensor * q, ggml_tensor * cache_k, ggml_tensor * cache_v,
+    ggml_tensor * scales, ggml_tensor * pool_k, ggml_tensor * pool_v, ggml_tensor * kv_cur, ggml_tensor * mask,
+    ggml_tensor * index, ggml_tensor * sinks, const ggml_minicache_attn_params & params, int64_t d_v) {
     const int64_t d_k       = q->ne[0];
-    const int64_t d_v       = dir_v->ne[0];
     const int64_t n_tps     = q->ne[1];
     const int64_t n_head    = q->ne[2];
     const int64_t n_stream  = q->ne[3];
-    const int64_t n_head_kv = dir_k->ne[1];
-    const int64_t n_kv      = dir_k->ne[2];
+    const int64_t n_head_kv = cache_k->ne[1];
+    const int64_t n_kv      = cache_k->ne[2];
 
     GGML_ASSERT(q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float));
     GGML_ASSERT(n_head % n_head_kv == 0);
-    GGML_ASSERT(dir_k->ne[0] == d_k && dir_k->ne[3] == n_stream);
-    GGML_ASSERT(dir_v->ne[1] == n_head_kv && dir_v->ne[2] == n_kv && dir_v->ne[3] == n_stream);
-    GGML_ASSERT(index->type == GGML_TYPE_I32 && index->ne[0] == n_kv && index->ne[1] == n_stream);
+    GGML_ASSERT(cache_k->ne[3] == n_stream);
+    GGML_ASSERT(cache_v->ne[1] == n_head_kv && cache_v->ne[2] == n_kv && cache_v->ne[3] == n_stream);
+    GGML_ASSERT(index->type == GGML_TYPE_I32 && index->nb[0] == sizeof(int32_t));
+    GGML_ASSERT(index->ne[0] == n_kv && index->ne[1] == n_stream);
     GGML_ASSERT(params.side == 0 || params.side == 1);
 
-    if (mag) {
-        GGML_ASSERT(mag->type == GGML_TYPE_F16 && mag->ne[0] == n_head_kv && mag->ne[1] == 4);
-        GGML_ASSERT(mag->ne[2] == n_kv && mag->ne[3] == n_stream && mag->nb[0] == sizeof(ggml_fp16_t));
-    }
     if (pool_k) {
         GGML_ASSERT(pool_v && params.block > 0);
         GGML_ASSERT(pool_k->ne[0] == d_k && pool_k->ne[1] == n_head_kv && pool_k->ne[3] == n_stream);
@@ -84,17 +82,33 @@ ggml_tensor * ggml_minicache_attn(ggml_context * ctx, ggml_tensor * q, ggml_tens
 
     ggml_tensor * result = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, d_v, n_head, n_tps, n_stream);
 
-    set_params(result, GGML_MINICACHE_OP_ATTN, params);
     result->src[0] = q;
-    result->src[1] = dir_k;
-    result->src[2] = dir_v;
-    result->src[3] = mag;
+    result->src[1] = cache_k;
+    result->src[2] = cache_v;
+    result->src[3] = scales;
     result->src[4] = pool_k;
     result->src[5] = pool_v;
     result->src[6] = kv_cur;
     result->src[7] = mask;
     result->src[8] = index;
     result->src[9] = sinks;
+
+    return result;
+}
+
+ggml_tensor * ggml_minicache_attn(ggml_context * ctx, ggml_tensor * q, ggml_tensor * dir_k, ggml_tensor * dir_v,
+    ggml_tensor * mag, ggml_tensor * pool_k, ggml_tensor * pool_v, ggml_tensor * kv_cur, ggml_tensor * mask, ggml_tensor * index,
+    ggml_tensor * sinks, ggml_minicache_attn_params params) {
+    GGML_ASSERT(dir_k->ne[0] == q->ne[0]);
+    if (mag) {
+        GGML_ASSERT(mag->type == GGML_TYPE_F16 && mag->nb[0] == sizeof(ggml_fp16_t));
+        GGML_ASSERT(mag->ne[0] == dir_k->ne[1] && mag->ne[1] == 4);
+        GGML_ASSERT(mag->ne[2] == dir_k->ne[2] && mag->ne[3] == dir_k->ne[3]);
+    }
+
+    ggml_tensor * result = attn_impl(ctx, q, dir_k, dir_v, mag, pool_k, pool_v, kv_cur, mask, index, sinks, params, dir_v->ne[0]);
+
+    set_params(result, GGML_MINICACHE_OP_ATTN, params);
 
     return result;
 }
@@ -128,7 +142,7 @@ ggml_tensor * ggml_minicache_retain(ggml_context * ctx, ggml_tensor * slots, ggm
     GGML_ASSERT(kv_b->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_b));
     GGML_ASSERT(kv_a->ne[0] == (int64_t) (params.d_k + params.d_v) * params.n_head_kv);
     GGML_ASSERT(merged->type == GGML_TYPE_F32 && merged->ne[1] == n_tokens && ggml_is_contiguous(merged));
-    GGML_ASSERT(merged->ne[0] == kv_a->ne[0] + (int64_t) 6 * params.n_head_kv);
+    GGML_ASSERT(merged->ne[0] >= (int64_t) 2 * params.n_head_kv);
     GGML_ASSERT(rows->type == GGML_TYPE_I64 && ggml_is_contiguous(rows) && rows->ne[0] == n_tokens);
     GGML_ASSERT(cells->type == GGML_TYPE_I32 && ggml_is_contiguous_rows(cells));
 
@@ -151,6 +165,72 @@ ggml_tensor * ggml_minicache_retain(ggml_context * ctx, ggml_tensor * slots, ggm
     for (int i = 0; i < 4; ++i) {
         result->src[6 + i] = pools[i];
     }
+
+    return result;
+}
+
+static void check_shape(const minicache_code_shape & shape, const ggml_tensor * codec) {
+    GGML_ASSERT(shape.d_k > 0 && shape.d_v > 0 && shape.n_head_kv > 0);
+    GGML_ASSERT(shape.n_rot >= 0 && shape.n_rot <= shape.d_k && shape.n_rot % 2 == 0);
+    GGML_ASSERT(shape.rope >= MINICACHE_ROPE_NONE && shape.rope <= MINICACHE_ROPE_HALVES);
+    GGML_ASSERT(codec->type == GGML_TYPE_I8 && ggml_is_contiguous(codec));
+    GGML_ASSERT(ggml_nelements(codec) == minicache_codec_offsets_of(shape).size);
+}
+
+ggml_tensor * ggml_minicache_encode(ggml_context * ctx, ggml_tensor * kv_a, ggml_tensor * kv_b, ggml_tensor * codec,
+    ggml_tensor * code_k, ggml_tensor * code_v, ggml_tensor * rows, ggml_tensor * bases, minicache_code_shape shape) {
+    const int64_t n_tokens = kv_a->ne[1];
+
+    check_shape(shape, codec);
+    GGML_ASSERT(kv_a->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_a) && ggml_is_matrix(kv_a));
+    GGML_ASSERT(kv_b->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_b) && ggml_are_same_shape(kv_a, kv_b));
+    GGML_ASSERT(kv_a->ne[0] == (int64_t) (shape.d_k + shape.d_v) * shape.n_head_kv);
+    GGML_ASSERT(code_k->type == GGML_TYPE_I8 && code_k->nb[0] == 1 && code_k->ne[3] == 1);
+    GGML_ASSERT(code_v->type == GGML_TYPE_I8 && code_v->nb[0] == 1 && code_v->ne[3] == 1);
+    GGML_ASSERT(code_k->ne[0] == (int64_t) minicache_code_bytes(shape.layout_k) * shape.n_head_kv);
+    GGML_ASSERT(code_v->ne[0] == (int64_t) minicache_code_bytes(shape.layout_v) * shape.n_head_kv);
+    GGML_ASSERT(code_k->ne[1] == code_v->ne[1] && code_k->ne[2] == code_v->ne[2]);
+    GGML_ASSERT(rows->type == GGML_TYPE_I64 && ggml_is_contiguous(rows) && ggml_nelements(rows) == n_tokens);
+    GGML_ASSERT(bases->type == GGML_TYPE_I32 && ggml_is_contiguous(bases) && ggml_nelements(bases) == n_tokens);
+
+    ggml_tensor * result = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, (int64_t) 2 * shape.n_head_kv, n_tokens);
+
+    set_params(result, GGML_MINICACHE_OP_ENCODE, ggml_minicache_encode_params{ shape, 0 });
+    result->src[0] = kv_a;
+    result->src[1] = kv_b;
+    result->src[2] = codec;
+    result->src[3] = code_k;
+    result->src[4] = code_v;
+    result->src[5] = rows;
+    result->src[6] = bases;
+
+    return result;
+}
+
+void ggml_minicache_encode_set_reference(ggml_tensor * op) {
+    GGML_ASSERT(ggml_minicache_get_op(op) == GGML_MINICACHE_OP_ENCODE);
+
+    ggml_minicache_encode_params params;
+    memcpy(&params, op->op_params + 1, sizeof(params));
+    params.reference = 1;
+    set_params(op, GGML_MINICACHE_OP_ENCODE, params);
+}
+
+ggml_tensor * ggml_minicache_attn_code(ggml_context * ctx, ggml_tensor * q, ggml_tensor * code_k, ggml_tensor * code_v,
+    ggml_tensor * codec, ggml_tensor * pool_k, ggml_tensor * pool_v, ggml_tensor * kv_cur, ggml_tensor * mask,
+    ggml_tensor * index, ggml_tensor * sinks, ggml_minicache_attn_params params, minicache_code_shape shape) {
+    check_shape(shape, codec);
+    GGML_ASSERT(q->ne[0] == shape.d_k);
+    GGML_ASSERT(code_k->type == GGML_TYPE_I8 && code_k->nb[0] == 1 && code_k->ne[1] == shape.n_head_kv);
+    GGML_ASSERT(code_v->type == GGML_TYPE_I8 && code_v->nb[0] == 1);
+    GGML_ASSERT(code_k->ne[0] == minicache_code_bytes(shape.layout_k));
+    GGML_ASSERT(code_v->ne[0] == minicache_code_bytes(shape.layout_v));
+    GGML_ASSERT(index->ne[2] == 2);
+
+    ggml_tensor * result =
+        attn_impl(ctx, q, code_k, code_v, codec, pool_k, pool_v, kv_cur, mask, index, sinks, params, shape.d_v);
+
+    set_params(result, GGML_MINICACHE_OP_ATTN_CODE, ggml_minicache_attn_code_params{ params, shape });
 
     return result;
 }

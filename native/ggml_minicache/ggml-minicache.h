@@ -135,6 +135,14 @@ GGML_API struct ggml_tensor * ggml_minicache_encode(struct ggml_context * ctx, s
     struct ggml_tensor * kv_b, struct ggml_tensor * codec, struct ggml_tensor * code_k, struct ggml_tensor * code_v,
     struct ggml_tensor * rows, struct ggml_tensor * bases, struct minicache_code_shape shape);
 
+// the op's parameters
+struct ggml_minicache_encode_params {
+    struct minicache_code_shape shape;
+    int32_t                     reference;  // 1: the scalar reference
+};
+
+GGML_API void ggml_minicache_encode_set_reference(struct ggml_tensor * op);
+
 // As ggml_minicache_attn(), with coded entries in place of merged ones:
 //   score_j = scale*(D_kᵀR(-b_j)q)·z_j*m_j for a coded entry, and D_v*Σ p_j*μ_j*z_j joins the result
 //   code_k  I8  [minicache_code_bytes(layout_k), n_head_kv, n_kv, n_stream]
@@ -146,6 +154,12 @@ GGML_API struct ggml_tensor * ggml_minicache_attn_code(struct ggml_context * ctx
     struct ggml_tensor * code_k, struct ggml_tensor * code_v, struct ggml_tensor * codec, struct ggml_tensor * pool_k,
     struct ggml_tensor * pool_v, struct ggml_tensor * kv_cur, struct ggml_tensor * mask, struct ggml_tensor * index,
     struct ggml_tensor * sinks, struct ggml_minicache_attn_params params, struct minicache_code_shape shape);
+
+// the op's parameters
+struct ggml_minicache_attn_code_params {
+    struct ggml_minicache_attn_params attn;
+    struct minicache_code_shape       shape;
+};
 
 #ifdef __cplusplus
 }

@@ -2,6 +2,7 @@
 
 #include "ggml-minicache.h"
 #include "llama-cparams.h"
+#include "llama-impl.h"
 #include "llama-kv-cache-minicache.h"
 
 #include <stdexcept>
@@ -15,29 +16,38 @@ class llm_graph_input_attn_kv_minicache : public llm_graph_input_attn_kv {
     void set_input(const llama_ubatch * ubatch) override {
         llm_graph_input_attn_kv::set_input(ubatch);
 
+        const auto & sinfo = mctx->get_sinfo();
+        if (bases) {
+            kv->set_offsets(*ubatch, sinfo);
+        }
+        if (bases && bases->buffer) {
+            kv->set_input_bases(bases, sinfo);
+        }
         if (cells->buffer) {
-            kv->set_input_cells(cells, mctx->get_sinfo());
+            kv->set_input_cells(cells, sinfo);
         }
     }
 
     bool can_reuse(const llm_graph_params & params) override {
         // base class first: it binds the new mctx
-        return llm_graph_input_attn_kv::can_reuse(params) && cells->ne[0] == mctx->get_n_kv();
+        return llm_graph_input_attn_kv::can_reuse(params) && cells->ne[0] == mctx->get_n_kv() &&
+               (!bases || bases->ne[0] == params.ubatch.n_tokens);
     }
 
     const llama_kv_cache_minicache * kv;
 
-    ggml_tensor * cells = nullptr;  // I32 [n_kv, n_stream]
+    ggml_tensor * cells = nullptr;  // I32 [n_kv, n_stream], or [n_kv, n_stream, 2] with the cells' bases
+    ggml_tensor * bases = nullptr;  // I32 [n_tokens], null without coded pairs
 
     // per pair, from layer a to layer b
     std::vector<ggml_tensor *> kv_a;   // F32 [(d_k + d_v)*n_head_kv, n_tokens]
-    std::vector<ggml_tensor *> index;  // I32 [n_kv, n_stream]
+    std::vector<ggml_tensor *> index;  // as cells
 };
 
 std::unique_ptr<llm_graph_input_attn_kv> llama_minicache_attn_inp_kv(ggml_context * ctx0, const llama_hparams & hparams,
     const llama_cparams & cparams, const llama_ubatch & ubatch, const llama_kv_cache_context * mctx) {
     const auto * kv = dynamic_cast<const llama_kv_cache_minicache *>(mctx->get_kv());
-    if (!kv || kv->get_pairs().empty()) {
+    if (!kv || (kv->get_pairs().empty() && !kv->is_observed())) {
         return std::make_unique<llm_graph_input_attn_kv>(hparams, cparams, mctx);
     }
 
@@ -45,9 +55,15 @@ std::unique_ptr<llm_graph_input_attn_kv> llama_minicache_attn_inp_kv(ggml_contex
 
     const int64_t n_stream = cparams.kv_unified ? 1 : ubatch.n_seqs_unq;
 
-    inp->cells = ggml_new_tensor_2d(ctx0, GGML_TYPE_I32, mctx->get_n_kv(), n_stream);
+    inp->cells = ggml_new_tensor_3d(ctx0, GGML_TYPE_I32, mctx->get_n_kv(), n_stream, kv->is_coded() ? 2 : 1);
     ggml_set_input(inp->cells);
     ggml_set_name(inp->cells, "minicache_inp_cells");
+
+    if (kv->is_coded()) {
+        inp->bases = ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, ubatch.n_tokens);
+        ggml_set_input(inp->bases);
+        ggml_set_name(inp->bases, "minicache_inp_bases");
+    }
 
     return inp;
 }
@@ -61,7 +77,23 @@ static ggml_tensor * concat_kv(ggml_context * ctx, ggml_tensor * k, ggml_tensor 
     return ggml_concat(ctx, flat(k), flat(v), 0);
 }
 
-// rows of d*n_head in a cache or pool tensor as [d, n_head, n, n_stream] of the ubatch's streams
+// what attention gets by names that a callback can look for
+static void observe(ggml_cgraph * gf, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, int il) {
+    const auto name = [&](ggml_tensor * x, const char * format) {
+        ggml_format_name(x, format, il);
+        ggml_build_forward_expand(gf, x);
+    };
+    name(q, "minicache_q-%d");
+    name(k, "minicache_k-%d");
+    name(v, "minicache_v-%d");
+}
+
+// x [d, ...] in upstream's rotated basis back in the model's own, and the other way round: the rotation is its own inverse
+static ggml_tensor * rotated(ggml_context * ctx, ggml_tensor * x, ggml_tensor * rot) {
+    return rot ? llama_mul_mat_hadamard(ctx, ggml_is_contiguous(x) ? x : ggml_cont(ctx, x), rot) : x;
+}
+
+// rows of d*n_head in a cache or pool tensor, or of codes, as [d, n_head, n, n_stream] of the ubatch's streams
 static ggml_tensor * view_heads(
     ggml_context * ctx, ggml_tensor * x, int64_t d, int64_t n, const llama_kv_cache::slot_info & sinfo) {
     if (!x) {
@@ -92,16 +124,20 @@ static void build_store(const llm_graph_context & graph, const llm_graph_input_a
     const int32_t d_v       = pair.d_v;
     const int32_t n_head_kv = pair.n_head_kv;
 
-    const auto & settings = inp.kv->get_settings();
+    ggml_tensor * merged;
+    if (pair.is_coded()) {
+        merged =
+            ggml_minicache_encode(ctx, kv_a, kv_b, pair.codec, pair.dir_k, pair.dir_v, inp.get_k_idxs(), inp.bases, pair.shape);
+    } else {
+        merged = ggml_minicache_merge(ctx, kv_a, kv_b, { d_k, d_v, n_head_kv, inp.kv->get_settings().t });
 
-    ggml_tensor * merged = ggml_minicache_merge(ctx, kv_a, kv_b, { d_k, d_v, n_head_kv, settings.t });
-
-    int64_t offset = 0;
-    for (ggml_tensor * dst : { pair.dir_k, pair.dir_v, pair.mag }) {
-        ggml_tensor * rows = ggml_view_2d(ctx, merged, dst->ne[0], merged->ne[1], merged->nb[1], offset * sizeof(float));
-        ggml_tensor * flat = ggml_reshape_2d(ctx, dst, dst->ne[0], dst->ne[1] * dst->ne[2]);
-        ggml_build_forward_expand(graph.gf, ggml_set_rows(ctx, flat, rows, inp.get_k_idxs()));
-        offset += dst->ne[0];
+        int64_t offset = 0;
+        for (ggml_tensor * dst : pair.cell_tensors()) {
+            ggml_tensor * rows = ggml_view_2d(ctx, merged, dst->ne[0], merged->ne[1], merged->nb[1], offset * sizeof(float));
+            ggml_tensor * flat = ggml_reshape_2d(ctx, dst, dst->ne[0], dst->ne[1] * dst->ne[2]);
+            ggml_build_forward_expand(graph.gf, ggml_set_rows(ctx, flat, rows, inp.get_k_idxs()));
+            offset += dst->ne[0];
+        }
     }
 
     const ggml_minicache_retain_params params = {
@@ -120,6 +156,9 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
     ggml_tensor * k_cur, ggml_tensor * v_cur, ggml_tensor * kq_b, ggml_tensor * sinks, float kq_scale, int il) {
     auto * inp = dynamic_cast<llm_graph_input_attn_kv_minicache *>(inp_kv);
 
+    if (inp && inp->kv->is_observed()) {
+        observe(graph.gf, q_cur, k_cur, v_cur, il);
+    }
     const int32_t ip = inp ? inp->kv->find_pair(il) : -1;
     if (ip < 0) {
         return nullptr;
@@ -138,6 +177,11 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
     const int64_t n_stream = inp->cells->ne[1];
     const int64_t n_tps    = q_cur->ne[2] / n_stream;
 
+    if (pair.is_coded()) {
+        q_cur = rotated(ctx, q_cur, inp->self_k_rot);
+        k_cur = rotated(ctx, k_cur, inp->self_k_rot);
+        v_cur = rotated(ctx, v_cur, inp->self_v_rot);
+    }
     ggml_tensor * kv_cur = concat_kv(ctx, k_cur, v_cur);
     if (!is_b) {
         inp->kv_a[ip]  = kv_cur;
@@ -148,9 +192,6 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
         ctx, q_cur, q_cur->ne[0], q_cur->ne[1], n_tps, n_stream, q_cur->nb[1], q_cur->nb[2], q_cur->nb[2] * n_tps, 0);
     q = ggml_permute(ctx, q, 0, 2, 1, 3);
 
-    ggml_tensor * mag = ggml_view_4d(ctx, pair.mag, pair.n_head_kv, 4, n_kv, n_stream,
-        ggml_row_size(pair.mag->type, pair.n_head_kv), pair.mag->nb[1], pair.mag->nb[2], sinfo.s0 * pair.mag->nb[2]);
-
     const ggml_minicache_attn_params params = {
         /*.scale     =*/kq_scale,
         /*.max_bias  =*/graph.hparams.f_max_alibi_bias,
@@ -160,9 +201,27 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
         /*.reference =*/0,
     };
 
-    ggml_tensor * cur = ggml_minicache_attn(ctx, q, view_heads(ctx, pair.dir_k, pair.d_k, n_kv, sinfo),
-        view_heads(ctx, pair.dir_v, pair.d_v, n_kv, sinfo), mag, view_heads(ctx, pair.pool_k[is_b], pair.d_k, n_slot, sinfo),
-        view_heads(ctx, pair.pool_v[is_b], pair.d_v, n_slot, sinfo), kv_cur, inp->get_kq_mask(), inp->index[ip], sinks, params);
+    // codes have their own length in place of the head size
+    const int64_t d_k = pair.dir_k->ne[0] / pair.n_head_kv;
+    const int64_t d_v = pair.dir_v->ne[0] / pair.n_head_kv;
+
+    ggml_tensor * rows_k = view_heads(ctx, pair.dir_k, d_k, n_kv, sinfo);
+    ggml_tensor * rows_v = view_heads(ctx, pair.dir_v, d_v, n_kv, sinfo);
+    ggml_tensor * pool_k = view_heads(ctx, pair.pool_k[is_b], pair.d_k, n_slot, sinfo);
+    ggml_tensor * pool_v = view_heads(ctx, pair.pool_v[is_b], pair.d_v, n_slot, sinfo);
+
+    ggml_tensor * cur;
+    if (pair.is_coded()) {
+        cur = ggml_minicache_attn_code(ctx, q, rows_k, rows_v, pair.codec, pool_k, pool_v, kv_cur, inp->get_kq_mask(),
+            inp->index[ip], sinks, params, pair.shape);
+        cur = rotated(ctx, cur, inp->self_v_rot);
+    } else {
+        ggml_tensor * mag = ggml_view_4d(ctx, pair.mag, pair.n_head_kv, 4, n_kv, n_stream,
+            ggml_row_size(pair.mag->type, pair.n_head_kv), pair.mag->nb[1], pair.mag->nb[2], sinfo.s0 * pair.mag->nb[2]);
+
+        cur = ggml_minicache_attn(
+            ctx, q, rows_k, rows_v, mag, pool_k, pool_v, kv_cur, inp->get_kq_mask(), inp->index[ip], sinks, params);
+    }
 
     cur = ggml_reshape_2d(ctx, cur, cur->ne[0] * cur->ne[1], cur->ne[2] * cur->ne[3]);
     ggml_build_forward_expand(graph.gf, cur);

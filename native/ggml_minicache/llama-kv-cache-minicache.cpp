@@ -4,8 +4,8 @@
 #include "llama-context.h"
 #include "llama-cparams.h"
 #include "llama-impl.h"
-#include "llama-io.h"
 #include "llama-minicache-error.h"
+#include "llama-minicache-rope.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -14,8 +14,13 @@
 #include <map>
 #include <stdexcept>
 
+std::vector<ggml_tensor *> minicache_pair::cell_tensors() const {
+    return is_coded() ? std::vector<ggml_tensor *>{ dir_k, dir_v } : std::vector<ggml_tensor *>{ dir_k, dir_v, mag };
+}
+
 std::vector<ggml_tensor *> minicache_pair::tensors() const {
-    std::vector<ggml_tensor *> all = { dir_k, dir_v, mag, slots };
+    std::vector<ggml_tensor *> all = cell_tensors();
+    all.push_back(slots);
     for (int side = 0; side < 2; ++side) {
         if (pool_k[side]) {
             all.push_back(pool_k[side]);
@@ -46,6 +51,10 @@ static void check_types(const llama_model & model, const llama_memory_params & p
                                             " is not supported: use f16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1 or iq4_nl");
         }
     }
+    if (settings.plan && (model.hparams.n_embd_head_k() % ggml_blck_size(params.type_k) != 0 ||
+                             model.hparams.n_embd_head_v() % ggml_blck_size(params.type_v) != 0)) {
+        throw std::invalid_argument("the plan's cache types do not fit the model's head sizes");
+    }
     if (settings.retain_block() == 0 || settings.pool_type == GGML_TYPE_COUNT) {
         return;
     }
@@ -61,21 +70,29 @@ static std::optional<minicache_settings> requested(const llama_memory_params & p
     return params.ctx_type == LLAMA_CONTEXT_TYPE_DEFAULT ? minicache_settings_requested() : std::nullopt;
 }
 
-llama_kv_cache_minicache * llama_kv_cache_minicache::create(const llama_model & model, const llama_memory_params & params,
-    const llama_cparams & cparams, const layer_filter_cb & filter) {
-    const auto settings = requested(params);
+llama_kv_cache_minicache * llama_kv_cache_minicache::create(
+    const llama_model & model, const llama_memory_params & given, const llama_cparams & cparams, const layer_filter_cb & filter) {
+    const auto settings = requested(given);
 
     if (!settings) {
         return nullptr;
+    }
+    llama_memory_params params = given;
+    if (settings->plan) {
+        params.type_k = settings->plan->type_k;
+        params.type_v = settings->plan->type_v;
     }
     try {
         if (!cparams.flash_attn) {
             throw std::invalid_argument("merged layers need flash attention: do not switch it off");
         }
         check_types(model, params, *settings);
+        if (settings->plan) {
+            minicache_check_plan(*settings->plan, model);
+        }
 
         const minicache_pairing pairing = minicache_make_pairing(model, cparams, cparams.offload_kqv, *settings);
-        if (pairing.pairs.empty()) {
+        if (pairing.pairs.empty() && !settings->observe && !(settings->plan && settings->plan->pairs.empty())) {
             LLAMA_LOG_WARN("%s: no two layers of this model can be merged, its cache is a plain one\n", __func__);
         }
         return new llama_kv_cache_minicache(model, params, cparams, filter, *settings, pairing);
@@ -102,16 +119,41 @@ void llama_kv_cache_minicache::check_created(
     owned.release();
 }
 
+// settings without the plan, whose codecs are large and live on in the cache's own tensors
+static minicache_settings without_plan(minicache_settings settings) {
+    settings.plan = nullptr;
+    return settings;
+}
+
 llama_kv_cache_minicache::llama_kv_cache_minicache(const llama_model & model, const llama_memory_params & params,
     const llama_cparams & cparams, const layer_filter_cb & filter, const minicache_settings & settings,
     const minicache_pairing & pairing) :
     llama_kv_cache(
         model, model.hparams, params.type_k, params.type_v, /*v_trans =*/false, cparams.offload_kqv, cparams.kv_unified,
         cparams.n_ctx_seq, cparams.n_seq_max, /*n_pad =*/1, model.hparams.n_swa, model.hparams.swa_type, nullptr,
-        [&](int32_t il) { return (!filter || filter(il)) && ((size_t) il >= pairing.layers.size() || !pairing.merged(il)); }, nullptr,
-        nullptr),
-    settings(settings), pairing(pairing), cache_type_k(params.type_k), cache_type_v(params.type_v), block(settings.retain_block()),
+        [&](int32_t il) { return (!filter || filter(il)) && ((size_t) il >= pairing.layers.size() || !pairing.merged(il)); },
+        nullptr, nullptr),
+    settings(without_plan(settings)), pairing(pairing), coded(settings.plan && !pairing.pairs.empty()),
+    rope_block(coded ? settings.plan->rope_block : 0), plan_hash(settings.plan ? settings.plan->hash : 0),
+    cache_type_k(params.type_k), cache_type_v(params.type_v), block(settings.retain_block()),
     pair_of_layer(pairing.layers.size(), -1) {
+    add_pairs(settings, cparams);
+    allocate(cparams.offload_kqv);
+    if (coded) {
+        offsets.assign(n_stream, std::vector<int32_t>(get_size()));
+        write_codecs(*settings.plan, cparams);
+    }
+    init_rotation();
+
+    LLAMA_LOG_INFO("%s: %s\n", __func__, describe().c_str());
+}
+
+// the plan's pair of layer a
+static const minicache_plan_pair & planned(const minicache_plan & plan, uint32_t il_a) {
+    return *std::find_if(plan.pairs.begin(), plan.pairs.end(), [&](const auto & pair) { return pair.a == (int32_t) il_a; });
+}
+
+void llama_kv_cache_minicache::add_pairs(const minicache_settings & given, const llama_cparams & cparams) {
     for (const auto & [a, b] : pairing.pairs) {
         pair_of_layer[a] = pairs.size();
         pair_of_layer[b] = pairs.size();
@@ -122,12 +164,15 @@ llama_kv_cache_minicache::llama_kv_cache_minicache(const llama_model & model, co
         pair.d_k            = hparams.n_embd_head_k(a);
         pair.d_v            = hparams.n_embd_head_v(a);
         pair.n_head_kv      = hparams.n_head_kv(a);
+        if (coded) {
+            const minicache_rope_turn turn = minicache_rope_of(model, cparams, a);
+
+            pair.shape       = planned(*given.plan, a).shape;
+            pair.shape.n_rot = (int16_t) turn.n_rot;
+            pair.shape.rope  = turn.kind;
+        }
         pairs.push_back(pair);
     }
-    allocate(cparams.offload_kqv);
-    init_rotation();
-
-    LLAMA_LOG_INFO("%s: %s\n", __func__, describe().c_str());
 }
 
 // whether the device's backend has the op; any other runs it on the CPU, so its pairs are kept there
@@ -142,8 +187,29 @@ static bool has_minicache_op(ggml_backend_dev_t dev) {
     return ggml_backend_dev_supports_op(dev, ggml_minicache_merge(ctx.get(), kv, kv, { 64, 64, 1, 0.5f }));
 }
 
+// throws where there is no room
+static ggml_backend_buffer_t allocate_tensors(ggml_context * ctx, ggml_backend_buffer_type_t buft, bool no_alloc) {
+    ggml_backend_buffer_t buf;
+    if (no_alloc) {
+        buf = ggml_backend_buft_alloc_buffer(buft, /*size =*/0);
+        for (ggml_tensor * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t)) {
+            t->buffer = buf;
+        }
+    } else {
+        buf = ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft);
+    }
+    if (!buf) {
+        throw std::runtime_error(format("failed to allocate %.2f MiB for merged layers on %s",
+            ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft) / 1024.0 / 1024.0, ggml_backend_buft_name(buft)));
+    }
+    LLAMA_LOG_INFO("%s: %10s KV buffer size = %8.2f MiB\n", __func__, ggml_backend_buffer_name(buf),
+        ggml_backend_buffer_get_size(buf) / 1024.0 / 1024.0);
+    return buf;
+}
+
 void llama_kv_cache_minicache::allocate(bool offload) {
     std::map<ggml_backend_buffer_type_t, ggml_context_ptr> contexts;
+    std::map<ggml_backend_buffer_type_t, ggml_context_ptr> codec_contexts;
 
     bool told = false;
 
@@ -161,10 +227,14 @@ void llama_kv_cache_minicache::allocate(bool offload) {
             }
         }
 
-        ggml_context_ptr & ctx = contexts[buft];
-        if (!ctx) {
-            ctx.reset(ggml_init({ /*.mem_size =*/8 * pairs.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
-        }
+        const auto context_of = [&](auto & map) -> ggml_context_ptr & {
+            ggml_context_ptr & ctx = map[buft];
+            if (!ctx) {
+                ctx.reset(ggml_init({ /*.mem_size =*/8 * pairs.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
+            }
+            return ctx;
+        };
+        ggml_context_ptr & ctx = context_of(contexts);
 
         const int64_t kv_size = get_size();
         const int64_t n_slot  = get_n_slot();
@@ -178,9 +248,18 @@ void llama_kv_cache_minicache::allocate(bool offload) {
         const int64_t n_embd_k = pair.d_k * pair.n_head_kv;
         const int64_t n_embd_v = pair.d_v * pair.n_head_kv;
 
-        pair.dir_k = new_tensor("dir_k", cache_type_k, n_embd_k, kv_size);
-        pair.dir_v = new_tensor("dir_v", cache_type_v, n_embd_v, kv_size);
-        pair.mag   = new_tensor("mag", GGML_TYPE_F16, 4 * pair.n_head_kv, kv_size);
+        if (coded) {
+            pair.codec =
+                ggml_new_tensor_1d(context_of(codec_contexts).get(), GGML_TYPE_I8, minicache_codec_offsets_of(pair.shape).size);
+            ggml_format_name(pair.codec, "minicache_codec_l%u", pair.il_a);
+
+            pair.dir_k = new_tensor("code_k", GGML_TYPE_I8, minicache_code_bytes(pair.shape.layout_k) * pair.n_head_kv, kv_size);
+            pair.dir_v = new_tensor("code_v", GGML_TYPE_I8, minicache_code_bytes(pair.shape.layout_v) * pair.n_head_kv, kv_size);
+        } else {
+            pair.dir_k = new_tensor("dir_k", cache_type_k, n_embd_k, kv_size);
+            pair.dir_v = new_tensor("dir_v", cache_type_v, n_embd_v, kv_size);
+            pair.mag   = new_tensor("mag", GGML_TYPE_F16, 4 * pair.n_head_kv, kv_size);
+        }
         pair.slots = new_tensor("slots", GGML_TYPE_I32, 2, n_slot + GGML_MINICACHE_SLOT_STATS);
 
         for (int side = 0; side < 2 && n_slot > 0; ++side) {
@@ -193,31 +272,50 @@ void llama_kv_cache_minicache::allocate(bool offload) {
     }
 
     for (auto & [buft, ctx] : contexts) {
-        ggml_backend_buffer_t buf;
-        if (hparams.no_alloc) {
-            buf = ggml_backend_buft_alloc_buffer(buft, /*size =*/0);
-            for (ggml_tensor * t = ggml_get_first_tensor(ctx.get()); t; t = ggml_get_next_tensor(ctx.get(), t)) {
-                t->buffer = buf;
-            }
-        } else {
-            buf = ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft);
-        }
-        if (!buf) {
-            throw std::runtime_error(format("failed to allocate %.2f MiB for merged layers on %s",
-                ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), buft) / 1024.0 / 1024.0, ggml_backend_buft_name(buft)));
-        }
-        LLAMA_LOG_INFO("%s: %10s KV buffer size = %8.2f MiB\n", __func__, ggml_backend_buffer_name(buf),
-            ggml_backend_buffer_get_size(buf) / 1024.0 / 1024.0);
-
+        ggml_backend_buffer_t buf = allocate_tensors(ctx.get(), buft, hparams.no_alloc);
         ggml_backend_buffer_clear(buf, 0);
         ctxs_bufs.emplace_back(std::move(ctx), buf);
     }
+    for (auto & [buft, ctx] : codec_contexts) {
+        ggml_backend_buffer_t buf = allocate_tensors(ctx.get(), buft, hparams.no_alloc);
+        codec_bufs.emplace_back(std::move(ctx), buf);
+    }
+}
+
+// The plan's codecs, with the model's frequencies before what the plan has.
+void llama_kv_cache_minicache::write_codecs(const minicache_plan & plan, const llama_cparams & cparams) {
+    if (hparams.no_alloc) {
+        return;
+    }
+    for (const minicache_pair & pair : pairs) {
+        const minicache_plan_pair & source = planned(plan, pair.il_a);
+        const minicache_rope_turn   turn   = minicache_rope_of(model, cparams, pair.il_a);
+
+        std::vector<uint8_t> codec(turn.freq.size() * sizeof(float));
+        for (size_t i = 0; i < turn.freq.size(); ++i) {
+            const float freq = (float) turn.freq[i];
+            memcpy(codec.data() + i * sizeof(float), &freq, sizeof(freq));
+        }
+        codec.insert(codec.end(), source.codec.begin(), source.codec.end());
+
+        GGML_ASSERT(codec.size() == ggml_nbytes(pair.codec));
+        ggml_backend_tensor_set(pair.codec, codec.data(), 0, codec.size());
+    }
+}
+
+std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_minicache::memory_breakdown() const {
+    std::map<ggml_backend_buffer_type_t, size_t> sizes = llama_kv_cache::memory_breakdown();
+    for (const auto & [ctx, buf] : codec_bufs) {
+        GGML_UNUSED(ctx);
+        sizes[ggml_backend_buffer_get_type(buf.get())] += ggml_backend_buffer_get_size(buf.get());
+    }
+    return sizes;
 }
 
 // The base class derives upstream's Hadamard rotation from its own layers. Where every layer is merged it has none, and the
 // rotation is set up here, by the same rule.
 void llama_kv_cache_minicache::init_rotation() {
-    if (!layers.empty() || pairs.empty()) {
+    if (!layers.empty() || pairs.empty() || coded) {
         return;
     }
     const char * env     = getenv("LLAMA_ATTN_ROT_DISABLE");
@@ -243,6 +341,13 @@ void llama_kv_cache_minicache::init_rotation() {
 }
 
 std::string llama_kv_cache_minicache::describe() const {
+    if (coded) {
+        return format(
+            "%zu pairs coded, K relative to the last multiple of %d positions, one token in %d retained, other layers K "
+            "(%s), V (%s), %.2f MiB with them",
+            pairs.size(), rope_block, block, ggml_type_name(cache_type_k), ggml_type_name(cache_type_v),
+            total_size() / 1024.0 / 1024.0);
+    }
     return format("%zu pairs merged, t = %g, one token in %d retained, K (%s), V (%s), %.2f MiB with the plain layers",
         pairs.size(), settings.t, block, ggml_type_name(cache_type_k), ggml_type_name(cache_type_v),
         total_size() / 1024.0 / 1024.0);
@@ -258,20 +363,45 @@ int32_t llama_kv_cache_minicache::find_pair(int32_t il) const {
 
 int64_t llama_kv_cache_minicache::get_n_slot() const { return ggml_minicache_n_slot(get_size(), block); }
 
+void llama_kv_cache_minicache::set_offsets(const llama_ubatch & ubatch, const slot_info & sinfo) const {
+    for (size_t s = 0; s < sinfo.n_stream(); ++s) {
+        for (size_t i = 0; i < sinfo.size(); ++i) {
+            const llama_pos pos = ubatch.pos[s * sinfo.size() + i];
+
+            offsets[sinfo.strm[s]][sinfo.idxs[s][i]] = rope_block > 0 ? pos % rope_block : pos;
+        }
+    }
+}
+
 void llama_kv_cache_minicache::set_input_cells(ggml_tensor * dst, const slot_info & sinfo) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
 
-    const int64_t n_kv = dst->ne[0];
+    const int64_t n_kv     = dst->ne[0];
+    const int64_t n_stream = dst->ne[1];
 
     for (size_t s = 0; s < sinfo.n_stream(); ++s) {
-        const auto & cells = v_cells[sinfo.strm[s]];
-        auto *       data  = (int32_t *) dst->data + (sinfo.strm[s] - sinfo.s0) * n_kv;
+        const uint32_t strm  = sinfo.strm[s];
+        const auto &   cells = v_cells[strm];
+        auto *         data  = (int32_t *) dst->data + (strm - sinfo.s0) * n_kv;
 
         for (int64_t i = 0; i < n_kv; ++i) {
             data[i] = cells.is_empty(i) ? GGML_MINICACHE_CELL_EMPTY : GGML_MINICACHE_CELL_MERGED;
         }
         for (size_t i = 0; i < sinfo.size(); ++i) {
             data[sinfo.idxs[s][i]] = (int32_t) i;
+        }
+        for (int64_t i = 0; i < n_kv && dst->ne[2] == 2; ++i) {
+            data[n_stream * n_kv + i] = cells.is_empty(i) ? 0 : base_of(strm, i);
+        }
+    }
+}
+
+void llama_kv_cache_minicache::set_input_bases(ggml_tensor * dst, const slot_info & sinfo) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+
+    for (size_t s = 0; s < sinfo.n_stream(); ++s) {
+        for (size_t i = 0; i < sinfo.size(); ++i) {
+            ((int32_t *) dst->data)[s * sinfo.size() + i] = base_of(sinfo.strm[s], sinfo.idxs[s][i]);
         }
     }
 }
@@ -298,6 +428,16 @@ bool llama_kv_cache_minicache::update(llama_context * lctx, bool do_shift, const
                 ggml_backend_tensor_set(x, stream.data(), sc_info.sdst[i] * x->nb[2], x->nb[2]);
             }
         }
+        if (coded) {
+            offsets[sc_info.sdst[i]] = offsets[sc_info.ssrc[i]];
+        }
+    }
+    // A code keeps K relative to its base, and a shift moves the base alone: where nothing else holds K, nothing is computed.
+    if (do_shift && layers.empty() && coded && block == 0) {
+        for (uint32_t s = 0; s < n_stream; ++s) {
+            v_cells[s].reset_shift();
+        }
+        do_shift = false;
     }
     return llama_kv_cache::update(lctx, do_shift, sc_info);
 }
@@ -364,18 +504,19 @@ ggml_cgraph * llama_kv_cache_minicache::build_graph_shift(llm_graph_result * res
     // The rotation by a shift is linear and the same for both layers of a pair: it turns their common direction as it
     // turns each of them.
     const auto shift_rows = [&](const minicache_pair & pair, ggml_tensor * k, ggml_tensor * shift) {
-        const uint32_t il = pair.il_a;
+        const uint32_t il  = pair.il_a;
+        ggml_tensor *  rot = pair.is_coded() ? nullptr : inp->rot;  // coded pairs keep K as the model has it
 
         ggml_tensor * rows = ggml_reshape_3d(ctx, k, pair.d_k, pair.n_head_kv, k->ne[1] * k->ne[2]);
         ggml_tensor * cur  = ggml_cast(ctx, rows, GGML_TYPE_F32);
-        if (inp->rot) {
-            cur = llama_mul_mat_hadamard(ctx, cur, inp->rot);
+        if (rot) {
+            cur = llama_mul_mat_hadamard(ctx, cur, rot);
         }
         cur = ggml_rope_ext(ctx, cur, shift, model.get_rope_factors(cparams, il), hparams.n_rot(il), rope_type,
             cparams.n_ctx_orig_yarn, model.get_rope_freq_base(cparams, il), model.get_rope_freq_scale(cparams, il),
             cparams.yarn_ext_factor, cparams.yarn_attn_factor, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
-        if (inp->rot) {
-            cur = llama_mul_mat_hadamard(ctx, cur, inp->rot);
+        if (rot) {
+            cur = llama_mul_mat_hadamard(ctx, cur, rot);
         }
         ggml_build_forward_expand(gf, ggml_cpy(ctx, cur, rows));
     };
@@ -384,8 +525,9 @@ ggml_cgraph * llama_kv_cache_minicache::build_graph_shift(llm_graph_result * res
         if (!hparams.has_rope(pair.il_a)) {
             continue;
         }
-        shift_rows(pair, pair.dir_k, inp->cell_shift);
-
+        if (!pair.is_coded()) {
+            shift_rows(pair, pair.dir_k, inp->cell_shift);
+        }
         if (block > 0) {
             ggml_tensor * slot_shift = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, get_n_slot() * n_stream);
             ggml_set_input(slot_shift);
@@ -399,334 +541,4 @@ ggml_cgraph * llama_kv_cache_minicache::build_graph_shift(llm_graph_result * res
     res->add_input(std::move(inp));
 
     return gf;
-}
-
-//
-// state
-//
-
-// A saved state is a header that names the configuration, the number of cells of each stream, and the base class's state,
-// into which the pairs' rows are woven stream by stream. Its length and checksum are in the header: what is cut short or
-// damaged is refused before anything is changed.
-
-static const uint32_t STATE_MAGIC   = 0x564b434d;  // "MCKV"
-static const uint32_t STATE_VERSION = 1;
-
-struct state_header {
-    uint32_t magic   = STATE_MAGIC;
-    uint32_t version = STATE_VERSION;
-
-    int32_t  type_k    = 0;
-    int32_t  type_v    = 0;
-    int32_t  pool_type = 0;
-    int32_t  block     = 0;
-    float    t         = 0.0f;
-    uint32_t n_pair    = 0;
-
-    uint64_t pairs = 0;  // hash of the layer numbers
-    uint64_t basis = 0;  // hash of the bases that directions are kept in; 0: the layers' own
-
-    uint64_t payload_size = 0;
-    uint64_t payload_hash = 0;
-
-    uint32_t n_stream = 0;
-    uint32_t unused   = 0;
-};
-
-// FNV-1a over words of 8 bytes
-static uint64_t hash_of(const uint8_t * data, size_t size) {
-    uint64_t h = 0xcbf29ce484222325ull;
-    for (size_t i = 0; i < size; i += 8) {
-        uint64_t word = 0;
-        memcpy(&word, data + i, std::min<size_t>(8, size - i));
-        h = (h ^ word) * 0x100000001b3ull;
-        h ^= h >> 32;
-    }
-    return h;
-}
-
-class llama_io_write_vector : public llama_io_write_i {
-  public:
-    void write(const void * src, size_t size) override {
-        data.insert(data.end(), (const uint8_t *) src, (const uint8_t *) src + size);
-    }
-
-    void write_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
-        data.resize(data.size() + size);
-        ggml_backend_tensor_get(tensor, data.data() + data.size() - size, offset, size);
-    }
-
-    size_t n_bytes() override { return data.size(); }
-
-    std::vector<uint8_t> data;
-};
-
-class llama_io_read_vector : public llama_io_read_i {
-  public:
-    llama_io_read_vector(const std::vector<uint8_t> & data) : data(data) {}
-
-    void read(void * dst, size_t size) override { memcpy(dst, take(size), size); }
-
-    void read_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
-        ggml_backend_tensor_set(tensor, take(size), offset, size);
-    }
-
-    size_t n_bytes() override { return pos; }
-
-  private:
-    const uint8_t * take(size_t size) {
-        if (size > data.size() - pos) {
-            throw std::runtime_error("the saved state ends too early");
-        }
-        pos += size;
-        return data.data() + pos - size;
-    }
-
-    const std::vector<uint8_t> & data;
-    size_t                       pos = 0;
-};
-
-static state_header header_of(const llama_kv_cache_minicache & kv) {
-    std::vector<uint32_t> layers;
-    for (const minicache_pair & pair : kv.get_pairs()) {
-        layers.push_back(pair.il_a);
-        layers.push_back(pair.il_b);
-    }
-    state_header h;
-    h.type_k    = kv.get_type_k();
-    h.type_v    = kv.get_type_v();
-    h.pool_type = kv.get_settings().pool_type;
-    h.block     = kv.get_block();
-    h.t         = kv.get_settings().t;
-    h.n_pair    = kv.get_pairs().size();
-    h.pairs     = hash_of((const uint8_t *) layers.data(), layers.size() * sizeof(uint32_t));
-    h.n_stream  = kv.get_n_stream();
-    return h;
-}
-
-// what of the configuration differs, "" if nothing
-static std::string difference(const state_header & saved, const state_header & own) {
-    const auto type_name = [](int32_t type) {
-        return type >= 0 && type < GGML_TYPE_COUNT ? ggml_type_name((ggml_type) type) : "the cache's";
-    };
-    if (saved.n_pair != own.n_pair || saved.pairs != own.pairs) {
-        return format("%u pairs of layers, here %u, or not the same ones", saved.n_pair, own.n_pair);
-    }
-    if (saved.type_k != own.type_k || saved.type_v != own.type_v) {
-        return format("cache types %s and %s, here %s and %s", type_name(saved.type_k), type_name(saved.type_v),
-            type_name(own.type_k), type_name(own.type_v));
-    }
-    if (saved.t != own.t) {
-        return format("t = %g, here %g", saved.t, own.t);
-    }
-    if (saved.block != own.block) {
-        return format("one token in %d retained, here one in %d", saved.block, own.block);
-    }
-    if (saved.block > 0 && saved.pool_type != own.pool_type) {
-        return format("pool type %s, here %s", type_name(saved.pool_type), type_name(own.pool_type));
-    }
-    if (saved.basis != own.basis) {
-        return "another plan's bases";
-    }
-    if (saved.n_stream != own.n_stream) {
-        return format("%u streams, here %u", saved.n_stream, own.n_stream);
-    }
-    return "";
-}
-
-void llama_kv_cache_minicache::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
-    llama_io_write_vector payload;
-    llama_kv_cache::state_write(payload, seq_id, flags);
-
-    state_header header = header_of(*this);
-    header.payload_size = payload.data.size();
-    header.payload_hash = hash_of(payload.data.data(), payload.data.size());
-    io.write(&header, sizeof(header));
-
-    for (uint32_t s = 0; s < n_stream; ++s) {
-        uint32_t n = 0;
-        for (uint32_t i = 0; i < v_cells[s].size(); ++i) {
-            n += !v_cells[s].is_empty(i) && (seq_id == -1 || v_cells[s].seq_has(i, seq_id));
-        }
-        io.write(&n, sizeof(n));
-    }
-
-    io.write(payload.data.data(), payload.data.size());
-}
-
-void llama_kv_cache_minicache::check_room(const std::vector<uint32_t> & cell_counts, llama_seq_id seq_id) const {
-    for (uint32_t s = 0; s < n_stream; ++s) {
-        const auto & cells = v_cells[seq_id == -1 ? s : seq_to_stream[seq_id]];
-
-        uint32_t room = 0;
-        for (uint32_t i = 0; i < cells.size(); ++i) {
-            room += seq_id == -1 || cells.is_empty(i) || (cells.seq_has(i, seq_id) && cells.seq_count(i) == 1);
-        }
-        if (cell_counts[s] > room) {
-            throw std::runtime_error(format("the saved state has %u tokens, there is room for %u", cell_counts[s], room));
-        }
-    }
-}
-
-void llama_kv_cache_minicache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
-    state_header header;
-    io.read(&header, sizeof(header));
-
-    if (header.magic != STATE_MAGIC || header.version != STATE_VERSION) {
-        throw std::runtime_error("the saved state is not of a MiniCache context of this version");
-    }
-    const std::string differs = difference(header, header_of(*this));
-    if (!differs.empty()) {
-        throw std::runtime_error("the saved state is of another configuration: " + differs);
-    }
-
-    std::vector<uint32_t> cell_counts(n_stream);
-    io.read(cell_counts.data(), cell_counts.size() * sizeof(uint32_t));
-
-    // no whole state is larger than all there is to save; a damaged length must not be allocated
-    if (header.payload_size > 2 * total_size() + ((size_t) 1 << 30)) {
-        throw std::runtime_error("the saved state is damaged: its length makes no sense");
-    }
-    std::vector<uint8_t> payload(header.payload_size);
-    io.read(payload.data(), payload.size());
-
-    if (hash_of(payload.data(), payload.size()) != header.payload_hash) {
-        throw std::runtime_error("the saved state is damaged: its checksum differs");
-    }
-    check_room(cell_counts, seq_id);
-
-    llama_io_read_vector reader(payload);
-    llama_kv_cache::state_read(reader, seq_id, flags);
-}
-
-void llama_kv_cache_minicache::state_write_data(llama_io_write_i & io, const cell_ranges_t & cr) const {
-    llama_kv_cache::state_write_data(io, cr);
-
-    for (const minicache_pair & pair : pairs) {
-        for (ggml_tensor * x : { pair.dir_k, pair.dir_v, pair.mag }) {
-            for (const auto & [from, to] : cr.data) {
-                io.write_tensor(x, cr.strm * x->nb[2] + from * x->nb[1], (to - from) * x->nb[1]);
-            }
-        }
-        if (block > 0) {
-            write_retained(io, pair, cr);
-        }
-    }
-}
-
-// a retained token in a saved state: its number among the saved cells, and its distance
-struct saved_slot {
-    uint32_t token;
-    int32_t  distance;  // f32 bits
-};
-
-void llama_kv_cache_minicache::write_retained(
-    llama_io_write_i & io, const minicache_pair & pair, const cell_ranges_t & cr) const {
-    const std::vector<int32_t> all   = read_slots(pair);
-    const int32_t *            slots = all.data() + cr.strm * 2 * pair.slots->ne[1];
-
-    std::vector<saved_slot> saved;
-    std::vector<uint32_t>   rows;
-
-    uint32_t token = 0;
-    for (const auto & [from, to] : cr.data) {
-        for (uint32_t cell = from; cell < to; ++cell, ++token) {
-            const uint32_t slot = cell / block;
-            if (slots[2 * slot] == (int32_t) cell + 1) {
-                saved.push_back({ token, slots[2 * slot + 1] });
-                rows.push_back(slot);
-            }
-        }
-    }
-
-    const uint32_t n_saved = saved.size();
-    io.write(&n_saved, sizeof(n_saved));
-    io.write(saved.data(), saved.size() * sizeof(saved_slot));
-
-    for (const uint32_t row : rows) {
-        for (int side = 0; side < 2; ++side) {
-            for (ggml_tensor * x : { pair.pool_k[side], pair.pool_v[side] }) {
-                io.write_tensor(x, cr.strm * x->nb[2] + row * x->nb[1], x->nb[1]);
-            }
-        }
-    }
-}
-
-bool llama_kv_cache_minicache::state_read_data(
-    llama_io_read_i & io, uint32_t strm, uint32_t cell_count, const slot_info & sinfo) {
-    if (!llama_kv_cache::state_read_data(io, strm, cell_count, sinfo)) {
-        return false;
-    }
-
-    const auto & cells = sinfo.idxs[0];
-
-    for (const minicache_pair & pair : pairs) {
-        for (ggml_tensor * x : { pair.dir_k, pair.dir_v, pair.mag }) {
-            // whole runs of neighbouring cells at once
-            for (uint32_t from = 0, to = 0; from < cell_count; from = to) {
-                for (to = from + 1; to < cell_count && cells[to] == cells[to - 1] + 1;) {
-                    ++to;
-                }
-                io.read_tensor(x, strm * x->nb[2] + cells[from] * x->nb[1], (to - from) * x->nb[1]);
-            }
-        }
-        if (block > 0) {
-            read_retained(io, pair, strm, sinfo);
-        }
-    }
-    return true;
-}
-
-// The cells may be others than those saved, so that two retained tokens can meet in one block: the more distant one stays,
-// as ever, and the other falls back to its merged entry.
-void llama_kv_cache_minicache::read_retained(
-    llama_io_read_i & io, const minicache_pair & pair, uint32_t strm, const slot_info & sinfo) {
-    const auto & cells = sinfo.idxs[0];
-
-    std::vector<int32_t> all   = read_slots(pair);
-    int32_t *            slots = all.data() + strm * 2 * pair.slots->ne[1];
-
-    for (const uint32_t cell : cells) {
-        const int32_t held = slots[2 * (cell / block)] - 1;
-        if (held == (int32_t) cell || (held >= 0 && v_cells[strm].is_empty(held))) {
-            slots[2 * (cell / block)] = 0;
-        }
-    }
-
-    uint32_t n_saved;
-    io.read(&n_saved, sizeof(n_saved));
-
-    std::vector<saved_slot> saved(std::min<size_t>(n_saved, cells.size()));
-    io.read(saved.data(), saved.size() * sizeof(saved_slot));
-
-    std::vector<uint8_t> row;
-    for (const saved_slot & s : saved) {
-        if (s.token >= cells.size()) {
-            throw std::runtime_error("the saved state is damaged: it retains a token it does not have");
-        }
-        const uint32_t cell = cells[s.token];
-        int32_t *      slot = slots + 2 * (cell / block);
-
-        float distance;
-        float distance_held;
-        memcpy(&distance, &s.distance, sizeof(distance));
-        memcpy(&distance_held, &slot[1], sizeof(distance_held));
-
-        const bool keep = slot[0] == 0 || distance > distance_held;
-        if (keep) {
-            slot[0] = (int32_t) cell + 1;
-            slot[1] = s.distance;
-        }
-        for (int side = 0; side < 2; ++side) {
-            for (ggml_tensor * x : { pair.pool_k[side], pair.pool_v[side] }) {
-                row.resize(x->nb[1]);
-                io.read(row.data(), row.size());
-                if (keep) {
-                    ggml_backend_tensor_set(x, row.data(), strm * x->nb[2] + cell / block * x->nb[1], row.size());
-                }
-            }
-        }
-    }
-
-    ggml_backend_tensor_set(pair.slots, slots, strm * pair.slots->nb[2], pair.slots->nb[2]);
 }

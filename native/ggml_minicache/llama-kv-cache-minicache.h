@@ -8,6 +8,7 @@
 //   - a cell's direction and magnitudes are written together, after the deeper layer's K and V are known; until then the
 //     current tokens come from the graph, never from the cache;
 //   - a retained slot holds a token whose merged entry is there too: a slot may lose its token at any time;
+//   - a coded cell's position is the base it is coded relative to plus its offset; positions move, offsets stay;
 //   - all memory is allocated here, once; a state that does not fit this cache is refused before anything is changed.
 //
 // Layers that are not merged are the base class's, untouched.
@@ -23,16 +24,25 @@ struct minicache_pair {
     int64_t d_v;
     int64_t n_head_kv;
 
+    minicache_code_shape shape;  // of a coded pair
+    ggml_tensor *        codec;  // of a coded pair, else null: I8 [minicache_codec_offsets.size]
+
     // all have the streams in dimension 2
-    ggml_tensor * dir_k;      // cache type of K  [d_k*n_head_kv, kv_size, n_stream]
-    ggml_tensor * dir_v;      // cache type of V  [d_v*n_head_kv, kv_size, n_stream]
-    ggml_tensor * mag;        // f16              [4*n_head_kv,   kv_size, n_stream]: |K_a|, |K_b|, |V_a|, |V_b|
-    ggml_tensor * slots;      // i32              [2, n_slot + GGML_MINICACHE_SLOT_STATS, n_stream], see ggml-minicache.h
+    ggml_tensor *
+        dir_k;  // cache type of K  [d_k*n_head_kv, kv_size, n_stream], or codes, I8 [bytes*n_head_kv, kv_size, n_stream]
+    ggml_tensor * dir_v;  // cache type of V  [d_v*n_head_kv, kv_size, n_stream], or codes
+    ggml_tensor * mag;    // f16              [4*n_head_kv,   kv_size, n_stream]: |K_a|, |K_b|, |V_a|, |V_b|; null of a coded pair
+    ggml_tensor * slots;  // i32              [2, n_slot + GGML_MINICACHE_SLOT_STATS, n_stream], see ggml-minicache.h
     ggml_tensor * pool_k[2];  // pool type        [d_k*n_head_kv, n_slot, n_stream] of a and of b, null without a pool
     ggml_tensor * pool_v[2];  // pool type        [d_v*n_head_kv, n_slot, n_stream]
 
-    // the tensors there are
+    // the tensors there are, but for the codec
     std::vector<ggml_tensor *> tensors() const;
+
+    // those with a row for each cell
+    std::vector<ggml_tensor *> cell_tensors() const;
+
+    bool is_coded() const { return codec != nullptr; }
 
     bool is_b(uint32_t il) const { return il == il_b; }
 };
@@ -50,6 +60,8 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     // llama_kv_cache
 
+    std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
+
     bool update(llama_context * lctx, bool do_shift, const stream_copy_info & sc_info) override;
 
     void state_write(llama_io_write_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) const override;
@@ -64,17 +76,28 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     const std::vector<minicache_pair> & get_pairs() const { return pairs; }
     const minicache_settings &          get_settings() const { return settings; }
-    const minicache_pairing &              get_pairing() const { return pairing; }
+    const minicache_pairing &           get_pairing() const { return pairing; }
 
     ggml_type get_type_k() const { return cache_type_k; }
     ggml_type get_type_v() const { return cache_type_v; }
     int32_t   get_block() const { return block; }
     int64_t   get_n_slot() const;
+    int32_t   get_rope_block() const { return rope_block; }
+    uint64_t  get_plan_hash() const { return plan_hash; }
+    bool      is_coded() const { return coded; }
+    bool      is_observed() const { return settings.observe; }
 
     bool is_cell_used(uint32_t strm, uint32_t cell) const { return !v_cells[strm].is_empty(cell); }
 
-    // I32 [n_kv, n_stream]: what each cell holds for the ubatch at sinfo, see ggml_minicache_index()
+    // Takes down what the ubatch's K is coded relative to. A cell's offset is no part of what upstream keeps of a cell, and
+    // the ubatch's positions are known to us first when its inputs are set.
+    void set_offsets(const llama_ubatch & ubatch, const slot_info & sinfo) const;
+
+    // I32 [n_kv, n_stream, 1 or 2]: what each cell holds for the ubatch at sinfo, and its base, see ggml_minicache_index()
     void set_input_cells(ggml_tensor * dst, const slot_info & sinfo) const;
+
+    // I32 [n_tokens]: the base of each token of the ubatch at sinfo
+    void set_input_bases(ggml_tensor * dst, const slot_info & sinfo) const;
 
     // I32 [n_slot*n_stream]: by how much the K of a slot's token is to be shifted
     void set_input_slot_shift(ggml_tensor * dst, const minicache_pair & pair) const;
@@ -92,8 +115,12 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     llama_kv_cache_minicache(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
         const layer_filter_cb & filter, const minicache_settings & settings, const minicache_pairing & pairing);
 
+    void add_pairs(const minicache_settings & given, const llama_cparams & cparams);
     void allocate(bool offload);
+    void write_codecs(const minicache_plan & plan, const llama_cparams & cparams);
     void init_rotation();
+
+    int32_t base_of(uint32_t strm, uint32_t cell) const { return v_cells[strm].pos_get(cell) - offsets[strm][cell]; }
 
     std::string describe() const;
 
@@ -103,8 +130,12 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     // throws if the cells of a saved state do not fit
     void check_room(const std::vector<uint32_t> & cell_counts, llama_seq_id seq_id) const;
 
-    const minicache_settings settings;
+    const minicache_settings settings;  // its plan is let go of when it is in place
     const minicache_pairing  pairing;
+
+    const bool     coded;
+    const int32_t  rope_block;
+    const uint64_t plan_hash;  // 0 without a plan
 
     const ggml_type cache_type_k;
     const ggml_type cache_type_v;
@@ -112,4 +143,10 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     std::vector<minicache_pair> pairs;
     std::vector<int32_t>        pair_of_layer;
+
+    // Codecs stay when the cache is cleared, so they are not among the base class's buffers.
+    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> codec_bufs;
+
+    // [n_stream][kv_size] position of a cell's token minus the base its K is coded relative to; empty without codes
+    mutable std::vector<std::vector<int32_t>> offsets;
 };

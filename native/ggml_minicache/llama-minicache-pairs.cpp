@@ -2,14 +2,19 @@
 
 #include "ggml-backend.h"
 #include "llama-cparams.h"
+#include "llama-minicache-rope.h"
 #include "llama-model.h"
 
 #include <stdexcept>
 
 // "" if the layers can share one direction
-static std::string why_not(const llama_model & model, const llama_cparams & cparams, bool offload, uint32_t a, uint32_t b) {
+static std::string why_not(
+    const llama_model & model, const llama_cparams & cparams, bool offload, bool coded, uint32_t a, uint32_t b) {
     const llama_hparams & hp = model.hparams;
 
+    if (coded && !minicache_rope_why_not(model).empty()) {
+        return minicache_rope_why_not(model);
+    }
     if (!hp.has_kv(a) || !hp.has_kv(b)) {
         return "one of the two keeps no K and V of its own";
     }
@@ -58,7 +63,7 @@ static std::vector<std::pair<int32_t, int32_t>> wanted_pairs(const minicache_set
                 "layer " + std::to_string(b) + " is out of range: the model has layers 0 to " + std::to_string(n_layer - 1));
         }
     }
-    if (pairs.empty()) {
+    if (pairs.empty() && !settings.plan) {
         for (int32_t il = start_layer(settings, n_layer); il + 1 < n_layer; il += 2) {
             pairs.emplace_back(il, il + 1);
         }
@@ -76,8 +81,11 @@ minicache_pairing minicache_make_pairing(
         pairing.layers[il].kind = model.hparams.has_kv(il) ? LLAMA_MINICACHE_LAYER_PLAIN : LLAMA_MINICACHE_LAYER_NONE;
     }
 
+    if (settings.observe) {
+        return pairing;
+    }
     for (const auto & [a, b] : wanted_pairs(settings, n_layer)) {
-        const std::string reason = why_not(model, cparams, offload, a, b);
+        const std::string reason = why_not(model, cparams, offload, settings.plan != nullptr, a, b);
 
         if (reason.empty()) {
             pairing.pairs.emplace_back(a, b);

@@ -74,6 +74,7 @@ minicache_settings minicache_settings_from(const llama_minicache_params & params
     s.retain      = params.retain;
     s.pool_type   = params.pool_type;
     s.strict      = params.strict;
+    s.observe     = params.observe;
 
     check(params.n_pairs >= 0 && (params.n_pairs == 0 || params.pairs), "n_pairs says there are pairs, but none are given");
     for (int32_t i = 0; i < params.n_pairs; ++i) {

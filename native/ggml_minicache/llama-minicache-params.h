@@ -23,6 +23,8 @@ struct minicache_settings {
 
     bool strict = false;
 
+    bool observe = false;  // merge nothing, name what attention gets
+
     // decides pairs, retain and pool_type, and how pairs are coded; null: SLERP
     std::shared_ptr<const minicache_plan> plan;
 

@@ -39,6 +39,8 @@ class plan_reader {
 
     std::string text(const std::string & name) const { return gguf_get_val_str(file.get(), key(name, GGUF_TYPE_STRING)); }
 
+    bool has(const std::string & name) const { return gguf_find_key(file.get(), name.c_str()) >= 0; }
+
     std::vector<int32_t> ints(const std::string & name) const {
         const int64_t id = key(name, GGUF_TYPE_ARRAY);
         check(gguf_get_arr_type(file.get(), id) == GGUF_TYPE_INT32, "plan " + path + " has no valid " + name + no_plan);
@@ -102,7 +104,8 @@ static void read_pairs(const plan_reader & reader, minicache_plan & plan) {
             "plan " + plan.path + " is damaged: layers " + std::to_string(pair.a) + " and " + std::to_string(pair.b) +
                 " are no pair");
         for (int j = 0; j < 3; ++j) {
-            check(sizes[3 * i + j] > 0 && sizes[3 * i + j] <= 4096, "plan " + plan.path + " is damaged: a head size makes no sense");
+            check(sizes[3 * i + j] > 0 && sizes[3 * i + j] <= 4096,
+                "plan " + plan.path + " is damaged: a head size makes no sense");
         }
         pair.shape.n_head_kv = (int16_t) sizes[3 * i];
         pair.shape.d_k       = (int16_t) sizes[3 * i + 1];
@@ -114,7 +117,6 @@ static void read_pairs(const plan_reader & reader, minicache_plan & plan) {
             "plan " + plan.path + " is damaged: a code is longer than what it codes");
 
         pair.codec = reader.bytes("pair." + std::to_string(pair.a) + ".codec");
-        // the file has no room for the frequencies, which are the model's
         check((int64_t) pair.codec.size() == minicache_codec_offsets_of(pair.shape).size,
             "plan " + plan.path + " is damaged: the codec of layer " + std::to_string(pair.a) + " has the wrong size");
 
@@ -144,7 +146,9 @@ std::shared_ptr<const minicache_plan> minicache_read_plan(const std::string & pa
     plan->hash        = minicache_hash(&plan->rope_block, sizeof(plan->rope_block));
 
     check(plan->rope_block >= 0 && plan->rope_block <= 1 << 20, "plan " + path + " is damaged: its block makes no sense");
-    read_pairs(reader, *plan);
+    if (reader.has("minicache.pairs")) {  // GGUF has no empty lists
+        read_pairs(reader, *plan);
+    }
 
     return plan;
 }

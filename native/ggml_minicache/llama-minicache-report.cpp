@@ -99,10 +99,22 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
     r.type_k       = kv.get_type_k();
     r.type_v       = kv.get_type_v();
     r.pool_type    = kv.get_settings().pool_type;
+    r.coded        = kv.is_coded();
+    r.rope_block   = kv.get_rope_block();
+
+    const uint64_t n_rows = (uint64_t) kv.get_size() * kv.get_n_stream();
 
     for (const minicache_pair & pair : kv.get_pairs()) {
         r.bytes_directions += ggml_nbytes(pair.dir_k) + ggml_nbytes(pair.dir_v);
-        r.bytes_magnitudes += ggml_nbytes(pair.mag);
+        if (pair.is_coded()) {
+            // a code row begins with its magnitudes
+            const uint64_t magnitudes = (uint64_t) 2 * MINICACHE_CODE_MAG_BYTES * pair.n_head_kv * n_rows;
+            r.bytes_directions -= magnitudes;
+            r.bytes_magnitudes += magnitudes;
+            r.bytes_codec += ggml_nbytes(pair.codec);
+        } else {
+            r.bytes_magnitudes += ggml_nbytes(pair.mag);
+        }
         r.bytes_index += ggml_nbytes(pair.slots);
         for (int side = 0; side < 2 && pair.pool_k[side]; ++side) {
             r.bytes_pool += ggml_nbytes(pair.pool_k[side]) + ggml_nbytes(pair.pool_v[side]);
@@ -111,7 +123,6 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
         r.n_retained_max += kv.get_n_slot() * kv.get_n_stream();
     }
 
-    const uint64_t n_rows = (uint64_t) kv.get_size() * kv.get_n_stream();
     for (const uint32_t il : kv.get_layer_ids()) {
         r.bytes_plain += rows_bytes(hp, il, r.type_k, r.type_v, n_rows);
     }
@@ -128,9 +139,10 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
         add_baselines(pair.il_b);
     }
 
-    r.bytes_padding = r.bytes - (r.bytes_directions + r.bytes_magnitudes + r.bytes_pool + r.bytes_index + r.bytes_plain);
+    r.bytes_padding =
+        r.bytes - (r.bytes_directions + r.bytes_magnitudes + r.bytes_pool + r.bytes_index + r.bytes_codec + r.bytes_plain);
 
-    if (!r.active) {
+    if (!r.active && kv.get_plan_hash() == 0 && !kv.is_observed()) {
         copy_text(r.note, "no two layers of this model can be merged with these settings");
     }
 }

@@ -1,8 +1,12 @@
 #include "llama-minicache.h"
 
+#include "llama-context.h"
 #include "llama-minicache-error.h"
 #include "llama-minicache-params.h"
+#include "llama-minicache-rope.h"
+#include "llama-model.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
@@ -19,6 +23,7 @@ llama_minicache_params llama_minicache_default_params(void) {
         /*.pool_type   =*/s.pool_type,
         /*.strict      =*/s.strict,
         /*.plan        =*/nullptr,
+        /*.observe     =*/false,
     };
 }
 
@@ -41,7 +46,7 @@ bool llama_minicache_parse_params(const char * text, llama_minicache_params * pa
         }
         plan    = s.plan ? s.plan->path : "";
         *params = { s.start, s.start_layer, pairs.empty() ? nullptr : pairs.data(), (int32_t) s.pairs.size(), s.t, s.retain,
-            s.pool_type, s.strict, s.plan ? plan.c_str() : nullptr };
+            s.pool_type, s.strict, s.plan ? plan.c_str() : nullptr, /*.observe =*/false };
     });
 }
 
@@ -52,6 +57,27 @@ bool llama_minicache_fingerprint(const llama_model * model, char * buffer) {
         }
         const std::string fingerprint = minicache_fingerprint(*model);
         memcpy(buffer, fingerprint.c_str(), fingerprint.size() + 1);
+    });
+}
+
+bool llama_minicache_get_rope(const llama_context * ctx, int32_t il, int32_t * kind, int32_t * n_rot, double * freq) {
+    return minicache_guarded([&] {
+        if (!ctx || !kind || !n_rot || !freq) {
+            throw std::invalid_argument("ctx, kind, n_rot and freq must not be NULL");
+        }
+        const llama_model & model   = *llama_get_model(ctx);
+        const std::string   unknown = minicache_rope_why_not(model);
+        if (!unknown.empty()) {
+            throw std::invalid_argument(unknown);
+        }
+        if (il < 0 || il >= (int32_t) model.hparams.n_layer()) {
+            throw std::invalid_argument("layer " + std::to_string(il) + " is out of range");
+        }
+        const minicache_rope_turn turn = minicache_rope_of(model, ctx->get_cparams(), il);
+
+        *kind  = turn.kind;
+        *n_rot = turn.n_rot;
+        std::copy(turn.freq.begin(), turn.freq.end(), freq);
     });
 }
 

@@ -34,8 +34,8 @@
 #endif
 #endif
 
-#define MINICACHE_CODE_UNIT 16
-#define MINICACHE_CODE_WIDTHS 7
+#define MINICACHE_CODE_UNIT      16
+#define MINICACHE_CODE_WIDTHS    7
 #define MINICACHE_CODE_MAG_BYTES 2
 
 // bits of segment i, widest first

@@ -14,9 +14,15 @@ set(MINICACHE_GGML_CPU_SOURCES
     cpu/minicache-cpu-attn.h
     cpu/minicache-cpu-attn.cpp
     cpu/minicache-cpu-attn-ref.cpp
+    cpu/minicache-cpu-code.h
+    cpu/minicache-cpu-code.cpp
+    cpu/minicache-cpu-encode.h
+    cpu/minicache-cpu-encode.cpp
+    cpu/minicache-cpu-encode-ref.cpp
     cpu/minicache-cpu-rows.h
     cpu/minicache-cpu-rows.cpp
     cpu/minicache-cpu-simd.h
+    minicache-code.h
     minicache-math.h)
 
 set(MINICACHE_LLAMA_SOURCES

@@ -34,6 +34,7 @@ struct llama_minicache_params {
 
 struct llama_minicache_params llama_minicache_default_params(void);
 bool llama_minicache_parse_params(const char * text, struct llama_minicache_params * params);
+
 bool llama_minicache_fingerprint(const struct llama_model * model, char * buffer);
 
 enum llama_minicache_use_kind {
@@ -97,8 +98,9 @@ bool llama_minicache_get_layer_report(
         struct llama_context                * ctx,
         int32_t                               il,
         struct llama_minicache_layer_report * report);
+
 bool llama_minicache_get_rope(
-    const struct llama_context * ctx, int32_t il, int32_t * kind, int32_t * n_rot, double * freq);
+        const struct llama_context * ctx, int32_t il, int32_t * kind, int32_t * n_rot, double * freq);
 
 bool llama_minicache_merge(
         const float * x_a,

@@ -17,6 +17,7 @@ COMMANDS = {
     "calibrate": "fit shared codes to a model, and write the plan that its cache is kept by",
     "inspect": "tell what a model's KV cache takes, without loading the model",
     "evaluate": "measure what KV caches cost in quality, against the model's own f16 cache",
+    "longbench": "answer LongBench's questions with each of several KV caches",
     "bench": "measure prefill and decode speed of plain and MiniCache caches",
 }
 

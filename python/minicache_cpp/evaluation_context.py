@@ -55,10 +55,13 @@ class EvaluationContext(BenchContext):
 
     def mark(self) -> None:
         """Remember what has been read so far, to come back to it."""
-        if not self.report().active:
+        model = bindings.llama_get_model(self.ctx)
+        recurrent = bindings.llama_model_is_recurrent(model) or bindings.llama_model_is_hybrid(model)
+        if not (recurrent or self.report().active):
             self.marked = int(bindings.llama_memory_seq_pos_max(self.memory, 0)) + 1
             return
-        # in a merged cache, tokens that are cut off again may have displaced retained ones before them
+        # a recurrent state can't be cut back, and in a merged cache tokens that are cut off may have displaced retained
+        # ones before them
         size = bindings.llama_state_seq_get_size(self.ctx, 0)
         self.marked = (ctypes.c_uint8 * size)()
         if not bindings.llama_state_seq_get_data(self.ctx, self.marked, size, 0):

@@ -21,6 +21,9 @@ class Vocabulary:
         if self.model is None:
             raise MiniCacheError(f"{path} can't be used: {log.reason()}")
         self.vocab = bindings.llama_model_get_vocab(self.model)
+        if bindings.llama_vocab_type(self.vocab) == bindings.LLAMA_VOCAB_TYPE_NONE:
+            self.close()
+            raise MiniCacheError(f"{path} has no vocabulary, so no text can be read with it")
         self.size = int(bindings.llama_vocab_n_tokens(self.vocab))
         self.bos = int(bindings.llama_vocab_bos(self.vocab))
         self.eos = int(bindings.llama_vocab_eos(self.vocab))

@@ -151,6 +151,8 @@ int main(int argc, char ** argv) {
     add_index_cases(cases, opts.perf);
     add_retain_cases(cases, opts.perf);
     add_attn_cases(cases, opts.perf);
+    add_encode_cases(cases, opts.perf);
+    add_attn_code_cases(cases, opts.perf);
 
     return opts.perf ? run_perf(backend.get(), cases, opts) : run_tests(backend.get(), cases, opts);
 }

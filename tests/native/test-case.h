@@ -45,6 +45,8 @@ void add_merge_cases(test_cases & cases, bool perf);
 void add_index_cases(test_cases & cases, bool perf);
 void add_retain_cases(test_cases & cases, bool perf);
 void add_attn_cases(test_cases & cases, bool perf);
+void add_encode_cases(test_cases & cases, bool perf);
+void add_attn_code_cases(test_cases & cases, bool perf);
 
 //
 // helpers

@@ -19,6 +19,7 @@ struct retain_shape {
     int       n_stream  = 1;  // streams of the ubatch
     int       stream_0  = 0;
     ggml_type type      = GGML_TYPE_F16;
+    bool      coded     = false;  // rows of distances, as ggml_minicache_encode() gives them
     int       threads   = 1;
 };
 
@@ -40,6 +41,7 @@ class test_retain : public test_case {
             .add("n_stream", p.n_stream)
             .add("stream_0", p.stream_0)
             .add("type", ggml_type_name(p.type))
+            .add("coded", p.coded)
             .add("threads", p.threads)
             .str();
     }
@@ -63,7 +65,7 @@ class test_retain : public test_case {
 
             st.kv[0]  = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_embd, n_tokens);
             st.kv[1]  = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_embd, n_tokens);
-            st.merged = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_embd + 6 * p.n_head_kv, n_tokens);
+            st.merged = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, p.coded ? 2 * p.n_head_kv : n_embd + 6 * p.n_head_kv, n_tokens);
             st.rows   = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, n_tokens);
             st.cells  = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, n_kv(), p.n_stream);
             result    = ggml_minicache_retain(ctx, result, st.merged, st.rows, st.cells, st.kv[0], st.kv[1], pools[0], pools[1],
@@ -167,7 +169,7 @@ class test_retain : public test_case {
 
         std::vector<float> merged = random_floats(rng, ggml_nelements(st.merged));
         for (int i = 0; i < n_tokens; ++i) {
-            float * distance = merged.data() + (size_t) i * (n_embd + 6 * p.n_head_kv) + n_embd + 4 * p.n_head_kv;
+            float * distance = merged.data() + (i + 1) * st.merged->ne[0] - 2 * p.n_head_kv;
             float   mean[2]  = {};
             for (int h = 0; h < 2 * p.n_head_kv; ++h) {
                 // coarse steps, so that ties occur: the token that is there stays
@@ -281,6 +283,7 @@ void add_retain_cases(test_cases & cases, bool perf) {
             add(shape);
 
             shape.n_stream = 3;
+            shape.coded    = true;
             shape.n_tps    = 11;
             shape.stream_0 = threads - 1;
             add(shape);

@@ -1,37 +1,77 @@
 #include "minicache-cpu-attn.h"
 
+#include <algorithm>
+
 // The specification of the attention: one query at a time, scores first, then the weighted sum, in double. Parallel over
 // (stream, head, token).
 
-size_t minicache_cpu_attn_ref_work_size(const ggml_tensor * op, int n_threads) {
-    const minicache_attn a(op);
-
-    return n_threads * (a.n_kv * sizeof(double) + (a.d_k + a.d_v) * sizeof(float) + a.d_v * sizeof(double));
+// memory of one thread, in doubles
+static int64_t ref_work(const minicache_attn & a) {
+    const int64_t row = std::max(a.d_k, a.r_k) + std::max(a.d_v, a.r_v);
+    return a.n_kv + a.d_v + std::max(a.d_k, a.d_v) + 2 * minicache_code_n_pair(a.shape) + (row + 1) / 2;
 }
 
-static double dot(const float * a, const float * b, int64_t n) {
+size_t minicache_cpu_attn_ref_work_size(const ggml_tensor * op, int n_threads) {
+    return n_threads * ref_work(minicache_attn(op)) * sizeof(double);
+}
+
+static double dot(const float * a, const double * b, int64_t n) {
     double sum = 0.0;
     for (int64_t i = 0; i < n; ++i) {
-        sum += (double) a[i] * b[i];
+        sum += a[i] * b[i];
     }
     return sum;
+}
+
+static void decode(const minicache_code_head & head, int side, const uint8_t * row, float * coef, double * out) {
+    minicache_code_read_ref(head.layout, row, coef);
+    for (int64_t i = 0; i < head.d; ++i) {
+        out[i] = 0.0;
+        for (int64_t c = 0; c < head.r; ++c) {
+            out[i] += (double) GGML_CPU_FP16_TO_FP32(head.decoder(side)[i * head.r + c]) * coef[c];
+        }
+    }
 }
 
 void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * dst) {
     const minicache_attn a(dst);
 
-    const size_t work   = minicache_cpu_attn_ref_work_size(dst, 1);
-    auto *       scores = (double *) ((char *) params->wdata + params->ith * work);
-    double *     sum    = scores + a.n_kv;
-    auto *       k      = (float *) (sum + a.d_v);
-    float *      v      = k + a.d_k;
+    double * const scores = (double *) params->wdata + params->ith * ref_work(a);
+    double * const sum    = scores + a.n_kv;
+    double * const entry  = sum + a.d_v;  // K or V, magnitudes left out
+    double * const turns  = entry + std::max(a.d_k, a.d_v);
+    float * const  row_k  = (float *) (turns + 2 * minicache_code_n_pair(a.shape));
+    float * const  row_v  = row_k + std::max(a.d_k, a.r_k);
 
-    const auto read = [&](int64_t s, int64_t h, int64_t cell, int32_t state) {
-        if (state == GGML_MINICACHE_CELL_MERGED) {
-            a.read_merged(s, h, cell, k, v);
-        } else {
-            a.read_exact(s, h, cell, state, k, v);
+    minicache_code_angles angles(a.shape, a.coded ? a.codec->data : nullptr, turns);
+
+    const auto read = [&](bool is_v, int64_t s, int64_t h, int64_t cell, int32_t state) {
+        if (a.coded && state == GGML_MINICACHE_CELL_MERGED) {
+            if (is_v) {
+                decode(minicache_code_head_v(a.shape, a.codec->data, h), a.p.side, a.code_v(s, h, cell), row_v, entry);
+                return;
+            }
+            // R(b)û: the kernel turns the query back, so one way checks the other
+            decode(minicache_code_head_k(a.shape, a.codec->data, h), a.p.side, a.code_k(s, h, cell), row_k, entry);
+            angles.set(a.bases(s)[cell]);
+            minicache_code_turn(a.shape, angles.cosines(), angles.sines(), false, entry);
+            return;
         }
+        if (state == GGML_MINICACHE_CELL_MERGED) {
+            a.read_merged(s, h, cell, row_k, row_v);
+        } else {
+            a.read_exact(s, h, cell, state, row_k, row_v);
+        }
+        std::copy_n(is_v ? row_v : row_k, is_v ? a.d_v : a.d_k, entry);
+    };
+
+    const auto magnitude = [&](minicache_mag which, int64_t s, int64_t h, int64_t cell) {
+        if (!a.coded) {
+            return a.magnitude(which, s, h, cell);
+        }
+        return which == MINICACHE_MAG_K ?
+                   minicache_code_head_k(a.shape, a.codec->data, h).magnitude(a.code_k(s, h, cell), a.p.side) :
+                   minicache_code_head_v(a.shape, a.codec->data, h).magnitude(a.code_v(s, h, cell), a.p.side);
     };
 
     for (int64_t ir = params->ith; ir < a.n_stream * a.n_head * a.n_tps; ir += params->nth) {
@@ -52,11 +92,11 @@ void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * ds
                 scores[cell] = -INFINITY;
                 continue;
             }
-            read(s, head_k, cell, cells[cell]);
+            read(false, s, head_k, cell, cells[cell]);
             const bool  merged = cells[cell] == GGML_MINICACHE_CELL_MERGED;
-            const float mag_k  = merged ? a.magnitude(MINICACHE_MAG_K, s, head_k, cell) : 1.0f;
+            const float mag_k  = merged ? magnitude(MINICACHE_MAG_K, s, head_k, cell) : 1.0f;
 
-            scores[cell] = a.score((float) dot(a.query(s, head, i), k, a.d_k), mag_k, bias);
+            scores[cell] = a.score((float) dot(a.query(s, head, i), entry, a.d_k), mag_k, bias);
             score_max    = scores[cell] > score_max ? scores[cell] : score_max;
         }
 
@@ -68,14 +108,14 @@ void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * ds
             if (scores[cell] == -INFINITY) {
                 continue;
             }
-            read(s, head_k, cell, cells[cell]);
+            read(true, s, head_k, cell, cells[cell]);
             const bool   merged = cells[cell] == GGML_MINICACHE_CELL_MERGED;
-            const float  mag_v  = merged ? a.magnitude(MINICACHE_MAG_V, s, head_k, cell) : 1.0f;
+            const float  mag_v  = merged ? magnitude(MINICACHE_MAG_V, s, head_k, cell) : 1.0f;
             const double weight = exp(scores[cell] - score_max);
 
             total += weight;
             for (int64_t j = 0; j < a.d_v; ++j) {
-                sum[j] += weight * mag_v * v[j];
+                sum[j] += weight * mag_v * entry[j];
             }
         }
 

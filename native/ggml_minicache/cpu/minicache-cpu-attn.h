@@ -2,8 +2,9 @@
 
 // What the scalar and the vectorised attention share: the op's operands by name, and where an entry's bytes are.
 
-#include "minicache-cpu.h"
+#include "minicache-cpu-code.h"
 #include "minicache-cpu-rows.h"
+#include "minicache-cpu.h"
 #include "simd-mappings.h"
 
 #include <cmath>
@@ -13,19 +14,27 @@ enum minicache_mag { MINICACHE_MAG_K = 0, MINICACHE_MAG_V = 2 };
 
 struct minicache_attn {
     explicit minicache_attn(const ggml_tensor * dst) :
-        p(minicache_params<ggml_minicache_attn_params>(dst)), q(dst->src[0]), dir_k(dst->src[1]), dir_v(dst->src[2]),
-        mag(dst->src[3]), pool_k(dst->src[4]), pool_v(dst->src[5]), kv_cur(dst->src[6]), mask(dst->src[7]), index(dst->src[8]),
-        sinks(dst->src[9]), d_k(q->ne[0]), d_v(dir_v->ne[0]), n_tps(q->ne[1]), n_head(q->ne[2]), n_stream(q->ne[3]),
-        n_head_kv(dir_k->ne[1]), n_gqa(n_head / n_head_kv), n_kv(dir_k->ne[2]), read_dir_k(minicache_row_reader(dir_k->type)),
-        read_dir_v(minicache_row_reader(dir_v->type)), read_pool_k(pool_k ? minicache_row_reader(pool_k->type) : nullptr),
+        p(minicache_params<ggml_minicache_attn_params>(dst)), coded(ggml_minicache_get_op(dst) == GGML_MINICACHE_OP_ATTN_CODE),
+        shape(coded ? minicache_params<ggml_minicache_attn_code_params>(dst).shape : minicache_code_shape{}), q(dst->src[0]),
+        cache_k(dst->src[1]), cache_v(dst->src[2]), mag(coded ? nullptr : dst->src[3]), codec(coded ? dst->src[3] : nullptr),
+        pool_k(dst->src[4]), pool_v(dst->src[5]), kv_cur(dst->src[6]), mask(dst->src[7]), index(dst->src[8]), sinks(dst->src[9]),
+        d_k(q->ne[0]), d_v(dst->ne[0]), r_k(coded ? minicache_code_size(shape.layout_k) : d_k),
+        r_v(coded ? minicache_code_size(shape.layout_v) : d_v), n_tps(q->ne[1]), n_head(q->ne[2]), n_stream(q->ne[3]),
+        n_head_kv(cache_k->ne[1]), n_gqa(n_head / n_head_kv), n_kv(cache_k->ne[2]),
+        read_cache_k(coded ? nullptr : minicache_row_reader(cache_k->type)),
+        read_cache_v(coded ? nullptr : minicache_row_reader(cache_v->type)),
+        read_pool_k(pool_k ? minicache_row_reader(pool_k->type) : nullptr),
         read_pool_v(pool_v ? minicache_row_reader(pool_v->type) : nullptr) {}
 
     const ggml_minicache_attn_params p;
+    const bool                       coded;  // ggml_minicache_attn_code() rather than ggml_minicache_attn()
+    const minicache_code_shape       shape;
 
     const ggml_tensor * q;
-    const ggml_tensor * dir_k;
-    const ggml_tensor * dir_v;
+    const ggml_tensor * cache_k;
+    const ggml_tensor * cache_v;
     const ggml_tensor * mag;
+    const ggml_tensor * codec;
     const ggml_tensor * pool_k;
     const ggml_tensor * pool_v;
     const ggml_tensor * kv_cur;
@@ -35,6 +44,8 @@ struct minicache_attn {
 
     const int64_t d_k;
     const int64_t d_v;
+    const int64_t r_k;  // numbers of an entry that both layers share: a direction's or a code's
+    const int64_t r_v;
     const int64_t n_tps;
     const int64_t n_head;
     const int64_t n_stream;
@@ -42,8 +53,8 @@ struct minicache_attn {
     const int64_t n_gqa;
     const int64_t n_kv;
 
-    const minicache_read_row_t read_dir_k;
-    const minicache_read_row_t read_dir_v;
+    const minicache_read_row_t read_cache_k;
+    const minicache_read_row_t read_cache_v;
     const minicache_read_row_t read_pool_k;
     const minicache_read_row_t read_pool_v;
 
@@ -58,6 +69,9 @@ struct minicache_attn {
 
     const int32_t * cells(int64_t stream) const { return (const int32_t *) ((const char *) index->data + stream * index->nb[1]); }
 
+    // position that the K of each coded cell is relative to
+    const int32_t * bases(int64_t stream) const { return (const int32_t *) ((const char *) cells(stream) + index->nb[2]); }
+
     float magnitude(minicache_mag which, int64_t stream, int64_t head_kv, int64_t cell) const {
         if (!mag) {
             return 1.0f;
@@ -67,8 +81,16 @@ struct minicache_attn {
     }
 
     void read_merged(int64_t stream, int64_t head_kv, int64_t cell, float * k, float * v) const {
-        read_dir_k(row(dir_k, stream, head_kv, cell), k, d_k);
-        read_dir_v(row(dir_v, stream, head_kv, cell), v, d_v);
+        read_cache_k(row(cache_k, stream, head_kv, cell), k, d_k);
+        read_cache_v(row(cache_v, stream, head_kv, cell), v, d_v);
+    }
+
+    const uint8_t * code_k(int64_t stream, int64_t head_kv, int64_t cell) const {
+        return (const uint8_t *) row(cache_k, stream, head_kv, cell);
+    }
+
+    const uint8_t * code_v(int64_t stream, int64_t head_kv, int64_t cell) const {
+        return (const uint8_t *) row(cache_v, stream, head_kv, cell);
     }
 
     // a retained token, or the current token `state` of the stream

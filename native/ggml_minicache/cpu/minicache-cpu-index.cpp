@@ -23,6 +23,10 @@ void minicache_cpu_index(const ggml_compute_params * params, ggml_tensor * dst) 
         auto *       out  = (int32_t *) ((char *) dst->data + s * dst->nb[1]);
 
         std::copy(in + cell_0, in + cell_1, out + cell_0);
+        if (dst->ne[2] == 2) {
+            const auto * bases = (const int32_t *) ((const char *) in + cells->nb[2]);
+            std::copy(bases + cell_0, bases + cell_1, (int32_t *) ((char *) out + dst->nb[2]) + cell_0);
+        }
 
         for (int64_t i = slot_0; i < slot_1; ++i) {
             const int64_t cell = (int64_t) slot[2 * i] - 1;

@@ -34,7 +34,12 @@ void minicache_cpu_retain(const ggml_compute_params * params, ggml_tensor * dst)
 void minicache_cpu_attn(const ggml_compute_params * params, ggml_tensor * dst);
 void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * dst);
 
+void minicache_cpu_encode(const ggml_compute_params * params, ggml_tensor * dst);
+void minicache_cpu_encode_ref(const ggml_compute_params * params, ggml_tensor * dst);
+
 size_t minicache_cpu_attn_work_size(const ggml_tensor * op, int n_threads);
 size_t minicache_cpu_attn_ref_work_size(const ggml_tensor * op, int n_threads);
+size_t minicache_cpu_encode_work_size(const ggml_tensor * op, int n_threads);
+size_t minicache_cpu_encode_ref_work_size(const ggml_tensor * op, int n_threads);
 
 #endif

@@ -1,0 +1,214 @@
+#include "minicache-cpu-code.h"
+
+#include "minicache-cpu-simd.h"
+
+#include <cstring>
+
+static minicache_code_head code_head(const minicache_code_layout & layout, int64_t d, int64_t head_kv, const void * codec,
+    int64_t mag, int64_t weight, int64_t gain, int64_t dec) {
+    const auto *  base = (const char *) codec;
+    const int64_t r    = minicache_code_size(layout);
+
+    minicache_code_head head;
+    head.layout = layout;
+    head.d      = d;
+    head.r      = r;
+    head.mag    = (const float *) (base + mag) + head_kv * 8;
+    head.weight = (const float *) (base + weight) + head_kv * 2 * d;
+    head.gain   = (const float *) (base + gain) + head_kv * r;
+    head.dec    = (const ggml_fp16_t *) (base + dec) + head_kv * 2 * d * r;
+    return head;
+}
+
+minicache_code_head minicache_code_head_k(const minicache_code_shape & shape, const void * codec, int64_t head_kv) {
+    const minicache_codec_offsets o = minicache_codec_offsets_of(shape);
+    return code_head(shape.layout_k, shape.d_k, head_kv, codec, o.mag, o.weight_k, o.gain_k, o.dec_k);
+}
+
+minicache_code_head minicache_code_head_v(const minicache_code_shape & shape, const void * codec, int64_t head_kv) {
+    const minicache_codec_offsets o = minicache_codec_offsets_of(shape);
+
+    minicache_code_head head = code_head(shape.layout_v, shape.d_v, head_kv, codec, o.mag, o.weight_v, o.gain_v, o.dec_v);
+    head.mag += 4;  // behind K's
+    return head;
+}
+
+//
+// the bytes of a row
+//
+
+void minicache_code_write(const minicache_code_layout & layout, const uint8_t * levels, uint8_t * row) {
+    memset(row + MINICACHE_CODE_MAG_BYTES, 0, minicache_code_bytes(layout) - MINICACHE_CODE_MAG_BYTES);
+
+    uint8_t * plane = row + MINICACHE_CODE_MAG_BYTES;
+    for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
+        const int n     = MINICACHE_CODE_UNIT * layout.n_unit[i];
+        const int width = minicache_code_width(i);
+        const int upper = minicache_code_upper(width);
+        const int lower = width - upper;
+
+        for (int j = 0; j < n; ++j) {
+            minicache_code_put(plane, upper, j, levels[j] >> lower);
+        }
+        plane += n / 8 * upper;
+        for (int j = 0; lower > 0 && j < n; ++j) {
+            minicache_code_put(plane, lower, j, levels[j] & ((1 << lower) - 1));
+        }
+        plane += n / 8 * lower;
+        levels += n;
+    }
+}
+
+void minicache_code_read_ref(const minicache_code_layout & layout, const uint8_t * row, float * out) {
+    const uint8_t * plane = row + MINICACHE_CODE_MAG_BYTES;
+    for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
+        const int n     = MINICACHE_CODE_UNIT * layout.n_unit[i];
+        const int width = minicache_code_width(i);
+        const int upper = minicache_code_upper(width);
+        const int lower = width - upper;
+
+        for (int j = 0; j < n; ++j) {
+            int level = minicache_code_get(plane, upper, j);
+            if (lower > 0) {
+                level = level << lower | minicache_code_get(plane + n / 8 * upper, lower, j);
+            }
+            out[j] = (float) level - 0.5f * (float) ((1 << width) - 1);
+        }
+        plane += n / 8 * width;
+        out += n;
+    }
+}
+
+// code_bits<P>: P bits of each of MINICACHE_LANES levels, from the g-th group of so many of a unit of 16; a plane of P bits
+// has 2*P bytes a unit
+
+template <int N>
+static inline uint32_t load_bytes(const uint8_t * p) {
+    static_assert(N <= 4);
+    uint32_t x = 0;
+    memcpy(&x, p, N);
+    return x;
+}
+
+#if MINICACHE_LANES == 16
+typedef __m512i code_vec;
+
+template <int P>
+static inline code_vec code_bits(const uint8_t * unit, int) {
+    if constexpr (P == 8) {
+        return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) unit));
+    } else {
+        const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+
+        __m512i word;
+        __m512i shift;
+        if constexpr (P == 4) {
+            word = _mm512_permutexvar_epi32(
+                _mm512_srli_epi32(lane, 3), _mm512_castsi128_si512(_mm_loadl_epi64((const __m128i *) unit)));
+            shift = _mm512_slli_epi32(_mm512_and_si512(lane, _mm512_set1_epi32(7)), 2);
+        } else {
+            word  = _mm512_set1_epi32((int) load_bytes<2 * P>(unit));
+            shift = P == 2 ? _mm512_slli_epi32(lane, 1) : lane;
+        }
+        return _mm512_and_si512(_mm512_srlv_epi32(word, shift), _mm512_set1_epi32((1 << P) - 1));
+    }
+}
+
+template <int P>
+static inline code_vec code_join(code_vec upper, code_vec lower) {
+    return _mm512_or_si512(_mm512_slli_epi32(upper, P), lower);
+}
+
+static inline minicache_vec code_centred(code_vec level, minicache_vec half) {
+    return _mm512_sub_ps(_mm512_cvtepi32_ps(level), half);
+}
+#elif MINICACHE_LANES == 8
+typedef __m256i code_vec;
+
+template <int P>
+static inline code_vec code_bits(const uint8_t * unit, int g) {
+    if constexpr (P == 8) {
+        return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *) (unit + 8 * g)));
+    } else {
+        const __m256i shift = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(P));
+        const __m256i word  = _mm256_set1_epi32((int) load_bytes<P>(unit + P * g));
+        return _mm256_and_si256(_mm256_srlv_epi32(word, shift), _mm256_set1_epi32((1 << P) - 1));
+    }
+}
+
+template <int P>
+static inline code_vec code_join(code_vec upper, code_vec lower) {
+    return _mm256_or_si256(_mm256_slli_epi32(upper, P), lower);
+}
+
+static inline minicache_vec code_centred(code_vec level, minicache_vec half) {
+    return _mm256_sub_ps(_mm256_cvtepi32_ps(level), half);
+}
+#elif MINICACHE_LANES == 4
+typedef uint32x4_t code_vec;
+
+template <int P>
+static inline code_vec code_bits(const uint8_t * unit, int g) {
+    static const int32_t shifts[4] = { 0, -P, -2 * P, -3 * P };
+
+    uint32_t word;
+    if constexpr (P == 1) {
+        word = (uint32_t) unit[g / 2] >> (g % 2 * 4);
+    } else {
+        word = load_bytes<P / 2>(unit + P / 2 * g);
+    }
+    return vandq_u32(vshlq_u32(vdupq_n_u32(word), vld1q_s32(shifts)), vdupq_n_u32((1u << P) - 1));
+}
+
+template <int P>
+static inline code_vec code_join(code_vec upper, code_vec lower) {
+    return vorrq_u32(vshlq_n_u32(upper, P), lower);
+}
+
+static inline minicache_vec code_centred(code_vec level, minicache_vec half) { return vsubq_f32(vcvtq_f32_u32(level), half); }
+#else
+typedef int code_vec;
+
+template <int P>
+static inline code_vec code_bits(const uint8_t * unit, int i) {
+    return minicache_code_get(unit, P, i);
+}
+
+template <int P>
+static inline code_vec code_join(code_vec upper, code_vec lower) {
+    return upper << P | lower;
+}
+
+static inline minicache_vec code_centred(code_vec level, minicache_vec half) { return (float) level - half; }
+#endif
+
+// n units of levels of UPPER + LOWER bits
+template <int UPPER, int LOWER>
+static inline void read_segment(int n, const uint8_t *& plane, float *& out) {
+    const minicache_vec half  = vec_set(0.5f * (float) ((1 << (UPPER + LOWER)) - 1));
+    const uint8_t *     lower = plane + 2 * UPPER * n;
+
+    for (int i = 0; i < n; ++i) {
+        for (int g = 0; g < MINICACHE_CODE_UNIT / MINICACHE_LANES; ++g) {
+            code_vec level = code_bits<UPPER>(plane + 2 * UPPER * i, g);
+            if constexpr (LOWER > 0) {
+                level = code_join<LOWER>(level, code_bits<LOWER>(lower + 2 * LOWER * i, g));
+            }
+            vec_store(out + MINICACHE_CODE_UNIT * i + MINICACHE_LANES * g, code_centred(level, half));
+        }
+    }
+    plane += 2 * (UPPER + LOWER) * n;
+    out += MINICACHE_CODE_UNIT * n;
+}
+
+void minicache_code_read(const minicache_code_layout & layout, const uint8_t * row, float * out) {
+    const uint8_t * plane = row + MINICACHE_CODE_MAG_BYTES;
+
+    read_segment<8, 0>(layout.n_unit[0], plane, out);
+    read_segment<4, 2>(layout.n_unit[1], plane, out);
+    read_segment<4, 1>(layout.n_unit[2], plane, out);
+    read_segment<4, 0>(layout.n_unit[3], plane, out);
+    read_segment<2, 1>(layout.n_unit[4], plane, out);
+    read_segment<2, 0>(layout.n_unit[5], plane, out);
+    read_segment<1, 0>(layout.n_unit[6], plane, out);
+}

@@ -1,0 +1,121 @@
+#pragma once
+
+// What the scalar and the vectorised encoding share: the op's operands by name, unit vectors, and magnitudes.
+
+#include "minicache-cpu-code.h"
+#include "minicache-cpu.h"
+#include "simd-mappings.h"
+
+#include <algorithm>
+#include <cfloat>
+
+struct minicache_encode {
+    explicit minicache_encode(const ggml_tensor * dst) :
+        p(minicache_params<ggml_minicache_encode_params>(dst)), codec(dst->src[2]), code_k(dst->src[3]), code_v(dst->src[4]),
+        n_tokens(dst->ne[1]), n_head_kv(p.shape.n_head_kv), d_k(p.shape.d_k), d_v(p.shape.d_v), d_max(std::max(d_k, d_v)),
+        r_max(std::max(minicache_code_size(p.shape.layout_k), minicache_code_size(p.shape.layout_v))),
+        kv{ dst->src[0], dst->src[1] }, rows((const int64_t *) dst->src[5]->data), bases((const int32_t *) dst->src[6]->data) {}
+
+    const ggml_minicache_encode_params p;
+
+    const ggml_tensor * codec;
+    const ggml_tensor * code_k;
+    const ggml_tensor * code_v;
+
+    const int64_t n_tokens;
+    const int64_t n_head_kv;
+    const int64_t d_k;
+    const int64_t d_v;
+    const int64_t d_max;
+    const int64_t r_max;
+
+    int64_t n_angle() const { return 2 * minicache_code_n_pair(p.shape); }
+
+    int32_t base(int64_t token) const { return bases[token]; }
+
+    uint8_t * row_k(int64_t token, int64_t head_kv) const { return row(code_k, token, head_kv); }
+
+    uint8_t * row_v(int64_t token, int64_t head_kv) const { return row(code_v, token, head_kv); }
+
+    // K, then V, of each KV head
+    float * distances(ggml_tensor * dst, int64_t token) const { return (float *) ((char *) dst->data + token * dst->nb[1]); }
+
+    // unit vector of K at its block-relative position, zeros for a zero vector; the result is its length
+    double unit_k(int side, int64_t token, int64_t head_kv, const minicache_code_angles & angles, double * u) const {
+        const float * x = layer(side, token) + head_kv * d_k;
+        std::copy(x, x + d_k, u);
+        minicache_code_turn(p.shape, angles.cosines(), angles.sines(), true, u);
+        return normalize(u, d_k);
+    }
+
+    double unit_v(int side, int64_t token, int64_t head_kv, double * u) const {
+        const float * x = layer(side, token) + n_head_kv * d_k + head_kv * d_v;
+        std::copy(x, x + d_v, u);
+        return normalize(u, d_v);
+    }
+
+  private:
+    const ggml_tensor * const kv[2];
+    const int64_t *           rows;
+    const int32_t *           bases;
+
+    const float * layer(int side, int64_t token) const {
+        return (const float *) ((const char *) kv[side]->data + token * kv[side]->nb[1]);
+    }
+
+    uint8_t * row(const ggml_tensor * code, int64_t token, int64_t head_kv) const {
+        const int64_t n_cells = code->ne[1];
+        return (uint8_t *) code->data + rows[token] / n_cells * code->nb[2] + rows[token] % n_cells * code->nb[1] +
+               head_kv * (code->ne[0] / n_head_kv);
+    }
+
+    // double: no finite float32 vector overflows, nor does a denormal one vanish
+    static double normalize(double * x, int64_t d) {
+        double sum = 0.0;
+        for (int64_t i = 0; i < d; ++i) {
+            sum += x[i] * x[i];
+        }
+        const double length = sqrt(sum);
+        for (int64_t i = 0; i < d; ++i) {
+            x[i] = length > 0.0 ? x[i] / length : 0.0;
+        }
+        return length;
+    }
+};
+
+// Each layer's magnitude as a byte of `row`, from its unit vector u, what that is decoded to, and its length. The result is
+// the squared error of what is then restored, relative to the squared length, averaged over both layers, at most 1.
+//   u, u_hat [2*d]
+template <typename T>
+static inline float minicache_encode_magnitudes(
+    const minicache_code_head & head, const double * u, const T * u_hat, const double * length, uint8_t * row) {
+    double error = 0.0;
+    for (int side = 0; side < 2; ++side) {
+        const double * x = u + side * head.d;
+        const T *      y = u_hat + side * head.d;
+
+        const float * w = head.weight + side * head.d;
+
+        double xx = 0.0;
+        double yy = 0.0;
+        for (int64_t i = 0; i < head.d; ++i) {
+            xx += w[i] * x[i] * x[i];
+            yy += (double) w[i] * y[i] * y[i];
+        }
+        const double mag = yy > 0.0 ? sqrt(xx / yy) * length[side] : 0.0;
+
+        row[side] = minicache_code_mag((float) std::min(mag, (double) FLT_MAX), head.mag[2 * side], head.mag[2 * side + 1]);
+        if (length[side] == 0.0) {
+            continue;
+        }
+        // |x - s*y|² for a unit vector x
+        const double scale = head.magnitude(row, side) / length[side];
+        double       sum   = 0.0;
+        for (int64_t i = 0; i < head.d; ++i) {
+            const double difference = x[i] - scale * y[i];
+            sum += difference * difference;
+        }
+        error += 0.5 * sum;
+    }
+    return error < 1.0 ? (float) error : 1.0f;  // 1 for NaN too
+}

@@ -1,0 +1,335 @@
+#include "llama-impl.h"
+#include "llama-io.h"
+#include "llama-kv-cache-minicache.h"
+#include "minicache-hash.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+// A saved state is a header that names the configuration, the number of cells of each stream, and the base class's state,
+// into which the pairs' rows are woven stream by stream. Its length and checksum are in the header: what is cut short or
+// damaged is refused before anything is changed.
+
+static const uint32_t STATE_MAGIC   = 0x564b434d;  // "MCKV"
+static const uint32_t STATE_VERSION = 2;
+
+struct state_header {
+    uint32_t magic   = STATE_MAGIC;
+    uint32_t version = STATE_VERSION;
+
+    int32_t  type_k    = 0;
+    int32_t  type_v    = 0;
+    int32_t  pool_type = 0;
+    int32_t  block     = 0;
+    float    t         = 0.0f;
+    uint32_t n_pair    = 0;
+
+    uint64_t pairs = 0;  // hash of the layer numbers
+    uint64_t basis = 0;  // hash of the bases that directions are kept in; 0: the layers' own
+
+    uint64_t payload_size = 0;
+    uint64_t payload_hash = 0;
+
+    uint32_t n_stream = 0;
+    uint32_t unused   = 0;
+};
+
+class llama_io_write_vector : public llama_io_write_i {
+  public:
+    void write(const void * src, size_t size) override {
+        data.insert(data.end(), (const uint8_t *) src, (const uint8_t *) src + size);
+    }
+
+    void write_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
+        data.resize(data.size() + size);
+        ggml_backend_tensor_get(tensor, data.data() + data.size() - size, offset, size);
+    }
+
+    size_t n_bytes() override { return data.size(); }
+
+    std::vector<uint8_t> data;
+};
+
+class llama_io_read_vector : public llama_io_read_i {
+  public:
+    llama_io_read_vector(const std::vector<uint8_t> & data) : data(data) {}
+
+    void read(void * dst, size_t size) override { memcpy(dst, take(size), size); }
+
+    void read_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
+        ggml_backend_tensor_set(tensor, take(size), offset, size);
+    }
+
+    size_t n_bytes() override { return pos; }
+
+  private:
+    const uint8_t * take(size_t size) {
+        if (size > data.size() - pos) {
+            throw std::runtime_error("the saved state ends too early");
+        }
+        pos += size;
+        return data.data() + pos - size;
+    }
+
+    const std::vector<uint8_t> & data;
+    size_t                       pos = 0;
+};
+
+static state_header header_of(const llama_kv_cache_minicache & kv) {
+    std::vector<uint32_t> layers;
+    for (const minicache_pair & pair : kv.get_pairs()) {
+        layers.push_back(pair.il_a);
+        layers.push_back(pair.il_b);
+    }
+    state_header h;
+    h.type_k    = kv.get_type_k();
+    h.type_v    = kv.get_type_v();
+    h.pool_type = kv.get_settings().pool_type;
+    h.block     = kv.get_block();
+    h.t         = kv.get_settings().t;
+    h.n_pair    = kv.get_pairs().size();
+    h.pairs     = minicache_hash(layers.data(), layers.size() * sizeof(uint32_t));
+    h.basis     = kv.get_plan_hash();
+    h.n_stream  = kv.get_n_stream();
+    return h;
+}
+
+// what of the configuration differs, "" if nothing
+static std::string difference(const state_header & saved, const state_header & own) {
+    const auto type_name = [](int32_t type) {
+        return type >= 0 && type < GGML_TYPE_COUNT ? ggml_type_name((ggml_type) type) : "the cache's";
+    };
+    if (saved.n_pair != own.n_pair || saved.pairs != own.pairs) {
+        return format("%u pairs of layers, here %u, or not the same ones", saved.n_pair, own.n_pair);
+    }
+    if (saved.type_k != own.type_k || saved.type_v != own.type_v) {
+        return format("cache types %s and %s, here %s and %s", type_name(saved.type_k), type_name(saved.type_v),
+            type_name(own.type_k), type_name(own.type_v));
+    }
+    if (saved.t != own.t) {
+        return format("t = %g, here %g", saved.t, own.t);
+    }
+    if (saved.block != own.block) {
+        return format("one token in %d retained, here one in %d", saved.block, own.block);
+    }
+    if (saved.block > 0 && saved.pool_type != own.pool_type) {
+        return format("pool type %s, here %s", type_name(saved.pool_type), type_name(own.pool_type));
+    }
+    if (saved.basis != own.basis) {
+        return "another plan";
+    }
+    if (saved.n_stream != own.n_stream) {
+        return format("%u streams, here %u", saved.n_stream, own.n_stream);
+    }
+    return "";
+}
+
+void llama_kv_cache_minicache::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
+    llama_io_write_vector payload;
+    llama_kv_cache::state_write(payload, seq_id, flags);
+
+    state_header header = header_of(*this);
+    header.payload_size = payload.data.size();
+    header.payload_hash = minicache_hash(payload.data.data(), payload.data.size());
+    io.write(&header, sizeof(header));
+
+    for (uint32_t s = 0; s < n_stream; ++s) {
+        uint32_t n = 0;
+        for (uint32_t i = 0; i < v_cells[s].size(); ++i) {
+            n += !v_cells[s].is_empty(i) && (seq_id == -1 || v_cells[s].seq_has(i, seq_id));
+        }
+        io.write(&n, sizeof(n));
+    }
+
+    io.write(payload.data.data(), payload.data.size());
+}
+
+void llama_kv_cache_minicache::check_room(const std::vector<uint32_t> & cell_counts, llama_seq_id seq_id) const {
+    for (uint32_t s = 0; s < n_stream; ++s) {
+        const auto & cells = v_cells[seq_id == -1 ? s : seq_to_stream[seq_id]];
+
+        uint32_t room = 0;
+        for (uint32_t i = 0; i < cells.size(); ++i) {
+            room += seq_id == -1 || cells.is_empty(i) || (cells.seq_has(i, seq_id) && cells.seq_count(i) == 1);
+        }
+        if (cell_counts[s] > room) {
+            throw std::runtime_error(format("the saved state has %u tokens, there is room for %u", cell_counts[s], room));
+        }
+    }
+}
+
+void llama_kv_cache_minicache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+    state_header header;
+    io.read(&header, sizeof(header));
+
+    if (header.magic != STATE_MAGIC || header.version != STATE_VERSION) {
+        throw std::runtime_error("the saved state is not of a MiniCache context of this version");
+    }
+    const std::string differs = difference(header, header_of(*this));
+    if (!differs.empty()) {
+        throw std::runtime_error("the saved state is of another configuration: " + differs);
+    }
+
+    std::vector<uint32_t> cell_counts(n_stream);
+    io.read(cell_counts.data(), cell_counts.size() * sizeof(uint32_t));
+
+    // no whole state is larger than all there is to save; a damaged length must not be allocated
+    if (header.payload_size > 2 * total_size() + ((size_t) 1 << 30)) {
+        throw std::runtime_error("the saved state is damaged: its length makes no sense");
+    }
+    std::vector<uint8_t> payload(header.payload_size);
+    io.read(payload.data(), payload.size());
+
+    if (minicache_hash(payload.data(), payload.size()) != header.payload_hash) {
+        throw std::runtime_error("the saved state is damaged: its checksum differs");
+    }
+    check_room(cell_counts, seq_id);
+
+    llama_io_read_vector reader(payload);
+    llama_kv_cache::state_read(reader, seq_id, flags);
+}
+
+void llama_kv_cache_minicache::state_write_data(llama_io_write_i & io, const cell_ranges_t & cr) const {
+    llama_kv_cache::state_write_data(io, cr);
+
+    for (const auto & [from, to] : cr.data) {
+        if (coded) {
+            io.write(offsets[cr.strm].data() + from, (to - from) * sizeof(int32_t));
+        }
+    }
+
+    for (const minicache_pair & pair : pairs) {
+        for (ggml_tensor * x : pair.cell_tensors()) {
+            for (const auto & [from, to] : cr.data) {
+                io.write_tensor(x, cr.strm * x->nb[2] + from * x->nb[1], (to - from) * x->nb[1]);
+            }
+        }
+        if (block > 0) {
+            write_retained(io, pair, cr);
+        }
+    }
+}
+
+// a retained token in a saved state: its number among the saved cells, and its distance
+struct saved_slot {
+    uint32_t token;
+    int32_t  distance;  // f32 bits
+};
+
+void llama_kv_cache_minicache::write_retained(
+    llama_io_write_i & io, const minicache_pair & pair, const cell_ranges_t & cr) const {
+    const std::vector<int32_t> all   = read_slots(pair);
+    const int32_t *            slots = all.data() + cr.strm * 2 * pair.slots->ne[1];
+
+    std::vector<saved_slot> saved;
+    std::vector<uint32_t>   rows;
+
+    uint32_t token = 0;
+    for (const auto & [from, to] : cr.data) {
+        for (uint32_t cell = from; cell < to; ++cell, ++token) {
+            const uint32_t slot = cell / block;
+            if (slots[2 * slot] == (int32_t) cell + 1) {
+                saved.push_back({ token, slots[2 * slot + 1] });
+                rows.push_back(slot);
+            }
+        }
+    }
+
+    const uint32_t n_saved = saved.size();
+    io.write(&n_saved, sizeof(n_saved));
+    io.write(saved.data(), saved.size() * sizeof(saved_slot));
+
+    for (const uint32_t row : rows) {
+        for (int side = 0; side < 2; ++side) {
+            for (ggml_tensor * x : { pair.pool_k[side], pair.pool_v[side] }) {
+                io.write_tensor(x, cr.strm * x->nb[2] + row * x->nb[1], x->nb[1]);
+            }
+        }
+    }
+}
+
+bool llama_kv_cache_minicache::state_read_data(
+    llama_io_read_i & io, uint32_t strm, uint32_t cell_count, const slot_info & sinfo) {
+    if (!llama_kv_cache::state_read_data(io, strm, cell_count, sinfo)) {
+        return false;
+    }
+
+    const auto & cells = sinfo.idxs[0];
+
+    if (coded) {
+        std::vector<int32_t> saved(cell_count);
+        io.read(saved.data(), saved.size() * sizeof(int32_t));
+        for (uint32_t i = 0; i < cell_count; ++i) {
+            offsets[strm][cells[i]] = saved[i];
+        }
+    }
+    for (const minicache_pair & pair : pairs) {
+        for (ggml_tensor * x : pair.cell_tensors()) {
+            // whole runs of neighbouring cells at once
+            for (uint32_t from = 0, to = 0; from < cell_count; from = to) {
+                for (to = from + 1; to < cell_count && cells[to] == cells[to - 1] + 1;) {
+                    ++to;
+                }
+                io.read_tensor(x, strm * x->nb[2] + cells[from] * x->nb[1], (to - from) * x->nb[1]);
+            }
+        }
+        if (block > 0) {
+            read_retained(io, pair, strm, sinfo);
+        }
+    }
+    return true;
+}
+
+// The cells may be others than those saved, so that two retained tokens can meet in one block: the more distant one stays,
+// as ever, and the other falls back to its merged entry.
+void llama_kv_cache_minicache::read_retained(
+    llama_io_read_i & io, const minicache_pair & pair, uint32_t strm, const slot_info & sinfo) {
+    const auto & cells = sinfo.idxs[0];
+
+    std::vector<int32_t> all   = read_slots(pair);
+    int32_t *            slots = all.data() + strm * 2 * pair.slots->ne[1];
+
+    for (const uint32_t cell : cells) {
+        const int32_t held = slots[2 * (cell / block)] - 1;
+        if (held == (int32_t) cell || (held >= 0 && v_cells[strm].is_empty(held))) {
+            slots[2 * (cell / block)] = 0;
+        }
+    }
+
+    uint32_t n_saved;
+    io.read(&n_saved, sizeof(n_saved));
+
+    std::vector<saved_slot> saved(std::min<size_t>(n_saved, cells.size()));
+    io.read(saved.data(), saved.size() * sizeof(saved_slot));
+
+    std::vector<uint8_t> row;
+    for (const saved_slot & s : saved) {
+        if (s.token >= cells.size()) {
+            throw std::runtime_error("the saved state is damaged: it retains a token it does not have");
+        }
+        const uint32_t cell = cells[s.token];
+        int32_t *      slot = slots + 2 * (cell / block);
+
+        float distance;
+        float distance_held;
+        memcpy(&distance, &s.distance, sizeof(distance));
+        memcpy(&distance_held, &slot[1], sizeof(distance_held));
+
+        const bool keep = slot[0] == 0 || distance > distance_held;
+        if (keep) {
+            slot[0] = (int32_t) cell + 1;
+            slot[1] = s.distance;
+        }
+        for (int side = 0; side < 2; ++side) {
+            for (ggml_tensor * x : { pair.pool_k[side], pair.pool_v[side] }) {
+                row.resize(x->nb[1]);
+                io.read(row.data(), row.size());
+                if (keep) {
+                    ggml_backend_tensor_set(x, row.data(), strm * x->nb[2] + cell / block * x->nb[1], row.size());
+                }
+            }
+        }
+    }
+
+    ggml_backend_tensor_set(pair.slots, slots, strm * pair.slots->nb[2], pair.slots->nb[2]);
+}

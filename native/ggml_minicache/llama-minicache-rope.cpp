@@ -1,0 +1,99 @@
+#include "llama-minicache-rope.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+#include "llama-cparams.h"
+#include "llama-model.h"
+
+#include <cmath>
+#include <stdexcept>
+
+std::string minicache_rope_why_not(const llama_model & model) {
+    switch (model.hparams.rope_type) {
+        case LLAMA_ROPE_TYPE_NONE:
+        case LLAMA_ROPE_TYPE_NORM:
+        case LLAMA_ROPE_TYPE_NEOX:
+            return "";
+        default:
+            return "the model's positions have several parts (M-RoPE), so its K is not coded";
+    }
+}
+
+// Where ggml's own RoPE puts the first number of each pair at positions 1, 2, 4, ...: YaRN, frequency factors and scaling are
+// all in it, and no formula stands here twice.
+static std::vector<float> turned(const llama_model & model, const llama_cparams & cparams, uint32_t il, bool halves,
+    int32_t n_rot, const std::vector<int32_t> & positions) {
+    ggml_context_ptr ctx{ ggml_init({ /*.mem_size =*/16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr,
+        /*.no_alloc =*/true }) };
+    ggml_backend_ptr backend{ ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr) };
+
+    const int64_t n_pos = positions.size();
+
+    ggml_tensor * x       = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_rot, 1, n_pos);
+    ggml_tensor * pos     = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n_pos);
+    ggml_tensor * given   = model.get_rope_factors(cparams, il);
+    ggml_tensor * factors = given ? ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, given->ne[0]) : nullptr;
+
+    ggml_tensor * y = ggml_rope_ext(ctx.get(), x, pos, factors, n_rot, model.hparams.rope_type, cparams.n_ctx_orig_yarn,
+        model.get_rope_freq_base(cparams, il), model.get_rope_freq_scale(cparams, il), cparams.yarn_ext_factor,
+        cparams.yarn_attn_factor, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
+
+    ggml_backend_buffer_ptr buffer{ ggml_backend_alloc_ctx_tensors(ctx.get(), backend.get()) };
+    if (!buffer) {
+        throw std::runtime_error("out of memory");
+    }
+
+    std::vector<float> data(n_rot * n_pos, 0.0f);
+    for (int64_t p = 0; p < n_pos; ++p) {
+        for (int32_t i = 0; i < n_rot / 2; ++i) {
+            data[p * n_rot + (halves ? i : 2 * i)] = 1.0f;
+        }
+    }
+    ggml_backend_tensor_set(x, data.data(), 0, ggml_nbytes(x));
+    ggml_backend_tensor_set(pos, positions.data(), 0, ggml_nbytes(pos));
+    if (factors) {
+        std::vector<float> f(given->ne[0]);
+        ggml_backend_tensor_get(given, f.data(), 0, ggml_nbytes(given));
+        ggml_backend_tensor_set(factors, f.data(), 0, ggml_nbytes(factors));
+    }
+
+    ggml_cgraph * graph = ggml_new_graph(ctx.get());
+    ggml_build_forward_expand(graph, y);
+    if (ggml_backend_graph_compute(backend.get(), graph) != GGML_STATUS_SUCCESS) {
+        throw std::runtime_error("RoPE could not be computed");
+    }
+    ggml_backend_tensor_get(y, data.data(), 0, ggml_nbytes(y));
+
+    return data;
+}
+
+minicache_rope_turn minicache_rope_of(const llama_model & model, const llama_cparams & cparams, uint32_t il) {
+    minicache_rope_turn turn;
+
+    if (model.hparams.rope_type == LLAMA_ROPE_TYPE_NONE || !model.hparams.has_rope(il)) {
+        return turn;
+    }
+    const bool halves = model.hparams.rope_type == LLAMA_ROPE_TYPE_NEOX;
+
+    turn.kind  = halves ? MINICACHE_ROPE_HALVES : MINICACHE_ROPE_NEIGHBOURS;
+    turn.n_rot = model.hparams.n_rot(il);
+    turn.freq.resize(turn.n_rot / 2);
+
+    std::vector<int32_t> positions;
+    for (int32_t p = 1; p <= 1 << 12; p *= 2) {
+        positions.push_back(p);
+    }
+    const std::vector<float> data = turned(model, cparams, il, halves, turn.n_rot, positions);
+
+    // an angle at a position tells the frequency up to whole turns; the position half as far tells the turns
+    for (int32_t i = 0; i < turn.n_rot / 2; ++i) {
+        for (size_t p = 0; p < positions.size(); ++p) {
+            const float * y     = data.data() + p * turn.n_rot;
+            const double  angle = atan2((double) y[halves ? i + turn.n_rot / 2 : 2 * i + 1], (double) y[halves ? i : 2 * i]);
+            const double  turns = std::round((turn.freq[i] * positions[p] - angle) / (2.0 * M_PI));
+
+            turn.freq[i] = (angle + 2.0 * M_PI * turns) / positions[p];
+        }
+    }
+    return turn;
+}

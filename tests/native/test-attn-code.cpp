@@ -1,0 +1,261 @@
+#include "test-attn.h"
+#include "test-codec.h"
+
+// what the cells' bases are
+enum cell_bases {
+    ALL_ZERO,
+    ADVANCING,  // by 64 for every few cells, as a sequence fills the cache
+    UNEVEN,     // runs of cells, each with a base of its own, some negative
+    EVERY_CELL,
+    FAR,  // advancing from a million on
+    N_CELL_BASES,
+};
+
+struct coded_shape : attn_shape {
+    code_units     units_k = { 1, 0, 1, 1, 1, 0, 1 };
+    code_units     units_v = { 0, 1, 0, 2, 0, 1, 0 };
+    int            n_rot   = 64;
+    minicache_rope rope    = MINICACHE_ROPE_HALVES;
+    cell_bases     base    = ADVANCING;
+    int            run     = 10;  // cells that share a base
+};
+
+static codec_shape codec_shape_of(const coded_shape & p) {
+    codec_shape s;
+    s.units_k = p.units_k;
+    s.units_v = p.units_v;
+    s.d_k     = p.d_k;
+    s.d_v     = p.d_v;
+    s.n_rot   = std::min(p.n_rot, p.d_k);
+    s.rope    = p.rope;
+    return s;
+}
+
+class test_attn_code : public test_attn {
+  public:
+    explicit test_attn_code(const coded_shape & p) : test_attn(p), c(p), codec(codec_shape_of(p), p.n_head_kv) {}
+
+    const char * op() const override { return "ATTN_CODE"; }
+
+    // float32 sums over the code on top of those over the entries, and angles that are good to 1e-5
+    double max_nmse() const override { return 1e-10; }
+
+  protected:
+    void add_vars(var_list & vars) const override {
+        vars.add("units_k", units_name(c.units_k))
+            .add("units_v", units_name(c.units_v))
+            .add("n_rot", c.n_rot)
+            .add("rope", (int) c.rope)
+            .add("base", (int) c.base)
+            .add("run", c.run);
+    }
+
+    void build_cache(ggml_context * ctx) override {
+        code_k     = ggml_new_tensor_4d(ctx, GGML_TYPE_I8, codec.k.row_bytes(), p.n_head_kv, n_cells(), p.n_stream);
+        code_v     = ggml_new_tensor_4d(ctx, GGML_TYPE_I8, codec.v.row_bytes(), p.n_head_kv, n_cells(), p.n_stream);
+        codec_data = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, minicache_codec_offsets_of(codec.shape).size);
+    }
+
+    ggml_tensor * new_index(ggml_context * ctx) const override {
+        return ggml_new_tensor_3d(ctx, GGML_TYPE_I32, p.n_kv, p.n_stream, 2);
+    }
+
+    ggml_tensor * attend(ggml_context * ctx, int reference) override {
+        return ggml_minicache_attn_code(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), seen(ctx, code_k), seen(ctx, code_v), codec_data,
+            pool_k, pool_v, kv_cur, mask, index, sinks, params(reference), codec.shape);
+    }
+
+    void initialize_cache(rng_t & rng) override {
+        codec.draw(rng, GAUSSIAN);
+        codec.set(codec_data);
+
+        k_data = random_rows(rng, code_k, codec.k);
+        v_data = random_rows(rng, code_v, codec.v);
+
+        for (int i = 0; i < p.n_stream * p.n_kv; ++i) {
+            const int run                  = i % p.n_kv / c.run;
+            const int values[N_CELL_BASES] = { 0, 64 * run, (run * 7919 % 31 - 10) * 37, random_int(rng, -5000, 5000),
+                1000000 + 64 * run };
+            base_data.push_back(values[c.base]);
+        }
+        ggml_backend_tensor_set(index, base_data.data(), index->nb[2], base_data.size() * sizeof(int32_t));
+    }
+
+    size_t cache_bytes() const override { return ggml_nbytes(code_k) + ggml_nbytes(code_v); }
+
+    std::vector<double> shared_entry(int stream, int cell, int head_kv, bool is_v) const override {
+        const codec_part & part = is_v ? codec.v : codec.k;
+        const size_t       at   = ((size_t) stream * n_cells() + cell) * p.n_head_kv + head_kv;
+        const uint8_t *    row  = (is_v ? v_data : k_data).data() + at * part.row_bytes();
+
+        std::vector<double> e = part.decode(head_kv, p.side, row);
+        if (!is_v) {
+            codec.turn(base_data[stream * p.n_kv + cell], e);
+        }
+        for (double & value : e) {
+            value *= part.magnitude(head_kv, p.side, row);
+        }
+        return e;
+    }
+
+  private:
+    const coded_shape c;
+    test_codec        codec;
+
+    ggml_tensor * code_k     = nullptr;
+    ggml_tensor * code_v     = nullptr;
+    ggml_tensor * codec_data = nullptr;
+
+    std::vector<uint8_t> k_data;
+    std::vector<uint8_t> v_data;
+    std::vector<int32_t> base_data;
+
+    // any bytes are a code row; magnitudes up to about 4 where they count, any where they must not
+    std::vector<uint8_t> random_rows(rng_t & rng, ggml_tensor * code, const codec_part & part) const {
+        std::vector<uint8_t> data(ggml_nbytes(code));
+        for (size_t i = 0; i < data.size(); ++i) {
+            const int  row  = (int) (i / part.row_bytes()) / p.n_head_kv;
+            const int  cell = row % n_cells();
+            const bool mag  = i % part.row_bytes() < 2;
+            const bool used = cell < p.n_kv && state(row / n_cells(), cell) == GGML_MINICACHE_CELL_MERGED;
+            data[i]         = (uint8_t) random_int(rng, 0, mag && used ? 150 : 255);
+        }
+        ggml_backend_tensor_set(code, data.data(), 0, data.size());
+        return data;
+    }
+};
+
+static void add_perf_cases(test_cases & cases) {
+    for (const code_units & units : { code_units{ 1, 2, 2, 3, 2, 2, 0 }, code_units{ 0, 1, 1, 1, 2, 2, 0 } }) {
+        for (const int n_kv : { 512, 4096, 16384 }) {
+            for (const int n_tps : { 1, 64 }) {
+                for (const int run : { 64, 256 }) {
+                    coded_shape p;
+                    p.units_k = p.units_v = units;
+                    p.type_pool           = GGML_TYPE_Q8_0;
+                    p.d_k = p.d_v = 128;
+                    p.n_rot       = 128;
+                    p.n_head_kv   = 8;
+                    p.n_gqa       = 4;
+                    p.n_kv        = n_kv;
+                    p.n_tps       = n_tps;
+                    p.run         = run;
+                    cases.push_back(std::make_unique<test_attn_code>(p));
+                }
+            }
+        }
+    }
+}
+
+void add_attn_code_cases(test_cases & cases, bool perf) {
+    if (perf) {
+        add_perf_cases(cases);
+        return;
+    }
+    const auto add = [&](const coded_shape & p) {
+        if (p.n_tps <= p.n_kv) {
+            cases.push_back(std::make_unique<test_attn_code>(p));
+        }
+    };
+
+    for (int i = 0; i < 7; ++i) {
+        for (const int n : { 1, 2, 3, 5 }) {
+            coded_shape p;
+            p.units_k    = code_units(7, 0);
+            p.units_v    = { 1, 1, 1, 1, 1, 1, 1 };
+            p.units_k[i] = n;
+            p.units_v[i] = n;
+            p.side       = n % 2;
+            add(p);
+        }
+    }
+    for (int flags = 1; flags < 4; ++flags) {
+        coded_shape p;
+        p.units_k = flags & 1 ? code_units(7, 0) : p.units_k;
+        p.units_v = flags & 2 ? code_units(7, 0) : p.units_v;
+        p.n_tps   = 7;
+        add(p);
+    }
+    for (const int d_k : { 32, 64, 80, 128 }) {
+        for (const int n_gqa : { 1, 3, 4, 8 }) {
+            for (const int n_tps : { 1, 7, 64 }) {
+                coded_shape p;
+                p.d_k       = d_k;
+                p.d_v       = n_gqa == 4 ? 32 : d_k;
+                p.n_rot     = n_gqa == 3 ? 16 : d_k;
+                p.rope      = n_gqa == 8 ? MINICACHE_ROPE_NEIGHBOURS : MINICACHE_ROPE_HALVES;
+                p.n_gqa     = n_gqa;
+                p.n_head_kv = 1 + n_gqa % 3;
+                p.n_tps     = n_tps;
+                p.n_kv      = 150;
+                p.type_pool = GGML_TYPE_Q8_0;
+                p.run       = 30;
+                p.threads   = 1 + n_gqa % 4;
+                p.side      = n_tps % 3 == 0;
+                if (d_k % 32 != 0) {
+                    p.type_pool = GGML_TYPE_F16;
+                }
+                add(p);
+            }
+        }
+    }
+    for (const minicache_rope rope : { MINICACHE_ROPE_NONE, MINICACHE_ROPE_NEIGHBOURS, MINICACHE_ROPE_HALVES }) {
+        for (int base = 0; base < N_CELL_BASES; ++base) {
+            for (const int run : { 1, 3, 64, 100 }) {
+                coded_shape p;
+                p.rope = rope;
+                p.base = (cell_bases) base;
+                p.run  = run;
+                p.n_kv = 400;
+                add(p);
+            }
+        }
+    }
+    for (const int n_kv : { 1, 2, 31, 63, 64, 65, 257, 700 }) {
+        for (const int n_tps : { 1, 2, 33 }) {
+            for (const int n_stream : { 1, 3 }) {
+                coded_shape p;
+                p.n_kv     = n_kv;
+                p.n_tps    = n_tps;
+                p.n_stream = n_stream;
+                p.threads  = 1 + n_kv % 4;
+                add(p);
+            }
+        }
+    }
+    for (int flags = 0; flags < 32; ++flags) {
+        coded_shape p;
+        p.mask     = flags & 1;
+        p.sinks    = flags & 2;
+        p.softcap  = flags & 4 ? 5.0f : 0.0f;
+        p.max_bias = flags & 8 ? 8.0f : 0.0f;
+        p.block    = flags & 16 ? 7 : 0;
+        p.n_gqa    = flags & 1 ? 3 : 4;
+        p.side     = flags % 3 == 0;
+        add(p);
+    }
+    for (const int threads : { 1, 2, 3, 4 }) {
+        for (const int n_gqa : { 1, 4 }) {
+            coded_shape p;
+            p.threads = threads;
+            p.n_kv    = 1100;
+            p.n_tps   = 1;
+            p.n_gqa   = n_gqa;
+            p.run     = 64;
+            add(p);
+        }
+    }
+    for (const content cells : { ALL_CURRENT, ALL_EMPTY, ALL_MASKED, NO_CURRENT }) {
+        for (const int threads : { 1, 4 }) {
+            for (const bool sinks : { false, true }) {
+                coded_shape p;
+                p.cells   = cells;
+                p.threads = threads;
+                p.sinks   = sinks;
+                p.n_kv    = cells == ALL_CURRENT ? 33 : 600;
+                p.n_tps   = cells == ALL_CURRENT ? 33 : 1;
+                add(p);
+            }
+        }
+    }
+}

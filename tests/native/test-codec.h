@@ -1,0 +1,71 @@
+#pragma once
+
+// A codec for the tests, and what code rows mean, bit by bit and in double: written from minicache-code.h's text, without
+// its functions for levels, planes and magnitudes.
+
+#include "minicache-code.h"
+#include "test-case.h"
+
+// units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits
+using code_units = std::vector<int>;
+
+std::string           units_name(const code_units & units);
+minicache_code_layout layout_of(const code_units & units);
+
+// K or V of all KV heads
+struct codec_part {
+    code_units       units;
+    int              d;
+    int              n_head_kv;
+    std::vector<int> widths;  // [r]
+
+    std::vector<float> mag;     // [n_head_kv][2][2]
+    std::vector<float> weight;  // [n_head_kv][2*d]
+    std::vector<float> gain;    // [n_head_kv][r]
+    std::vector<float> dec;     // [n_head_kv][2*d][r]
+
+    int r() const { return (int) widths.size(); }
+
+    int row_bytes() const;
+
+    // what the levels of one head's code row are, what they stand for in one layer, and that layer's magnitude
+    std::vector<int>    levels(const uint8_t * row) const;
+    std::vector<double> decode(int head, int side, const uint8_t * row) const;
+    double              magnitude(int head, int side, const uint8_t * row) const;
+
+    double level_half(int c) const { return 0.5 * ((1 << widths[c]) - 1); }
+};
+
+struct codec_shape {
+    code_units     units_k = { 0, 0, 0, 4, 0, 0, 0 };
+    code_units     units_v = { 0, 0, 0, 4, 0, 0, 0 };
+    int            d_k     = 64;
+    int            d_v     = 64;
+    int            n_rot   = 64;
+    minicache_rope rope    = MINICACHE_ROPE_HALVES;
+};
+
+// how the decoders are drawn
+enum decoders {
+    GAUSSIAN,
+    ORTHONORMAL,  // after the weighting: with 2*d coefficients nothing is lost but rounding
+};
+
+struct test_codec {
+    codec_part k;
+    codec_part v;
+
+    minicache_code_shape shape;
+    std::vector<float>   freq;  // [n_rot/2]
+
+    test_codec() = default;
+
+    test_codec(const codec_shape & s, int n_head_kv);
+
+    void draw(rng_t & rng, decoders how);
+
+    void set(ggml_tensor * tensor) const;
+
+    // RoPE by a position, which may be negative
+    void turn(double position, std::vector<double> & x) const;
+};

@@ -1,0 +1,283 @@
+"""Shared codes on arrays: both layers' K, or V, as one row of bytes per KV head, and attention over such rows.
+
+Written from the text of `minicache-code.h`: unit vectors, weights, projections, levels, planes of bits, magnitudes.
+Arrays go token by token, [n_tokens, n_head_kv, ...], and everything is float64 up to where a number is stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .arithmetic import attend
+
+Array = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.integer]
+Bytes = npt.NDArray[np.uint8]
+
+WIDTHS = (8, 6, 5, 4, 3, 2, 1)
+PLANES = {8: (8,), 6: (4, 2), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,), 1: (1,)}  # bits of each, upper first
+UNIT = 16
+ROPES = ("none", "neighbours", "halves")
+F32_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits."""
+
+    units: tuple[int, ...]
+
+    @property
+    def widths(self) -> Ints:
+        """The bits of each coefficient, [r]."""
+        return np.repeat(np.array(WIDTHS), UNIT * np.array(self.units))
+
+    @property
+    def size(self) -> int:
+        return UNIT * sum(self.units)
+
+    @property
+    def row_bytes(self) -> int:
+        return 2 + int(self.widths.sum()) // 8
+
+    def pack(self, mags: Bytes, levels: Ints) -> Bytes:
+        """Code rows [..., row_bytes] of magnitudes [..., 2] and levels [..., r]."""
+        parts = [mags.astype(np.uint8)]
+        for width, segment in zip(WIDTHS, self._segments(levels), strict=True):
+            rest = width
+            for bits in PLANES[width]:
+                rest -= bits
+                plane = segment >> rest & (1 << bits) - 1
+                string = plane[..., None] >> np.arange(bits) & 1
+                string = string.reshape(*plane.shape[:-1], -1).astype(np.uint8)
+                parts.append(np.packbits(string, axis=-1, bitorder="little"))
+        return np.concatenate(parts, axis=-1)
+
+    def unpack(self, rows: Bytes) -> tuple[Bytes, Ints]:
+        """The magnitudes [..., 2] and levels [..., r] of code rows."""
+        first = 2
+        levels = []
+        for width, units in zip(WIDTHS, self.units, strict=True):
+            segment = np.zeros((*rows.shape[:-1], UNIT * units), dtype=np.int64)
+            for bits in PLANES[width]:
+                last = first + UNIT // 8 * units * bits
+                string = np.unpackbits(rows[..., first:last], axis=-1, bitorder="little").astype(np.int64)
+                plane = string.reshape(*rows.shape[:-1], UNIT * units, bits) @ (1 << np.arange(bits))
+                segment, first = segment << bits | plane, last
+            levels.append(segment)
+        return rows[..., :2], np.concatenate(levels, axis=-1)
+
+    def _segments(self, levels: Ints) -> list[Ints]:
+        return np.split(levels.astype(np.int64), np.cumsum(UNIT * np.array(self.units))[:-1], axis=-1)
+
+
+class Code(NamedTuple):
+    rows: Bytes  # [n, n_head_kv, row_bytes]
+    mags: Bytes  # [n, n_head_kv, 2]
+    levels: Ints  # [n, n_head_kv, r]
+    projections: Array  # [n, n_head_kv, r]: how near to another level each was
+    distance: Array  # [n, n_head_kv]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The codec of K, or of V, for all KV heads of a pair."""
+
+    layout: Layout
+    mag: Array  # [n_head_kv, 2, 2]: log_min and log_step of each layer
+    weight: Array  # [n_head_kv, 2*d]
+    gain: Array  # [n_head_kv, r]
+    decoder: Array  # [n_head_kv, 2*d, r], numbers of float16
+
+    @property
+    def head_size(self) -> int:
+        return int(self.weight.shape[1]) // 2
+
+    def project(self, unit_a: Array, unit_b: Array) -> Array:
+        y = self.weight * np.concatenate([unit_a, unit_b], axis=-1)
+        z: Array = self.gain * np.einsum("nhi,hic->nhc", y, self.decoder)
+        return z
+
+    def quantize(self, z: Array) -> Ints:
+        top = 2.0**self.layout.widths - 1
+        return np.clip(round_half_away(z + top / 2), 0, top).astype(np.int64)
+
+    def decode(self, levels: Ints, side: int) -> Array:
+        """û of one layer, [n, n_head_kv, d]."""
+        coefficients = levels - (2.0**self.layout.widths - 1) / 2
+        half = slice(side * self.head_size, (side + 1) * self.head_size)
+        u_hat: Array = np.einsum("nhc,hic->nhi", coefficients, self.decoder[:, half])
+        return u_hat
+
+    def mag_byte(self, m: Array, side: int) -> Bytes:
+        log_min, log_step = self.mag[:, side].T
+        with np.errstate(divide="ignore"):
+            q = np.clip(round_half_away((np.log(m) - log_min) / log_step) + 1, 1, 255)
+        return np.where(m > 0, q, 0).astype(np.uint8)
+
+    def mag_value(self, q: Bytes, side: int) -> Array:
+        log_min, log_step = self.mag[:, side].T
+        return np.where(q > 0, np.exp(log_min + (q.astype(np.float64) - 1) * log_step), 0)
+
+    def encode(self, x_a: Array, x_b: Array) -> Code:
+        """Both layers' vectors [n, n_head_kv, d]; K as it would be at its block-relative position."""
+        z = self.project(unit(x_a), unit(x_b))
+        levels = self.quantize(z)
+        mags, errors = zip(
+            *(self._magnitude(x, levels, side) for side, x in enumerate((x_a, x_b))), strict=True
+        )
+        rows = self.layout.pack(np.stack(mags, axis=-1), levels)
+        return Code(rows, rows[..., :2], levels, z, np.clip(sum(errors) / 2, 0, 1))
+
+    def _magnitude(self, x: Array, levels: Ints, side: int) -> tuple[Bytes, Array]:
+        x = np.asarray(x, dtype=np.float64)
+        decoded = self.decode(levels, side)
+        weight = self.weight.reshape(len(self.weight), 2, -1)[:, side]
+        square = (weight * decoded**2).sum(-1)
+        mag = np.sqrt((weight * x**2).sum(-1) / np.where(square > 0, square, np.inf))
+        mags = self.mag_byte(np.minimum(mag, F32_MAX), side)
+        error = ((x - self.mag_value(mags, side)[..., None] * decoded) ** 2).sum(-1)
+        length = (x**2).sum(-1)
+        return mags, np.where(length > 0, error / np.where(length > 0, length, 1), 0)
+
+    def restore(self, rows: Bytes, side: int) -> Array:
+        """x̂ of one layer, [n, n_head_kv, d]."""
+        mags, levels = self.layout.unpack(rows)
+        return self.mag_value(mags[..., side], side)[..., None] * self.decode(levels, side)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """The codec of a pair."""
+
+    k: Part
+    v: Part
+    rope: str = "none"
+    freq: Array = field(default_factory=lambda: np.zeros(0))  # [n_rot/2], radians per position
+
+    @property
+    def n_head_kv(self) -> int:
+        return len(self.k.gain)
+
+    def turn(self, k: Array, positions: npt.ArrayLike) -> Array:
+        """RoPE of rows [n, n_head_kv, d] by positions [n]."""
+        k = np.asarray(k, dtype=np.float64)
+        if self.rope == "none":
+            return k
+        angle = np.asarray(positions, dtype=np.float64)[:, None, None] * self.freq
+        n = len(self.freq)
+        pairs = np.arange(2 * n).reshape((n, 2) if self.rope == "neighbours" else (2, n))
+        first, second = pairs.T if self.rope == "neighbours" else pairs
+        z = (k[..., first] + 1j * k[..., second]) * np.exp(1j * angle)
+        turned: Array = k.copy()
+        turned[..., first], turned[..., second] = z.real, z.imag
+        return turned
+
+    def encode_k(self, k_a: Array, k_b: Array, bases: npt.ArrayLike) -> Code:
+        """K of both layers after RoPE, coded relative to the bases [n]."""
+        back = -np.asarray(bases)
+        return self.k.encode(self.turn(k_a, back), self.turn(k_b, back))
+
+    def encode_v(self, v_a: Array, v_b: Array) -> Code:
+        return self.v.encode(v_a, v_b)
+
+    def restore_k(self, rows: Bytes, side: int, bases: npt.ArrayLike) -> Array:
+        """One layer's K at its full position, [n, n_head_kv, d]."""
+        return self.turn(self.k.restore(rows, side), bases)
+
+    def restore_v(self, rows: Bytes, side: int) -> Array:
+        return self.v.restore(rows, side)
+
+    def to_bytes(self) -> bytes:
+        """The array that the ops take."""
+        parts = (self.k, self.v)
+        # [n_head_kv][4][2]: |K_a|, |K_b|, |V_a|, |V_b|
+        words = [self.freq, np.concatenate([part.mag for part in parts], axis=1)]
+        words += [array for part in parts for array in (part.weight, part.gain)]
+        halves = [part.decoder for part in parts]
+        return b"".join(
+            [np.ascontiguousarray(x, dtype=np.float32).tobytes() for x in words]
+            + [np.ascontiguousarray(x, dtype=np.float16).tobytes() for x in halves]
+        )
+
+
+def attention(
+    q: Array,  # [n_q, n_head, d_k]
+    rows_k: Bytes,  # [n_kv, n_head_kv, row_bytes]
+    rows_v: Bytes,
+    codec: Codec,
+    side: int,
+    *,
+    bases: npt.ArrayLike,  # [n_kv]
+    mask: Array | None = None,  # [n_q, n_kv]
+    scale: float | None = None,
+    sinks: Array | None = None,
+    softcap: float = 0.0,
+    max_bias: float = 0.0,
+    exact: Ints | None = None,  # cells that take exact_k and exact_v
+    exact_k: Array | None = None,  # [n, n_head_kv, d]
+    exact_v: Array | None = None,
+) -> Array:
+    """Attention of one layer over coded entries and exact ones: every entry is restored, then attended to."""
+    keys, values = codec.restore_k(rows_k, side, bases), codec.restore_v(rows_v, side)
+    if exact is not None:
+        keys[exact], values[exact] = exact_k, exact_v
+    bias = np.zeros((len(q), len(keys))) if mask is None else mask.astype(np.float16).astype(np.float64)
+    return attend(q, keys, values, bias, scale, sinks, softcap, max_bias)
+
+
+def unit(x: Array) -> Array:
+    """x/|x| along the last axis, zeros for a zero vector."""
+    x = np.asarray(x, dtype=np.float64)
+    length = np.linalg.norm(x, axis=-1, keepdims=True)
+    u: Array = np.divide(x, length, out=np.zeros_like(x), where=length > 0)
+    return u
+
+
+def round_half_away(x: Array) -> Array:
+    return np.copysign(np.floor(np.abs(x) + 0.5), x)
+
+
+def random_codec(
+    rng: np.random.Generator,
+    n_head_kv: int,
+    layout_k: Layout,
+    layout_v: Layout,
+    d_k: int,
+    d_v: int,
+    rope: str = "none",
+    n_rot: int = 0,
+    rope_base: float = 10000.0,
+) -> Codec:
+    """A codec with orthonormal directions, whose steps fit unit vectors spread evenly over them."""
+
+    def part(layout: Layout, d: int) -> Part:
+        width = layout.widths.astype(np.float64)
+        # numbers of two unit vectors in any direction are about 1/√d large; four deviations fit
+        step = 8 / np.sqrt(d) / 2**width
+        full = np.stack([_orthonormal(rng, 2 * d, max(layout.size, 2 * d)) for _ in range(n_head_kv)])
+        # orthonormal after the weighting by √w: with as many coefficients as numbers, only rounding is lost
+        weight = rng.uniform(0.5, 2, (n_head_kv, 2 * d)).astype(np.float32).astype(np.float64)
+        decoder = full[:, :, : layout.size] * step / np.sqrt(weight)[:, :, None]
+        decoder = decoder.astype(np.float16).astype(np.float64)
+        gain = np.broadcast_to(1 / step**2, (n_head_kv, layout.size)).astype(np.float32).astype(np.float64)
+        log_min, log_max = np.log(0.1), np.log(100)
+        mag = np.empty((n_head_kv, 2, 2))
+        mag[..., 0] = log_min
+        mag[..., 1] = (log_max - log_min) / 254
+        return Part(layout, mag.astype(np.float32).astype(np.float64), weight, gain, decoder)
+
+    half = n_rot // 2
+    freq = (rope_base ** (-np.arange(half) / max(half, 1))).astype(np.float32).astype(np.float64)
+    return Codec(part(layout_k, d_k), part(layout_v, d_v), rope, freq)
+
+
+def _orthonormal(rng: np.random.Generator, rows: int, columns: int) -> Array:
+    """Orthonormal columns, as far as there is room for them."""
+    n = max(rows, columns)
+    matrix, _ = np.linalg.qr(rng.standard_normal((n, n)))
+    return matrix[:rows, :columns]
