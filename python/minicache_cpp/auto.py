@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from . import kv_size
 from .config import CacheSpec, MiniCache
 from .errors import MiniCacheError
+from .ggml_types import GGML_TYPES
 from .gguf_file import read_gguf
 from .plans import find_plan
 
@@ -40,27 +43,36 @@ def resolve(
         path = _make(model_path, on_note, gpu_layers, threads)
     if path is not None:
         return CacheSpec.of(MiniCache(plan=path))
+    spec = without_plan(kv_size.model_shape(file))
     if choice == "never":
         on_note(
-            f"no plan of this model is there, so its cache is plain q8_0; "
-            f"`minicache calibrate {model_path}` makes one, which holds it smaller"
+            f"there is no plan of this model, so its cache is plain {spec.name}; "
+            f"`minicache calibrate {model_path}` makes one, which holds the cache smaller"
         )
-    return WITHOUT_PLAN
+    return spec
+
+
+def without_plan(shape: kv_size.ModelShape) -> CacheSpec:
+    """The cache of a model that has no plan: q8_0 where its heads can have that."""
+    block = GGML_TYPES[WITHOUT_PLAN.type_k].block
+    sizes = {size for layer in shape.attention_layers for size in (layer.head_size_k, layer.head_size_v)}
+    fits = not shape.unknown and all(size % block == 0 for size in sizes)
+    return WITHOUT_PLAN if fits else CacheSpec("f16", "f16")
 
 
 def _make(
     model_path: str | Path, on_note: Callable[[str], None], gpu_layers: int, threads: int | None
 ) -> Path | None:
-    from .calibrate import Options, calibrate
-    from .chat import default_threads
+    from .calibrate import DEFAULT_RATIO, Options, calibrate
     from .progress import Progress
 
-    on_note("no plan of this model is there: it is calibrated now, once (calibrate='never' does without)")
-    options = Options(
-        ratio=5.0, threads=default_threads() if threads is None else threads, gpu_layers=gpu_layers
+    on_note(
+        "there is no plan of this model: it is calibrated now, once; `never` in place of `once` does without"
     )
+    options = Options(ratio=DEFAULT_RATIO, threads=threads or 0, gpu_layers=gpu_layers)
+    progress = Progress("calibrate", silent=not sys.stderr.isatty())
     try:
-        return Path(calibrate(model_path, options, None, Progress("calibrate"))["plan"])
+        return Path(calibrate(model_path, options, None, progress)["plan"])
     except MiniCacheError as error:
-        on_note(f"the model can't be calibrated, so its cache is plain q8_0: {error}")
+        on_note(f"the model can't be calibrated, so its cache is a plain one: {error}")
         return None

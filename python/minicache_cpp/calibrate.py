@@ -30,7 +30,7 @@ DEFAULT_TOKENS = 8192
 DEFAULT_BLOCK = 128
 COMPARED = ("f16", "q8_0", "q4_0")
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
-OF_A_LONG_TEXT = 2**20  # bytes of a file of which no digest is taken beyond
+TINY = 32 * 2**20  # bytes of weights
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Options:
     rope_block: int = DEFAULT_BLOCK
     tokens: int = DEFAULT_TOKENS
     refine: int = 0
-    threads: int = 1
+    threads: int = 0  # 0: the cores there are, one for a tiny model
     gpu_layers: int = 0
 
 
@@ -118,8 +118,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def options_of(args: argparse.Namespace) -> Options:
-    from .chat import default_threads
-
     budget = parse_size(args.budget) if args.budget is not None else None
     if (budget is None) != (args.ctx is None):
         raise MiniCacheError(
@@ -135,7 +133,7 @@ def options_of(args: argparse.Namespace) -> Options:
         rope_block=args.rope_block,
         tokens=args.tokens,
         refine=args.refine,
-        threads=default_threads() if args.threads is None else args.threads,
+        threads=args.threads or 0,
         gpu_layers=args.gpu_layers,
     )
 
@@ -158,7 +156,7 @@ def check_options(options: Options) -> None:
         ("rope_block", 0, 1024),
         ("tokens", 128, 2**24),
         ("refine", 0, 10),
-        ("threads", 1, 4096),
+        ("threads", 0, 4096),
         ("gpu_layers", -1, 2**31 - 1),
     ):
         if not least <= getattr(options, name) <= most:
@@ -185,6 +183,13 @@ def calibrate(
         progress.close()
 
 
+def default_threads(file: GGUFFile) -> int:
+    """The cores there are; threads that wait for each other only slow a tiny model down."""
+    from .chat import default_threads
+
+    return 1 if file.weight_bytes < TINY else default_threads()
+
+
 def check_output(output: Path | None) -> None:
     """Refuse what can't be written before minutes of work, not after."""
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
@@ -202,6 +207,7 @@ class _Calibration:
     ) -> None:
         self.file, self.shape, self.options, self.progress = file, shape, options, progress
         self.output = output or plan_path(file)
+        self.threads = options.threads or default_threads(file)
         self.fraction = 0.0
 
     def run(self) -> dict[str, Any]:
@@ -240,7 +246,7 @@ class _Calibration:
         capture(
             model,
             samples,
-            options.threads,
+            self.threads,
             lambda n: self.tell(0.02 + 0.2 * n / n_chunk, "reading the text", f"chunk {n} of {n_chunk}"),
         )
         pairs = usable_pairs(shape, samples.ropes)
@@ -264,7 +270,7 @@ class _Calibration:
         target = Target(options.ratio, options.max_kl, options.budget, options.n_ctx)
         chunks = {"measure": material.measure, "check": material.check}
         runs = 2 * len(fits) * (1 + options.refine) + 8
-        with Meter(model, chunks, options.threads, self.folder / "measured.json", self.on_run(runs)) as meter:
+        with Meter(model, chunks, self.threads, self.folder / "measured.json", self.on_run(runs)) as meter:
             planner = Planner(shape, fits, meter, base, self.folder, self.progress.note)
             if fits:
                 planner.probe()

@@ -13,11 +13,11 @@ def cache_dir() -> Path:
     """MINICACHE_CACHE_DIR, or a folder in the user's cache directory."""
     if override := os.environ.get(VARIABLE):
         return Path(override)
-    home = Path.home()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "minicache-cpp"
     if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-        return (Path(base) if base else home / "AppData" / "Local") / "minicache"
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+        return Path(base) / "minicache-cpp"
     if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "minicache"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else home / ".cache") / "minicache"
+        return Path.home() / "Library" / "Caches" / "minicache-cpp"
+    return Path.home() / ".cache" / "minicache-cpp"
