@@ -75,7 +75,8 @@ class PartCodec:
 
 def fit_part(x_a: Floats, x_b: Floats, weight: Doubles) -> PartFit:
     """Fit the code of samples [n, n_head_kv, d] of both layers, errors weighted by weight [n_head_kv, 2d]."""
-    fits = [_fit_head(_weighted(x_a, x_b, weight, head)) for head in range(x_a.shape[1])]
+    heads = range(x_a.shape[1])
+    fits = [_fit_head(_weighted(x_a, x_b, weight, head), float(weight[head].mean())) for head in heads]
     vectors, steps, errors = (np.stack(parts) for parts in zip(*fits, strict=True))
     return PartFit(weight, vectors, steps, errors)
 
@@ -136,7 +137,7 @@ def _weighted(x_a: Floats, x_b: Floats, weight: Doubles, head: int) -> Floats:
     return np.asarray(unit * np.sqrt(weight[head]), dtype=np.float32)
 
 
-def _fit_head(y: Floats) -> tuple[Floats, Doubles, Doubles]:
+def _fit_head(y: Floats, weight: float) -> tuple[Floats, Doubles, Doubles]:
     """Directions [2d, r], steps and errors [choice, r] of weighted unit vectors [n, 2d]."""
     n, size = y.shape
     double = y.astype(np.float64)
@@ -147,7 +148,7 @@ def _fit_head(y: Floats) -> tuple[Floats, Doubles, Doubles]:
     vectors = vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
     t = double @ vectors
     deviation = np.sqrt((t**2).mean(axis=0))
-    floor = SMALLEST * max(float(np.sqrt((deviation**2).mean())), 1e-30)
+    floor = SMALLEST * np.sqrt(weight)
     steps, errors = _best_steps(_histograms(t / np.maximum(deviation, floor)))
     steps *= np.maximum(deviation, floor)
     errors *= deviation**2
