@@ -24,9 +24,7 @@ GAUSSIAN_STEPS = {1: 1.596, 2: 0.9957, 3: 0.586, 4: 0.3352, 5: 0.1881, 6: 0.1041
 FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.12, 1.25, 1.45, 1.7, 2.0, 2.5)
 
 BINS, BIN = 4096, 1 / 256  # of the histogram of |coefficient|, in deviations
-SMALLEST = (
-    1e-7  # deviation of a coefficient, of the root mean square of all: below it there is nothing to code
-)
+SMALLEST = 1e-7  # deviation of a coefficient, for unit vectors: below it there is nothing to code
 
 # Decoders are float16: restored vectors of this length rather than 1 keep small steps clear of its subnormal
 # numbers. The magnitudes are shorter in turn.
