@@ -4,10 +4,13 @@
 #include "ggml-cpp.h"
 #include "ggml-minicache.h"
 #include "llama-minicache-error.h"
+#include "minicache-code.h"
 #include "minicache-math.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 #include <vector>
 
@@ -72,6 +75,17 @@ static void set_data(ggml_tensor * tensor, const T * data) {
     ggml_backend_tensor_set(tensor, data, 0, ggml_nbytes(tensor));
 }
 
+// K and V of each token side by side
+static std::vector<float> joined(const float * k, const float * v, int64_t n_embd_k, int64_t n_embd_v, int64_t n_tokens) {
+    std::vector<float> kv;
+    kv.reserve((n_embd_k + n_embd_v) * n_tokens);
+    for (int64_t i = 0; i < n_tokens; ++i) {
+        kv.insert(kv.end(), k + i * n_embd_k, k + (i + 1) * n_embd_k);
+        kv.insert(kv.end(), v + i * n_embd_v, v + (i + 1) * n_embd_v);
+    }
+    return kv;
+}
+
 //
 // merge
 //
@@ -114,19 +128,226 @@ bool llama_minicache_merge(const float * x_a, const float * x_b, int64_t n_token
 }
 
 //
+// codes
+//
+
+static minicache_code_layout layout_of(const int32_t * units, const char * name) {
+    minicache_code_layout layout = {};
+    for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
+        check(units[i] >= 0 && units[i] <= UINT8_MAX, std::string(name) + " must be from 0 to 255");
+        layout.n_unit[i] = (uint8_t) units[i];
+    }
+    return layout;
+}
+
+static int16_t check_size(int32_t n, int32_t least, const char * name) {
+    check(n >= least && n <= INT16_MAX, std::string(name) + " must be from " + std::to_string(least) + " to 32767");
+    return (int16_t) n;
+}
+
+static minicache_code_shape shape_of(const llama_minicache_codec & codec) {
+    minicache_code_shape shape;
+    shape.layout_k  = layout_of(codec.units_k, "units_k");
+    shape.layout_v  = layout_of(codec.units_v, "units_v");
+    shape.d_k       = check_size(codec.head_size_k, 1, "head_size_k");
+    shape.d_v       = check_size(codec.head_size_v, 1, "head_size_v");
+    shape.n_head_kv = check_size(codec.n_head_kv, 1, "n_head_kv");
+    shape.n_rot     = check_size(codec.n_rot, 0, "n_rot");
+    shape.rope      = codec.rope;
+
+    check(codec.rope >= MINICACHE_ROPE_NONE && codec.rope <= MINICACHE_ROPE_HALVES, "rope must be 0, 1 or 2");
+    check(shape.n_rot % 2 == 0 && shape.n_rot <= shape.d_k, "n_rot must be even, and no more than head_size_k");
+
+    const int64_t size = minicache_codec_offsets_of(shape).size;
+    check(codec.data && codec.size == size,
+        "the codec has " + std::to_string(codec.size) + " bytes; one of this shape has " + std::to_string(size));
+    return shape;
+}
+
+// the codec's numbers are used unchecked: all must be finite, and steps of magnitudes above 0
+static void check_numbers(const llama_minicache_codec & codec, const minicache_code_shape & shape) {
+    const minicache_codec_offsets o = minicache_codec_offsets_of(shape);
+
+    const auto *       words = (const char *) codec.data;
+    std::vector<float> x(o.dec_k / sizeof(float));
+    memcpy(x.data(), words, o.dec_k);
+    check(std::all_of(x.begin(), x.end(), [](float value) { return std::isfinite(value); }),
+        "the codec has numbers that are not finite");
+    for (int64_t i = o.mag / sizeof(float) + 1; i < o.weight_k / (int64_t) sizeof(float); i += 2) {
+        check(x[i] > 0.0f, "a step of the codec's magnitudes is not above 0");
+    }
+    std::vector<ggml_fp16_t> halves((o.size - o.dec_k) / sizeof(ggml_fp16_t));
+    memcpy(halves.data(), words + o.dec_k, halves.size() * sizeof(ggml_fp16_t));
+    check(std::none_of(halves.begin(), halves.end(), [](ggml_fp16_t h) { return (h & 0x7C00) == 0x7C00; }),
+        "the codec has decoders that are not finite");
+}
+
+static minicache_code_shape checked_shape(const llama_minicache_codec * codec) {
+    check(codec, "codec must not be NULL");
+    const minicache_code_shape shape = shape_of(*codec);
+    check_numbers(*codec, shape);
+    return shape;
+}
+
+static void encode(const llama_minicache_codec * codec, const float * k_a, const float * k_b, const float * v_a,
+    const float * v_b, const int32_t * bases, int64_t n_tokens, int32_t n_threads, bool reference, uint8_t * code_k,
+    uint8_t * code_v, float * distance_k, float * distance_v) {
+    const minicache_code_shape shape = checked_shape(codec);
+    check(k_a && k_b && v_a && v_b && bases && code_k && code_v && distance_k && distance_v, "arrays must not be NULL");
+    check(n_tokens > 0, "arrays must not be empty");
+
+    array_graph    graph;
+    ggml_context * ctx = graph.get();
+
+    const int64_t n_head   = shape.n_head_kv;
+    const int64_t n_embd_k = shape.d_k * n_head;
+    const int64_t n_embd_v = shape.d_v * n_head;
+
+    ggml_tensor * a      = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_embd_k + n_embd_v, n_tokens);
+    ggml_tensor * b      = ggml_dup_tensor(ctx, a);
+    ggml_tensor * data   = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, codec->size);
+    ggml_tensor * rows_k = ggml_new_tensor_2d(ctx, GGML_TYPE_I8, minicache_code_bytes(shape.layout_k) * n_head, n_tokens);
+    ggml_tensor * rows_v = ggml_new_tensor_2d(ctx, GGML_TYPE_I8, minicache_code_bytes(shape.layout_v) * n_head, n_tokens);
+    ggml_tensor * rows   = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, n_tokens);
+    ggml_tensor * base   = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_tokens);
+    ggml_tensor * r      = ggml_minicache_encode(ctx, a, b, data, rows_k, rows_v, rows, base, shape);
+    if (reference) {
+        ggml_minicache_encode_set_reference(r);
+    }
+    graph.allocate();
+
+    set_data(a, joined(k_a, v_a, n_embd_k, n_embd_v, n_tokens).data());
+    set_data(b, joined(k_b, v_b, n_embd_k, n_embd_v, n_tokens).data());
+    set_data(data, codec->data);
+    set_data(base, bases);
+
+    std::vector<int64_t> row_numbers(n_tokens);
+    std::iota(row_numbers.begin(), row_numbers.end(), 0);
+    set_data(rows, row_numbers.data());
+
+    std::vector<float> distances(ggml_nelements(r));
+    graph.compute(r, n_threads, distances.data());
+
+    ggml_backend_tensor_get(rows_k, code_k, 0, ggml_nbytes(rows_k));
+    ggml_backend_tensor_get(rows_v, code_v, 0, ggml_nbytes(rows_v));
+    for (int64_t i = 0; i < n_tokens; ++i) {
+        const float * row = distances.data() + 2 * n_head * i;
+        std::copy(row, row + n_head, distance_k + i * n_head);
+        std::copy(row + n_head, row + 2 * n_head, distance_v + i * n_head);
+    }
+}
+
+bool llama_minicache_encode(const llama_minicache_codec * codec, const float * k_a, const float * k_b, const float * v_a,
+    const float * v_b, const int32_t * bases, int64_t n_tokens, int32_t n_threads, bool reference, uint8_t * code_k,
+    uint8_t * code_v, float * distance_k, float * distance_v) {
+    return minicache_guarded([&] {
+        encode(codec, k_a, k_b, v_a, v_b, bases, n_tokens, n_threads, reference, code_k, code_v, distance_k, distance_v);
+    });
+}
+
+// one layer's K, or V, of all KV heads of a token
+static void decode_token(const llama_minicache_codec & codec, const minicache_code_shape & shape, bool is_v, int side,
+    const uint8_t * rows, float * out) {
+    const minicache_codec_offsets o      = minicache_codec_offsets_of(shape);
+    const minicache_code_layout   layout = is_v ? shape.layout_v : shape.layout_k;
+
+    const int64_t d    = is_v ? shape.d_v : shape.d_k;
+    const int64_t r    = minicache_code_size(layout);
+    const auto *  data = (const char *) codec.data;
+
+    std::vector<float>       coefficients(r);
+    std::vector<ggml_fp16_t> decoder(d * r);
+    for (int64_t h = 0; h < shape.n_head_kv; ++h) {
+        const uint8_t * row = rows + h * minicache_code_bytes(layout);
+        minicache_code_coefficients(layout, row, coefficients.data());
+
+        float mag[2];
+        memcpy(mag, data + o.mag + (h * 8 + is_v * 4 + side * 2) * sizeof(float), sizeof(mag));
+        memcpy(decoder.data(), data + (is_v ? o.dec_v : o.dec_k) + (h * 2 + side) * d * r * sizeof(ggml_fp16_t),
+            decoder.size() * sizeof(ggml_fp16_t));
+
+        const double m = minicache_code_mag_value(row[side], mag[0], mag[1]);
+        for (int64_t i = 0; i < d; ++i) {
+            double sum = 0.0;
+            for (int64_t c = 0; c < r; ++c) {
+                sum += (double) ggml_fp16_to_fp32(decoder[i * r + c]) * coefficients[c];
+            }
+            out[h * d + i] = (float) (m * sum);
+        }
+    }
+}
+
+// RoPE of a token's K by a position
+static void turn_token(const llama_minicache_codec & codec, const minicache_code_shape & shape, int32_t position, float * k) {
+    const int n = shape.rope == MINICACHE_ROPE_NONE ? 0 : shape.n_rot / 2;
+
+    std::vector<float> freq(n);
+    if (n > 0) {
+        memcpy(freq.data(), (const char *) codec.data + minicache_codec_offsets_of(shape).freq, n * sizeof(float));
+    }
+    for (int i = 0; i < n; ++i) {
+        const double angle = (double) position * freq[i];
+        for (int h = 0; h < shape.n_head_kv; ++h) {
+            float * x     = k + h * shape.d_k + (shape.rope == MINICACHE_ROPE_NEIGHBOURS ? 2 * i : i);
+            float & other = x[shape.rope == MINICACHE_ROPE_NEIGHBOURS ? 1 : n];
+
+            const double x0 = *x;
+            const double x1 = other;
+            *x              = (float) (x0 * cos(angle) - x1 * sin(angle));
+            other           = (float) (x0 * sin(angle) + x1 * cos(angle));
+        }
+    }
+}
+
+bool llama_minicache_decode(const llama_minicache_codec * codec, const uint8_t * code_k, const uint8_t * code_v,
+    const int32_t * bases, int64_t n_tokens, int32_t side, float * k, float * v) {
+    return minicache_guarded([&] {
+        const minicache_code_shape shape = checked_shape(codec);
+        check(code_k && code_v && bases && k && v, "arrays must not be NULL");
+        check(side == 0 || side == 1, "side must be 0 or 1");
+
+        for (int64_t i = 0; i < n_tokens; ++i) {
+            float * k_i = k + i * shape.n_head_kv * shape.d_k;
+            float * v_i = v + i * shape.n_head_kv * shape.d_v;
+            decode_token(*codec, shape, false, side, code_k + i * shape.n_head_kv * minicache_code_bytes(shape.layout_k), k_i);
+            turn_token(*codec, shape, bases[i], k_i);
+            decode_token(*codec, shape, true, side, code_v + i * shape.n_head_kv * minicache_code_bytes(shape.layout_v), v_i);
+        }
+    });
+}
+
+//
 // attention
 //
 
-static void check_args(const llama_minicache_attention_args & a) {
-    check(a.q && a.k && a.v, "q, k and v must not be NULL");
+// entries that are code rows in place of k, v and their magnitudes
+struct code_entries {
+    const llama_minicache_codec * codec;
+
+    minicache_code_shape shape;
+    const uint8_t *      code_k;
+    const uint8_t *      code_v;
+    const int32_t *      bases;
+    int32_t              side;
+};
+
+static void check_args(const llama_minicache_attention_args & a, const code_entries * codes) {
+    check(a.q && (codes || (a.k && a.v)), "q, k and v must not be NULL");
     check(a.n_q > 0 && a.n_kv > 0 && a.n_head > 0 && a.n_head_kv > 0 && a.head_size > 0, "arrays must not be empty");
     check(a.n_head % a.n_head_kv == 0, "n_head must be a multiple of n_head_kv");
     check(a.n_retained >= 0 && (a.n_retained == 0 || (a.retained && a.pool_k && a.pool_v)),
         "retained entries need pool_k and pool_v");
     check(a.n_current >= 0 && (a.n_current == 0 || (a.current && a.cur_k && a.cur_v)), "current entries need cur_k and cur_v");
     check(a.n_retained == 0 || a.retain_block > 0, "retained entries need retain_block > 0");
-    check_type(a.type_k, a.head_size, "type_k");
-    check_type(a.type_v, a.head_size, "type_v");
+    if (!codes) {
+        check_type(a.type_k, a.head_size, "type_k");
+        check_type(a.type_v, a.head_size, "type_v");
+        return;
+    }
+    check(codes->code_k && codes->code_v && codes->bases, "code_k, code_v and bases must not be NULL");
+    check(codes->side == 0 || codes->side == 1, "side must be 0 or 1");
+    check(codes->shape.d_k == a.head_size && codes->shape.d_v == a.head_size, "the codec is for another head size");
+    check(codes->shape.n_head_kv == a.n_head_kv, "the codec is for another n_head_kv");
 }
 
 // what each cell holds
@@ -186,21 +407,9 @@ static std::vector<float> pool_of(const llama_minicache_attention_args & a, cons
     return pool;
 }
 
-// K and V of the current entries side by side
-static std::vector<float> current_of(const llama_minicache_attention_args & a) {
-    const int64_t n_embd = a.n_head_kv * a.head_size;
-
-    std::vector<float> kv(2 * n_embd * a.n_current);
-    for (int32_t i = 0; i < a.n_current; ++i) {
-        std::copy(a.cur_k + i * n_embd, a.cur_k + (i + 1) * n_embd, kv.data() + 2 * i * n_embd);
-        std::copy(a.cur_v + i * n_embd, a.cur_v + (i + 1) * n_embd, kv.data() + (2 * i + 1) * n_embd);
-    }
-    return kv;
-}
-
-static void attention(const llama_minicache_attention_args & a, float * result) {
+static void attention(const llama_minicache_attention_args & a, const code_entries * codes, float * result) {
     check(result, "result must not be NULL");
-    check_args(a);
+    check_args(a, codes);
 
     const std::vector<int32_t> cells = cells_of(a);
 
@@ -210,22 +419,34 @@ static void attention(const llama_minicache_attention_args & a, float * result) 
     array_graph    graph;
     ggml_context * ctx = graph.get();
 
-    const auto new_rows = [&](ggml_type type, int64_t n) { return ggml_new_tensor_3d(ctx, type, d, a.n_head_kv, n); };
+    const auto new_rows = [&](ggml_type type, int64_t n_row, int64_t n) {
+        return ggml_new_tensor_3d(ctx, type, n_row, a.n_head_kv, n);
+    };
 
-    ggml_tensor * q      = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d, a.n_head, a.n_q);
-    ggml_tensor * dir_k  = new_rows(a.type_k, a.n_kv);
-    ggml_tensor * dir_v  = new_rows(a.type_v, a.n_kv);
-    ggml_tensor * mag    = ggml_new_tensor_3d(ctx, GGML_TYPE_F16, a.n_head_kv, 4, a.n_kv);
-    ggml_tensor * index  = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, a.n_kv, 1);
-    ggml_tensor * mask   = a.mask ? ggml_new_tensor_2d(ctx, GGML_TYPE_F16, a.n_kv, a.n_q) : nullptr;
-    ggml_tensor * sinks  = a.sinks ? ggml_new_tensor_1d(ctx, GGML_TYPE_F32, a.n_head) : nullptr;
-    ggml_tensor * pool_k = nullptr;
-    ggml_tensor * pool_v = nullptr;
-    ggml_tensor * kv_cur = nullptr;
+    ggml_tensor * q       = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d, a.n_head, a.n_q);
+    ggml_tensor * index   = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, a.n_kv, 1, codes ? 2 : 1);
+    ggml_tensor * mask    = a.mask ? ggml_new_tensor_2d(ctx, GGML_TYPE_F16, a.n_kv, a.n_q) : nullptr;
+    ggml_tensor * sinks   = a.sinks ? ggml_new_tensor_1d(ctx, GGML_TYPE_F32, a.n_head) : nullptr;
+    ggml_tensor * cache_k = nullptr;
+    ggml_tensor * cache_v = nullptr;
+    ggml_tensor * mag     = nullptr;
+    ggml_tensor * codec   = nullptr;
+    ggml_tensor * pool_k  = nullptr;
+    ggml_tensor * pool_v  = nullptr;
+    ggml_tensor * kv_cur  = nullptr;
+    if (codes) {
+        cache_k = new_rows(GGML_TYPE_I8, minicache_code_bytes(codes->shape.layout_k), a.n_kv);
+        cache_v = new_rows(GGML_TYPE_I8, minicache_code_bytes(codes->shape.layout_v), a.n_kv);
+        codec   = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, codes->codec->size);
+    } else {
+        cache_k = new_rows(a.type_k, d, a.n_kv);
+        cache_v = new_rows(a.type_v, d, a.n_kv);
+        mag     = ggml_new_tensor_3d(ctx, GGML_TYPE_F16, a.n_head_kv, 4, a.n_kv);
+    }
     if (n_slot > 0) {
-        const bool own = a.type_pool == GGML_TYPE_COUNT;
-        pool_k         = new_rows(own ? a.type_k : check_type(a.type_pool, d, "type_pool"), n_slot);
-        pool_v         = new_rows(own ? a.type_v : a.type_pool, n_slot);
+        const bool own = a.type_pool == GGML_TYPE_COUNT && !codes;
+        pool_k         = new_rows(own ? a.type_k : check_type(a.type_pool, d, "type_pool"), d, n_slot);
+        pool_v         = new_rows(own ? a.type_v : a.type_pool, d, n_slot);
     }
     if (a.n_current > 0) {
         kv_cur = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2 * d * a.n_head_kv, a.n_current);
@@ -235,20 +456,30 @@ static void attention(const llama_minicache_attention_args & a, float * result) 
         a.scale,
         a.max_bias,
         a.softcap,
-        /*.side =*/0,
+        codes ? codes->side : 0,
         /*.block =*/n_slot > 0 ? a.retain_block : 0,
         a.reference ? 1 : 0,
     };
-    ggml_tensor * r = ggml_minicache_attn(
-        ctx, ggml_permute(ctx, q, 0, 2, 1, 3), dir_k, dir_v, mag, pool_k, pool_v, kv_cur, mask, index, sinks, params);
+    ggml_tensor * q_heads = ggml_permute(ctx, q, 0, 2, 1, 3);
+    ggml_tensor * r =
+        codes ? ggml_minicache_attn_code(
+                    ctx, q_heads, cache_k, cache_v, codec, pool_k, pool_v, kv_cur, mask, index, sinks, params, codes->shape) :
+                ggml_minicache_attn(ctx, q_heads, cache_k, cache_v, mag, pool_k, pool_v, kv_cur, mask, index, sinks, params);
 
     graph.allocate();
 
     set_data(q, a.q);
-    set_data(dir_k, converted(dir_k, a.k).data());
-    set_data(dir_v, converted(dir_v, a.v).data());
-    set_data(mag, magnitudes_of(a).data());
-    set_data(index, cells.data());
+    ggml_backend_tensor_set(index, cells.data(), 0, cells.size() * sizeof(int32_t));
+    if (codes) {
+        set_data(cache_k, codes->code_k);
+        set_data(cache_v, codes->code_v);
+        set_data(codec, codes->codec->data);
+        ggml_backend_tensor_set(index, codes->bases, index->nb[2], a.n_kv * sizeof(int32_t));
+    } else {
+        set_data(cache_k, converted(cache_k, a.k).data());
+        set_data(cache_v, converted(cache_v, a.v).data());
+        set_data(mag, magnitudes_of(a).data());
+    }
     if (mask) {
         set_data(mask, converted(mask, a.mask).data());
     }
@@ -260,7 +491,8 @@ static void attention(const llama_minicache_attention_args & a, float * result) 
         set_data(pool_v, converted(pool_v, pool_of(a, a.pool_v, n_slot).data()).data());
     }
     if (kv_cur) {
-        set_data(kv_cur, current_of(a).data());
+        const int64_t n_embd = d * a.n_head_kv;
+        set_data(kv_cur, joined(a.cur_k, a.cur_v, n_embd, n_embd, a.n_current).data());
     }
 
     graph.compute(r, a.n_threads, result);
@@ -269,6 +501,15 @@ static void attention(const llama_minicache_attention_args & a, float * result) 
 bool llama_minicache_attention(const llama_minicache_attention_args * args, float * result) {
     return minicache_guarded([&] {
         check(args, "args must not be NULL");
-        attention(*args, result);
+        attention(*args, nullptr, result);
+    });
+}
+
+bool llama_minicache_code_attention(const llama_minicache_codec * codec, const uint8_t * code_k, const uint8_t * code_v,
+    const int32_t * bases, int32_t side, const llama_minicache_attention_args * args, float * result) {
+    return minicache_guarded([&] {
+        check(args, "args must not be NULL");
+        const code_entries codes = { codec, checked_shape(codec), code_k, code_v, bases, side };
+        attention(*args, &codes, result);
     });
 }

@@ -210,6 +210,39 @@ struct llama_minicache_attention_args {
 // result [n_q, n_head, head_size]
 LLAMA_API bool llama_minicache_attention(const struct llama_minicache_attention_args * args, float * result);
 
+// What a pair's shared codes are made and read with. Code rows are laid out as minicache-code.h says, a token's heads one
+// after the other: [n_tokens, n_head_kv, bytes of a row].
+struct llama_minicache_codec {
+    const void * data;  // codec as minicache-code.h says
+    int64_t      size;  // bytes
+
+    // units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits
+    int32_t units_k[7];
+    int32_t units_v[7];
+
+    int32_t head_size_k;
+    int32_t head_size_v;
+    int32_t n_head_kv;
+    int32_t rope;   // 0 none, 1 neighbours (2i, 2i + 1), 2 halves (i, i + n_rot/2)
+    int32_t n_rot;  // numbers of a head of K that RoPE turns
+};
+
+// K and V of both layers, [n_tokens, n_head_kv, head_size], K after RoPE, to code rows; `bases` [n_tokens] are the positions
+// that K is coded relative to, distance_k and distance_v [n_tokens, n_head_kv] the relative squared errors
+LLAMA_API bool llama_minicache_encode(const struct llama_minicache_codec * codec, const float * k_a, const float * k_b,
+    const float * v_a, const float * v_b, const int32_t * bases, int64_t n_tokens, int32_t n_threads, bool reference,
+    uint8_t * code_k, uint8_t * code_v, float * distance_k, float * distance_v);
+
+// what code rows restore of layer a, side 0, or b, side 1; k and v [n_tokens, n_head_kv, head_size]
+LLAMA_API bool llama_minicache_decode(const struct llama_minicache_codec * codec, const uint8_t * code_k, const uint8_t * code_v,
+    const int32_t * bases, int64_t n_tokens, int32_t side, float * k, float * v);
+
+// As llama_minicache_attention(), with code rows [n_kv, ...] in place of k, v and their magnitudes, which are not looked at,
+// nor are type_k and type_v. K and V must have one head size, and type_pool be a type.
+LLAMA_API bool llama_minicache_code_attention(const struct llama_minicache_codec * codec, const uint8_t * code_k,
+    const uint8_t * code_v, const int32_t * bases, int32_t side, const struct llama_minicache_attention_args * args,
+    float * result);
+
 #ifdef __cplusplus
 }
 #endif

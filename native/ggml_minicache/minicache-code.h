@@ -156,3 +156,25 @@ static inline MINICACHE_HD int minicache_code_get(const uint8_t * plane, int p, 
 static inline MINICACHE_HD void minicache_code_put(uint8_t * plane, int p, int i, int bits) {
     plane[i * p / 8] |= (uint8_t) (bits << (i * p % 8));
 }
+
+// the coefficients of a code row, L - (2^w - 1)/2, level by level
+static inline MINICACHE_HD void minicache_code_coefficients(
+    struct minicache_code_layout layout, const uint8_t * row, float * out) {
+    const uint8_t * plane = row + MINICACHE_CODE_MAG_BYTES;
+    for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
+        const int n     = MINICACHE_CODE_UNIT * layout.n_unit[i];
+        const int width = minicache_code_width(i);
+        const int upper = minicache_code_upper(width);
+        const int lower = width - upper;
+
+        for (int j = 0; j < n; ++j) {
+            int level = minicache_code_get(plane, upper, j);
+            if (lower > 0) {
+                level = level << lower | minicache_code_get(plane + n / 8 * upper, lower, j);
+            }
+            out[j] = (float) level - 0.5f * (float) ((1 << width) - 1);
+        }
+        plane += n / 8 * width;
+        out += n;
+    }
+}

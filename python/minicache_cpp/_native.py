@@ -147,6 +147,50 @@ struct llama_minicache_attention_args {
 };
 
 bool llama_minicache_attention(const struct llama_minicache_attention_args * args, float * result);
+
+struct llama_minicache_codec {
+    const void * data;
+    int64_t      size;
+    int32_t units_k[7];
+    int32_t units_v[7];
+    int32_t head_size_k;
+    int32_t head_size_v;
+    int32_t n_head_kv;
+    int32_t rope;
+    int32_t n_rot;
+};
+
+bool llama_minicache_encode(
+        const struct llama_minicache_codec * codec,
+        const float   * k_a,
+        const float   * k_b,
+        const float   * v_a,
+        const float   * v_b,
+        const int32_t * bases,
+        int64_t         n_tokens,
+        int32_t         n_threads,
+        bool            reference,
+        uint8_t       * code_k,
+        uint8_t       * code_v,
+        float         * distance_k,
+        float         * distance_v);
+bool llama_minicache_decode(
+        const struct llama_minicache_codec * codec,
+        const uint8_t * code_k,
+        const uint8_t * code_v,
+        const int32_t * bases,
+        int64_t         n_tokens,
+        int32_t         side,
+        float         * k,
+        float         * v);
+bool llama_minicache_code_attention(
+        const struct llama_minicache_codec * codec,
+        const uint8_t * code_k,
+        const uint8_t * code_v,
+        const int32_t * bases,
+        int32_t         side,
+        const struct llama_minicache_attention_args * args,
+        float         * result);
 """
 
 ffi = cffi.FFI()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +20,9 @@ from .errors import MiniCacheError
 from .ggml_types import GGML_TYPES, POOL_TYPES, GGMLType, cache_type
 
 Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+ROPES = ("none", "neighbours", "halves")
 
 
 class Merged(NamedTuple):
@@ -43,6 +48,33 @@ class Current(NamedTuple):
     cells: npt.ArrayLike  # int [n]
     k: npt.ArrayLike  # [n, n_head_kv, head_size]
     v: npt.ArrayLike
+
+
+@dataclass(frozen=True)
+class Codec:
+    """What a pair's shared codes are made and read with; `data` is laid out as minicache-code.h says.
+
+    units_k, units_v: units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits.
+    rope: which numbers of a head of K RoPE turns together, "none", "neighbours" or "halves", among the first n_rot.
+    """
+
+    data: bytes
+    units_k: tuple[int, ...]
+    units_v: tuple[int, ...]
+    head_size_k: int
+    head_size_v: int
+    n_head_kv: int
+    rope: str = "none"
+    n_rot: int = 0
+
+
+class Codes(NamedTuple):
+    k: Bytes  # [n_tokens, n_head_kv, bytes of a code row]
+    v: Bytes
+    distance_k: (
+        Floats  # [n_tokens, n_head_kv], squared errors relative to the squared lengths, of both layers
+    )
+    distance_v: Floats
 
 
 def merge(x_a: npt.ArrayLike, x_b: npt.ArrayLike, t: float = 0.6) -> Merged:
@@ -109,66 +141,274 @@ def attention(
     q = _floats("q", q, ("n_q", "n_head", "head_size"))
     k = _floats("k", k, ("n_kv", "n_head_kv", "head_size"))
     v = _floats("v", v, ("n_kv", "n_head_kv", "head_size"))
-    n_q, n_head, head_size = q.shape
     n_kv, n_head_kv, _ = k.shape
-    _same("k", k, (n_kv, n_head_kv, head_size))
-    _same("v", v, (n_kv, n_head_kv, head_size))
-    if n_head % n_head_kv:
-        raise MiniCacheError(f"{n_head} heads of q are no multiple of {n_head_kv} heads of k and v")
+    _same("k", k, (n_kv, n_head_kv, q.shape[2]))
+    _same("v", v, k.shape)
     types = {"type_k": cache_type(type_k, "type_k"), "type_v": cache_type(type_v, "type_v")}
     for name, ggml_type in types.items():
-        _whole_blocks(name, ggml_type, head_size)
-    keep: list[Any] = [q, k, v]  # the arrays must outlive the call
+        _whole_blocks(name, ggml_type, q.shape[2])
 
-    def optional(name: str, value: npt.ArrayLike | None, shape: tuple[int, ...], finite: bool = True) -> Any:
+    call = _AttentionCall(q, n_kv, n_head_kv, scale, max_bias, softcap, n_threads, reference)
+    args = call.args
+    args.k, args.v = _pointer(k), _pointer(v)
+    args.mag_k = call.optional("mag_k", mag_k, (n_kv, n_head_kv))
+    args.mag_v = call.optional("mag_v", mag_v, (n_kv, n_head_kv))
+    args.type_k, args.type_v = types["type_k"].number, types["type_v"].number
+    call.add(mask, sinks, retained, current)
+    return call.run(lambda result: _native.lib.llama_minicache_attention(args, result))
+
+
+#
+# shared codes
+#
+
+
+def encode(
+    k_a: npt.ArrayLike,
+    k_b: npt.ArrayLike,
+    v_a: npt.ArrayLike,
+    v_b: npt.ArrayLike,
+    codec: Codec,
+    *,
+    bases: npt.ArrayLike | None = None,
+    n_threads: int | None = None,
+    reference: bool = False,
+) -> Codes:
+    """Both layers' K (after RoPE) and V as shared codes.
+
+    k_a, k_b, v_a, v_b: [n_tokens, n_head_kv, head_size].
+    bases: [n_tokens], the positions that K is coded relative to, None for 0.
+    reference: the plain scalar kernel in place of the vectorised one.
+    """
+    dims = ("n_tokens", "n_head_kv", "head_size")
+    arrays = {
+        name: _floats(name, x, dims) for name, x in (("k_a", k_a), ("k_b", k_b), ("v_a", v_a), ("v_b", v_b))
+    }
+    n_tokens, n_head_kv = len(arrays["k_a"]), codec.n_head_kv
+    for name, array in arrays.items():
+        _same(name, array, (n_tokens, n_head_kv, codec.head_size_k if name[0] == "k" else codec.head_size_v))
+    rows = [
+        np.zeros((n_tokens, n_head_kv, _row_bytes(units)), np.uint8)
+        for units in (codec.units_k, codec.units_v)
+    ]
+    distances = [np.zeros((n_tokens, n_head_kv), np.float32) for _ in rows]
+    native, _keep = _codec(codec)
+    done = _native.lib.llama_minicache_encode(
+        native,
+        *map(_pointer, arrays.values()),
+        _ints(_bases(bases, n_tokens)),
+        n_tokens,
+        _threads(n_threads),
+        reference,
+        *map(_byte_pointer, rows),
+        *map(_pointer, distances),
+    )
+    _native.check(done, "llama_minicache_encode")
+    return Codes(rows[0], rows[1], distances[0], distances[1])
+
+
+def decode(
+    code_k: npt.ArrayLike,
+    code_v: npt.ArrayLike,
+    codec: Codec,
+    side: int,
+    *,
+    bases: npt.ArrayLike | None = None,
+) -> tuple[Floats, Floats]:
+    """K and V of layer a (side 0) or b (side 1) that code rows restore, [n_tokens, n_head_kv, head_size]."""
+    k_rows, v_rows = _rows(codec, code_k, code_v)
+    k = np.zeros((*k_rows.shape[:2], codec.head_size_k), np.float32)
+    v = np.zeros((*v_rows.shape[:2], codec.head_size_v), np.float32)
+    native, _keep = _codec(codec)
+    done = _native.lib.llama_minicache_decode(
+        native,
+        _byte_pointer(k_rows),
+        _byte_pointer(v_rows),
+        _ints(_bases(bases, len(k_rows))),
+        len(k_rows),
+        side,
+        _pointer(k),
+        _pointer(v),
+    )
+    _native.check(done, "llama_minicache_decode")
+    return k, v
+
+
+def code_attention(
+    q: npt.ArrayLike,
+    code_k: npt.ArrayLike,
+    code_v: npt.ArrayLike,
+    codec: Codec,
+    side: int,
+    *,
+    bases: npt.ArrayLike | None = None,
+    mask: npt.ArrayLike | None = None,
+    scale: float | None = None,
+    sinks: npt.ArrayLike | None = None,
+    max_bias: float = 0.0,
+    softcap: float = 0.0,
+    retained: Retained | None = None,
+    current: Current | None = None,
+    n_threads: int | None = None,
+    reference: bool = False,
+) -> Floats:
+    """As attention(), of layer a (side 0) or b (side 1), over code rows as encode() gives them.
+
+    code_k, code_v: [n_kv, n_head_kv, bytes of a code row].
+    bases: [n_kv], the positions that K was coded relative to, None for 0.
+    """
+    q = _floats("q", q, ("n_q", "n_head", "head_size"))
+    k_rows, v_rows = _rows(codec, code_k, code_v)
+    base = _bases(bases, len(k_rows))
+    native, _keep = _codec(codec)
+    call = _AttentionCall(q, len(k_rows), codec.n_head_kv, scale, max_bias, softcap, n_threads, reference)
+    if retained is not None and retained.type == "cache":
+        raise MiniCacheError("retained.type='cache': codes have no cache type; choose f16 or q8_0")
+    call.add(mask, sinks, retained, current)
+    return call.run(
+        lambda result: _native.lib.llama_minicache_code_attention(
+            native, _byte_pointer(k_rows), _byte_pointer(v_rows), _ints(base), side, call.args, result
+        )
+    )
+
+
+def _row_bytes(units: tuple[int, ...]) -> int:
+    """Bytes of a code row: two magnitudes, and 16 coefficients a unit."""
+    return 2 + sum(2 * width * n for width, n in zip((8, 6, 5, 4, 3, 2, 1), units, strict=True))
+
+
+def _codec(codec: Codec) -> tuple[Any, Any]:
+    """The native struct, and what must outlive its use."""
+    for name in ("units_k", "units_v"):
+        if len(getattr(codec, name)) != 7:
+            raise MiniCacheError(
+                f"{name}={getattr(codec, name)!r} must be 7 numbers, for 8, 6, 5, 4, 3, 2 and 1 bits"
+            )
+    if codec.rope not in ROPES:
+        raise MiniCacheError(f"rope={codec.rope!r}; choose one of {', '.join(ROPES)}")
+    data = _native.ffi.from_buffer("char[]", codec.data)
+    native = _native.ffi.new(
+        "struct llama_minicache_codec *",
+        {
+            "data": data,
+            "size": len(codec.data),
+            "units_k": codec.units_k,
+            "units_v": codec.units_v,
+            "head_size_k": codec.head_size_k,
+            "head_size_v": codec.head_size_v,
+            "n_head_kv": codec.n_head_kv,
+            "rope": ROPES.index(codec.rope),
+            "n_rot": codec.n_rot,
+        },
+    )
+    return native, data
+
+
+def _rows(codec: Codec, code_k: npt.ArrayLike, code_v: npt.ArrayLike) -> tuple[Bytes, Bytes]:
+    rows: list[Bytes] = []
+    for name, value, units in (("code_k", code_k, codec.units_k), ("code_v", code_v, codec.units_v)):
+        array = np.ascontiguousarray(value)
+        shape = (len(rows[0]) if rows else len(array), codec.n_head_kv, _row_bytes(units))
+        if array.dtype != np.uint8 or array.shape != shape or not array.size:
+            raise MiniCacheError(
+                f"{name} is {array.dtype} {_shape(array)}; with this codec it must be uint8 {list(shape)}"
+            )
+        rows.append(array)
+    return rows[0], rows[1]
+
+
+def _bases(bases: npt.ArrayLike | None, n_tokens: int) -> npt.NDArray[np.int32]:
+    array = np.zeros(n_tokens, np.int32) if bases is None else np.asarray(bases)
+    if array.dtype.kind not in "iu" or array.shape != (n_tokens,):
+        raise MiniCacheError(f"bases must be {n_tokens} positions, one for each token")
+    return np.ascontiguousarray(array, dtype=np.int32)
+
+
+class _AttentionCall:
+    """The arguments that both attentions take, and the arrays that must outlive the call."""
+
+    def __init__(
+        self,
+        q: Floats,
+        n_kv: int,
+        n_head_kv: int,
+        scale: float | None,
+        max_bias: float,
+        softcap: float,
+        n_threads: int | None,
+        reference: bool,
+    ) -> None:
+        n_q, n_head, head_size = q.shape
+        if n_head % n_head_kv:
+            raise MiniCacheError(f"{n_head} heads of q are no multiple of {n_head_kv} heads of k and v")
+        self.keep: list[Any] = [q]
+        self.args = args = _native.ffi.new("struct llama_minicache_attention_args *")
+        args.q = _pointer(q)
+        args.n_q, args.n_kv, args.n_head, args.n_head_kv, args.head_size = (
+            n_q,
+            n_kv,
+            n_head,
+            n_head_kv,
+            head_size,
+        )
+        args.type_pool = _native.GGML_TYPE_COUNT
+        args.scale = 1 / math.sqrt(head_size) if scale is None else _finite("scale", scale)
+        args.max_bias, args.softcap = _finite("max_bias", max_bias), _finite("softcap", softcap)
+        args.n_threads = _threads(n_threads)
+        args.reference = reference
+
+    def optional(
+        self, name: str, value: npt.ArrayLike | None, shape: tuple[int, ...], finite: bool = True
+    ) -> Any:
         if value is None:
             return _native.ffi.NULL
         array = _floats(name, value, ("",) * len(shape), finite)
         _same(name, array, shape)
-        keep.append(array)
+        self.keep.append(array)
         return _pointer(array)
 
-    def cells(name: str, value: npt.ArrayLike) -> tuple[Any, int]:
-        array = _cells(name, value, n_kv)
-        keep.append(array)
-        return _native.ffi.from_buffer("int32_t[]", array), len(array)
+    def cells(self, name: str, value: npt.ArrayLike) -> tuple[Any, int]:
+        array = _cells(name, value, self.args.n_kv)
+        self.keep.append(array)
+        return _ints(array), len(array)
 
-    args = _native.ffi.new("struct llama_minicache_attention_args *")
-    args.q, args.k, args.v = _pointer(q), _pointer(k), _pointer(v)
-    args.n_q, args.n_kv, args.n_head, args.n_head_kv, args.head_size = n_q, n_kv, n_head, n_head_kv, head_size
-    args.mag_k = optional("mag_k", mag_k, (n_kv, n_head_kv))
-    args.mag_v = optional("mag_v", mag_v, (n_kv, n_head_kv))
-    args.mask = optional("mask", mask, (n_q, n_kv), finite=False)
-    args.sinks = optional("sinks", sinks, (n_head,))
-    args.type_k, args.type_v = types["type_k"].number, types["type_v"].number
-    args.type_pool = _native.GGML_TYPE_COUNT
-    args.scale = 1 / math.sqrt(head_size) if scale is None else _finite("scale", scale)
-    args.max_bias, args.softcap = _finite("max_bias", max_bias), _finite("softcap", softcap)
-    args.n_threads = _threads(n_threads)
-    args.reference = reference
-    if retained is not None:
-        if retained.block < 1:
-            raise MiniCacheError(
-                f"retained.block={retained.block!r} is no block length; it must be 1 or more"
-            )
-        args.retained, args.n_retained = cells("retained.cells", retained.cells)
-        shape = (args.n_retained, n_head_kv, head_size)
-        args.pool_k = optional("retained.k", retained.k, shape)
-        args.pool_v = optional("retained.v", retained.v, shape)
-        args.retain_block = retained.block
-        if retained.type not in POOL_TYPES:
-            raise MiniCacheError(f"retained.type={retained.type!r}; choose one of {', '.join(POOL_TYPES)}")
-        if retained.type != "cache":
-            _whole_blocks("retained.type", GGML_TYPES[retained.type], head_size)
-            args.type_pool = GGML_TYPES[retained.type].number
-    if current is not None:
-        args.current, args.n_current = cells("current.cells", current.cells)
-        shape = (args.n_current, n_head_kv, head_size)
-        args.cur_k = optional("current.k", current.k, shape)
-        args.cur_v = optional("current.v", current.v, shape)
-    result = np.zeros((n_q, n_head, head_size), np.float32)
-    _native.check(_native.lib.llama_minicache_attention(args, _pointer(result)), "llama_minicache_attention")
-    return result
+    def add(
+        self,
+        mask: npt.ArrayLike | None,
+        sinks: npt.ArrayLike | None,
+        retained: Retained | None,
+        current: Current | None,
+    ) -> None:
+        args = self.args
+        args.mask = self.optional("mask", mask, (args.n_q, args.n_kv), finite=False)
+        args.sinks = self.optional("sinks", sinks, (args.n_head,))
+        if retained is not None:
+            if retained.block < 1:
+                raise MiniCacheError(
+                    f"retained.block={retained.block!r} is no block length; it must be 1 or more"
+                )
+            args.retained, args.n_retained = self.cells("retained.cells", retained.cells)
+            shape = (args.n_retained, args.n_head_kv, args.head_size)
+            args.pool_k = self.optional("retained.k", retained.k, shape)
+            args.pool_v = self.optional("retained.v", retained.v, shape)
+            args.retain_block = retained.block
+            if retained.type not in POOL_TYPES:
+                raise MiniCacheError(
+                    f"retained.type={retained.type!r}; choose one of {', '.join(POOL_TYPES)}"
+                )
+            if retained.type != "cache":
+                _whole_blocks("retained.type", GGML_TYPES[retained.type], args.head_size)
+                args.type_pool = GGML_TYPES[retained.type].number
+        if current is not None:
+            args.current, args.n_current = self.cells("current.cells", current.cells)
+            shape = (args.n_current, args.n_head_kv, args.head_size)
+            args.cur_k = self.optional("current.k", current.k, shape)
+            args.cur_v = self.optional("current.v", current.v, shape)
+
+    def run(self, kernel: Callable[[Any], bool]) -> Floats:
+        result = np.zeros((self.args.n_q, self.args.n_head, self.args.head_size), np.float32)
+        _native.check(kernel(_pointer(result)), "the attention")
+        return result
 
 
 def _floats(name: str, value: npt.ArrayLike, dims: tuple[str, ...], finite: bool = True) -> Floats:
@@ -233,3 +473,11 @@ def _shape(array: npt.NDArray[Any]) -> list[int]:
 
 def _pointer(array: Floats) -> Any:
     return _native.ffi.from_buffer("float[]", array)
+
+
+def _ints(array: npt.NDArray[np.int32]) -> Any:
+    return _native.ffi.from_buffer("int32_t[]", array)
+
+
+def _byte_pointer(array: Bytes) -> Any:
+    return _native.ffi.from_buffer("uint8_t[]", array)

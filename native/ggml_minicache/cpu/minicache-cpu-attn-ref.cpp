@@ -24,7 +24,7 @@ static double dot(const float * a, const double * b, int64_t n) {
 }
 
 static void decode(const minicache_code_head & head, int side, const uint8_t * row, float * coef, double * out) {
-    minicache_code_read_ref(head.layout, row, coef);
+    minicache_code_coefficients(head.layout, row, coef);
     for (int64_t i = 0; i < head.d; ++i) {
         out[i] = 0.0;
         for (int64_t c = 0; c < head.r; ++c) {

@@ -59,26 +59,6 @@ void minicache_code_write(const minicache_code_layout & layout, const uint8_t * 
     }
 }
 
-void minicache_code_read_ref(const minicache_code_layout & layout, const uint8_t * row, float * out) {
-    const uint8_t * plane = row + MINICACHE_CODE_MAG_BYTES;
-    for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
-        const int n     = MINICACHE_CODE_UNIT * layout.n_unit[i];
-        const int width = minicache_code_width(i);
-        const int upper = minicache_code_upper(width);
-        const int lower = width - upper;
-
-        for (int j = 0; j < n; ++j) {
-            int level = minicache_code_get(plane, upper, j);
-            if (lower > 0) {
-                level = level << lower | minicache_code_get(plane + n / 8 * upper, lower, j);
-            }
-            out[j] = (float) level - 0.5f * (float) ((1 << width) - 1);
-        }
-        plane += n / 8 * width;
-        out += n;
-    }
-}
-
 // code_bits<P>: P bits of each of MINICACHE_LANES levels, from the g-th group of so many of a unit of 16; a plane of P bits
 // has 2*P bytes a unit
 

@@ -105,8 +105,5 @@ class minicache_code_angles {
 // levels to the planes of a code row, behind its magnitudes
 void minicache_code_write(const minicache_code_layout & layout, const uint8_t * levels, uint8_t * row);
 
-// the coefficients of a code row, L - (2^w - 1)/2, as float32
+// as minicache_code_coefficients(), vectorised
 void minicache_code_read(const minicache_code_layout & layout, const uint8_t * row, float * out);
-
-// the same, level by level: the specification
-void minicache_code_read_ref(const minicache_code_layout & layout, const uint8_t * row, float * out);
