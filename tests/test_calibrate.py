@@ -220,6 +220,18 @@ def test_the_plan_holds_more_than_q4_0_does_at_its_size(
     assert rows["plan"]["kl"] < rows["q4_0"]["kl"]
 
 
+def test_bits_go_where_the_model_looks(text: Path, tmp_path: Path) -> None:
+    """Layers 2 and 3 attend, and nothing of it gets into the output."""
+    tiny = tiny_models.random_model(n_layer=4)
+    for layer in (2, 3):
+        tiny.weights[f"blk.{layer}.attn_output.weight"][:] = 0
+    found = made(tiny.write(tmp_path / "blind.gguf"), text, tmp_path / "plan.gguf", ratio=4.0)
+    seen, unseen = found["pairs"]
+    assert seen["bits_k"] + seen["bits_v"] > unseen["bits_k"] + unseen["bits_v"] + 2
+    assert min(seen["bits_k"], seen["bits_v"]) > 3.5  # 3.86 is the mean of all
+    assert max(unseen["sensitivity_k"], 0) < seen["sensitivity_k"]
+
+
 def test_the_same_input_gives_the_same_bytes(
     models: dict[str, Path], text: Path, tmp_path: Path, found: dict[str, Any]
 ) -> None:
