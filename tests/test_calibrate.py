@@ -37,6 +37,7 @@ from minicache_cpp.plan_file import read_plan
 from minicache_cpp.plans import find_plan, plan_path
 from minicache_cpp.progress import Progress
 from minicache_cpp.vocabulary import Vocabulary
+from minicache_cpp.work_folder import work_folder
 
 QUICK = Options(ratio=5.0, tokens=1024, threads=1)
 SENTENCES = "The quick brown fox, no. {}, jumps over the lazy dog; {} dogs bark. "
@@ -271,6 +272,29 @@ def test_what_was_cut_off_is_taken_up(
     assert not set(told) & set(done[:-1])  # and nothing measured again but what was cut off
     assert Path(again["plan"]).read_bytes() == Path(found["plan"]).read_bytes()
     assert list((tmp_path / "cache" / "calibrations").iterdir()) == []  # it is done, and nothing is left
+
+
+def test_two_at_once_dont_meddle_with_each_other(tmp_path: Path) -> None:
+    with work_folder(tmp_path / "work") as one:
+        assert one == tmp_path / "work"
+        (one / "file").write_text("kept")
+        command = [sys.executable, "-c", WORK, str(tmp_path / "work")]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=True)
+        assert done.stdout.strip() != str(one)
+        assert [path.name for path in one.iterdir()] == ["file"]
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyError), work_folder(tmp_path / "work") as one:
+        raise KeyError
+    assert (tmp_path / "work").is_dir()
+
+
+WORK = """
+import sys
+from pathlib import Path
+from minicache_cpp.work_folder import work_folder
+with work_folder(Path(sys.argv[1])) as folder:
+    print(folder)
+"""
 
 
 def test_max_kl_is_kept(models: dict[str, Path], text: Path, tmp_path: Path) -> None:

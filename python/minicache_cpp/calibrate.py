@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import json
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from .plans import plan_path
 from .progress import Progress
 from .report import mib
 from .user_cache import cache_dir
+from .work_folder import work_folder
 
 EXAMPLE = "minicache calibrate model.gguf --ratio 8 -o model.plan.gguf"
 DEFAULT_RATIO = 5.0
@@ -221,12 +221,11 @@ class _Calibration:
         self.tell(0, "text")
         with Vocabulary(self.file.path) as vocabulary:
             self.material = make_material(vocabulary, paths, options.tokens, shape.n_ctx_train, names)
-        self.folder = cache_dir() / "calibrations" / self.key()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with BenchModel(self.file.path, options.gpu_layers) as model:
-            found = self.with_model(model)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        return found
+        with (
+            work_folder(cache_dir() / "calibrations" / self.key()) as self.folder,
+            BenchModel(self.file.path, options.gpu_layers) as model,
+        ):
+            return self.with_model(model)
 
     def key(self) -> str:
         """Equal for calibrations that can take up each other's work."""
