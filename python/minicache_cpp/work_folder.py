@@ -13,7 +13,7 @@ from typing import IO
 
 @contextlib.contextmanager
 def work_folder(path: Path) -> Iterator[Path]:
-    """The folder, or another while a process works in it already; removed when the work is done, kept when it failed."""
+    """The folder, or another while a process works in it already; removed when all is done, kept when it failed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_path = path.with_name(f"{path.name}.lock")
     with lock_path.open("w") as lock:
