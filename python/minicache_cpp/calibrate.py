@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import json
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from .plans import plan_path
 from .progress import Progress
 from .report import mib
 from .user_cache import cache_dir
+from .work_folder import work_folder
 
 EXAMPLE = "minicache calibrate model.gguf --ratio 8 -o model.plan.gguf"
 DEFAULT_RATIO = 5.0
@@ -280,12 +280,11 @@ class _Calibration:
         self.tell(0, "text")
         with Vocabulary(self.file.path) as vocabulary:
             self.material = make_material(vocabulary, paths, options.tokens, shape.n_ctx_train, names)
-        self.folder = cache_dir() / "calibrations" / self.key()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with BenchModel(self.file.path, options.gpu_layers) as model:
-            found = self.with_model(model)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        return found
+        with (
+            work_folder(cache_dir() / "calibrations" / self.key()) as self.folder,
+            BenchModel(self.file.path, options.gpu_layers) as model,
+        ):
+            return self.with_model(model)
 
     def key(self) -> str:
         """Equal for calibrations that can take up each other's work."""
@@ -293,26 +292,23 @@ class _Calibration:
         return hashlib.sha256(f"{what} {self.material.digest}".encode()).hexdigest()[:24]
 
     def with_model(self, model: Any) -> dict[str, Any]:
-        from .capture import Samples, capture
+        from .capture import NotObservedError, Samples, capture
         from .measurement import Meter
-        from .pair_fit import fit_pair, usable_pairs
+        from .pair_fit import alike_pairs, fit_pair
         from .planner import Planner, Target, choice_table
 
         options, shape, material = self.options, self.shape, self.material
         samples = Samples(self.folder, shape, material.fit)
-        n_chunk = len(material.fit)
-        self.tell(0.02, "reading the text")
-        capture(
-            model,
-            samples,
-            self.threads,
-            lambda n: self.tell(0.02 + 0.2 * n / n_chunk, "reading the text", f"chunk {n} of {n_chunk}"),
-        )
-        pairs = usable_pairs(shape, samples.ropes)
+        pairs = alike_pairs(shape)
+        why = "no two neighbouring layers of this model can be paired"
+        try:
+            if pairs:
+                capture(model, samples, self.threads, self.on_chunk)
+                pairs = [(a, b) for a, b in pairs if samples.ropes[a] == samples.ropes[b]]
+        except NotObservedError as error:
+            pairs, why = [], str(error)
         if not pairs:
-            self.progress.note(
-                "no two neighbouring layers of this model can be paired: it gets a plain cache"
-            )
+            self.progress.note(f"{why}: it gets a plain cache")
         fits = []
         for number, (a, b) in enumerate(pairs):
             self.tell(0.22 + 0.08 * number / len(pairs), "fitting", f"layers {a}+{b}")
@@ -370,6 +366,10 @@ class _Calibration:
             "kl_measured": chosen.measured.kl,
             "rows": compared,
         }
+
+    def on_chunk(self, n: int) -> None:
+        n_chunk = len(self.material.fit)
+        self.tell(0.02 + 0.2 * n / n_chunk, "reading the text", f"chunk {n} of {n_chunk}")
 
     def context(self) -> int:
         return self.options.n_ctx or min(self.shape.n_ctx_train or 4096, 32768)

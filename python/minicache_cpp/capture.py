@@ -33,6 +33,10 @@ NAME = re.compile(rb"minicache_([qkv])-(\d+)")
 ROPES = ("none", "neighbours", "halves")  # by number, as llama_minicache_get_rope() tells them
 
 
+class NotObservedError(MiniCacheError):
+    """The model's attention does not go through the common path."""
+
+
 @dataclass(frozen=True)
 class Rope:
     """How RoPE turns the K of a layer."""
@@ -204,7 +208,7 @@ class Observed:
             sizes = {"q": layer.head_size_k, "k": layer.head_size_k, "v": layer.head_size_v}
             for kind, size in sizes.items() if layer.n_head_kv else ():
                 if (kind, number) not in self.seen:
-                    raise MiniCacheError(
+                    raise NotObservedError(
                         f"the {kind.upper()} of layer {number} can't be observed in this model"
                     )
                 found[kind, number] = self.seen[kind, number].reshape(n, -1, size)

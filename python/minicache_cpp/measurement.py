@@ -51,7 +51,7 @@ class Meter:
 
     def measure(self, spec: CacheSpec, kind: str, name: str = "") -> Measured:
         """Mean KL divergence and top-1 agreement over the second halves of the chunks of a kind."""
-        key = f"{kind} {_identity(spec)}"
+        key = f"{kind} {UBATCH} {_identity(spec)}"
         if key not in self.known:
             self.on_run(name or spec.name)
             references = self._references(kind)

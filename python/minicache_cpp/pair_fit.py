@@ -113,13 +113,13 @@ def output_weights(file: GGUFFile, shape: ModelShape, number: int) -> Doubles:
     return np.asarray(by_head / layer.head_size_v)
 
 
-def usable_pairs(shape: ModelShape, ropes: list[Rope | None]) -> list[tuple[int, int]]:
-    """Neighbouring layers of the same shape and the same RoPE, from the first on."""
+def alike_pairs(shape: ModelShape) -> list[tuple[int, int]]:
+    """Neighbouring layers of the same shape, from the first on."""
     pairs = []
     number = 0
     while number + 1 < len(shape.layers) and not shape.window:
         a, b = shape.layers[number : number + 2]
-        if a.n_head_kv and a == b and ropes[number] == ropes[number + 1]:
+        if a.n_head_kv and a == b:
             pairs.append((number, number + 1))
             number += 1
         number += 1

@@ -8,6 +8,7 @@ than a plain cache of at most its size.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,7 +112,7 @@ class Planner:
         """What a plan costs; a plain one is measured as a plain cache."""
         if not plan.pairs:
             return self.meter.measure(CacheSpec(plan.type_k, plan.type_v), kind, name)
-        path = self.write(replace(plan, notes={}), self.folder / "tried.gguf")
+        path = self.write(replace(plan, notes={}), self.folder / f"tried-{os.getpid()}.gguf")
         return self.meter.measure(CacheSpec.parse(str(path)), kind, name)
 
     def plain(self, name: str, kind: str = "measure") -> Measured:
