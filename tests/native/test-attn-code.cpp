@@ -248,6 +248,20 @@ void add_attn_code_cases(test_cases & cases, bool perf) {
             add(p);
         }
     }
+    // thousands of steps from one base to the next
+    for (const minicache_rope rope : { MINICACHE_ROPE_NEIGHBOURS, MINICACHE_ROPE_HALVES }) {
+        coded_shape p;
+        p.rope      = rope;
+        p.run       = 1;
+        p.n_kv      = 5000;
+        p.n_tps     = 1;
+        p.n_gqa     = 1;
+        p.n_head_kv = 1;
+        p.block     = 0;
+        p.mask      = false;
+        p.cells     = NO_CURRENT;
+        add(p);
+    }
     for (const content cells : { ALL_CURRENT, ALL_EMPTY, ALL_MASKED, NO_CURRENT }) {
         for (const int threads : { 1, 4 }) {
             for (const bool sinks : { false, true }) {
