@@ -112,11 +112,13 @@ class test_attn_code : public test_attn {
 
     // any bytes are a code row; magnitudes up to about 4 where they count, any where they must not
     std::vector<uint8_t> random_rows(rng_t & rng, ggml_tensor * code, const codec_part & part) const {
+        const size_t n_row = part.row_bytes();
+
         std::vector<uint8_t> data(ggml_nbytes(code));
         for (size_t i = 0; i < data.size(); ++i) {
-            const int  row  = (int) (i / part.row_bytes()) / p.n_head_kv;
+            const int  row  = (int) (i / n_row) / p.n_head_kv;
             const int  cell = row % n_cells();
-            const bool mag  = i % part.row_bytes() < 2;
+            const bool mag  = i % n_row < 2;
             const bool used = cell < p.n_kv && state(row / n_cells(), cell) == GGML_MINICACHE_CELL_MERGED;
             data[i]         = (uint8_t) random_int(rng, 0, mag && used ? 150 : 255);
         }
@@ -247,6 +249,20 @@ void add_attn_code_cases(test_cases & cases, bool perf) {
             p.run     = 64;
             add(p);
         }
+    }
+    // thousands of steps from one base to the next
+    for (const minicache_rope rope : { MINICACHE_ROPE_NEIGHBOURS, MINICACHE_ROPE_HALVES }) {
+        coded_shape p;
+        p.rope      = rope;
+        p.run       = 1;
+        p.n_kv      = 5000;
+        p.n_tps     = 1;
+        p.n_gqa     = 1;
+        p.n_head_kv = 1;
+        p.block     = 0;
+        p.mask      = false;
+        p.cells     = NO_CURRENT;
+        add(p);
     }
     for (const content cells : { ALL_CURRENT, ALL_EMPTY, ALL_MASKED, NO_CURRENT }) {
         for (const int threads : { 1, 4 }) {

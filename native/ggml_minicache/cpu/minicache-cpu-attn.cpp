@@ -262,18 +262,15 @@ struct attn_tile {
         if (block.n == 0) {
             return;
         }
+        if (a.coded) {
+            read_codes(block);
+        } else {
+            read_directions(block);
+        }
         for (int c = 0; c < block.n; ++c) {
-            if (a.coded) {
-                minicache_code_read(code_k.layout, a.code_k(stream, head_kv, block.cell[c]), k + c * r_k);
-                minicache_code_read(code_v.layout, a.code_v(stream, head_kv, block.cell[c]), v + c * r_v);
-            } else {
-                a.read_merged(stream, head_kv, block.cell[c], k + c * r_k, v + c * r_v);
-            }
             pad(k + c * r_k, a.r_k, r_k);
             pad(v + c * r_v, a.r_v, r_v);
         }
-        read_magnitudes(block);
-
         if (!a.coded) {
             update(block, q, k, r_k, acc_shared, r_v);
         } else if (block.n < n_row && !(turned_to_base && block.base == base)) {
@@ -297,18 +294,25 @@ struct attn_tile {
         update(block, q, k, d_k, acc_exact, d_v);
     }
 
-    void read_magnitudes(entry_block & block) const {
-        if (!a.coded) {
-            for (int c = 0; c < block.n; ++c) {
-                block.mag_k[c] = a.magnitude(MINICACHE_MAG_K, stream, head_kv, block.cell[c]);
-                block.mag_v[c] = a.magnitude(MINICACHE_MAG_V, stream, head_kv, block.cell[c]);
-            }
-            return;
-        }
+    void read_directions(entry_block & block) const {
         for (int c = 0; c < block.n; ++c) {
-            block.mag_k[c] = code_k.log_magnitude(a.code_k(stream, head_kv, block.cell[c]), a.p.side);
-            block.mag_v[c] = code_v.log_magnitude(a.code_v(stream, head_kv, block.cell[c]), a.p.side);
+            a.read_merged(stream, head_kv, block.cell[c], k + c * r_k, v + c * r_v);
+            block.mag_k[c] = a.magnitude(MINICACHE_MAG_K, stream, head_kv, block.cell[c]);
+            block.mag_v[c] = a.magnitude(MINICACHE_MAG_V, stream, head_kv, block.cell[c]);
         }
+    }
+
+    void read_codes(entry_block & block) const {
+        const uint8_t * rows_k[BLOCK];
+        const uint8_t * rows_v[BLOCK];
+        for (int c = 0; c < block.n; ++c) {
+            rows_k[c]      = a.code_k(stream, head_kv, block.cell[c]);
+            rows_v[c]      = a.code_v(stream, head_kv, block.cell[c]);
+            block.mag_k[c] = code_k.log_magnitude(rows_k[c], a.p.side);
+            block.mag_v[c] = code_v.log_magnitude(rows_v[c], a.p.side);
+        }
+        minicache_code_read(code_k.layout, rows_k, block.n, k, r_k);
+        minicache_code_read(code_v.layout, rows_v, block.n, v, r_v);
         ggml_vec_soft_max_f32(block.n, block.mag_k, block.mag_k, 0.0f);  // e^x
         ggml_vec_soft_max_f32(block.n, block.mag_v, block.mag_v, 0.0f);
     }
