@@ -199,7 +199,7 @@ static bool has_minicache_op(ggml_backend_dev_t dev) {
     ggml_context_ptr ctx{ ggml_init(params) };
 
     ggml_tensor * kv = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 128, 1);
-    return ggml_backend_dev_supports_op(dev, ggml_minicache_merge(ctx.get(), kv, kv, { 64, 64, 1, 0.5f }));
+    return ggml_backend_dev_supports_op(dev, ggml_minicache_merge(ctx.get(), kv, kv, { 64, 64, 1, 0.5f, 0 }));
 }
 
 // throws where there is no room

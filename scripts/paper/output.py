@@ -24,7 +24,8 @@ def markdown(data: dict[str, Any], figures: Sequence[Figure], plots: Sequence[st
         f"Context {settings['n_ctx']} in {settings['chunks']} chunks, {data.get('tokens', 0)} tokens scored in their "
         f"second halves, ubatch {settings['ubatch']}. KL in nats and top-1 against the model's own f16 cache; ratio "
         "is f16 bytes per cached token over the cache's, total ratio that of all bytes at this context; bits are those "
-        "of a K or V value.",
+        "of a K or V value. Layers that are not merged have the cache type of the figure, and a code takes no more "
+        "bytes than SLERP of the same layers, unless its ratio is given.",
     ]
     asked = max((row["recall_asked"] for row in data["rows"].values()), default=0)
     if asked:
@@ -100,8 +101,11 @@ def plot(path: Path, rows: Rows, figure: Figure, title: str) -> None:
     """KL and top-1 over what the figure is over, or over the ratio."""
     from matplotlib.figure import Figure as Canvas
 
-    canvas = Canvas(figsize=(11, 4.4), layout="constrained")
-    panels = canvas.subplots(1, 2)
+    measures = {"top1": "top-1 agreement (%)", "recall": "recall of planted facts (%)"}
+    if any(rows[config.label]["recall"] is None for config in figure.configs if config.label in rows):
+        del measures["recall"]
+    canvas = Canvas(figsize=(5.2 * (1 + len(measures)), 4.4), layout="constrained")
+    panels = canvas.subplots(1, 1 + len(measures))
     for curve in figure.curves:
         points = [(x, rows[config.label], config) for x, config in curve.points if config.label in rows]
         if not figure.x:
@@ -119,16 +123,13 @@ def plot(path: Path, rows: Rows, figure: Figure, title: str) -> None:
                 marker=marker,
                 label=curve.name,
             )
-        panels[1].plot(
-            [x for x, _, _ in points],
-            [100 * row["top1"] for _, row, _ in points],
-            style,
-            marker=marker,
-            label=curve.name,
-        )
+        for panel, key in zip(panels[1:], measures, strict=True):
+            shares = [100 * row[key] for _, row, _ in points]
+            panel.plot([x for x, _, _ in points], shares, style, marker=marker, label=curve.name)
     x_label = figure.x or "ratio"
     panels[0].set(xlabel=x_label, ylabel="mean KL divergence (nats)", yscale="log")
-    panels[1].set(xlabel=x_label, ylabel="top-1 agreement (%)")
+    for panel, label in zip(panels[1:], measures.values(), strict=True):
+        panel.set(xlabel=x_label, ylabel=label)
     for panel in panels:
         panel.grid(visible=True, which="both", alpha=0.3)
     panels[1].legend()
