@@ -62,7 +62,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(model: Path, text: Path, output: Path, **more: Any) -> dict[str, Any]:
-    values = {"ratio": 5.0, "tokens": 1024, "threads": 1, "texts": (text,), **more}
+    values = {"ratio": 5.0, "tokens": 1024, "threads": 1, "refine": 0, "texts": (text,), **more}
     return calibrate.calibrate(model, Options(**values), output)
 
 
