@@ -209,7 +209,8 @@ class _Calibration:
         self.output = output or plan_path(file)
         self.threads = options.threads or default_threads(file)
         refine = options.refine
-        self.refine = (1 if file.weight_bytes < LARGE else 0) if refine is None else refine
+        self.small = file.weight_bytes < LARGE  # quick enough for all that improves a plan
+        self.refine = int(self.small) if refine is None else refine
         self.fraction = 0.0
 
     def run(self) -> dict[str, Any]:
@@ -222,7 +223,9 @@ class _Calibration:
         names = ", ".join(path.name for path in options.texts) or "the package's own text"
         self.tell(0, "text")
         with Vocabulary(self.file.path) as vocabulary:
-            self.material = make_material(vocabulary, paths, options.tokens, shape.n_ctx_train, names)
+            self.material = make_material(
+                vocabulary, paths, options.tokens, shape.n_ctx_train, names, self.small
+            )
         with (
             work_folder(cache_dir() / "calibrations" / self.key()) as self.folder,
             BenchModel(self.file.path, options.gpu_layers) as model,
@@ -268,7 +271,14 @@ class _Calibration:
         target = Target(options.ratio, options.max_kl, options.budget, options.n_ctx)
         chunks = {"measure": material.measure, "check": material.check}
         runs = 2 * len(fits) * (1 + self.refine) + 8
-        with Meter(model, chunks, self.threads, self.folder / "measured.json", self.on_run(runs)) as meter:
+        with Meter(
+            model,
+            chunks,
+            self.threads,
+            1 if self.small else 2,
+            self.folder / "measured.json",
+            self.on_run(runs),
+        ) as meter:
             planner = Planner(shape, fits, meter, base, self.folder, self.progress.note)
             if fits:
                 planner.probe()
