@@ -11,6 +11,7 @@ from tiny_models import Shape, TinyModel
 
 from .arithmetic import attend, merge, restore
 from .cells import Cells, Token, Ubatch, split
+from .code import Codec
 from .quant import is_quantized, round_magnitude, round_trip
 
 Array = npt.NDArray[np.floating]
@@ -31,6 +32,9 @@ class Config:
     n_seq_max: int = 1
     unified: bool = True
     keep_most_similar: bool = False  # the retention rule upside down, to show that a test would notice
+    codecs: tuple[Codec, ...] = ()  # one for each pair where pairs are kept as codes
+    rope_block: int = 0  # coded K is relative to the last multiple of it
+    plan: str = ""  # the file that says the same to the library
 
     @property
     def n_stream(self) -> int:
@@ -64,12 +68,37 @@ class Pair(PlainLayer):
         )  # K_a, K_b, V_a, V_b
         self.distances: list[tuple[float, float]] = []  # of K and V, token by token
 
+    def arrays(self) -> list[Array]:
+        """What a copy of a stream copies."""
+        return [self.k, self.v, self.mag, self.slot_cell, self.slot_distance, self.pool]
+
+
+class CodedPair(Pair):
+    """Code rows in place of directions and magnitudes; everything in the model's own basis."""
+
+    def __init__(self, shape: Shape, config: Config, codec: Codec) -> None:
+        super().__init__(shape, config)
+        self.codec = codec
+        cells = (config.n_stream, config.n_cells, shape.n_head_kv)
+        self.rows_k = np.zeros((*cells, codec.k.layout.row_bytes), dtype=np.uint8)
+        self.rows_v = np.zeros((*cells, codec.v.layout.row_bytes), dtype=np.uint8)
+
+    def arrays(self) -> list[Array]:
+        return [*super().arrays(), self.rows_k, self.rows_v]
+
 
 class Oracle:
     def __init__(self, model: TinyModel, config: Config) -> None:
         self.model, self.shape, self.config = model, model.shape, config
         self.cells = [Cells(config.n_cells, config.n_seq_max) for _ in range(config.n_stream)]
-        self.pairs = {pair: Pair(model.shape, config) for pair in config.pairs}
+        self.pairs = {
+            pair: CodedPair(model.shape, config, config.codecs[i])
+            if config.codecs
+            else Pair(model.shape, config)
+            for i, pair in enumerate(config.pairs)
+        }
+        # position minus base, set when a token comes in
+        self.offsets = np.zeros((config.n_stream, config.n_cells), dtype=int)
         self.side = {layer: (pair, side) for pair in config.pairs for side, layer in enumerate(pair)}
         self.plain = {
             layer: PlainLayer(model.shape, config)
@@ -102,6 +131,9 @@ class Oracle:
         for stream, entries in zip(ubatch.streams, ubatch.entries, strict=True):
             cells = self.cells[stream].find(len(entries))
             self.cells[stream].place(cells, [batch[number] for number in entries])
+            for cell, number in zip(cells, entries, strict=True):
+                pos = batch[number].pos
+                self.offsets[stream, cell] = pos % self.config.rope_block if self.config.rope_block else pos
             groups.append((stream, range(first, first + len(entries)), cells))
             first += len(entries)
         bias = [
@@ -173,21 +205,39 @@ class Oracle:
         """K and V of all cells as one layer of a pair sees them: merged, or exact where the cell is retained."""
         key, side = self.side[layer]
         pair = self.pairs[key]
-        keys = restore(pair.k[stream], pair.mag[stream, :, side])
-        values = restore(pair.v[stream], pair.mag[stream, :, 2 + side])
+        if isinstance(pair, CodedPair):
+            keys = pair.codec.restore_k(pair.rows_k[stream], side, self._bases(stream))
+            values = pair.codec.restore_v(pair.rows_v[stream], side)
+        else:
+            keys = restore(pair.k[stream], pair.mag[stream, :, side])
+            values = restore(pair.v[stream], pair.mag[stream, :, 2 + side])
         held = pair.slot_cell[stream] >= 0
         cells = pair.slot_cell[stream, held]
         keys[cells], values[cells] = pair.pool[stream, held, side], pair.pool[stream, held, 2 + side]
+        if isinstance(pair, CodedPair):
+            keys, values = rotate(keys, self.rot_k), rotate(values, self.rot_v)
         return keys, values
+
+    def _bases(self, stream: int) -> Array:
+        cells = self.cells[stream]
+        return np.where(cells.used, cells.pos - self.offsets[stream], 0)
 
     def _merge(
         self, key: tuple[int, int], stream: int, cells: list[int], a: list[Array], b: list[Array]
     ) -> None:
         pair, config = self.pairs[key], self.config
-        k, v = merge(a[0], b[0], config.t), merge(a[1], b[1], config.t)
-        pair.k[stream, cells] = round_trip(k.direction, config.type_k)
-        pair.v[stream, cells] = round_trip(v.direction, config.type_v)
-        pair.mag[stream, cells] = round_magnitude(np.stack([k.mag_a, k.mag_b, v.mag_a, v.mag_b], axis=1))
+        if isinstance(pair, CodedPair):
+            a, b = ([rotate(x[0], self.rot_k), rotate(x[1], self.rot_v)] for x in (a, b))
+            k, v = (
+                pair.codec.encode_k(a[0], b[0], self._bases(stream)[cells]),
+                pair.codec.encode_v(a[1], b[1]),
+            )
+            pair.rows_k[stream, cells], pair.rows_v[stream, cells] = k.rows, v.rows
+        else:
+            k, v = merge(a[0], b[0], config.t), merge(a[1], b[1], config.t)
+            pair.k[stream, cells] = round_trip(k.direction, config.type_k)
+            pair.v[stream, cells] = round_trip(v.direction, config.type_v)
+            pair.mag[stream, cells] = round_magnitude(np.stack([k.mag_a, k.mag_b, v.mag_a, v.mag_b], axis=1))
         pair.distances += zip(k.distance.mean(-1), v.distance.mean(-1), strict=True)
         if not config.block:
             return
@@ -236,8 +286,9 @@ class Oracle:
         for layer in self.plain.values():
             layer.k[target], layer.v[target] = layer.k[source], layer.v[source]
         for pair in self.pairs.values():
-            for array in (pair.k, pair.v, pair.mag, pair.slot_cell, pair.slot_distance, pair.pool):
+            for array in pair.arrays():
                 array[target] = array[source]
+        self.offsets[target] = self.offsets[source]
 
     def seq_add(self, seq: int, p0: int, p1: int, delta: int) -> None:
         cells = self._stream(seq)
@@ -262,7 +313,8 @@ class Oracle:
             if not len(moved):
                 continue
             delta = cells.shift[moved]
-            for layer in [*self.plain.values(), *self.pairs.values()]:
+            turned = [pair for pair in self.pairs.values() if not isinstance(pair, CodedPair)]
+            for layer in [*self.plain.values(), *turned]:
                 layer.k[stream, moved] = self._turn(layer.k[stream, moved], delta, self.config.type_k)
             for pair in self.pairs.values():
                 for slot, cell in enumerate(pair.slot_cell[stream]):
@@ -271,7 +323,11 @@ class Oracle:
                             self.config.type_k if self.config.pool_type == "cache" else self.config.pool_type
                         )
                         by = cells.shift[[cell, cell]]
-                        pair.pool[stream, slot, :2] = self._turn(pair.pool[stream, slot, :2], by, kind)
+                        k = pair.pool[stream, slot, :2]
+                        if isinstance(pair, CodedPair):
+                            pair.pool[stream, slot, :2] = round_trip(rope(k, by, self.shape), kind)
+                        else:
+                            pair.pool[stream, slot, :2] = self._turn(k, by, kind)
             cells.shift[:] = 0
 
     def _turn(self, k: Array, delta: Array, kind: str) -> Array:

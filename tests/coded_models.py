@@ -1,0 +1,103 @@
+"""Plans with random codecs for tiny models: the file that the library reads, and the same for the oracle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gguf
+import numpy as np
+from oracle.code import Codec, Layout, random_codec
+from oracle.model import Config
+
+from minicache_cpp import _native
+from minicache_cpp._native import ffi, lib
+
+if TYPE_CHECKING:
+    from conftest import Loaded
+
+# units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits, by twice the head size; some numbers are dropped
+LAYOUTS = {
+    64: (Layout((1, 0, 0, 1, 1, 1, 0)), Layout((0, 1, 1, 0, 1, 0, 0))),
+    128: (Layout((2, 1, 0, 2, 1, 1, 0)), Layout((1, 1, 1, 1, 1, 1, 1))),
+}
+
+
+def fingerprint(loaded: Loaded) -> str:
+    """The library's name for a model."""
+    buffer = ffi.new("char[17]")
+    pointer = ffi.cast("struct llama_model *", loaded.model.handle)
+    _native.check(lib.llama_minicache_fingerprint(pointer, buffer), "llama_minicache_fingerprint")
+    return _native.text(buffer)
+
+
+def coded(
+    loaded: Loaded,
+    config: Config,
+    path: Path,
+    *,
+    rope_block: int = 16,
+    layouts: tuple[Layout, Layout] | None = None,
+    seed: int = 0,
+) -> Config:
+    """`config` with its pairs kept as codes, as the plan written to `path` says."""
+    shape = loaded.tiny.shape
+    layout_k, layout_v = layouts or LAYOUTS[2 * shape.head_size]
+    rng = np.random.default_rng([seed, 3])
+    codecs = tuple(
+        random_codec(
+            rng,
+            shape.n_head_kv,
+            layout_k,
+            layout_v,
+            shape.head_size,
+            shape.head_size,
+            rope=shape.rope,
+            n_rot=0 if shape.rope == "none" else shape.head_size,
+            rope_base=shape.rope_base,
+        )
+        for _ in config.pairs
+    )
+    config = replace(config, codecs=codecs, rope_block=rope_block, plan=str(path))
+    write_plan(loaded, config)
+    return config
+
+
+def write_plan(loaded: Loaded, config: Config, **changes: object) -> None:
+    """The plan file that `config` names; `changes` are keys of it to write otherwise."""
+    shape = loaded.tiny.shape
+    texts = {
+        "fingerprint": fingerprint(loaded),
+        "type_k": config.type_k,
+        "type_v": config.type_v,
+        "pool_type": config.pool_type,
+        "model": "tiny",
+        "tool": "a test",
+        "text": "none",
+        "notes": "{}",
+    }
+    numbers = {"version": 1, "n_layer": shape.n_layer, "rope_block": config.rope_block}
+    lists = {
+        "pairs": [layer for pair in config.pairs for layer in pair],
+        "units_k": [n for codec in config.codecs for n in codec.k.layout.units],
+        "units_v": [n for codec in config.codecs for n in codec.v.layout.units],
+        "heads": [shape.n_head_kv, shape.head_size, shape.head_size] * len(config.pairs),
+    }
+    writer = gguf.GGUFWriter(config.plan, "minicache")
+    writer.add_type("minicache-plan")
+    for group, add in ((texts, writer.add_string), (numbers, writer.add_uint32), (lists, writer.add_array)):
+        for name, value in group.items():
+            add(f"minicache.{name}", changes.get(name, value))  # type: ignore[operator]
+    writer.add_float32("minicache.retain", config.retain)
+    for (a, _), codec in zip(config.pairs, config.codecs, strict=True):
+        writer.add_tensor(f"pair.{a}.codec", codec_of_file(codec))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def codec_of_file(codec: Codec) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
+    """A plan's codec has no frequencies: they are the model's."""
+    return np.frombuffer(replace(codec, freq=np.zeros(0)).to_bytes(), dtype=np.int8)
