@@ -31,6 +31,13 @@ def required(variable: str, what: str, default: Path | None = None) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def own_user_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No plan of the user's is used or replaced, and no test calibrates that does not say so."""
+    os.environ["MINICACHE_CACHE_DIR"] = str(tmp_path_factory.mktemp("user-cache"))
+    os.environ["MINICACHE_CALIBRATE"] = "never"
+
+
+@pytest.fixture(scope="session", autouse=True)
 def quiet_library() -> None:
     bindings.llama_log_set(lowlevel.quiet, ctypes.c_void_p(0))
 

@@ -77,7 +77,8 @@ def notes(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def test_one_question_one_answer(models: dict[str, Path]) -> None:
-    done = run(models["chat"], "--prompt", "hello", "--max-tokens", 12, "--seed", 3, "--ctx", 300)
+    arguments = ["--prompt", "hello", "--max-tokens", 12, "--seed", 3, "--ctx", 300, "--config", "slerp"]
+    done = run(models["chat"], *arguments)
     assert done.returncode == 0
     assert done.stdout.strip()
     said = notes(done)
@@ -85,7 +86,7 @@ def test_one_question_one_answer(models: dict[str, Path]) -> None:
     assert said[-1].startswith("KV ")
     assert "of 512" in said[-1]  # llama.cpp rounds a context up to 256 cells
     assert "ratio 1.18" in said[-1]
-    again = run(models["chat"], "--prompt", "hello", "--max-tokens", 12, "--seed", 3, "--ctx", 300)
+    again = run(models["chat"], *arguments)
     assert again.stdout == done.stdout
 
 
@@ -138,7 +139,15 @@ def test_json_is_one_object(models: dict[str, Path]) -> None:
 def test_a_model_without_template_still_talks(models: dict[str, Path]) -> None:
     done = run(models["plain"], "--prompt", "hello", "--max-tokens", 4)
     assert done.returncode == 0
-    assert "no chat template" in notes(done)[0]
+    assert "no chat template" in notes(done)[1]
+
+
+def test_without_a_plan_and_calibration_the_cache_is_q8_0(models: dict[str, Path]) -> None:
+    for arguments in ([], ["--config", "auto"], ["--calibrate", "never"]):
+        said = notes(run(models["chat"], "--prompt", "hello", "--max-tokens", 4, *arguments))
+        assert "plain q8_0" in said[0]
+        assert f"minicache calibrate {models['chat']}" in said[0]
+        assert "ratio 1.88" in said[-1]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +170,8 @@ def test_a_model_without_template_still_talks(models: dict[str, Path]) -> None:
         (["{model}", "--config", "slerp:start=6"], "0 to 5"),
         (["{model}", "--config", "slerp:pairs=1-2;2-3"], "overlaps"),
         (["{model}", "--config", "slerp:start=5,strict=1"], "strict"),
-        (["{model}", "--config", "auto"], "calibration"),
+        (["{model}", "--config", "{tmp}/none.gguf"], "none.gguf does not exist"),
+        (["{model}", "--config", "{model}"], "is no plan"),
         (["{model}", "--prompt", "x", "--ctx", "256", "--json", "--system", "y" * 300], "tokens"),
         (["{broken}"], "chat template"),
     ],

@@ -83,7 +83,8 @@ def greedy(llm: Llama, n: int) -> list[int]:
         ({"type_v": 8}, "q8_0"),
         ({"pool_type": "q4_0"}, "f16, q8_0, cache"),
         ({"strict": "yes"}, "True"),
-        ({"plan": "model.plan.gguf"}, "calibration"),
+        ({"plan": "model.plan.gguf"}, "does not exist"),
+        ({"plan": 3}, "no path"),
     ],
 )
 def test_nonsense_settings_are_refused_with_the_valid_range(settings: dict[str, object], words: str) -> None:
@@ -141,8 +142,8 @@ def test_the_budget_is_the_native_one(random_model: str, retain: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"minicache": "auto"}, "calibration"),
-        ({"minicache": "plan.gguf"}, "calibration"),
+        ({"minicache": "auto", "calibrate": "always"}, "'once' nor 'never'"),
+        ({"minicache": "plan.gguf"}, "does not exist"),
         ({"minicache": 0.5}, "MiniCache"),
         ({"minicache": MiniCache(), "flash_attn": False}, "flash"),
         ({"minicache": MiniCache(type_k="q8_0"), "type_k": "q4_0"}, "q4_0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -194,7 +195,8 @@ bool llama_minicache_code_attention(
 
 ffi = cffi.FFI()
 ffi.cdef(
-    f"enum ggml_type {{ GGML_TYPE_F32 = 0, GGML_TYPE_COUNT = {GGML_TYPE_COUNT} }};\nstruct llama_context;\nstruct llama_model;"
+    f"enum ggml_type {{ GGML_TYPE_F32 = 0, GGML_TYPE_COUNT = {GGML_TYPE_COUNT} }};\n"
+    "struct llama_model;\nstruct llama_context;"
 )
 ffi.cdef(DECLARATIONS)
 lib: Any = ffi.dlopen(str(_library.load()))
@@ -228,7 +230,29 @@ def use_params(minicache: MiniCache) -> None:
     params.t, params.retain, params.strict = minicache.t, minicache.retain, minicache.strict
     pool = minicache.pool_type
     params.pool_type = GGML_TYPE_COUNT if pool == "cache" else GGML_TYPES[pool].number
+    plan = ffi.new("char[]", os.fsencode(minicache.plan)) if minicache.plan is not None else ffi.NULL
+    params.plan = plan
     check(lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_PARAMS, params), "llama_minicache_use")
+
+
+@contextmanager
+def observing_contexts() -> Iterator[None]:
+    """Contexts made inside, on this thread, merge nothing and name their Q, K and V."""
+    params = ffi.new("struct llama_minicache_params *", lib.llama_minicache_default_params())
+    params.observe = True
+    try:
+        check(lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_PARAMS, params), "llama_minicache_use")
+        yield
+    finally:
+        use_env()
+
+
+def fingerprint(model: Any) -> str:
+    """The fingerprint of a llama_model, as llama_cpp gives its pointer."""
+    buffer = ffi.new("char[17]")
+    pointer = ffi.cast("struct llama_model *", model)
+    check(lib.llama_minicache_fingerprint(pointer, buffer), "llama_minicache_fingerprint")
+    return text(buffer)
 
 
 def use_off() -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from . import host_memory, kv_size
-from .config import SPEC_HELP, CacheSpec, MiniCache
+from . import auto, host_memory, kv_size
+from .config import SPEC_HELP, CacheSpec
 from .demo_model import demo_model
 from .errors import MiniCacheError, MiniCacheWarning
 from .gguf_file import GGUFFile, read_gguf
@@ -40,9 +40,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file (default: the demo model)")
     cache = parser.add_argument_group("KV cache").add_mutually_exclusive_group()
     cache.add_argument(
-        "--config", metavar="SPEC", help=f"{SPEC_HELP}; default: the paper's settings, {MiniCache().spec()}"
+        "--config", metavar="SPEC", help=f"{SPEC_HELP}; default: this model's plan, made now if there is none"
     )
     cache.add_argument("--no-minicache", action="store_true", help="a plain f16 cache, for comparison")
+    parser.add_argument(
+        "--calibrate",
+        choices=auto.CHOICES,
+        help="without --config and a plan of the model: make one, or take plain q8_0 "
+        f"(default: as {auto.VARIABLE} says, once without it)",
+    )
     parser.add_argument(
         "--ctx",
         type=int,
@@ -79,10 +85,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_arguments(args)
-    spec = cache_spec(args)
+    spec = given_spec(args)
     path = Path(args.model) if args.model else demo_model()
     file = read_gguf(path)
     n_ctx = context_size(args.ctx, file)
+    if spec is None:
+        check_memory(file, auto.WITHOUT_PLAN, n_ctx, args.gpu_layers)  # before minutes of work
+        spec = auto.resolve(path, args.calibrate, note, args.gpu_layers, args.threads)
     check_memory(file, spec, n_ctx, args.gpu_layers)
     # a console of another encoding must not end an answer
     for stream in (sys.stdin, sys.stdout, sys.stderr):
@@ -112,10 +121,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise MiniCacheError("--json answers one message; give it with --prompt, or pipe it in")
 
 
-def cache_spec(args: argparse.Namespace) -> CacheSpec:
+def given_spec(args: argparse.Namespace) -> CacheSpec | None:
+    """The cache that is asked for, None where the model's plan decides."""
     if args.no_minicache:
         return CacheSpec("f16", "f16")
-    return CacheSpec.parse(args.config) if args.config else CacheSpec.of(MiniCache())
+    return CacheSpec.parse(args.config) if args.config not in (None, "auto") else None
 
 
 def context_size(wanted: int | None, file: GGUFFile) -> int:
@@ -188,7 +198,7 @@ class Chat:
                 "the speakers are called User and Assistant"
             )
         report = llm.kv_report()
-        if spec.minicache and not report.active:
+        if spec.minicache and report.note:
             note(f"no layer of this model is merged: {report.note}")
         sampling = Sampling(args.temp, args.top_k, args.top_p, args.min_p, args.repeat_penalty, args.seed)
         self.llm = llm

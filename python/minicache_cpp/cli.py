@@ -14,6 +14,7 @@ from .errors import MiniCacheError
 # name -> what it does; the module of the same name has EXAMPLE, configure(parser) and run(args) -> exit code
 COMMANDS = {
     "chat": "chat with a model whose KV cache is held as MiniCache",
+    "calibrate": "fit shared codes to a model, and write the plan that its cache is kept by",
     "inspect": "tell what a model's KV cache takes, without loading the model",
     "evaluate": "measure what KV caches cost in quality, against the model's own f16 cache",
     "longbench": "answer LongBench's questions with each of several KV caches",

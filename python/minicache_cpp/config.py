@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 
 from .errors import MiniCacheError
 from .ggml_types import POOL_TYPES, cache_type
 
 SPEC_HELP = (
-    'a cache type ("f16", "q8_0", "q4_0": a plain cache) or "slerp:start=0.5,t=0.6,retain=0.05,type=q4_0" '
-    "(also type_k, type_v, pool, pairs=8-9;10-11, strict; every key is optional)"
+    'a cache type ("f16", "q8_0", "q4_0": a plain cache), "slerp:start=0.5,t=0.6,retain=0.05,type=q4_0" '
+    "(also type_k, type_v, pool, pairs=8-9;10-11, strict; every key is optional), or the path of a plan, "
+    "a .gguf file that `minicache calibrate` writes"
 )
-NO_CALIBRATION = (
-    "comes with calibration, which this version does not have; "
-    "give MiniCache(start=0.5, t=0.6, retain=0.05) or a SPEC such as slerp:start=0.5,type=q4_0"
-)
+PLAN_DECIDES = ("start", "pairs", "t", "retain", "type_k", "type_v", "pool_type")
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class MiniCache:
     retain: the fraction of tokens, in [0, 1], that both layers keep unmerged.
     type_k, type_v: cache types of the directions and of the layers that are not merged.
     pool_type: type of the retained tokens: "f16", "q8_0", or "cache" for the cache types.
-    plan: reserved for plan files, which come with calibration.
+    plan: the path of a plan, which `minicache calibrate` makes for a model: it keeps pairs as shared codes,
+        and decides all of the above.
     strict: fail, rather than warn, where no pair (or not every explicit pair) can be merged.
     """
 
@@ -48,12 +48,12 @@ class MiniCache:
     type_k: str = "f16"
     type_v: str = "f16"
     pool_type: str = "q8_0"
-    plan: str | None = None
+    plan: str | os.PathLike[str] | None = None
     strict: bool = False
 
     def __post_init__(self) -> None:
         if self.plan is not None:
-            raise MiniCacheError(f"plan={self.plan!r}: a plan file {NO_CALIBRATION}")
+            self._take_over(self.plan)
         object.__setattr__(self, "start", _start(self.start))
         object.__setattr__(self, "pairs", _pairs(self.pairs))
         object.__setattr__(self, "t", _fraction("t", self.t))
@@ -68,6 +68,33 @@ class MiniCache:
         if not isinstance(self.strict, bool):
             raise MiniCacheError(f"strict={self.strict!r} is neither True nor False")
 
+    def _take_over(self, path: object) -> None:
+        """Set what the plan decides; it may have been said before in the same words."""
+        from .plan_file import read_plan
+
+        if not isinstance(path, str | os.PathLike):
+            raise MiniCacheError(f"plan={path!r} is no path of a plan file")
+        plan = read_plan(os.fspath(path))
+        decided = {
+            "pairs": tuple((pair.a, pair.b) for pair in plan.pairs) or None,
+            "retain": plan.retain,
+            "type_k": plan.type_k,
+            "type_v": plan.type_v,
+            "pool_type": plan.pool_type,
+        }
+        for one in fields(self):
+            if one.name not in PLAN_DECIDES:
+                continue
+            value = getattr(self, one.name)
+            if value not in (one.default, decided.get(one.name, one.default)):
+                raise MiniCacheError(
+                    f"{one.name}={value!r} is given beside plan={os.fspath(path)!r}, which decides it; "
+                    "leave one of them out"
+                )
+        for name, value in decided.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "plan", os.fspath(path))
+
     @property
     def pair_list(self) -> list[tuple[int, int]]:
         """The explicit pairs, none where `start` decides."""
@@ -76,8 +103,7 @@ class MiniCache:
     @property
     def retain_block(self) -> int:
         """Consecutive cells that share one retained token, round(1/retain); 0 where none are retained."""
-        retain = as_float32(self.retain)
-        return max(1, math.floor(1 / retain + 0.5)) if retain > 0 else 0
+        return retain_block(self.retain)
 
     def start_layer(self, n_layer: int) -> int:
         """The first layer that may be merged in a model of so many layers."""
@@ -86,7 +112,9 @@ class MiniCache:
         return int(as_float32(as_float32(self.start) * n_layer))
 
     def spec(self) -> str:
-        """The SPEC text of these settings; `parse` gives them back."""
+        """The SPEC text of these settings; `CacheSpec.parse` gives them back."""
+        if self.plan is not None:
+            return os.fspath(self.plan)
         where = [f"start={self.start}"]
         if self.pairs is not None:
             where = ["pairs=" + ";".join(f"{a}-{b}" for a, b in self.pairs)]
@@ -158,17 +186,23 @@ class CacheSpec:
 
     @classmethod
     def parse(cls, spec: str) -> CacheSpec:
-        """A SPEC, as the command line takes it: a cache type for a plain cache, or slerp:… for MiniCache."""
+        """A SPEC, as the command line takes it: a cache type for a plain cache, slerp:…, or a plan's path."""
         spec = spec.strip()
         if spec.partition(":")[0] == "slerp":
             return cls.of(MiniCache.parse(spec))
-        if spec == "auto" or spec.endswith(".gguf"):
-            raise MiniCacheError(f"{spec!r}: a plan {NO_CALIBRATION}")
+        if spec.endswith(".gguf"):
+            return cls.of(MiniCache(plan=spec))
         try:
             cache_type(spec, "SPEC")
         except MiniCacheError:
             raise MiniCacheError(f"{spec!r} is no cache setting; give {SPEC_HELP}") from None
         return cls(spec, spec)
+
+
+def retain_block(retain: float) -> int:
+    """The cells of which one is retained where this fraction of them is to be."""
+    retain = as_float32(retain)
+    return max(1, math.floor(1 / retain + 0.5)) if retain > 0 else 0
 
 
 def as_float32(value: float) -> float:

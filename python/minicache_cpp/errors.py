@@ -12,4 +12,4 @@ class MiniCacheError(ValueError, RuntimeError):
 
 
 class MiniCacheWarning(UserWarning):
-    """Something measured that makes the setting a bad choice for this model."""
+    """Something measured that makes the setting a bad choice for this model, or what "auto" does without a plan."""

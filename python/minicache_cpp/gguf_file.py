@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import re
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,37 @@ DEFAULT_ALIGNMENT = 32
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies."""
+
+    path: Path  # one of the files of a split model
+    offset: int
+    type_number: int  # enum ggml_type
+    dims: tuple[int, ...]  # the first is that of a row
+
+    @property
+    def n_bytes(self) -> int:
+        """0 where the type is unknown."""
+        ggml_type = BY_NUMBER.get(self.type_number)
+        return ggml_type.row_bytes(self.dims[0]) * math.prod(self.dims[1:]) if ggml_type and self.dims else 0
+
+    def read(self, n_bytes: int | None = None) -> bytes:
+        """The tensor's bytes, or the first ones."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.n_bytes if n_bytes is None else min(n_bytes, self.n_bytes))
+
+
+@dataclass(frozen=True)
 class GGUFFile:
-    """A GGUF file's keys; `weight_bytes` counts the tensors of all files of a split model."""
+    """A GGUF file's keys and tensors, those of all files of a split model; `weight_bytes` is the tensors' size."""
 
     path: Path
     keys: dict[str, Any]
     n_tensor: int
     weight_bytes: int
     array_lengths: dict[str, int] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def architecture(self) -> str:
@@ -57,6 +81,7 @@ def read_gguf(path: str | Path) -> GGUFFile:
         first.n_tensor + sum(part.n_tensor for part in rest),
         first.weight_bytes + sum(part.weight_bytes for part in rest),
         first.array_lengths,
+        {name: tensor for part in (first, *rest) for name, tensor in part.tensors.items()},
     )
 
 
@@ -104,21 +129,19 @@ class _Reader:
                     keys[key] = values
             else:
                 keys[key] = self.value(kind)
-        end = total = 0
+        found = []
         for _ in range(n_tensor):
-            self.string()
-            dims = [self.number("Q") for _ in range(self.number("I"))]
-            ggml_type, offset = BY_NUMBER.get(self.number("I")), self.number("Q")
-            size = 0
-            if ggml_type:
-                size = ggml_type.row_bytes(dims[0] if dims else 1)
-                for dim in dims[1:]:
-                    size *= dim
-            end, total = max(end, offset + size), total + size
+            name = self.string()
+            dims = tuple(self.number("Q") for _ in range(self.number("I")))
+            kind, offset = self.number("I"), self.number("Q")
+            found.append((name, Tensor(self.path, offset, kind, dims or (1,))))
         alignment = int(keys.get("general.alignment", DEFAULT_ALIGNMENT)) or DEFAULT_ALIGNMENT
-        if -(-self.at // alignment) * alignment + end > len(self.data):
+        start = -(-self.at // alignment) * alignment
+        tensors = {name: replace(tensor, offset=start + tensor.offset) for name, tensor in found}
+        if max((one.offset + one.n_bytes for one in tensors.values()), default=0) > len(self.data):
             raise self.truncated()
-        return GGUFFile(self.path, keys, n_tensor, total, lengths)
+        total = sum(tensor.n_bytes for tensor in tensors.values())
+        return GGUFFile(self.path, keys, n_tensor, total, lengths, tensors)
 
     def number(self, kind: str) -> Any:
         value = struct.unpack_from("<" + kind, self.data, self.at)[0]

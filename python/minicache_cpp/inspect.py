@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from .config import SPEC_HELP, CacheSpec
 from .demo_model import demo_model
 from .errors import MiniCacheError
 from .gguf_file import read_gguf
+from .plans import find_plan
 from .report import mib
 
 EXAMPLE = "minicache inspect model.gguf --ctx 32768"
@@ -39,16 +41,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    found = inspect_model(args.model or demo_model(), args.ctx, args.config or DEFAULT_SPECS)
+    found = inspect_model(args.model or demo_model(), args.ctx, args.config)
     print(json.dumps(found, indent=2) if args.json else table(found))
     return 0
 
 
-def inspect_model(
-    path: str | Path, n_ctx: int = 0, specs: tuple[str, ...] | list[str] = DEFAULT_SPECS
-) -> dict[str, Any]:
-    """Everything the table says, as one JSON-ready object."""
+def inspect_model(path: str | Path, n_ctx: int = 0, specs: Sequence[str] | None = None) -> dict[str, Any]:
+    """Everything the table says, as one JSON-ready object; without specs, common ones and the model's plan."""
     file = read_gguf(path)
+    if not specs:
+        plan = find_plan(file)
+        specs = [*DEFAULT_SPECS, *([str(plan)] if plan else [])]
     shape = kv_size.model_shape(file)
     n_ctx = n_ctx or shape.n_ctx_train
     if n_ctx < 1:
@@ -82,9 +85,7 @@ def inspect_model(
     }
 
 
-def _rows(
-    shape: kv_size.ModelShape, n_ctx: int, specs: tuple[str, ...] | list[str], notes: list[str]
-) -> list[Row]:
+def _rows(shape: kv_size.ModelShape, n_ctx: int, specs: Sequence[str], notes: list[str]) -> list[Row]:
     rows = []
     f16 = kv_size.kv_bytes(shape, CacheSpec("f16", "f16"), n_ctx)
     for spec in map(CacheSpec.parse, specs):
@@ -94,7 +95,7 @@ def _rows(
         except MiniCacheError as error:
             notes.append(f"{spec.name} can't be used: {error}")
             continue
-        if spec.minicache and not pairs and not shape.window:
+        if spec.minicache and not pairs and not shape.window and spec.minicache.plan is None:
             notes.append(
                 f"{spec.name} merges no pair: no two neighbouring layers from its start on are alike"
             )
@@ -118,17 +119,23 @@ def table(found: dict[str, Any]) -> str:
     ]
     if found["rows"]:
         head = f"KV cache at {found['context']} tokens"
-        width = max(len(head), *(len(row["name"]) for row in found["rows"]))
+        names = [label(row["name"]) for row in found["rows"]]
+        width = max(len(head), *map(len, names))
         lines += [
             "",
             f"{head:<{width}}  {'taken':>12}  bytes/token  ratio",
         ]
-        for row in found["rows"]:
+        for name, row in zip(names, found["rows"], strict=True):
             lines.append(
-                f"{row['name']:<{width}}  {mib(row['bytes']):>12}  "
+                f"{name:<{width}}  {mib(row['bytes']):>12}  "
                 f"{row['bytes_per_token']:>11,.0f}  {row['ratio']:>5.2f}"
             )
     return "\n".join([*lines, *(f"note: {note}" for note in found["notes"])])
+
+
+def label(name: str) -> str:
+    """A plan's path may be long, and its file's name says enough."""
+    return f"plan {Path(name).name}" if name.endswith(".gguf") else name
 
 
 def main(argv: list[str] | None = None) -> int:

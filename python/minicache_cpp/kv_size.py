@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .config import CacheSpec, MiniCache
+from .config import CacheSpec, MiniCache, retain_block
 from .errors import MiniCacheError
 from .ggml_types import GGML_TYPES, GGMLType
 from .gguf_file import GGUFFile
+from .plan_file import Plan, read_plan
 
 CELL_STEP = 256  # llama.cpp rounds a context up to whole steps
 ALIGNMENT = 32  # of tensors in a buffer
@@ -51,6 +52,7 @@ class ModelShape:
     n_head: int
     layers: list[Layer] = field(repr=False)
     window: int = 0
+    n_rot: int = 0  # numbers of a head of K that RoPE turns
     unknown: str = ""  # why the sizes of this model's cache can't be told from its header
 
     @property
@@ -63,6 +65,7 @@ def model_shape(file: GGUFFile) -> ModelShape:
     heads = _per_layer(file, "attention.head_count", n_layer)
     heads_kv = _per_layer(file, "attention.head_count_kv", n_layer, heads)
     n_head = max(heads, default=0)
+    keys = {key.removeprefix(f"{file.architecture}.") for key in file.keys}
     size = _whole(file, "embedding_length") // n_head if n_head else 0
     size_k = int(file.get("attention.key_length", size))
     size_v = int(file.get("attention.value_length", size))
@@ -73,6 +76,7 @@ def model_shape(file: GGUFFile) -> ModelShape:
         n_head=n_head,
         layers=[Layer(n, size_k, size_v) for n in heads_kv],
         window=window,
+        n_rot=int(file.get("rope.dimension_count", 0)) or (size_k if "rope.freq_base" in keys else 0),
         unknown=_unknown(file, heads_kv),
     )
 
@@ -85,9 +89,9 @@ def n_cells(n_ctx: int) -> int:
 def merged_pairs(shape: ModelShape, minicache: MiniCache) -> list[tuple[int, int]]:
     """The pairs that MiniCache merges in this model; explicit pairs must name its layers."""
     n_layer = len(shape.layers)
-    if minicache.pairs is not None:
+    if minicache.pairs is not None or minicache.plan is not None:
         pairs = minicache.pair_list
-        deepest = max(b for _, b in pairs)
+        deepest = max((b for _, b in pairs), default=0)
         if deepest >= n_layer:
             raise MiniCacheError(f"pairs name layer {deepest}; the model's layers are 0 to {n_layer - 1}")
     else:
@@ -111,28 +115,54 @@ def kv_bytes(shape: ModelShape, spec: CacheSpec, n_ctx: int) -> int:
         sizes = {getattr(layer, size) for layer in shape.attention_layers}
         if any(size % ggml_type.block for size in sizes):
             raise MiniCacheError(f"{ggml_type.name} needs heads of a multiple of {ggml_type.block} numbers")
-    pairs = merged_pairs(shape, spec.minicache) if spec.minicache else []
-    merged = {layer for pair in pairs for layer in pair}
-    total = sum(
-        _rows(type_k, layer.n_k, cells) + _rows(type_v, layer.n_v, cells)
-        for number, layer in enumerate(shape.layers)
-        if number not in merged
-    )
+    if spec.minicache is None:
+        return _plain_bytes(shape, type_k, type_v, cells, set())
+    if spec.minicache.plan is not None:
+        return plan_bytes(shape, read_plan(spec.minicache.plan), n_ctx)
+    pairs = merged_pairs(shape, spec.minicache)
+    total = _plain_bytes(shape, type_k, type_v, cells, {layer for pair in pairs for layer in pair})
     for a, _ in pairs:
-        assert spec.minicache is not None
-        total += _pair_bytes(shape.layers[a], type_k, type_v, spec.minicache, cells)
+        layer = shape.layers[a]
+        total += _rows(type_k, layer.n_k, cells) + _rows(type_v, layer.n_v, cells)
+        total += _rows(GGML_TYPES["f16"], MAGNITUDES * layer.n_head_kv, cells)
+        total += _retained_bytes(layer, spec, spec.minicache.pool_type, spec.minicache.retain_block, cells)
     return total
 
 
-def _pair_bytes(layer: Layer, type_k: GGMLType, type_v: GGMLType, minicache: MiniCache, cells: int) -> int:
-    directions = _rows(type_k, layer.n_k, cells) + _rows(type_v, layer.n_v, cells)
-    magnitudes = _rows(GGML_TYPES["f16"], MAGNITUDES * layer.n_head_kv, cells)
-    slots = -(-cells // minicache.retain_block) if minicache.retain_block else 0
-    pool_k, pool_v = type_k, type_v
-    if minicache.pool_type != "cache":
-        pool_k = pool_v = GGML_TYPES[minicache.pool_type]
-    pool = 2 * (_rows(pool_k, layer.n_k, slots) + _rows(pool_v, layer.n_v, slots))
-    return directions + magnitudes + pool + _aligned(SLOT_BYTES * (slots + SLOT_EXTRA))
+def plan_bytes(shape: ModelShape, plan: Plan, n_ctx: int) -> int:
+    """Bytes of the cache that a plan describes, codecs included."""
+    cells = n_cells(n_ctx)
+    spec = CacheSpec(plan.type_k, plan.type_v)
+    merged = {layer for pair in plan.pairs for layer in (pair.a, pair.b)}
+    total = _plain_bytes(shape, GGML_TYPES[plan.type_k], GGML_TYPES[plan.type_v], cells, merged)
+    for pair in plan.pairs:
+        for layout in (pair.layout_k, pair.layout_v):
+            total += _aligned(layout.row_bytes * pair.n_head_kv * cells)
+        total += _retained_bytes(shape.layers[pair.a], spec, plan.pool_type, retain_block(plan.retain), cells)
+    return total + plan_fixed_bytes(shape, plan)
+
+
+def plan_fixed_bytes(shape: ModelShape, plan: Plan) -> int:
+    """What a plan's cache allocates once, whatever the context: the codecs."""
+    return sum(_aligned(pair.codec_bytes(shape.n_rot)) for pair in plan.pairs)
+
+
+def _plain_bytes(
+    shape: ModelShape, type_k: GGMLType, type_v: GGMLType, cells: int, left_out: set[int]
+) -> int:
+    return sum(
+        _rows(type_k, layer.n_k, cells) + _rows(type_v, layer.n_v, cells)
+        for number, layer in enumerate(shape.layers)
+        if number not in left_out
+    )
+
+
+def _retained_bytes(layer: Layer, spec: CacheSpec, pool_type: str, block: int, cells: int) -> int:
+    """A pair's retained tokens, and the index of them."""
+    slots = -(-cells // block) if block else 0
+    pool_k, pool_v = (spec.type_k, spec.type_v) if pool_type == "cache" else (pool_type, pool_type)
+    pool = _rows(GGML_TYPES[pool_k], layer.n_k, slots) + _rows(GGML_TYPES[pool_v], layer.n_v, slots)
+    return 2 * pool + _aligned(SLOT_BYTES * (slots + SLOT_EXTRA))
 
 
 def _rows(ggml_type: GGMLType, n: int, n_rows: int) -> int:

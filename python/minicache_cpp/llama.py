@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from . import _native  # isort: skip  (it sees to it that llama_cpp, below, load
 import llama_cpp
 
 from ._native import bindings
-from .config import NO_CALIBRATION, MiniCache
+from .config import CacheSpec, MiniCache
 from .errors import MiniCacheError, MiniCacheWarning
 from .ggml_types import is_quantized, plain_cache_type
 from .report import KVReport, read_report
@@ -28,8 +29,11 @@ class Llama(llama_cpp.Llama):
             print(llm.create_chat_completion([{"role": "user", "content": "hi"}]))
             print(llm.kv_report())
 
-    minicache: MiniCache(...), or None for llama_cpp's own cache, bit for bit (whatever LLAMA_MINICACHE says).
+    minicache: None for llama_cpp's own cache, bit for bit (whatever LLAMA_MINICACHE says); MiniCache(...); the path
+        of a plan; or "auto" for the plan of this model, which is made once where there is none.
         MiniCache needs flash attention and names the cache types: leave flash_attn, type_k and type_v out.
+    calibrate: with "auto", "once" to make a missing plan (seconds for a small model, minutes for one of 8 billion
+        weights), or "never" to use plain q8_0 instead. None: as MINICACHE_CALIBRATE says, "once" without it.
     type_k, type_v: cache types by name ("q8_0") or, as in llama_cpp, by number.
 
     All other arguments and all methods are llama_cpp.Llama's.
@@ -39,15 +43,19 @@ class Llama(llama_cpp.Llama):
         self,
         model_path: str,
         *,
-        minicache: MiniCache | None = None,
+        minicache: MiniCache | str | os.PathLike[str] | None = None,
+        calibrate: str | None = None,
         type_k: str | int | None = None,
         type_v: str | int | None = None,
         flash_attn: bool | None = None,
         **arguments: Any,
     ) -> None:
         self._stack = ExitStack()  # close() is called even where what follows raises
-        self.minicache = checked(minicache)
-        self._distance_checked = minicache is None
+        spec = requested(minicache, model_path, calibrate, arguments)
+        self.minicache = minicache = spec.minicache if spec else None
+        self._distance_checked = minicache is None or minicache.plan is not None
+        if spec is not None and minicache is None:  # "auto" that found a plain cache best
+            type_k, type_v, flash_attn = type_k or spec.type_k, type_v or spec.type_v, True
         types: dict[str, Any] = {
             name: plain_cache_type(value, name).number
             for name, value in (("type_k", type_k), ("type_v", type_v))
@@ -119,12 +127,29 @@ class Llama(llama_cpp.Llama):
         self._seed = state.seed
 
 
-def checked(minicache: object) -> MiniCache | None:
-    if minicache is None or isinstance(minicache, MiniCache):
-        return minicache
-    if isinstance(minicache, str):
-        raise MiniCacheError(f"minicache={minicache!r}: a plan {NO_CALIBRATION}")
-    raise MiniCacheError(f"minicache={minicache!r} is neither None nor MiniCache(...)")
+def requested(
+    minicache: object, model_path: str, calibrate: str | None, arguments: dict[str, Any]
+) -> CacheSpec | None:
+    """How the cache is to be kept; None for llama_cpp's own."""
+    if minicache is None:
+        return None
+    if isinstance(minicache, MiniCache):
+        return CacheSpec.of(minicache)
+    if minicache == "auto":
+        from .auto import resolve
+
+        return resolve(
+            model_path,
+            calibrate,
+            lambda text: warnings.warn(text, MiniCacheWarning, stacklevel=4),
+            int(arguments.get("n_gpu_layers", 0)),
+            arguments.get("n_threads"),
+        )
+    if isinstance(minicache, str | os.PathLike):
+        return CacheSpec.of(MiniCache(plan=os.fspath(minicache)))
+    raise MiniCacheError(
+        f'minicache={minicache!r} is neither None, MiniCache(...), the path of a plan, nor "auto"'
+    )
 
 
 def set_state(llm: llama_cpp.Llama, data: bytes) -> None:

@@ -23,7 +23,8 @@ class LayerReport:
     kind: str  # "none", "plain", "merged a", "merged b" or "refused"
     partner: int | None
     bytes: int  # a merged layer's are half of its pair's
-    distance_k: float | None  # mean Ω/π of the pair's merged tokens, None before the first
+    # mean Ω/π of the pair's merged tokens, or, of a code, squared error over squared length; None before the first
+    distance_k: float | None
     distance_v: float | None
     n_merged: int
     reason: str  # why it was refused
@@ -44,17 +45,20 @@ class KVReport:
     """
 
     bytes: int
-    fixed_bytes: int  # allocated once, whatever the context: alignment
+    fixed_bytes: int  # allocated once, whatever the context: codecs and alignment
     bytes_f16: int
     bytes_plain: int  # a plain cache of the same K and V types
-    bytes_directions: int
+    bytes_directions: int  # directions or codes
     bytes_magnitudes: int
     bytes_pool: int  # retained tokens
     bytes_index: int
+    bytes_codec: int  # what codes are made and read with
     bytes_unmerged: int  # layers that are not merged
     ratio: float
     total_ratio: float
     active: bool  # some layers are merged
+    mode: str | None  # how: "slerp" (one direction) or "code" (a plan's shared code)
+    rope_block: int | None  # coded K is relative to the last multiple of this position
     n_cells: int  # per stream
     n_stream: int
     type_k: str
@@ -75,6 +79,11 @@ class KVReport:
         known = [distance for distance in distances if distance is not None]
         return sum(known) / len(known) if known else None
 
+    def _how(self) -> str:
+        if self.mode == "slerp":
+            return f"t {self.t:g}"
+        return f"codes, K relative to blocks of {self.rope_block}" if self.rope_block else "codes"
+
     def to_json(self, indent: int | None = None) -> str:
         return json.dumps(asdict(self), indent=indent)
 
@@ -83,13 +92,13 @@ class KVReport:
         lines = [f"KV cache of {self.n_cells} cells{streams}, K {self.type_k}, V {self.type_v}"]
         if self.active:
             pairs = ", ".join(f"{a}+{b}" for a, b in self.pairs)
-            lines.append(f"merged layers {pairs}; t {self.t:g}, one token in {_block(self.retain)} retained")
+            lines.append(f"merged layers {pairs}; {self._how()}, {_retained(self.retain)}")
         elif self.note:
             lines.append(f"no layer is merged: {self.note}")
         rows = [("taken", mib(self.bytes), "")]
         if self.active:
             rows += [
-                ("  directions", mib(self.bytes_directions), ""),
+                ("  codes" if self.mode == "code" else "  directions", mib(self.bytes_directions), ""),
                 ("  magnitudes", mib(self.bytes_magnitudes), ""),
                 (
                     "  retained tokens",
@@ -97,6 +106,7 @@ class KVReport:
                     f"{self.retained} of {self.retained_max} slots in use",
                 ),
                 ("  index", mib(self.bytes_index), ""),
+                *([("  codecs", mib(self.bytes_codec), "whatever the context")] if self.bytes_codec else []),
                 ("  unmerged layers", mib(self.bytes_unmerged), ""),
             ]
         rows.append(
@@ -109,7 +119,9 @@ class KVReport:
             )
         lines += [f"{name:<20}{size:>14}   {more}".rstrip() for name, size, more in rows]
         if self.active and self.distance is not None:
-            lines.append("mean distance (0: the same direction, 0.5: unrelated)")
+            coded = "mean squared error, relative to the squared length"
+            directions = "mean distance (0: the same direction, 0.5: unrelated)"
+            lines.append(coded if self.mode == "code" else directions)
             for a, b in self.pairs:
                 layer = self.layers[a]
                 if layer.distance is not None:
@@ -119,8 +131,8 @@ class KVReport:
         return "\n".join(lines)
 
 
-def _block(retain: float | None) -> str:
-    return str(round(1 / retain)) if retain else "none"
+def _retained(retain: float | None) -> str:
+    return f"one token in {round(1 / retain)} retained" if retain else "no token retained"
 
 
 def read_report(ctx: Any) -> KVReport:
@@ -155,7 +167,7 @@ def read_report(ctx: Any) -> KVReport:
     pool = None
     if raw.retain_block:
         pool = BY_NUMBER[raw.pool_type].name if raw.pool_type in BY_NUMBER else "cache"
-    fixed = raw.bytes_padding
+    fixed = raw.bytes_padding + raw.bytes_codec
     return KVReport(
         bytes=raw.bytes,
         fixed_bytes=fixed,
@@ -165,16 +177,19 @@ def read_report(ctx: Any) -> KVReport:
         bytes_magnitudes=raw.bytes_magnitudes,
         bytes_pool=raw.bytes_pool,
         bytes_index=raw.bytes_index,
+        bytes_codec=raw.bytes_codec,
         bytes_unmerged=raw.bytes_plain,
         ratio=_ratio(raw.bytes_f16, raw.bytes - fixed),
         total_ratio=_ratio(raw.bytes_f16, raw.bytes),
         active=raw.active,
+        mode=("code" if raw.coded else "slerp") if raw.active else None,
+        rope_block=raw.rope_block if raw.coded else None,
         n_cells=raw.n_cells,
         n_stream=raw.n_stream,
         type_k=type_k,
         type_v=type_v,
         pool_type=pool,
-        t=raw.t if raw.active else None,
+        t=raw.t if raw.active and not raw.coded else None,
         retain=raw.retain if raw.active else None,
         retained=raw.n_retained,
         retained_max=raw.n_retained_max,

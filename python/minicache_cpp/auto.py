@@ -1,0 +1,78 @@
+"""minicache="auto": the plan of a model, found, made once, or done without."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from . import kv_size
+from .config import CacheSpec, MiniCache
+from .errors import MiniCacheError
+from .ggml_types import GGML_TYPES
+from .gguf_file import read_gguf
+from .plans import find_plan
+
+VARIABLE = "MINICACHE_CALIBRATE"  # "once" or "never", where a program does not say
+CHOICES = ("once", "never")
+WITHOUT_PLAN = CacheSpec("q8_0", "q8_0")
+
+
+def calibrate_choice(value: str | None) -> str:
+    """Whether models without a plan are calibrated: as given, as the environment says, or once."""
+    choice = value if value is not None else os.environ.get(VARIABLE) or "once"
+    if choice not in CHOICES:
+        source = f"calibrate={choice!r}" if value is not None else f"{VARIABLE}={choice}"
+        raise MiniCacheError(f"{source} is neither 'once' nor 'never'")
+    return choice
+
+
+def resolve(
+    model_path: str | Path,
+    calibrate: str | None = None,
+    on_note: Callable[[str], None] = lambda text: None,
+    gpu_layers: int = 0,
+    threads: int | None = None,
+) -> CacheSpec:
+    """How to keep the cache of a model: as its plan says, or as q8_0 where there is no plan and none is to be made."""
+    choice = calibrate_choice(calibrate)
+    file = read_gguf(model_path)
+    path = find_plan(file)
+    if path is None and choice == "once":
+        path = _make(model_path, on_note, gpu_layers, threads)
+    if path is not None:
+        return CacheSpec.of(MiniCache(plan=path))
+    spec = without_plan(kv_size.model_shape(file))
+    if choice == "never":
+        on_note(
+            f"there is no plan of this model, so its cache is plain {spec.name}; "
+            f"`minicache calibrate {model_path}` makes one, which holds the cache smaller"
+        )
+    return spec
+
+
+def without_plan(shape: kv_size.ModelShape) -> CacheSpec:
+    """The cache of a model that has no plan: q8_0 where its heads can have that."""
+    block = GGML_TYPES[WITHOUT_PLAN.type_k].block
+    sizes = {size for layer in shape.attention_layers for size in (layer.head_size_k, layer.head_size_v)}
+    fits = not shape.unknown and all(size % block == 0 for size in sizes)
+    return WITHOUT_PLAN if fits else CacheSpec("f16", "f16")
+
+
+def _make(
+    model_path: str | Path, on_note: Callable[[str], None], gpu_layers: int, threads: int | None
+) -> Path | None:
+    from .calibrate import DEFAULT_RATIO, Options, calibrate
+    from .progress import Progress
+
+    on_note(
+        "there is no plan of this model: it is calibrated now, once; `never` in place of `once` does without"
+    )
+    options = Options(ratio=DEFAULT_RATIO, threads=threads or 0, gpu_layers=gpu_layers)
+    progress = Progress("calibrate", silent=not sys.stderr.isatty())
+    try:
+        return Path(calibrate(model_path, options, None, progress)["plan"])
+    except MiniCacheError as error:
+        on_note(f"the model can't be calibrated, so its cache is a plain one: {error}")
+        return None

@@ -1,0 +1,405 @@
+"""`minicache calibrate`: fit shared codes to a model, measure what they cost, and write the plan."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import __version__, kv_size, texts
+from .demo_model import demo_model
+from .errors import MiniCacheError
+from .fingerprint import fingerprint
+from .gguf_file import GGUFFile, read_gguf
+from .plan_file import Plan
+from .plans import plan_path
+from .progress import Progress
+from .report import mib
+from .user_cache import cache_dir
+from .work_folder import work_folder
+
+EXAMPLE = "minicache calibrate model.gguf --ratio 8 -o model.plan.gguf"
+DEFAULT_RATIO = 5.0
+DEFAULT_TOKENS = 8192
+DEFAULT_BLOCK = 128
+COMPARED = ("f16", "q8_0", "q4_0")
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+TINY, LARGE = 32 * 2**20, 2**30  # bytes of weights
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a calibration is done; the defaults are the command's."""
+
+    texts: tuple[Path, ...] = ()  # none: the package's own
+    ratio: float | None = None
+    max_kl: float | None = None
+    budget: int | None = None
+    n_ctx: int = 0
+    rope_block: int = DEFAULT_BLOCK
+    tokens: int = DEFAULT_TOKENS
+    refine: int | None = None  # None: once for a small model, not for a large one
+    threads: int = 0  # 0: the cores there are, one for a tiny model
+    gpu_layers: int = 0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file (default: the demo model)")
+    parser.add_argument(
+        "--text",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="UTF-8 text to calibrate with, of any length; may be repeated (default: the package's own)",
+    )
+    target = parser.add_argument_group("what is wanted").add_mutually_exclusive_group()
+    target.add_argument(
+        "--ratio",
+        type=float,
+        metavar="R",
+        help=f"f16 bytes per cached token over the plan's (default: {DEFAULT_RATIO:g})",
+    )
+    target.add_argument(
+        "--max-kl",
+        type=float,
+        metavar="X",
+        help="the smallest cache whose KL divergence from the f16 cache is at most X nats per token",
+    )
+    target.add_argument(
+        "--budget", metavar="SIZE", help="bytes of the whole cache at --ctx tokens, such as 512MiB"
+    )
+    parser.add_argument("--ctx", type=int, metavar="N", help="the context that --budget is for")
+    parser.add_argument(
+        "--rope-block",
+        type=int,
+        default=DEFAULT_BLOCK,
+        metavar="B",
+        help="K is coded relative to multiples of this position, 1 to 1024, 0: as it is (default %(default)s)",
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=DEFAULT_TOKENS,
+        metavar="N",
+        help="tokens of text to work with (default %(default)s)",
+    )
+    parser.add_argument(
+        "--refine",
+        type=int,
+        metavar="N",
+        help="rounds of measuring the sensitivities again, at what was chosen (default: 1, 0 above 1 GiB of weights)",
+    )
+    parser.add_argument("--threads", type=int, metavar="T", help="CPU threads (default: the cores there are)")
+    parser.add_argument(
+        "--gpu-layers", type=int, default=0, metavar="N", help="layers on the GPU, -1 for all (default 0)"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="PLAN",
+        help="the plan file (default: in the user's cache directory, where minicache='auto' finds it)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    options = options_of(args)
+    found = calibrate(args.model or demo_model(), options, args.output, Progress("calibrate"))
+    print(json.dumps(found, indent=2) if args.json else table(found))
+    return 0
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    budget = parse_size(args.budget) if args.budget is not None else None
+    if (budget is None) != (args.ctx is None):
+        raise MiniCacheError(
+            "--budget and --ctx go together: the size of the cache, and its context in tokens"
+        )
+    given = args.ratio is not None or args.max_kl is not None or budget is not None
+    return Options(
+        texts=tuple(args.text or ()),
+        ratio=args.ratio if given else DEFAULT_RATIO,
+        max_kl=args.max_kl,
+        budget=budget,
+        n_ctx=args.ctx or 0,
+        rope_block=args.rope_block,
+        tokens=args.tokens,
+        refine=args.refine,
+        threads=args.threads or 0,
+        gpu_layers=args.gpu_layers,
+    )
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 512MiB; K, M, G and T are powers of 1024."""
+    match = SIZE.fullmatch(text.strip())
+    if not match or float(match[1]) <= 0:
+        raise MiniCacheError(f"--budget {text}: it is no size; write one such as 512MiB or 1.5GiB")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def check_options(options: Options) -> None:
+    if options.ratio is not None and not 1 <= options.ratio < float("inf"):
+        raise MiniCacheError(f"--ratio {options.ratio:g}: it must be 1 or more")
+    if options.max_kl is not None and not 0 < options.max_kl < float("inf"):
+        raise MiniCacheError(f"--max-kl {options.max_kl:g}: it must be more than 0")
+    if options.refine is not None and not 0 <= options.refine <= 10:
+        raise MiniCacheError(f"--refine {options.refine}: it must be from 0 to 10")
+    for name, least, most in (
+        ("n_ctx", 0, 2**31 - 1),
+        ("rope_block", 0, 1024),
+        ("tokens", 128, 2**24),
+        ("threads", 0, 4096),
+        ("gpu_layers", -1, 2**31 - 1),
+    ):
+        if not least <= getattr(options, name) <= most:
+            option = {"n_ctx": "ctx"}.get(name, name).replace("_", "-")
+            raise MiniCacheError(f"--{option} {getattr(options, name)}: it must be from {least} to {most}")
+
+
+def calibrate(
+    model_path: str | Path, options: Options, output: Path | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Make the plan of a model, and write it; what was chosen and measured, as a JSON-ready object."""
+    check_options(options)
+    progress = progress or Progress("calibrate", silent=True)
+    file = read_gguf(model_path)
+    shape = kv_size.model_shape(file)
+    if shape.unknown:
+        raise MiniCacheError(
+            f"{model_path} can't be calibrated: {shape.unknown}; take a plain cache, such as --config q8_0"
+        )
+    check_output(output)
+    try:
+        return _Calibration(file, shape, options, output, progress).run()
+    finally:
+        progress.close()
+
+
+def default_threads(file: GGUFFile) -> int:
+    """The cores there are; threads that wait for each other only slow a tiny model down."""
+    from .chat import default_threads
+
+    return 1 if file.weight_bytes < TINY else default_threads()
+
+
+def check_output(output: Path | None) -> None:
+    """Refuse what can't be written before minutes of work, not after."""
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise MiniCacheError(f"{output} can't be written: give the path of a file in a folder that exists")
+
+
+class _Calibration:
+    def __init__(
+        self,
+        file: GGUFFile,
+        shape: kv_size.ModelShape,
+        options: Options,
+        output: Path | None,
+        progress: Progress,
+    ) -> None:
+        self.file, self.shape, self.options, self.progress = file, shape, options, progress
+        self.output = output or plan_path(file)
+        self.threads = options.threads or default_threads(file)
+        refine = options.refine
+        self.refine = (1 if file.weight_bytes < LARGE else 0) if refine is None else refine
+        self.fraction = 0.0
+
+    def run(self) -> dict[str, Any]:
+        from .bench_context import BenchModel
+        from .calibration_text import make_material
+        from .vocabulary import Vocabulary
+
+        options, shape = self.options, self.shape
+        paths: Sequence[Path] = options.texts or texts.calibration_files()
+        names = ", ".join(path.name for path in options.texts) or "the package's own text"
+        self.tell(0, "text")
+        with Vocabulary(self.file.path) as vocabulary:
+            self.material = make_material(vocabulary, paths, options.tokens, shape.n_ctx_train, names)
+        with (
+            work_folder(cache_dir() / "calibrations" / self.key()) as self.folder,
+            BenchModel(self.file.path, options.gpu_layers) as model,
+        ):
+            return self.with_model(model)
+
+    def key(self) -> str:
+        """Equal for calibrations that can take up each other's work."""
+        what = [fingerprint(self.file), self.file.weight_bytes, self.options.rope_block, __version__]
+        return hashlib.sha256(f"{what} {self.material.digest}".encode()).hexdigest()[:24]
+
+    def with_model(self, model: Any) -> dict[str, Any]:
+        from .capture import NotObservedError, Samples, capture
+        from .measurement import Meter
+        from .pair_fit import alike_pairs, fit_pair
+        from .planner import Planner, Target, choice_table
+
+        options, shape, material = self.options, self.shape, self.material
+        samples = Samples(self.folder, shape, material.fit)
+        pairs = alike_pairs(shape)
+        why = "no two neighbouring layers of this model can be paired"
+        try:
+            if pairs:
+                capture(model, samples, self.threads, self.on_chunk)
+                pairs = [(a, b) for a, b in pairs if samples.ropes[a] == samples.ropes[b]]
+        except NotObservedError as error:
+            pairs, why = [], str(error)
+        if not pairs:
+            self.progress.note(f"{why}: it gets a plain cache")
+        fits = []
+        for number, (a, b) in enumerate(pairs):
+            self.tell(0.22 + 0.08 * number / len(pairs), "fitting", f"layers {a}+{b}")
+            fits.append(fit_pair(self.file, samples, a, b, options.rope_block))
+        turned = any(fit.source.rope_block for fit in fits)
+        base = Plan(
+            fingerprint=fingerprint(self.file),
+            n_layer=len(shape.layers),
+            rope_block=options.rope_block if turned else 0,
+            model=str(self.file.keys.get("general.name") or ""),
+            tool=f"minicache-cpp {__version__}",
+            text=f"{material.description}, {sum(len(chunk.tokens) for chunk in material.fit)} tokens",
+        )
+        target = Target(options.ratio, options.max_kl, options.budget, options.n_ctx)
+        chunks = {"measure": material.measure, "check": material.check}
+        runs = 2 * len(fits) * (1 + self.refine) + 8
+        with Meter(model, chunks, self.threads, self.folder / "measured.json", self.on_run(runs)) as meter:
+            planner = Planner(shape, fits, meter, base, self.folder, self.progress.note)
+            if fits:
+                planner.probe()
+            chosen = planner.choose(target, self.refine)
+            checked = planner.measure(chosen.plan, "check", "the final check")
+            for _ in range(3):
+                if options.max_kl is None or checked.kl <= options.max_kl or not chosen.plan.pairs:
+                    break
+                stricter = chosen.measured.kl * 0.95 * min(1.0, options.max_kl / checked.kl)
+                chosen = planner.choose(replace(target, max_kl=stricter), self.refine)
+                checked = planner.measure(chosen.plan, "check", "the final check")
+            rows = choice_table(planner, chosen)
+            compared = self.compared(planner, chosen.plan, checked)
+            notes = {
+                "target": str(target),
+                "why": chosen.why,
+                "pairs": rows,
+                "measured": {"kl": chosen.measured.kl, "top1": chosen.measured.top1},
+                "checked": {"kl": checked.kl, "top1": checked.top1},
+            }
+            plan = replace(chosen.plan, notes=notes)
+            planner.write(plan, self.output)
+        return {
+            "model": str(self.file.path),
+            "plan": str(self.output),
+            "fingerprint": plan.fingerprint,
+            "target": str(target),
+            "why": chosen.why,
+            "pairs": rows,
+            "plain": {"type_k": plan.type_k, "type_v": plan.type_v},
+            "rope_block": plan.rope_block,
+            "retain": plan.retain,
+            "tokens": {
+                kind: sum(len(one.tokens) for one in getattr(material, kind))
+                for kind in ("fit", "measure", "check")
+            },
+            "context": self.context(),
+            "kl_measured": chosen.measured.kl,
+            "rows": compared,
+        }
+
+    def on_chunk(self, n: int) -> None:
+        n_chunk = len(self.material.fit)
+        self.tell(0.02 + 0.2 * n / n_chunk, "reading the text", f"chunk {n} of {n_chunk}")
+
+    def context(self) -> int:
+        return self.options.n_ctx or min(self.shape.n_ctx_train or 4096, 32768)
+
+    def compared(self, planner: Any, plan: Plan, checked: Any) -> list[dict[str, Any]]:
+        """The plan beside plain caches, on text that nothing was fitted to or chosen by."""
+        from .planner import ratio
+
+        n_ctx = self.context()
+        plans = [("plan", plan, checked)]
+        for name in COMPARED:
+            if name in planner.plain_types():
+                plain = planner.plain_plan(name)
+                plans.append((name, plain, planner.measure(plain, "check", f"{name}, for comparison")))
+        f16 = kv_size.plan_bytes(self.shape, planner.plain_plan("f16"), n_ctx)
+        rows = []
+        for name, one, measured in plans:
+            n_bytes = kv_size.plan_bytes(self.shape, one, n_ctx)
+            rows.append(
+                {
+                    "name": name,
+                    "bytes": n_bytes,
+                    "fixed_bytes": kv_size.plan_fixed_bytes(self.shape, one),
+                    "ratio": ratio(self.shape, one),
+                    "total_ratio": f16 / n_bytes,
+                    "kl": measured.kl,
+                    "top1": measured.top1,
+                }
+            )
+        return rows
+
+    def on_run(self, n_run: int) -> Any:
+        done = 0
+
+        def told(name: str) -> None:
+            nonlocal done
+            self.tell(0.3 + 0.7 * min(done / n_run, 1), "measuring", name)
+            done += 1
+
+        return told
+
+    def tell(self, fraction: float, stage: str, detail: str = "") -> None:
+        self.progress(fraction, stage, detail)
+
+
+def table(found: dict[str, Any]) -> str:
+    """What was chosen and why, and what came of it, for people."""
+    lines = [f"{Path(found['model']).name}: {found['target']}; {found['why']}"]
+    if found["pairs"]:
+        lines += [
+            "",
+            "layers     bits/value K     V   error K      V   sensitivity K       V   share of the loss",
+        ]
+        for row in found["pairs"]:
+            layers = "{}+{}".format(*row["layers"])
+            if row["bits_k"] is None:
+                lines.append(f"{layers:<8}  plain {row['kind']}{row['share']:>54.1%}")
+                continue
+            lines.append(
+                f"{layers:<8}  {row['bits_k']:>13.2f} {row['bits_v']:>5.2f}   {row['error_k']:>7.2%} "
+                f"{row['error_v']:>6.2%}   {row['sensitivity_k']:>13.2e} {row['sensitivity_v']:>7.1e}   "
+                f"{row['share']:>17.1%}"
+            )
+    if found["rope_block"]:
+        lines.append(f"K is coded relative to blocks of {found['rope_block']} positions")
+    if found["retain"]:
+        lines.append(f"one token in {round(1 / found['retain'])} is retained as {'q8_0'}")
+    lines += ["", f"cache at {found['context']} tokens      taken   ratio  total      KL    top-1"]
+    for row in found["rows"]:
+        lines.append(
+            f"{row['name']:<16} {mib(row['bytes']):>16}  {row['ratio']:>6.2f} {row['total_ratio']:>6.2f}  "
+            f"{row['kl']:>6.4f}  {row['top1']:>6.1%}"
+        )
+    tokens = found["tokens"]
+    lines.append(
+        f"measured on {tokens['check']} tokens of text that nothing was fitted to or chosen by, past tokens "
+        "from the cache"
+    )
+    lines.append(f"plan: {found['plan']}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    from .cli import run_command
+
+    return run_command("calibrate", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""What a model's attention reads: K and V of all layers, and how large its queries are, taken while it runs.
+
+The library names the tensors where llama_minicache_params.observe is set, and llama.cpp's evaluation callback hands
+them over. Chunk by chunk, K and V go to files as float16, so that memory holds one chunk: 6 bytes of each K and V
+value of its tokens, 192 MiB for 512 tokens of an 8B model. A chunk that is on disk is not run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _native
+from ._native import bindings
+from .bench_context import BenchModel
+from .calibration_text import Chunk
+from .errors import MiniCacheError
+from .kv_size import ModelShape
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+NAME = re.compile(rb"minicache_([qkv])-(\d+)")
+ROPES = ("none", "neighbours", "halves")  # by number, as llama_minicache_get_rope() tells them
+
+
+class NotObservedError(MiniCacheError):
+    """The model's attention does not go through the common path."""
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How RoPE turns the K of a layer."""
+
+    kind: str  # which numbers turn together: none, neighbours (2i, 2i + 1), halves (i, i + n_rot/2)
+    freq: tuple[float, ...] = ()  # radians per position
+
+    @property
+    def pairs(self) -> NDArray[np.int64]:
+        """The two numbers that each frequency turns, [2, n]."""
+        n = len(self.freq)
+        numbers = np.arange(2 * n)
+        return np.asarray(numbers.reshape(n, 2).T if self.kind == "neighbours" else numbers.reshape(2, n))
+
+    def turn(self, x: Floats, positions: NDArray[np.int64]) -> Floats:
+        """Rows [n, heads, d] turned by positions [n]."""
+        if self.kind == "none":
+            return x
+        first, second = self.pairs
+        angle = positions[:, None, None] * np.array(self.freq)
+        z = (x[..., first] + 1j * x[..., second]) * np.exp(1j * angle)
+        turned = np.array(x, dtype=np.float32)
+        turned[..., first], turned[..., second] = z.real, z.imag
+        return turned
+
+    def paired_mean(self, x: Doubles) -> Doubles:
+        """The last axis, averaged over the two numbers that turn together."""
+        if self.kind == "none":
+            return x
+        first, second = self.pairs
+        mean = (x[..., first] + x[..., second]) / 2
+        result = np.array(x)
+        result[..., first] = result[..., second] = mean
+        return result
+
+
+class Samples:
+    """The captured chunks, in a folder."""
+
+    def __init__(self, folder: Path, shape: ModelShape, chunks: Sequence[Chunk]) -> None:
+        self.folder, self.shape, self.chunks = folder, shape, chunks
+        self.ropes: list[Rope | None] = []  # None where a layer's K is turned in another way
+
+    def _file(self, number: int, kind: str) -> Path:
+        return self.folder / f"chunk-{number:04}.{kind}.npy"
+
+    def has(self, number: int) -> bool:
+        return self._file(number, "q").exists()
+
+    def write(self, number: int, seen: dict[tuple[str, int], Floats]) -> None:
+        """Put away what was seen of a chunk, the queries last: they tell that all is there."""
+        rows = []
+        squares = []
+        for number_of, layer in enumerate(self.shape.layers):
+            if not layer.n_head_kv:
+                continue
+            for kind in "kv":
+                rows.append(seen[kind, number_of].reshape(-1))
+            q = seen["q", number_of].astype(np.float64)
+            q = q.reshape(len(q), layer.n_head_kv, -1, layer.head_size_k)
+            squares.append((q**2).mean(axis=(0, 2)).reshape(-1))
+        _save(self._file(number, "kv"), np.concatenate(rows).astype(np.float16))
+        _save(self._file(number, "q"), np.concatenate(squares))
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """The positions of all samples."""
+        return np.concatenate([np.arange(len(chunk.tokens)) + chunk.position for chunk in self.chunks])
+
+    def layer(self, number: int) -> tuple[Floats, Floats]:
+        """K (after RoPE) and V of a layer, [tokens, heads, size]."""
+        keys, values = [], []
+        for index, chunk in enumerate(self.chunks):
+            n = len(chunk.tokens)
+            data = np.load(self._file(index, "kv"), mmap_mode="r")
+            start = n * sum(layer.n_k + layer.n_v for layer in self.shape.layers[:number])
+            layer = self.shape.layers[number]
+            middle, end = start + n * layer.n_k, start + n * (layer.n_k + layer.n_v)
+            keys.append(data[start:middle].reshape(n, layer.n_head_kv, layer.head_size_k).astype(np.float32))
+            values.append(data[middle:end].reshape(n, layer.n_head_kv, layer.head_size_v).astype(np.float32))
+        return np.concatenate(keys), np.concatenate(values)
+
+    def query_squares(self, number: int) -> Doubles:
+        """The mean square of the queries' numbers, over tokens and the query heads of each KV head, [heads, size]."""
+        layer = self.shape.layers[number]
+        start = sum(one.n_k for one in self.shape.layers[:number])
+        total = np.zeros(layer.n_k)
+        n = sum(len(chunk.tokens) for chunk in self.chunks)
+        for index, chunk in enumerate(self.chunks):
+            total += np.load(self._file(index, "q"))[start : start + layer.n_k] * (len(chunk.tokens) / n)
+        return total.reshape(layer.n_head_kv, layer.head_size_k)
+
+
+def capture(model: BenchModel, samples: Samples, threads: int, on_chunk: Callable[[int], None]) -> None:
+    """Run the model over the chunks that are not there yet, and find out how RoPE turns each layer's K."""
+    length = max(len(chunk.tokens) for chunk in samples.chunks)
+    samples.folder.mkdir(parents=True, exist_ok=True)
+    with observing(model, length, threads) as observed:
+        samples.ropes = [observed.rope(number) for number in range(len(samples.shape.layers))]
+        for number, chunk in enumerate(samples.chunks):
+            if not samples.has(number):
+                samples.write(number, observed.read(chunk, samples.shape))
+            on_chunk(number + 1)
+
+
+class Observed:
+    """A context whose Q, K and V are seen."""
+
+    def __init__(self) -> None:
+        self.seen: dict[tuple[str, int], Floats] = {}
+        self.failure: BaseException | None = None
+        self.ctx: Any = None
+        self.ggml = bindings._lib  # the libraries that libllama is linked to are found through it
+        self.ggml.ggml_get_name.argtypes = [ctypes.c_void_p]
+        self.ggml.ggml_get_name.restype = ctypes.c_char_p
+        self.ggml.ggml_nbytes.argtypes = [ctypes.c_void_p]
+        self.ggml.ggml_nbytes.restype = ctypes.c_size_t
+        self.ggml.ggml_backend_tensor_get.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+            ctypes.c_size_t,
+        ]
+        self.ggml.ggml_backend_tensor_get.restype = None
+        # native code holds on to the callback, so it must live as long
+        self.callback = bindings.ggml_backend_sched_eval_callback(self.receive)
+
+    def receive(self, tensor: int, ask: bool, _: object) -> bool:
+        try:
+            name = NAME.fullmatch(self.ggml.ggml_get_name(tensor))
+            if name and not ask:
+                data = np.empty(self.ggml.ggml_nbytes(tensor) // 4, np.float32)
+                self.ggml.ggml_backend_tensor_get(tensor, data.ctypes.data, 0, data.nbytes)
+                self.seen[name[1].decode(), int(name[2])] = data
+            return name is not None or not ask
+        except Exception as error:  # it must not go through native code
+            self.failure = error
+            return False
+
+    def rope(self, number: int) -> Rope | None:
+        ffi = _native.ffi
+        kind, n_rot = ffi.new("int32_t *"), ffi.new("int32_t *")
+        freq = ffi.new("double[]", 4096)
+        pointer = _native.context_pointer(self.ctx)
+        if not _native.lib.llama_minicache_get_rope(pointer, number, kind, n_rot, freq):
+            return None
+        return Rope(ROPES[kind[0]], tuple(freq[0 : n_rot[0] // 2]))
+
+    def read(self, chunk: Chunk, shape: ModelShape) -> dict[tuple[str, int], Floats]:
+        """Run a chunk; Q, K and V of every layer, [tokens, heads, size]."""
+        n = len(chunk.tokens)
+        self.seen.clear()
+        bindings.llama_memory_clear(bindings.llama_get_memory(self.ctx), True)
+        batch = bindings.llama_batch_init(n, 0, 1)
+        try:
+            batch.n_tokens = n
+            for i, token in enumerate(chunk.tokens):
+                batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, chunk.position + i, 1
+                batch.seq_id[i][0], batch.logits[i] = 0, i == n - 1
+            status = bindings.llama_decode(self.ctx, batch)
+        finally:
+            bindings.llama_batch_free(batch)
+        if self.failure:
+            raise self.failure
+        if status:
+            raise MiniCacheError(f"llama_decode failed with {status} at position {chunk.position}")
+        found = {}
+        for number, layer in enumerate(shape.layers):
+            sizes = {"q": layer.head_size_k, "k": layer.head_size_k, "v": layer.head_size_v}
+            for kind, size in sizes.items() if layer.n_head_kv else ():
+                if (kind, number) not in self.seen:
+                    raise NotObservedError(
+                        f"the {kind.upper()} of layer {number} can't be observed in this model"
+                    )
+                found[kind, number] = self.seen[kind, number].reshape(n, -1, size)
+        return found
+
+
+@contextlib.contextmanager
+def observing(model: BenchModel, length: int, threads: int) -> Iterator[Observed]:
+    """A context that reads chunks of up to `length` tokens in one step each."""
+    observed = Observed()
+    params = bindings.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = length
+    params.n_threads = params.n_threads_batch = threads
+    params.flash_attn_type = bindings.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    params.cb_eval = observed.callback
+    params.no_perf = True
+    model.log.clear()
+    with _native.observing_contexts():
+        observed.ctx = bindings.llama_init_from_model(model.model, params)
+    if observed.ctx is None:
+        raise MiniCacheError(f"the model can't be observed: {_native.last_error() or model.log.reason()}")
+    try:
+        yield observed
+    finally:
+        bindings.llama_free(observed.ctx)
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.save(file, array)
+    part.replace(path)

@@ -1,0 +1,189 @@
+"""Shared codes, fitted to samples of K or V of a pair's two layers.
+
+Per KV head, the unit vectors of both layers, each number times the root of its weight, are turned into the
+directions of greatest variance. For each of these coefficients and each width, the step of least squared error is
+searched for, and the error is kept, so that a planner can hand out bits (reverse water-filling). What comes of it
+is laid out as a codec of minicache-code.h.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .code_format import UNIT, Layout
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+CHOICES = (0, 1, 2, 3, 4, 5, 6, 8)  # widths of a coefficient, 0: left out
+# steps that are best for a Gaussian, in deviations, and what is tried around them
+GAUSSIAN_STEPS = {1: 1.596, 2: 0.9957, 3: 0.586, 4: 0.3352, 5: 0.1881, 6: 0.1041, 8: 0.0308}
+FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.12, 1.25, 1.45, 1.7, 2.0, 2.5)
+
+BINS, BIN = 4096, 1 / 256  # of the histogram of |coefficient|, in deviations
+SMALLEST = 1e-7  # deviation of a coefficient, for unit vectors: below it there is nothing to code
+
+# Decoders are float16: restored vectors of this length rather than 1 keep small steps clear of its subnormal
+# numbers. The magnitudes are shorter in turn.
+UNIT_LENGTH = 64.0
+
+MAG_MARGIN = np.log(2.0)  # on both sides of the magnitudes that were seen
+MAG_SPAN = np.log(1e4)  # smaller ones, of the largest, are as good as this small
+
+
+@dataclass(frozen=True)
+class PartFit:
+    """K, or V, of a pair: directions, steps and errors of each KV head."""
+
+    weight: Doubles  # [n_head_kv, 2d], of squared errors of unit vectors
+    vectors: Floats  # [n_head_kv, 2d, r], largest variance first
+    steps: Doubles  # [n_head_kv, choice, r]
+    errors: Doubles  # [n_head_kv, choice, r], weighted mean squared error
+
+    @property
+    def n_unit(self) -> int:
+        return int(self.steps.shape[2]) // UNIT
+
+    @property
+    def unit_errors(self) -> Doubles:
+        """The error of each choice for each unit, over all heads, [choice, unit]."""
+        total = self.errors.sum(axis=0)
+        return np.asarray(total.reshape(len(CHOICES), self.n_unit, UNIT).sum(axis=2))
+
+    def error(self, layout: Layout) -> float:
+        """The error of a code of this layout, what is left out included."""
+        widths = layout.widths + [0] * (self.n_unit - len(layout.widths))
+        unit_errors = self.unit_errors
+        return float(sum(unit_errors[CHOICES.index(width), unit] for unit, width in enumerate(widths)))
+
+
+@dataclass(frozen=True)
+class PartCodec:
+    """The arrays of a codec for K, or for V."""
+
+    layout: Layout
+    mag: Floats  # [n_head_kv, 2, 2]: log_min and log_step of each layer
+    weight: Floats  # [n_head_kv, 2d]
+    gain: Floats  # [n_head_kv, r]
+    decoder: NDArray[np.float16]  # [n_head_kv, 2d, r]
+
+
+def fit_part(x_a: Floats, x_b: Floats, weight: Doubles) -> PartFit:
+    """Fit the code of samples [n, n_head_kv, d] of both layers, errors weighted by weight [n_head_kv, 2d]."""
+    heads = range(x_a.shape[1])
+    fits = [_fit_head(_weighted(x_a, x_b, weight, head), float(weight[head].mean())) for head in heads]
+    vectors, steps, errors = (np.stack(parts) for parts in zip(*fits, strict=True))
+    return PartFit(weight, vectors, steps, errors)
+
+
+def make_codec(fit: PartFit, layout: Layout, x_a: Floats, x_b: Floats) -> PartCodec:
+    """The codec of a layout; the samples say how large magnitudes are."""
+    n_head, size, r = len(fit.weight), fit.weight.shape[1], layout.size
+    d = size // 2
+    widths = np.repeat(np.array(layout.widths, dtype=np.int64), UNIT)
+    choice = np.array([CHOICES.index(width) for width in widths], dtype=np.int64)
+    mag = np.zeros((n_head, 2, 2), np.float32)
+    gain = np.zeros((n_head, r), np.float32)
+    decoder = np.zeros((n_head, size, r), np.float16)
+    weight = np.asarray(fit.weight / fit.weight.mean(axis=1, keepdims=True), dtype=np.float32)
+    for head in range(n_head):
+        step = fit.steps[head, choice, np.arange(r)]
+        vectors = fit.vectors[head][:, :r]
+        scaled = vectors * step * (UNIT_LENGTH / np.sqrt(fit.weight[head]))[:, None]
+        decoder[head] = scaled
+        # the weights were divided by their mean, so that of y'y is back in here
+        gain[head] = fit.weight[head].mean() / (UNIT_LENGTH * step**2)
+        y = _weighted(x_a, x_b, fit.weight, head)
+        decoded = quantize(y @ vectors, step, widths) @ vectors.T
+        for side, x in enumerate((x_a, x_b)):
+            half = slice(side * d, (side + 1) * d)
+            lengths = np.linalg.norm(x[:, head].astype(np.float64), axis=1)
+            length = np.linalg.norm(y[:, half], axis=1)
+            restored = np.linalg.norm(decoded[:, half], axis=1) * UNIT_LENGTH
+            seen = restored > 0
+            mag[head, side] = _magnitudes(lengths[seen] * length[seen] / restored[seen])
+    return PartCodec(layout, mag, weight, gain, decoder)
+
+
+def codec_array(k: PartCodec, v: PartCodec) -> NDArray[np.int8]:
+    """The bytes of a pair's codec, without frequencies."""
+    words = [np.concatenate([k.mag, v.mag], axis=1), k.weight, k.gain, v.weight, v.gain]
+    parts = [np.ascontiguousarray(array, dtype="<f4").tobytes() for array in words]
+    parts += [np.ascontiguousarray(part.decoder, dtype="<f2").tobytes() for part in (k, v)]
+    return np.frombuffer(b"".join(parts), dtype=np.int8)
+
+
+def quantize(t: Floats, step: Doubles, widths: NDArray[np.int64]) -> Floats:
+    """Coefficients as their codes give them back."""
+    top = 2.0**widths - 1
+    level = np.clip(np.rint(t / step + top / 2), 0, top)
+    return np.asarray((level - top / 2) * step, dtype=np.float32)
+
+
+def unit_vectors(x: Floats) -> Floats:
+    """x/|x| along the last axis, zeros for a zero vector."""
+    x = x.astype(np.float32)
+    length = np.linalg.norm(x, axis=-1, keepdims=True)
+    return np.asarray(np.divide(x, length, out=np.zeros_like(x), where=length > 0))
+
+
+def _weighted(x_a: Floats, x_b: Floats, weight: Doubles, head: int) -> Floats:
+    unit = np.concatenate([unit_vectors(x_a[:, head]), unit_vectors(x_b[:, head])], axis=1)
+    return np.asarray(unit * np.sqrt(weight[head]), dtype=np.float32)
+
+
+def _fit_head(y: Floats, weight: float) -> tuple[Floats, Doubles, Doubles]:
+    """Directions [2d, r], steps and errors [choice, r] of weighted unit vectors [n, 2d]."""
+    n, size = y.shape
+    double = y.astype(np.float64)
+    _, vectors = np.linalg.eigh(double.T @ double / n)
+    vectors = vectors[:, ::-1][:, : size // UNIT * UNIT]
+    # either sign of a direction would do: take the one whose largest number is positive
+    largest = np.abs(vectors).argmax(axis=0)
+    vectors = vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
+    t = double @ vectors
+    deviation = np.sqrt((t**2).mean(axis=0))
+    floor = SMALLEST * np.sqrt(weight)
+    steps, errors = _best_steps(_histograms(t / np.maximum(deviation, floor)))
+    steps *= np.maximum(deviation, floor)
+    errors *= deviation**2
+    errors[0] = deviation**2
+    return np.asarray(vectors, dtype=np.float32), steps, errors
+
+
+def _histograms(t: Doubles) -> Doubles:
+    """The share of each bin of |t|, [r, bin]; t is in deviations."""
+    n, r = t.shape
+    bins = np.minimum((np.abs(t) / BIN).astype(np.int64), BINS - 1) + BINS * np.arange(r)
+    return np.asarray(np.bincount(bins.ravel(), minlength=r * BINS).reshape(r, BINS) / n)
+
+
+def _best_steps(histograms: Doubles) -> tuple[Doubles, Doubles]:
+    """Of each choice and coefficient, the best step and its squared error, in deviations, [choice, r]."""
+    middles = (np.arange(BINS) + 0.5) * BIN
+    r = len(histograms)
+    steps, errors = np.ones((len(CHOICES), r)), np.ones((len(CHOICES), r))
+    for choice, width in enumerate(CHOICES):
+        if width == 0:
+            continue
+        tried = GAUSSIAN_STEPS[width] * np.array(FACTORS)
+        top = 2.0**width - 1
+        level = np.clip(np.rint(middles / tried[:, None] + top / 2), 0, top)
+        squares = ((level - top / 2) * tried[:, None] - middles) ** 2  # [factor, bin]
+        found = squares @ histograms.T
+        best = found.argmin(axis=0)
+        steps[choice], errors[choice] = tried[best], found[best, np.arange(r)]
+    return steps, errors
+
+
+def _magnitudes(seen: Doubles) -> tuple[float, float]:
+    """log_min and log_step, with room on both sides of what was seen."""
+    logs = np.log(seen[seen > 0])
+    if not len(logs):
+        return 0.0, 0.01
+    last = logs.max() + MAG_MARGIN
+    first = max(logs.min(), logs.max() - MAG_SPAN) - MAG_MARGIN
+    return float(first), float((last - first) / 254)

@@ -1,0 +1,66 @@
+"""The bytes of a shared code, as minicache-code.h lays them down: what a pair's code and codec take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+WIDTHS = (8, 6, 5, 4, 3, 2, 1)  # bits of a code's segments, widest first
+UNIT = 16  # coefficients that share a width
+MAG_BYTES = 2  # the two layers' magnitudes, at the head of a row
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits."""
+
+    units: tuple[int, ...] = (0,) * len(WIDTHS)
+
+    @classmethod
+    def of(cls, unit_widths: Sequence[int]) -> Layout:
+        """The layout of units of these widths, 0 for those that are left out."""
+        return cls(tuple(sum(1 for one in unit_widths if one == width) for width in WIDTHS))
+
+    @property
+    def widths(self) -> list[int]:
+        """The bits of each unit."""
+        return [width for width, n in zip(WIDTHS, self.units, strict=True) for _ in range(n)]
+
+    @property
+    def size(self) -> int:
+        """Coefficients of a code."""
+        return UNIT * sum(self.units)
+
+    @property
+    def bits(self) -> int:
+        """Bits of all coefficients."""
+        return UNIT * sum(self.widths)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a code row, of one KV head of one token."""
+        return MAG_BYTES + self.bits // 8
+
+
+@dataclass(frozen=True)
+class PairFormat:
+    """How the K and V of layers a and b are kept as codes."""
+
+    a: int
+    b: int
+    n_head_kv: int
+    d_k: int
+    d_v: int
+    layout_k: Layout
+    layout_v: Layout
+
+    @property
+    def token_bytes(self) -> int:
+        return self.n_head_kv * (self.layout_k.row_bytes + self.layout_v.row_bytes)
+
+    def codec_bytes(self, n_rot: int = 0) -> int:
+        """Bytes of the codec; in a plan file it has no frequencies, n_rot = 0."""
+        n = self.n_head_kv
+        words = n * (8 + 2 * self.d_k + self.layout_k.size + 2 * self.d_v + self.layout_v.size)
+        halves = n * 2 * (self.d_k * self.layout_k.size + self.d_v * self.layout_v.size)
+        return 4 * (n_rot // 2) + 4 * words + 2 * halves

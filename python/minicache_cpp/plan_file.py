@@ -1,0 +1,173 @@
+"""A plan: the GGUF file that says for one model which layers are paired and how each pair is coded (docs/plan.md).
+
+The native library reads the keys that it acts on; `notes` and the rest are for people and for tools.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .code_format import WIDTHS, Layout, PairFormat
+from .errors import MiniCacheError
+from .ggml_types import CACHE_TYPES, GGML_TYPES, POOL_TYPES
+from .gguf_file import GGUFFile, read_gguf
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+VERSION = 1
+TYPE = "minicache-plan"  # general.type of a plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a plan file says, the codecs left out."""
+
+    fingerprint: str  # of the model it was made for
+    n_layer: int
+    rope_block: int = 0  # K is coded relative to the last multiple of this position; 0: as it is
+    type_k: str = "f16"  # of the layers that are not paired
+    type_v: str = "f16"
+    retain: float = 0.0  # fraction of tokens that both layers of a pair keep as they are
+    pool_type: str = "f16"  # of those
+    pairs: tuple[PairFormat, ...] = ()
+    model: str = ""  # the model's name
+    tool: str = ""  # what wrote the plan
+    text: str = ""  # what it was fitted to
+    notes: dict[str, Any] = field(
+        default_factory=dict, compare=False
+    )  # choices, sensitivities, what was measured
+
+    @property
+    def fixed_bytes(self) -> int:
+        return sum(pair.codec_bytes() for pair in self.pairs)
+
+
+def codec_name(pair: PairFormat) -> str:
+    return f"pair.{pair.a}.codec"
+
+
+def write_plan(path: str | Path, plan: Plan, codecs: Mapping[int, NDArray[np.int8]]) -> None:
+    """Write a plan; `codecs` are those of the pairs, by layer a. A file that was there is replaced at once."""
+    import gguf
+
+    path = Path(path)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = gguf.GGUFWriter(part, "minicache")
+        writer.add_type(TYPE)
+        writer.add_uint32("minicache.version", VERSION)
+        writer.add_string("minicache.fingerprint", plan.fingerprint)
+        writer.add_uint32("minicache.n_layer", plan.n_layer)
+        writer.add_uint32("minicache.rope_block", plan.rope_block)
+        writer.add_string("minicache.type_k", plan.type_k)
+        writer.add_string("minicache.type_v", plan.type_v)
+        writer.add_string("minicache.pool_type", plan.pool_type)
+        writer.add_float32("minicache.retain", plan.retain)
+        if plan.pairs:
+            writer.add_array("minicache.pairs", [layer for pair in plan.pairs for layer in (pair.a, pair.b)])
+            writer.add_array("minicache.units_k", [n for pair in plan.pairs for n in pair.layout_k.units])
+            writer.add_array("minicache.units_v", [n for pair in plan.pairs for n in pair.layout_v.units])
+            sizes = [n for pair in plan.pairs for n in (pair.n_head_kv, pair.d_k, pair.d_v)]
+            writer.add_array("minicache.heads", sizes)
+        writer.add_string("minicache.model", plan.model)
+        writer.add_string("minicache.tool", plan.tool)
+        writer.add_string("minicache.text", plan.text)
+        writer.add_string("minicache.notes", json.dumps(plan.notes, sort_keys=True))
+        for pair in plan.pairs:
+            codec = codecs[pair.a]
+            if codec.nbytes != pair.codec_bytes():
+                raise ValueError(f"the codec of layer {pair.a} has {codec.nbytes} bytes")
+            writer.add_tensor(codec_name(pair), codec)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        part.replace(path)
+    except OSError as error:
+        raise MiniCacheError(f"the plan {path} can't be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def read_plan(path: str | os.PathLike[str]) -> Plan:
+    """What a plan file says; refuses what is no plan, or a damaged one."""
+    file = read_gguf(Path(path))
+    if file.keys.get("general.type") != TYPE:
+        raise MiniCacheError(f"{path} is no plan; `minicache calibrate MODEL` makes one")
+    if file.keys.get("minicache.version") != VERSION:
+        raise MiniCacheError(
+            f"{path} is a plan of another version; make it anew with `minicache calibrate MODEL`"
+        )
+    try:
+        return _plan_of(file)
+    except (KeyError, TypeError, ValueError) as error:
+        raise MiniCacheError(
+            f"the plan {path} is damaged ({error}); make it anew with `minicache calibrate MODEL`"
+        ) from None
+
+
+def _plan_of(file: GGUFFile) -> Plan:
+    def key(name: str, kind: type) -> Any:
+        value = file.keys.get(f"minicache.{name}")
+        if not isinstance(value, kind):
+            raise ValueError(f"no valid minicache.{name}")
+        return value
+
+    plan = Plan(
+        fingerprint=key("fingerprint", str),
+        n_layer=key("n_layer", int),
+        rope_block=key("rope_block", int),
+        type_k=key("type_k", str),
+        type_v=key("type_v", str),
+        retain=key("retain", float),
+        pool_type=key("pool_type", str),
+        pairs=tuple(_pairs_of(key)) if "minicache.pairs" in file.keys else (),
+        model=str(file.keys.get("minicache.model", "")),  # an empty text is left out
+        tool=str(file.keys.get("minicache.tool", "")),
+        text=str(file.keys.get("minicache.text", "")),
+        notes=json.loads(key("notes", str)),
+    )
+    if plan.type_k not in CACHE_TYPES or plan.type_v not in CACHE_TYPES or plan.pool_type not in POOL_TYPES:
+        raise ValueError("an unknown cache type")
+    if not 0 <= plan.retain <= 1:
+        raise ValueError(f"retain {plan.retain}")
+    for pair in plan.pairs:
+        codec = file.tensors.get(codec_name(pair))
+        if codec is None or codec.type_number != GGML_TYPES["i8"].number:
+            raise ValueError(f"no codec of layer {pair.a}")
+        if codec.n_bytes != pair.codec_bytes():
+            raise ValueError(f"the codec of layer {pair.a} has the wrong size")
+    return plan
+
+
+def _pairs_of(key: Any) -> list[PairFormat]:
+    layers, sizes = key("pairs", list), key("heads", list)
+    units_k, units_v = key("units_k", list), key("units_v", list)
+    n_pair, n_width = len(layers) // 2, len(WIDTHS)
+    lengths = (len(layers), len(sizes), len(units_k), len(units_v))
+    if lengths != (2 * n_pair, 3 * n_pair, n_width * n_pair, n_width * n_pair):
+        raise ValueError("its lists differ in length")
+    seen = set(layers)
+    if len(seen) != len(layers) or min(seen) < 0 or max(seen) >= key("n_layer", int):
+        raise ValueError("its pairs overlap, or name layers that are none")
+    pairs = []
+    for i in range(n_pair):
+        units = slice(n_width * i, n_width * (i + 1))
+        layouts = Layout(tuple(units_k[units])), Layout(tuple(units_v[units]))
+        (a, b), (n_head_kv, d_k, d_v) = layers[2 * i : 2 * i + 2], sizes[3 * i : 3 * i + 3]
+        pair = PairFormat(a, b, n_head_kv, d_k, d_v, *layouts)
+        for layout, size in zip(layouts, (pair.d_k, pair.d_v), strict=True):
+            if min(layout.units) < 0 or layout.size > 2 * size:
+                raise ValueError(f"the code of layer {pair.a} is longer than what it codes")
+        pairs.append(pair)
+    return pairs

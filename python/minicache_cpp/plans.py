@@ -1,0 +1,28 @@
+"""The plans in the user's cache directory, found by the fingerprint of the model they were made for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import MiniCacheError
+from .fingerprint import fingerprint
+from .gguf_file import GGUFFile
+from .plan_file import read_plan
+from .user_cache import cache_dir
+
+
+def plan_path(file: GGUFFile) -> Path:
+    """Where the plan of a model is kept."""
+    return cache_dir() / "plans" / f"{fingerprint(file)}.gguf"
+
+
+def find_plan(file: GGUFFile) -> Path | None:
+    """The plan of a model, if there is a usable one."""
+    path = plan_path(file)
+    if not path.exists():
+        return None
+    try:
+        plan = read_plan(path)
+    except MiniCacheError:  # damaged, or of another version: as good as none
+        return None
+    return path if plan.fingerprint == fingerprint(file) else None

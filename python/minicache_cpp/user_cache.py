@@ -1,0 +1,23 @@
+"""Where this package keeps files for the user: plans, and what a calibration has done so far."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+VARIABLE = "MINICACHE_CACHE_DIR"
+
+
+def cache_dir() -> Path:
+    """MINICACHE_CACHE_DIR, or a folder in the user's cache directory."""
+    if override := os.environ.get(VARIABLE):
+        return Path(override)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "minicache-cpp"
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+        return Path(base) / "minicache-cpp"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "minicache-cpp"
+    return Path.home() / ".cache" / "minicache-cpp"

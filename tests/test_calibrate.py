@@ -1,0 +1,483 @@
+"""`minicache calibrate`: what it sees of a model, what it chooses, and that it does so again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+
+from minicache_cpp import (
+    CacheSpec,
+    Llama,
+    MiniCache,
+    MiniCacheError,
+    MiniCacheWarning,
+    calibrate,
+    kv_size,
+    measurement,
+    texts,
+)
+from minicache_cpp import capture as capture_module
+from minicache_cpp.bench_context import BenchModel
+from minicache_cpp.calibrate import Options
+from minicache_cpp.calibration_text import Chunk, Texts, make_material
+from minicache_cpp.capture import Samples, capture
+from minicache_cpp.gguf_file import read_gguf
+from minicache_cpp.pair_fit import output_weights
+from minicache_cpp.plan_file import read_plan
+from minicache_cpp.plans import find_plan, plan_path
+from minicache_cpp.progress import Progress
+from minicache_cpp.vocabulary import Vocabulary
+from minicache_cpp.work_folder import work_folder
+
+QUICK = Options(ratio=5.0, tokens=1024, threads=1)
+SENTENCES = "The quick brown fox, no. {}, jumps over the lazy dog; {} dogs bark. "
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "plain": tiny_models.random_model(n_layer=4).write(folder / "plain.gguf"),
+        "odd": tiny_models.random_model(n_layer=3, arch="qwen2").write(folder / "odd.gguf"),
+        "alibi": tiny_models.random_model(n_layer=2, arch="refact").write(folder / "alibi.gguf"),
+        "window": tiny_models.sliding_window_model(folder / "window.gguf"),
+    }
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(SENTENCES.format(i, i * i) for i in range(200)))
+    return path
+
+
+def made(model: Path, text: Path, output: Path, **more: Any) -> dict[str, Any]:
+    values = {"ratio": 5.0, "tokens": 1024, "threads": 1, "refine": 0, "texts": (text,), **more}
+    return calibrate.calibrate(model, Options(**values), output)
+
+
+@pytest.fixture(scope="module")
+def found(models: dict[str, Path], text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return made(models["plain"], text, tmp_path_factory.mktemp("plans") / "plan.gguf")
+
+
+#
+# what is seen
+#
+
+
+@pytest.mark.parametrize("name", ["plain", "odd", "alibi"])
+def test_what_is_captured_is_what_the_model_computes(
+    models: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    chunks = [Chunk(tiny_models.prompt(40), 0), Chunk(tiny_models.prompt(30, seed=1), 3000)]
+    shape = kv_size.model_shape(read_gguf(models[name]))
+    samples = Samples(tmp_path, shape, chunks)
+    with BenchModel(models[name]) as model:
+        capture(model, samples, 1, lambda n: None)
+    arch = {"plain": "llama", "odd": "qwen2", "alibi": "refact"}[name]
+    tiny = tiny_models.random_model(n_layer=len(shape.layers), arch=arch)
+    tokens = [token for chunk in chunks for token in chunk.tokens]
+    x = tiny.weights["token_embd.weight"][tokens].astype(np.float64)
+    normed = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + tiny.shape.eps)
+    normed *= tiny.weights["blk.0.attn_norm.weight"]
+
+    def project(kind: str, n_head: int) -> Any:
+        rows = normed @ tiny.weights[f"blk.0.attn_{kind}.weight"].T
+        if f"blk.0.attn_{kind}.bias" in tiny.weights:
+            rows = rows + tiny.weights[f"blk.0.attn_{kind}.bias"]
+        return rows.reshape(len(tokens), n_head, -1).astype(np.float32)
+
+    rope = samples.ropes[0]
+    assert rope is not None
+    assert rope.kind == tiny.shape.rope
+    k, v = samples.layer(0)
+    np.testing.assert_allclose(v, project("v", 2), atol=5e-3)
+    np.testing.assert_allclose(k, rope.turn(project("k", 2), samples.positions), atol=5e-3)
+    if rope.kind != "none":
+        freq = 10000.0 ** (-np.arange(16) / 16)
+        np.testing.assert_allclose(rope.freq, freq, rtol=1e-6)
+    q = (project("q", 4).reshape(len(tokens), 2, 2, 32) ** 2).mean(axis=(0, 2))
+    np.testing.assert_allclose(
+        rope.paired_mean(samples.query_squares(0)), rope.paired_mean(q.astype(np.float64)), rtol=1e-3
+    )
+
+
+def test_values_weigh_as_the_output_matrix_reads_them(models: dict[str, Path]) -> None:
+    file = read_gguf(models["plain"])
+    matrix = tiny_models.random_model(n_layer=4).weights["blk.1.attn_output.weight"].astype(np.float64)
+    expected = (matrix.reshape(128, 2, 64) ** 2).sum(axis=(0, 2)) / 32
+    np.testing.assert_allclose(output_weights(file, kv_size.model_shape(file), 1), expected, rtol=1e-5)
+
+
+#
+# text
+#
+
+
+def test_chunks_of_a_short_text_are_disjoint_and_all_over_it(models: dict[str, Path], text: Path) -> None:
+    with Vocabulary(models["plain"]) as vocabulary:
+        material = make_material(vocabulary, [text], 4096, 4096, "")
+        tokens = vocabulary.tokenize(text.read_text())
+    chunks = [*material.fit, *material.measure, *material.check]
+    assert len(material.fit) >= len(material.measure) >= len(material.check) >= 1
+    found = []
+    data = bytes(token % 256 for token in tokens)
+    for chunk in chunks:
+        part = bytes(token % 256 for token in chunk.tokens[1:])  # without the beginning-of-text token
+        found.append((data.index(part), len(part)))
+    found.sort()
+    assert all(start + n <= after for (start, n), (after, _) in itertools.pairwise(found))
+    assert found[0][0] < len(data) / 8 and found[-1][0] > len(data) * 6 / 8
+    positions = sorted(chunk.position for chunk in chunks)
+    assert positions[0] == 0 and positions[-1] > 2500
+
+
+def test_a_text_of_gigabytes_is_not_read_whole(models: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "large.txt"
+    size = 3 * 2**30
+    with path.open("wb") as file:  # sparse: it takes no room
+        for i in range(64):
+            file.seek(i * size // 64)
+            file.write(f"é{i}".encode() * 1000)
+        file.truncate(size)
+    with Vocabulary(models["plain"]) as vocabulary:
+        tracemalloc.start()
+        material = make_material(vocabulary, [path, path], 2048, 4096, "")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert sum(len(chunk.tokens) for chunk in material.fit) >= 512
+    assert peak < 32 * 2**20
+
+
+def test_a_character_is_not_cut(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("äöü" * 10)
+    (tmp_path / "b").write_text("€€€")
+    texts = Texts([tmp_path / "a", tmp_path / "b"])
+    assert texts.size == 69
+    for start in range(60):
+        assert set(texts.read(start, 9)) <= set("äöü€\n")
+    assert texts.read(0, 69) == "äöü" * 10 + "\n\n€€€"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [(b"abc\xff" * 4000, "not UTF-8"), (b"too short", "too few tokens"), (None, "does not exist")],
+)
+def test_a_useless_text_is_refused(
+    models: dict[str, Path], tmp_path: Path, data: bytes | None, words: str
+) -> None:
+    path = tmp_path / "text.txt"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(MiniCacheError, match=words):
+        made(models["plain"], path, tmp_path / "plan.gguf")
+
+
+#
+# what is chosen
+#
+
+
+def test_the_plan_meets_the_ratio_and_says_why(models: dict[str, Path], found: dict[str, Any]) -> None:
+    plan = read_plan(found["plan"])
+    assert [(pair.a, pair.b) for pair in plan.pairs] == [(0, 1), (2, 3)]
+    with Llama(str(models["plain"]), n_ctx=4096, minicache=found["plan"], verbose=False) as llm:
+        report = llm.kv_report()
+    assert 5.0 <= report.ratio < 5.1
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["plan"]["bytes"] == pytest.approx(report.bytes, abs=4096)
+    assert rows["plan"]["ratio"] == pytest.approx(report.ratio, rel=1e-3)
+    assert rows["f16"]["kl"] == 0.0
+    assert 0 < rows["q8_0"]["kl"] < rows["plan"]["kl"]
+    assert sum(row["share"] for row in found["pairs"]) == pytest.approx(1)
+    assert plan.notes["pairs"] == found["pairs"]
+    assert plan.notes["checked"]["kl"] == rows["plan"]["kl"]
+    for pair, row in zip(plan.pairs, found["pairs"], strict=True):
+        assert row["bits_k"] == pair.layout_k.bits / (2 * pair.d_k)
+        assert row["sensitivity_k"] > 0
+    printed = calibrate.table(found)
+    for words in ("0+1", "2+3", "ratio 5", "q4_0", str(found["plan"])):
+        assert words in printed
+
+
+def test_the_plan_holds_more_than_q4_0_does_at_its_size(
+    models: dict[str, Path], text: Path, tmp_path: Path
+) -> None:
+    found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=3.56)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert found["pairs"]
+    assert rows["plan"]["ratio"] >= 3.56
+    assert rows["plan"]["kl"] < rows["q4_0"]["kl"]
+
+
+def test_bits_go_where_the_model_looks(text: Path, tmp_path: Path) -> None:
+    """Layers 2 and 3 attend, and nothing of it gets into the output."""
+    tiny = tiny_models.random_model(n_layer=4)
+    for layer in (2, 3):
+        tiny.weights[f"blk.{layer}.attn_output.weight"][:] = 0
+    found = made(tiny.write(tmp_path / "blind.gguf"), text, tmp_path / "plan.gguf", ratio=4.0)
+    seen, unseen = found["pairs"]
+    assert seen["bits_k"] + seen["bits_v"] > unseen["bits_k"] + unseen["bits_v"] + 2
+    assert min(seen["bits_k"], seen["bits_v"]) > 3.5  # 3.86 is the mean of all
+    assert max(unseen["sensitivity_k"], 0) < seen["sensitivity_k"]
+
+
+def test_the_same_input_gives_the_same_bytes(
+    models: dict[str, Path], text: Path, tmp_path: Path, found: dict[str, Any]
+) -> None:
+    again = made(models["plain"], text, tmp_path / "again.gguf")
+    assert Path(again["plan"]).read_bytes() == Path(found["plan"]).read_bytes()
+
+
+def test_what_was_cut_off_is_taken_up(
+    models: dict[str, Path],
+    text: Path,
+    tmp_path: Path,
+    found: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path / "cache"))
+    n_run = 0
+    read = measurement.Meter._read
+
+    def interrupted(self: measurement.Meter, spec: CacheSpec, kind: str) -> Any:
+        nonlocal n_run
+        n_run += 1
+        if n_run == 5:
+            raise KeyboardInterrupt
+        return read(self, spec, kind)
+
+    told: list[str] = []
+    monkeypatch.setattr(Progress, "__call__", lambda self, fraction, stage, detail="": told.append(detail))
+    monkeypatch.setattr(measurement.Meter, "_read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made(models["plain"], text, tmp_path / "plan.gguf")
+    assert not (tmp_path / "plan.gguf").exists()
+    done = [detail for detail in told if detail.startswith(("all pairs", "K of", "V of"))]
+    assert len(done) >= 3
+    told.clear()
+    monkeypatch.setattr(capture_module.Observed, "read", None)  # nothing is captured again
+    again = made(models["plain"], text, tmp_path / "plan.gguf")
+    assert not set(told) & set(done[:-1])  # and nothing measured again but what was cut off
+    assert Path(again["plan"]).read_bytes() == Path(found["plan"]).read_bytes()
+    assert list((tmp_path / "cache" / "calibrations").iterdir()) == []  # it is done, and nothing is left
+
+
+def test_two_at_once_dont_meddle_with_each_other(tmp_path: Path) -> None:
+    with work_folder(tmp_path / "work") as one:
+        assert one == tmp_path / "work"
+        (one / "file").write_text("kept")
+        command = [sys.executable, "-c", WORK, str(tmp_path / "work")]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=True)
+        assert done.stdout.strip() != str(one)
+        assert [path.name for path in one.iterdir()] == ["file"]
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyError), work_folder(tmp_path / "work") as one:
+        raise KeyError
+    assert (tmp_path / "work").is_dir()
+
+
+WORK = """
+import sys
+from pathlib import Path
+from minicache_cpp.work_folder import work_folder
+with work_folder(Path(sys.argv[1])) as folder:
+    print(folder)
+"""
+
+
+def test_max_kl_is_kept(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=None, max_kl=0.01)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["plan"]["kl"] <= 0.01
+    assert rows["plan"]["ratio"] > 1.88
+    # half the loss takes more room
+    other = made(models["plain"], text, tmp_path / "other.gguf", ratio=None, max_kl=0.002)
+    assert next(row for row in other["rows"] if row["name"] == "plan")["ratio"] < rows["plan"]["ratio"]
+
+
+def test_a_budget_is_kept_codecs_included(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    budget = 300_000
+    found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=None, budget=budget, n_ctx=2048)
+    with Llama(str(models["plain"]), n_ctx=2048, minicache=found["plan"], verbose=False) as llm:
+        report = llm.kv_report()
+    assert budget * 0.95 < report.bytes <= budget + 8 * 32  # alignment of buffers is not told
+    assert report.fixed_bytes > 10_000
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.5, 1.9, 2.5])
+def test_no_plan_is_worse_than_a_plain_cache_of_its_size(
+    models: dict[str, Path], text: Path, tmp_path: Path, ratio: float
+) -> None:
+    found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=ratio)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["plan"]["ratio"] >= ratio
+    if ratio <= 1.0:
+        assert found["kl_measured"] == 0.0
+    if ratio <= 1.88:
+        assert found["kl_measured"] <= rows["q8_0"]["kl"] * 2
+
+
+def test_where_codes_are_bad_the_plan_is_plain(
+    models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken fit measures badly, and loses against plain types."""
+    from minicache_cpp import code_fit
+
+    monkeypatch.setattr(code_fit, "GAUSSIAN_STEPS", dict.fromkeys(range(1, 9), 4.0))
+    found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=1.88)
+    assert found["pairs"] == []
+    assert found["plain"] == {"type_k": "q8_0", "type_v": "q8_0"}
+    assert "plain q8_0" in found["why"]
+
+
+def test_an_odd_layer_is_plain(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    found = made(models["odd"], text, tmp_path / "plan.gguf", ratio=4.0)
+    plan = read_plan(found["plan"])
+    assert [(pair.a, pair.b) for pair in plan.pairs] == [(0, 1)]
+    assert plan.type_k in ("q8_0", "q4_0")
+    with Llama(str(models["odd"]), n_ctx=1024, minicache=found["plan"], verbose=False) as llm:
+        assert llm.kv_report().ratio >= 3.99
+        assert llm.kv_report().layers[2].kind == "plain"
+
+
+def test_a_model_without_rope_has_no_blocks(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    found = made(models["alibi"], text, tmp_path / "plan.gguf")
+    assert found["rope_block"] == 0
+    assert found["pairs"]
+    with Llama(str(models["alibi"]), n_ctx=1024, minicache=found["plan"], verbose=False) as llm:
+        assert llm.kv_report().mode == "code"
+
+
+def test_a_model_whose_layers_cant_be_paired_is_told_so(
+    models: dict[str, Path], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = Options(ratio=3.0, tokens=1024, threads=1, texts=(text,))
+    found = calibrate.calibrate(models["window"], options, tmp_path / "plan.gguf", Progress("calibrate"))
+    assert found["pairs"] == []
+    assert "can be paired" in capsys.readouterr().err
+    with Llama(str(models["window"]), n_ctx=512, minicache=found["plan"], verbose=False) as llm:
+        assert llm.kv_report().type_k == found["plain"]["type_k"]
+
+
+def test_a_ratio_that_cant_be_is_refused_with_the_best_one(
+    models: dict[str, Path], text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(MiniCacheError, match=r"ratio 1000 can't be had.*times smaller"):
+        made(models["plain"], text, tmp_path / "plan.gguf", ratio=1000.0)
+
+
+#
+# automatically
+#
+
+
+def test_auto_calibrates_once(
+    models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(texts, "calibration_files", lambda: [text])
+    arguments: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "verbose": False, "minicache": "auto"}
+    with pytest.warns(MiniCacheWarning, match="plain q8_0.*minicache calibrate"):
+        llm = Llama(str(models["plain"]), calibrate="never", **arguments)
+    assert llm.kv_report().type_k == "q8_0"
+    assert llm.kv_report().ratio == pytest.approx(16 / 8.5)
+    llm.close()
+    assert find_plan(read_gguf(models["plain"])) is None
+    with pytest.warns(MiniCacheWarning, match="calibrated now, once"):
+        llm = Llama(str(models["plain"]), calibrate="once", **arguments)
+    assert llm.kv_report().ratio >= 4.99
+    assert llm.minicache == MiniCache(plan=plan_path(read_gguf(models["plain"])))
+    llm.close()
+    # now it is there, and nothing is said
+    monkeypatch.setattr(calibrate, "calibrate", None)
+    for choice in ("once", "never", None):
+        with Llama(str(models["plain"]), calibrate=choice, **arguments) as llm:
+            assert llm.kv_report().mode == "code"
+
+
+def test_auto_does_without_where_calibration_fails(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(texts, "calibration_files", lambda: [tmp_path / "none.txt"])
+    arguments: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "verbose": False, "minicache": "auto"}
+    with pytest.warns(MiniCacheWarning, match="can't be calibrated.*none.txt"):
+        llm = Llama(str(models["plain"]), calibrate="once", **arguments)
+    assert llm.kv_report().type_k == "q8_0"
+    llm.close()
+
+
+#
+# the command
+#
+
+
+def run(*arguments: object, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "minicache_cpp.calibrate", "--threads", "1", *map(str, arguments)]
+    env = os.environ | ({"MINICACHE_CACHE_DIR": str(cache)} if cache else {})
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False, env=env)
+
+
+def test_the_command_writes_where_auto_looks(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    arguments = [models["plain"], "--text", text, "--tokens", 1024, "--ratio", 6, "--rope-block", 32]
+    done = run(*arguments, "--json", cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["plan"] == str(tmp_path / "plans" / f"{found['fingerprint']}.gguf")
+    assert found["rope_block"] == 32
+    assert "measuring" in done.stderr
+    assert [one.name for one in tmp_path.iterdir() if list(one.iterdir())] == ["plans"]
+    done = run(*arguments, "-o", tmp_path / "here.gguf", cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "here.gguf") in done.stdout
+    assert (tmp_path / "here.gguf").read_bytes() == Path(found["plan"]).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{tmp}/none.gguf"], "does not exist"),
+        (["{model}", "--ratio", "0.5"], "1 or more"),
+        (["{model}", "--ratio", "nan"], "1 or more"),
+        (["{model}", "--max-kl", "0"], "more than 0"),
+        (["{model}", "--budget", "many", "--ctx", "100"], "512MiB"),
+        (["{model}", "--budget", "1MiB"], "go together"),
+        (["{model}", "--ctx", "100"], "go together"),
+        (["{model}", "--budget", "1KiB", "--ctx", "4096"], "can't be had"),
+        (["{model}", "--rope-block", "2000"], "0 to 1024"),
+        (["{model}", "--tokens", "5"], "from 128"),
+        (["{model}", "--threads", "-1"], "--threads"),
+        (["{model}", "--text", "{tmp}/none.txt"], "none.txt does not exist"),
+        (["{model}", "--text", "{tmp}"], "is a directory"),
+        (["{model}", "-o", "{tmp}/none/plan.gguf"], "folder that exists"),
+        (["{model}", "-o", "{tmp}"], "can't be written"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    models: dict[str, Path], tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    names = {"{tmp}": str(tmp_path), "{model}": str(models["plain"])}
+    for name, path in names.items():
+        arguments = [argument.replace(name, path) for argument in arguments]
+    done = run(*arguments)
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("calibrate: ")]
+    assert len(lines) == 1, done.stderr
+    assert words in lines[0]
+
+
+def test_targets_exclude_each_other(models: dict[str, Path]) -> None:
+    assert run(models["plain"], "--ratio", 5, "--max-kl", 0.1).returncode == 2

@@ -1,0 +1,217 @@
+"""Codes as they are fitted: what a codec gives back, in the oracle's words, is what the fit expects of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from oracle.code import Layout as OracleLayout
+from oracle.code import Part as OraclePart
+
+from minicache_cpp import code_fit
+from minicache_cpp.allocation import PLAIN, Candidate, Choice, Part, allocate
+from minicache_cpp.capture import Rope
+from minicache_cpp.code_fit import CHOICES, PartCodec, PartFit, fit_part, make_codec, unit_vectors
+from minicache_cpp.code_format import UNIT, WIDTHS, Layout, PairFormat
+
+Array = npt.NDArray[np.floating]
+
+N_HEAD, D = 2, 32
+LAYOUTS = [(4, 0, 0, 0, 0, 0, 0), (0, 0, 0, 4, 0, 0, 0), (0, 0, 0, 0, 0, 4, 0), (0, 1, 0, 1, 0, 1, 1),
+           (1, 0, 1, 0, 1, 0, 0), (0, 0, 0, 0, 0, 0, 1)]  # fmt: skip
+
+
+def samples(rng: np.random.Generator, n: int = 3000) -> tuple[Array, Array]:
+    """Vectors of two layers that have something in common, of falling variance, one layer's longer."""
+    mix = rng.standard_normal((2 * D, 2 * D)) * np.exp(-np.arange(2 * D) / 12)[:, None]
+    x = (rng.standard_normal((n, N_HEAD, 2 * D)) @ mix).astype(np.float32)
+    return 5 * x[..., :D], x[..., D:]
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[PartFit, Array, Array]:
+    rng = np.random.default_rng(5)
+    x_a, x_b = samples(rng)
+    return fit_part(x_a, x_b, rng.uniform(0.2, 5, (N_HEAD, 2 * D))), x_a, x_b
+
+
+def oracle_part(codec: PartCodec) -> OraclePart:
+    return OraclePart(
+        OracleLayout(codec.layout.units),
+        codec.mag.astype(np.float64),
+        codec.weight.astype(np.float64),
+        codec.gain.astype(np.float64),
+        codec.decoder.astype(np.float64),
+    )
+
+
+@pytest.mark.parametrize("units", LAYOUTS)
+def test_the_error_is_the_expected_one(fitted: tuple[PartFit, Array, Array], units: tuple[int, ...]) -> None:
+    fit, x_a, x_b = fitted
+    layout = Layout(units)
+    part = oracle_part(make_codec(fit, layout, x_a, x_b))
+    u_a, u_b = unit_vectors(x_a), unit_vectors(x_b)
+    levels = part.quantize(part.project(u_a, u_b))
+    error = 0.0
+    for side, u in enumerate((u_a, u_b)):
+        wrong = part.decode(levels, side) / code_fit.UNIT_LENGTH - u
+        weight = fit.weight[:, side * D : (side + 1) * D]
+        error += float((weight * wrong**2).sum(axis=2).mean(axis=0).sum())
+    # the fit's own figure is of a histogram of 1/256 of a deviation, and of decoders that are not rounded to f16
+    assert error == pytest.approx(fit.error(layout), rel=0.005)
+
+
+def test_magnitudes_are_in_the_middle_of_their_range(fitted: tuple[PartFit, Array, Array]) -> None:
+    fit, x_a, x_b = fitted
+    codec = make_codec(fit, Layout(LAYOUTS[3]), x_a, x_b)
+    code = oracle_part(codec).encode(x_a, x_b)
+    for side, x in enumerate((x_a, x_b)):
+        part = oracle_part(codec)
+        restored = part.mag_value(code.mags[..., side], side)[..., None] * part.decode(code.levels, side)
+        assert np.median(((restored - x) ** 2).sum(-1) / (x**2).sum(-1)) < 0.05
+        # twice or half as long would still be told apart
+        for factor, ends in ((2.0, 255), (0.5, 1)):
+            mags = oracle_part(codec).encode(x_a * factor, x_b * factor).mags[..., side]
+            assert (mags == ends).mean() < 0.01
+
+
+def test_more_bits_and_better_directions_lose_less(fitted: tuple[PartFit, Array, Array]) -> None:
+    fit, _, _ = fitted
+    assert (np.diff(fit.errors, axis=1) <= 1e-12).all()  # choices go from 0 to 8 bits
+    variances = fit.errors[:, 0]
+    assert (np.diff(variances, axis=1) <= 1e-9 * variances.max()).all()
+
+
+def test_steps_are_those_known_to_be_best_for_a_gaussian() -> None:
+    t = np.random.default_rng(3).standard_normal((200000, 1))
+    _, errors = code_fit._best_steps(code_fit._histograms(t))
+    for width, expected in {1: 0.3634, 2: 0.1188, 3: 0.03744, 4: 0.01154}.items():  # Max 1960, uniform
+        assert errors[CHOICES.index(width), 0] == pytest.approx(expected, rel=0.02)
+
+
+def test_the_fit_is_the_same_every_time() -> None:
+    x_a, x_b = samples(np.random.default_rng(1), 400)
+    weight = np.ones((N_HEAD, 2 * D))
+    one, two = (make_codec(fit_part(x_a, x_b, weight), Layout(LAYOUTS[3]), x_a, x_b) for _ in range(2))
+    assert code_fit.codec_array(one, one).tobytes() == code_fit.codec_array(two, two).tobytes()
+
+
+def test_a_layer_that_is_always_zero_and_a_code_of_nothing_are_finite() -> None:
+    x_a, _ = samples(np.random.default_rng(2), 100)
+    zero = np.zeros_like(x_a)
+    for x in (x_a, zero):
+        fit = fit_part(x, zero, np.ones((N_HEAD, 2 * D)))
+        for layout in (Layout(LAYOUTS[0]), Layout()):
+            codec = make_codec(fit, layout, x, zero)
+            for array in (codec.mag, codec.gain, codec.weight, codec.decoder):
+                assert np.isfinite(array.astype(np.float64)).all()
+            code = oracle_part(codec).encode(x, zero)
+            assert np.isfinite(oracle_part(codec).restore(code.rows, 0)).all()
+
+
+def test_the_codec_is_laid_out_as_the_header_says(fitted: tuple[PartFit, Array, Array]) -> None:
+    fit, x_a, x_b = fitted
+    layout_k, layout_v = Layout(LAYOUTS[3]), Layout(LAYOUTS[4])
+    k, v = make_codec(fit, layout_k, x_a, x_b), make_codec(fit, layout_v, x_a, x_b)
+    data = code_fit.codec_array(k, v)
+    pair = PairFormat(0, 1, N_HEAD, D, D, layout_k, layout_v)
+    assert data.nbytes == pair.codec_bytes()
+    from oracle.code import Codec
+
+    assert data.tobytes() == Codec(oracle_part(k), oracle_part(v)).to_bytes()
+    assert layout_k.row_bytes == OracleLayout(layout_k.units).row_bytes
+
+
+def test_rope_turns_as_the_oracle_does(rng: np.random.Generator) -> None:
+    from oracle.code import Codec
+
+    x = rng.standard_normal((20, 2, 32)).astype(np.float32)
+    positions = rng.integers(0, 30000, 20)
+    freq = 10000.0 ** (-np.arange(12) / 12)  # partial: 24 of 32 numbers
+    for kind in ("none", "neighbours", "halves"):
+        codec = Codec(None, None, kind, freq)  # type: ignore[arg-type]
+        turned = Rope(kind, tuple(freq) if kind != "none" else ()).turn(x, positions)
+        np.testing.assert_allclose(turned, codec.turn(x, positions), atol=1e-5)
+
+
+#
+# handing out bits
+#
+
+
+def parts(rng: np.random.Generator, n: int) -> list[Part]:
+    """Parts whose errors fall as those of quantizers do, with noise that breaks the order."""
+    found = []
+    for _ in range(n):
+        variance = np.exp(-np.arange(8) * rng.uniform(0.1, 0.8)) * rng.uniform(0.9, 1.1, 8)
+        errors = np.stack([variance * 4.0**-width for width in CHOICES])
+        found.append(Part(errors, float(10 ** rng.uniform(-4, 0)), 2))
+    return found
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def test_bits_are_handed_out_within_the_limit_and_best(rng: np.random.Generator) -> None:
+    k, v = parts(rng, 4), parts(rng, 4)
+    candidates = [Candidate(2 * i, 2 * i + 1, k[i], v[i], 1e9, 1e9) for i in range(4)]
+
+    def n_bytes(choices: list[Choice]) -> float:
+        return sum(one.token_bytes(choice) for one, choice in zip(candidates, choices, strict=True))
+
+    for limit in (60.0, 150.0, 400.0, 900.0):
+        found = allocate(candidates, lambda choices, limit=limit: n_bytes(choices) <= limit)
+        assert found is not None
+        choices, loss = found
+        # one unit's step of a part is the most that can be left over
+        assert limit - 8 * 2 * UNIT / 8 * 2 < n_bytes(choices) <= limit
+        assert loss == pytest.approx(sum(c.loss(one) for c, one in zip(candidates, choices, strict=True)))
+        for choice in choices:
+            assert choice.k is not None
+            assert choice.k.widths == sorted(choice.k.widths, reverse=True)
+        # no exchange of a bit between two parts is better
+        sides = [(part, layout) for c, one in zip(candidates, choices, strict=True)
+                 for part, layout in ((c.k, one.k), (c.v, one.v))]  # fmt: skip
+        gains = [max(_slopes(part, layout, +1), default=0.0) for part, layout in sides]
+        losses = [min(_slopes(part, layout, -1), default=np.inf) for part, layout in sides]
+        assert max(gains) <= min(losses) * 1.3  # noise that breaks the order of variances may cost something
+
+
+def _slopes(part: Part, layout: Layout | None, direction: int) -> list[float]:
+    """The loss per byte of one unit's next width up, or down."""
+    assert layout is not None
+    widths = layout.widths + [0] * (8 - len(layout.widths))
+    found = []
+    for unit, width in enumerate(widths):
+        index = CHOICES.index(width) + direction
+        if 0 <= index < len(CHOICES):
+            change = abs(part.errors[index, unit] - part.errors[CHOICES.index(width), unit])
+            found.append(part.sensitivity * change / (abs(CHOICES[index] - width) * 2 * UNIT / 8))
+    return found
+
+
+def test_a_pair_that_codes_badly_stays_plain(rng: np.random.Generator) -> None:
+    k, v = parts(rng, 2), parts(rng, 2)
+    bad = Part(k[0].errors * 1e6, 1.0, 2)
+    candidates = [Candidate(0, 1, bad, v[0], 1e-6, 200.0), Candidate(2, 3, k[1], v[1], 1.0, 200.0)]
+    found = allocate(candidates, lambda choices: sum(
+        one.token_bytes(choice) for one, choice in zip(candidates, choices, strict=True)) <= 400)  # fmt: skip
+    assert found is not None
+    assert found[0][0] == PLAIN
+    assert found[0][1] != PLAIN
+
+
+def test_what_cant_be_is_none(rng: np.random.Generator) -> None:
+    k, v = parts(rng, 1), parts(rng, 1)
+    assert allocate([Candidate(0, 1, k[0], v[0], 1.0, 100.0)], lambda choices: False) is None
+
+
+def test_a_layout_counts_its_widths() -> None:
+    layout = Layout.of([8, 4, 4, 0, 0])
+    assert layout.units == (1, 0, 0, 2, 0, 0, 0)
+    assert layout.widths == [8, 4, 4]
+    assert layout.bits == UNIT * 16
+    assert Layout.of([0]).row_bytes == 2
+    assert len(layout.units) == len(WIDTHS)
