@@ -131,7 +131,7 @@ def test_a_complete_code_restores_what_went_in(d: int) -> None:
         # 8 bits a coefficient; the magnitudes' steps are 2.8 %
         assert nmse(k, x[f"k_{layer}"]) < 5e-4
         assert nmse(v, x[f"v_{layer}"]) < 5e-4
-    assert codes.distance_k.max() < 1e-3 and codes.distance_v.max() < 1e-3
+    assert codes.distance_k.mean() < 5e-4 and codes.distance_v.mean() < 5e-4
 
 
 def test_k_is_coded_relative_to_its_base() -> None:

@@ -133,7 +133,7 @@ static inline MINICACHE_HD uint8_t minicache_code_mag(float m, float log_min, fl
         return 0;
     }
     const float q = roundf((logf(m) - log_min) / log_step) + 1.0f;
-    return (uint8_t) (q < 1.0f ? 1.0f : q > 255.0f ? 255.0f : q);
+    return (uint8_t) (q > 255.0f ? 255.0f : q > 1.0f ? q : 1.0f);  // 1 for NaN too
 }
 
 static inline MINICACHE_HD float minicache_code_mag_value(uint8_t q, float log_min, float log_step) {
@@ -144,7 +144,7 @@ static inline MINICACHE_HD float minicache_code_mag_value(uint8_t q, float log_m
 static inline MINICACHE_HD int minicache_code_level(float z, int width) {
     const float top = (float) ((1 << width) - 1);
     const float l   = roundf(z + 0.5f * top);
-    return (int) (l < 0.0f ? 0.0f : l > top ? top : l);
+    return (int) (l > top ? top : l > 0.0f ? l : 0.0f);  // 0 for NaN too
 }
 
 // p bits of level i in a plane

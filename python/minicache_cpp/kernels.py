@@ -180,6 +180,7 @@ def encode(
     bases: [n_tokens], the positions that K is coded relative to, None for 0.
     reference: the plain scalar kernel in place of the vectorised one.
     """
+    native, _keep = _codec(codec)
     dims = ("n_tokens", "n_head_kv", "head_size")
     arrays = {
         name: _floats(name, x, dims) for name, x in (("k_a", k_a), ("k_b", k_b), ("v_a", v_a), ("v_b", v_b))
@@ -192,7 +193,6 @@ def encode(
         for units in (codec.units_k, codec.units_v)
     ]
     distances = [np.zeros((n_tokens, n_head_kv), np.float32) for _ in rows]
-    native, _keep = _codec(codec)
     done = _native.lib.llama_minicache_encode(
         native,
         *map(_pointer, arrays.values()),
@@ -216,10 +216,10 @@ def decode(
     bases: npt.ArrayLike | None = None,
 ) -> tuple[Floats, Floats]:
     """K and V of layer a (side 0) or b (side 1) that code rows restore, [n_tokens, n_head_kv, head_size]."""
+    native, _keep = _codec(codec)
     k_rows, v_rows = _rows(codec, code_k, code_v)
     k = np.zeros((*k_rows.shape[:2], codec.head_size_k), np.float32)
     v = np.zeros((*v_rows.shape[:2], codec.head_size_v), np.float32)
-    native, _keep = _codec(codec)
     done = _native.lib.llama_minicache_decode(
         native,
         _byte_pointer(k_rows),
@@ -257,10 +257,10 @@ def code_attention(
     code_k, code_v: [n_kv, n_head_kv, bytes of a code row].
     bases: [n_kv], the positions that K was coded relative to, None for 0.
     """
+    native, _keep = _codec(codec)
     q = _floats("q", q, ("n_q", "n_head", "head_size"))
     k_rows, v_rows = _rows(codec, code_k, code_v)
     base = _bases(bases, len(k_rows))
-    native, _keep = _codec(codec)
     call = _AttentionCall(q, len(k_rows), codec.n_head_kv, scale, max_bias, softcap, n_threads, reference)
     if retained is not None and retained.type == "cache":
         raise MiniCacheError("retained.type='cache': codes have no cache type; choose f16 or q8_0")

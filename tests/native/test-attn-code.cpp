@@ -7,7 +7,8 @@ enum cell_bases {
     ADVANCING,  // by 64 for every few cells, as a sequence fills the cache
     UNEVEN,     // runs of cells, each with a base of its own, some negative
     EVERY_CELL,
-    FAR,  // advancing from a million on
+    FAR,       // advancing from a million on
+    IN_TURNS,  // of three sequences that fill the cache together
     N_CELL_BASES,
 };
 
@@ -75,7 +76,7 @@ class test_attn_code : public test_attn {
         for (int i = 0; i < p.n_stream * p.n_kv; ++i) {
             const int run                  = i % p.n_kv / c.run;
             const int values[N_CELL_BASES] = { 0, 64 * run, (run * 7919 % 31 - 10) * 37, random_int(rng, -5000, 5000),
-                1000000 + 64 * run };
+                1000000 + 64 * run, i % 3 * 6400 + run / 3 * 64 };
             base_data.push_back(values[c.base]);
         }
         ggml_backend_tensor_set(index, base_data.data(), index->nb[2], base_data.size() * sizeof(int32_t));
@@ -112,11 +113,13 @@ class test_attn_code : public test_attn {
 
     // any bytes are a code row; magnitudes up to about 4 where they count, any where they must not
     std::vector<uint8_t> random_rows(rng_t & rng, ggml_tensor * code, const codec_part & part) const {
+        const size_t n_row = part.row_bytes();
+
         std::vector<uint8_t> data(ggml_nbytes(code));
         for (size_t i = 0; i < data.size(); ++i) {
-            const int  row  = (int) (i / part.row_bytes()) / p.n_head_kv;
+            const int  row  = (int) (i / n_row) / p.n_head_kv;
             const int  cell = row % n_cells();
-            const bool mag  = i % part.row_bytes() < 2;
+            const bool mag  = i % n_row < 2;
             const bool used = cell < p.n_kv && state(row / n_cells(), cell) == GGML_MINICACHE_CELL_MERGED;
             data[i]         = (uint8_t) random_int(rng, 0, mag && used ? 150 : 255);
         }
@@ -129,7 +132,7 @@ static void add_perf_cases(test_cases & cases) {
     for (const code_units & units : { code_units{ 1, 2, 2, 3, 2, 2, 0 }, code_units{ 0, 1, 1, 1, 2, 2, 0 } }) {
         for (const int n_kv : { 512, 4096, 16384 }) {
             for (const int n_tps : { 1, 64 }) {
-                for (const int run : { 64, 256 }) {
+                for (const int run : { 64, 128, 256 }) {
                     coded_shape p;
                     p.units_k = p.units_v = units;
                     p.type_pool           = GGML_TYPE_Q8_0;
@@ -247,6 +250,20 @@ void add_attn_code_cases(test_cases & cases, bool perf) {
             p.run     = 64;
             add(p);
         }
+    }
+    // thousands of steps from one base to the next
+    for (const minicache_rope rope : { MINICACHE_ROPE_NEIGHBOURS, MINICACHE_ROPE_HALVES }) {
+        coded_shape p;
+        p.rope      = rope;
+        p.run       = 1;
+        p.n_kv      = 5000;
+        p.n_tps     = 1;
+        p.n_gqa     = 1;
+        p.n_head_kv = 1;
+        p.block     = 0;
+        p.mask      = false;
+        p.cells     = NO_CURRENT;
+        add(p);
     }
     for (const content cells : { ALL_CURRENT, ALL_EMPTY, ALL_MASKED, NO_CURRENT }) {
         for (const int threads : { 1, 4 }) {

@@ -162,33 +162,39 @@ static inline code_vec code_join(code_vec upper, code_vec lower) {
 static inline minicache_vec code_centred(code_vec level, minicache_vec half) { return (float) level - half; }
 #endif
 
-// n units of levels of UPPER + LOWER bits
+// One segment of all rows, so that what does not depend on the row is set up once: n_unit units of UPPER + LOWER bits, from
+// byte `offset` on.
 template <int UPPER, int LOWER>
-static inline void read_segment(int n, const uint8_t *& plane, float *& out) {
-    const minicache_vec half  = vec_set(0.5f * (float) ((1 << (UPPER + LOWER)) - 1));
-    const uint8_t *     lower = plane + 2 * UPPER * n;
+static inline void read_segment(int n_unit, const uint8_t * const * rows, int n, int64_t & offset, float *& out, int64_t stride) {
+    const minicache_vec half = vec_set(0.5f * (float) ((1 << (UPPER + LOWER)) - 1));
 
-    for (int i = 0; i < n; ++i) {
-        for (int g = 0; g < MINICACHE_CODE_UNIT / MINICACHE_LANES; ++g) {
-            code_vec level = code_bits<UPPER>(plane + 2 * UPPER * i, g);
-            if constexpr (LOWER > 0) {
-                level = code_join<LOWER>(level, code_bits<LOWER>(lower + 2 * LOWER * i, g));
+    for (int i = 0; n_unit > 0 && i < n; ++i) {
+        const uint8_t * upper = rows[i] + offset;
+        const uint8_t * lower = upper + 2 * UPPER * n_unit;
+        float *         x     = out + i * stride;
+
+        for (int u = 0; u < n_unit; ++u) {
+            for (int g = 0; g < MINICACHE_CODE_UNIT / MINICACHE_LANES; ++g) {
+                code_vec level = code_bits<UPPER>(upper + 2 * UPPER * u, g);
+                if constexpr (LOWER > 0) {
+                    level = code_join<LOWER>(level, code_bits<LOWER>(lower + 2 * LOWER * u, g));
+                }
+                vec_store(x + MINICACHE_CODE_UNIT * u + MINICACHE_LANES * g, code_centred(level, half));
             }
-            vec_store(out + MINICACHE_CODE_UNIT * i + MINICACHE_LANES * g, code_centred(level, half));
         }
     }
-    plane += 2 * (UPPER + LOWER) * n;
-    out += MINICACHE_CODE_UNIT * n;
+    offset += 2 * (UPPER + LOWER) * n_unit;
+    out += MINICACHE_CODE_UNIT * n_unit;
 }
 
-void minicache_code_read(const minicache_code_layout & layout, const uint8_t * row, float * out) {
-    const uint8_t * plane = row + MINICACHE_CODE_MAG_BYTES;
+void minicache_code_read(const minicache_code_layout & layout, const uint8_t * const * rows, int n, float * out, int64_t stride) {
+    int64_t offset = MINICACHE_CODE_MAG_BYTES;
 
-    read_segment<8, 0>(layout.n_unit[0], plane, out);
-    read_segment<4, 2>(layout.n_unit[1], plane, out);
-    read_segment<4, 1>(layout.n_unit[2], plane, out);
-    read_segment<4, 0>(layout.n_unit[3], plane, out);
-    read_segment<2, 1>(layout.n_unit[4], plane, out);
-    read_segment<2, 0>(layout.n_unit[5], plane, out);
-    read_segment<1, 0>(layout.n_unit[6], plane, out);
+    read_segment<8, 0>(layout.n_unit[0], rows, n, offset, out, stride);
+    read_segment<4, 2>(layout.n_unit[1], rows, n, offset, out, stride);
+    read_segment<4, 1>(layout.n_unit[2], rows, n, offset, out, stride);
+    read_segment<4, 0>(layout.n_unit[3], rows, n, offset, out, stride);
+    read_segment<2, 1>(layout.n_unit[4], rows, n, offset, out, stride);
+    read_segment<2, 0>(layout.n_unit[5], rows, n, offset, out, stride);
+    read_segment<1, 0>(layout.n_unit[6], rows, n, offset, out, stride);
 }

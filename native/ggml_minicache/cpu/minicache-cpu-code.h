@@ -105,5 +105,5 @@ class minicache_code_angles {
 // levels to the planes of a code row, behind its magnitudes
 void minicache_code_write(const minicache_code_layout & layout, const uint8_t * levels, uint8_t * row);
 
-// as minicache_code_coefficients(), vectorised
-void minicache_code_read(const minicache_code_layout & layout, const uint8_t * row, float * out);
+// minicache_code_coefficients() of n rows, vectorised, to every `stride` numbers of `out`
+void minicache_code_read(const minicache_code_layout & layout, const uint8_t * const * rows, int n, float * out, int64_t stride);
