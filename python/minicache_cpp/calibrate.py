@@ -44,7 +44,7 @@ class Options:
     n_ctx: int = 0
     rope_block: int = DEFAULT_BLOCK
     tokens: int = DEFAULT_TOKENS
-    refine: int | None = None  # None: once for a small model, not for a large one
+    refine: int = 0
     threads: int = 0  # 0: the cores there are, one for a tiny model
     gpu_layers: int = 0
 
@@ -92,8 +92,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--refine",
         type=int,
+        default=0,
         metavar="N",
-        help="rounds of measuring the sensitivities again, at what was chosen (default: 1, 0 above 1 GiB of weights)",
+        help="rounds of measuring the sensitivities again, at what was chosen (default %(default)s)",
     )
     parser.add_argument("--threads", type=int, metavar="T", help="CPU threads (default: the cores there are)")
     parser.add_argument(
@@ -150,12 +151,11 @@ def check_options(options: Options) -> None:
         raise MiniCacheError(f"--ratio {options.ratio:g}: it must be 1 or more")
     if options.max_kl is not None and not 0 < options.max_kl < float("inf"):
         raise MiniCacheError(f"--max-kl {options.max_kl:g}: it must be more than 0")
-    if options.refine is not None and not 0 <= options.refine <= 10:
-        raise MiniCacheError(f"--refine {options.refine}: it must be from 0 to 10")
     for name, least, most in (
         ("n_ctx", 0, 2**31 - 1),
         ("rope_block", 0, 1024),
         ("tokens", 128, 2**24),
+        ("refine", 0, 10),
         ("threads", 0, 4096),
         ("gpu_layers", -1, 2**31 - 1),
     ):
@@ -208,9 +208,7 @@ class _Calibration:
         self.file, self.shape, self.options, self.progress = file, shape, options, progress
         self.output = output or plan_path(file)
         self.threads = options.threads or default_threads(file)
-        refine = options.refine
         self.small = file.weight_bytes < LARGE  # quick enough for all that improves a plan
-        self.refine = int(self.small) if refine is None else refine
         self.fraction = 0.0
 
     def run(self) -> dict[str, Any]:
@@ -270,7 +268,7 @@ class _Calibration:
         )
         target = Target(options.ratio, options.max_kl, options.budget, options.n_ctx)
         chunks = {"measure": material.measure, "check": material.check}
-        runs = 2 * len(fits) * (1 + self.refine) + 8
+        runs = 2 * len(fits) * (1 + options.refine) + 8
         with Meter(
             model,
             chunks,
@@ -282,13 +280,13 @@ class _Calibration:
             planner = Planner(shape, fits, meter, base, self.folder, self.progress.note)
             if fits:
                 planner.probe()
-            chosen = planner.choose(target, self.refine)
+            chosen = planner.choose(target, options.refine)
             checked = planner.measure(chosen.plan, "check", "the final check")
             for _ in range(3):
                 if options.max_kl is None or checked.kl <= options.max_kl or not chosen.plan.pairs:
                     break
                 stricter = chosen.measured.kl * 0.95 * min(1.0, options.max_kl / checked.kl)
-                chosen = planner.choose(replace(target, max_kl=stricter), self.refine)
+                chosen = planner.choose(replace(target, max_kl=stricter), options.refine)
                 checked = planner.measure(chosen.plan, "check", "the final check")
             rows = choice_table(planner, chosen)
             compared = self.compared(planner, chosen.plan, checked)
