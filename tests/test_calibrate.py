@@ -233,6 +233,14 @@ def test_bits_go_where_the_model_looks(text: Path, tmp_path: Path) -> None:
     assert max(unseen["sensitivity_k"], 0) < seen["sensitivity_k"]
 
 
+def test_refining_is_kept_where_it_is_better(
+    models: dict[str, Path], text: Path, tmp_path: Path, found: dict[str, Any]
+) -> None:
+    refined = made(models["plain"], text, tmp_path / "plan.gguf", refine=2)
+    assert refined["kl_measured"] <= found["kl_measured"]
+    assert refined["rows"][0]["ratio"] >= 5.0
+
+
 def test_the_same_input_gives_the_same_bytes(
     models: dict[str, Path], text: Path, tmp_path: Path, found: dict[str, Any]
 ) -> None:

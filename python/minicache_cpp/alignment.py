@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from . import __version__, kv_size, texts
 from .bench_context import BenchModel
-from .calibration_text import make_material
+from .calibration_text import Material, make_material
 from .capture import Samples, capture
 from .code_fit import unit_vectors
 from .code_format import PairFormat
@@ -77,8 +77,8 @@ def fit_pair(samples: Samples, n_fit: int, a: int, b: int) -> Aligned:
 class Aligner:
     """Captured text of a model, and the pairs that were fitted to it."""
 
-    def __init__(self, file: GGUFFile, samples: Samples, n_fit: int, text: str) -> None:
-        self.file, self.samples, self.n_fit, self.text = file, samples, n_fit, text
+    def __init__(self, file: GGUFFile, samples: Samples, n_fit: int, material: Material) -> None:
+        self.file, self.samples, self.n_fit, self.material = file, samples, n_fit, material
         self.fitted: dict[tuple[int, int], Aligned] = {}
 
     def pair(self, a: int, b: int) -> Aligned:
@@ -107,7 +107,7 @@ class Aligner:
             t=settings.t,
             model=str(self.file.keys.get("general.name") or ""),
             tool=f"minicache-cpp {__version__}",
-            text=self.text,
+            text=f"{self.material.description}, {self.n_fit} tokens",
             notes=notes or {},
         )
         write_plan(path, plan, {one.format.a: one.bases for one in aligned})
@@ -142,7 +142,7 @@ def aligner(
     with tempfile.TemporaryDirectory(prefix="minicache-align-") as folder:
         samples = Samples(Path(folder), shape, chunks)
         capture(model, samples, threads, told)
-        yield Aligner(file, samples, n_fit, f"{material.description}, {n_fit} tokens")
+        yield Aligner(file, samples, n_fit, material)
 
 
 def align(

@@ -1,7 +1,7 @@
 """Choosing a plan: which pairs are coded with which widths, what stays plain, and whether tokens are retained.
 
 What each part's errors do to the model's output is measured on the model: with all pairs at 8 bits but one part
-at 2, the KL divergence that this adds, per unit of squared error, is the part's sensitivity. One price for a byte then
+at 3, the KL divergence that this adds, per unit of squared error, is the part's sensitivity. One price for a byte then
 settles all widths (allocation.py). Plans and plain caches are compared by what they measure, so that no plan is worse
 than a plain cache of at most its size.
 """
@@ -27,7 +27,7 @@ from .plan_file import Plan, write_plan
 from .report import mib
 
 SIZED_AT = 4096  # tokens at which a ratio is taken: a few bytes are there once for many tokens
-PROBE_WIDTH = 2
+PROBE_WIDTH = 3  # near to what a plan of a ratio of 5 has: sensitivities fall a little where errors are large
 LEAST_SHARE = 0.02  # of the mean: a part that measures less is not trusted to be that harmless
 PLAIN_TYPES = ("f16", "q8_0", "q4_0")  # what layers that are not coded can have
 RETAIN = 1 / 128  # tried beside retaining nothing
@@ -123,7 +123,7 @@ class Planner:
     #
 
     def probe(self, tried: Sequence[Choice] | None = None) -> None:
-        """Measure the sensitivities, with each part at 2 bits in turn, or as it is in `tried`."""
+        """Measure the sensitivities, with each part at 3 bits in turn, or as it is in `tried`."""
         exact = [Choice(uniform(fit.k.n_unit, 8), uniform(fit.v.n_unit, 8)) for fit in self.fits]
         base = self._probe(exact, "all pairs at 8 bits")
         added: dict[str, list[float]] = {"k": [], "v": []}
@@ -238,16 +238,25 @@ class Planner:
 
     def choose(self, target: Target, refine: int = 0) -> Found:
         """The plan for a target, at no more loss than any plain cache that fits it."""
+        found = self._choose(target)
+        for _ in range(refine):
+            if found.choices is None:
+                break
+            before, self.sensitivities = self.sensitivities, replace(self.sensitivities)
+            self.probe(found.choices)
+            again = self._choose(target)
+            smaller = ratio(self.shape, again.plan) > ratio(self.shape, found.plan)
+            better = smaller if target.max_kl is not None else again.measured.kl < found.measured.kl
+            if not better:
+                self.sensitivities = before
+                break
+            found = again
+        return found
+
+    def _choose(self, target: Target) -> Found:
         if target.max_kl is not None:
             return self.smallest(target.max_kl)
         coded = self.best_coded(target) if self.fits else None
-        for _ in range(refine if coded and coded.choices else 0):
-            assert coded is not None and coded.choices is not None
-            self.probe(coded.choices)
-            again = self.best_coded(target)
-            if again is None or again.measured.kl >= coded.measured.kl:
-                break
-            coded = again
         for name in self.plain_types():
             plan = self.plain_plan(name)
             if target.fits(self.shape, plan):

@@ -16,7 +16,6 @@ from minicache_cpp import CacheSpec, MiniCacheError, evaluation, kv_size, texts
 from minicache_cpp.alignment import Aligner, aligner
 from minicache_cpp.allocation import PLAIN, Candidate, allocate
 from minicache_cpp.bench_context import BenchModel
-from minicache_cpp.calibration_text import Chunk
 from minicache_cpp.evaluate import finite
 from minicache_cpp.fingerprint import fingerprint
 from minicache_cpp.gguf_file import GGUFFile, read_gguf
@@ -28,7 +27,7 @@ from minicache_cpp.planner import Planner, ratio
 from .figures import Config, Figure
 
 AT_ONCE = 6  # configurations that share a reading of the text by the f16 cache; then what is known is saved
-PROBED = 2  # chunks that the sensitivities of codes are measured on
+PROBE_STEP = 2  # tokens that are read at a time where the sensitivities of codes are measured
 
 Progress = Callable[[str], None]
 
@@ -85,9 +84,10 @@ class Lab:
     """A model's plans, made when they are asked for."""
 
     def __init__(
-        self, file: GGUFFile, model: BenchModel, fitting: Aligner, folder: Path, told: Progress
+        self, file: GGUFFile, model: BenchModel, fitting: Aligner, folder: Path, threads: int, told: Progress
     ) -> None:
-        self.file, self.model, self.fitting, self.folder, self.told = file, model, fitting, folder, told
+        self.file, self.model, self.fitting, self.folder, self.threads = file, model, fitting, folder, threads
+        self.told = told
         self.shape = kv_size.model_shape(file)
         self.planner: Planner | None = None
         self.meter: Meter | None = None
@@ -118,11 +118,11 @@ class Lab:
                     fits.append(fit_pair(self.file, samples, a, a + 1, 128))
             turned = any(fit.source.rope_block for fit in fits)
             base = Plan(fingerprint(self.file), n_layer, 128 if turned else 0)
-            chunks = [Chunk(one.tokens[:256], one.position) for one in samples.chunks[-PROBED:]]
             self.meter = Meter(
                 self.model,
-                {"measure": chunks},
-                1,
+                {"measure": self.fitting.material.measure},
+                self.threads,
+                PROBE_STEP,
                 self.folder / "measured.json",
                 lambda name: self.told(f"codes, {name}"),
             )
@@ -175,7 +175,7 @@ def opened(file: GGUFFile, settings: Settings, threads: int, told: Progress) -> 
         BenchModel(file.path) as model,
         aligner(file, model, (), settings.tokens, threads) as fitting,
     ):
-        lab = Lab(file, model, fitting, Path(folder), told)
+        lab = Lab(file, model, fitting, Path(folder), threads, told)
         try:
             yield lab
         finally:

@@ -7,7 +7,8 @@ enum cell_bases {
     ADVANCING,  // by 64 for every few cells, as a sequence fills the cache
     UNEVEN,     // runs of cells, each with a base of its own, some negative
     EVERY_CELL,
-    FAR,  // advancing from a million on
+    FAR,       // advancing from a million on
+    IN_TURNS,  // of three sequences that fill the cache together
     N_CELL_BASES,
 };
 
@@ -75,7 +76,7 @@ class test_attn_code : public test_attn {
         for (int i = 0; i < p.n_stream * p.n_kv; ++i) {
             const int run                  = i % p.n_kv / c.run;
             const int values[N_CELL_BASES] = { 0, 64 * run, (run * 7919 % 31 - 10) * 37, random_int(rng, -5000, 5000),
-                1000000 + 64 * run };
+                1000000 + 64 * run, i % 3 * 6400 + run / 3 * 64 };
             base_data.push_back(values[c.base]);
         }
         ggml_backend_tensor_set(index, base_data.data(), index->nb[2], base_data.size() * sizeof(int32_t));
@@ -131,7 +132,7 @@ static void add_perf_cases(test_cases & cases) {
     for (const code_units & units : { code_units{ 1, 2, 2, 3, 2, 2, 0 }, code_units{ 0, 1, 1, 1, 2, 2, 0 } }) {
         for (const int n_kv : { 512, 4096, 16384 }) {
             for (const int n_tps : { 1, 64 }) {
-                for (const int run : { 64, 256 }) {
+                for (const int run : { 64, 128, 256 }) {
                     coded_shape p;
                     p.units_k = p.units_v = units;
                     p.type_pool           = GGML_TYPE_Q8_0;

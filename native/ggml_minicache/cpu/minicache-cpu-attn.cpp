@@ -16,9 +16,10 @@
 // Parallel over (stream, KV head, tile of tokens) and, where that is fewer than the threads, over chunks of the cells, whose
 // partial results are combined at the end.
 
-static const int     BLOCK     = 64;   // entries in a block
-static const int64_t MAX_ROWS  = 64;   // queries in a tile
-static const int64_t MIN_CHUNK = 256;  // cells that are worth a chunk of their own
+static const int     BLOCK       = 64;   // entries in a block
+static const int     OPEN_BLOCKS = 8;    // blocks of shared entries that are filled at a time
+static const int64_t MAX_ROWS    = 64;   // queries in a tile
+static const int64_t MIN_CHUNK   = 256;  // cells that are worth a chunk of their own
 
 // The cosines and sines of a base, in float32. Where bases advance by the same step, those of the next are the product of
 // the last ones and the step's; a fresh start from double now and then keeps the error below 1e-5.
@@ -130,6 +131,37 @@ struct entry_block {
     float   mag_v[BLOCK];
 };
 
+// Blocks of shared entries by their bases. A few are open at a time, as the cells of sequences that decode together lie in
+// turns; the oldest gives way.
+class shared_blocks {
+  public:
+    entry_block & current() { return blocks[i_current]; }
+
+    // Makes the block of `base` the current one. False where there is none: then the oldest is, to be flushed and reused.
+    bool select(int32_t base) {
+        for (int i = 0; i < OPEN_BLOCKS; ++i) {
+            if (blocks[i].base == base) {
+                i_current = i;
+                return true;
+            }
+        }
+        i_current = i_oldest;
+        i_oldest  = (i_oldest + 1) % OPEN_BLOCKS;
+        return false;
+    }
+
+    entry_block & oldest() {
+        entry_block & block = blocks[i_oldest];
+        i_oldest            = (i_oldest + 1) % OPEN_BLOCKS;
+        return block;
+    }
+
+  private:
+    entry_block blocks[OPEN_BLOCKS];
+    int         i_current = 0;
+    int         i_oldest  = 0;
+};
+
 // the queries of one KV head for a tile of tokens, row = token*n_gqa + head in the group
 struct attn_tile {
     attn_tile(const minicache_attn & a, const attn_plan & plan, float * scratch) :
@@ -210,8 +242,8 @@ struct attn_tile {
         const int32_t * cells = a.cells(stream);
         const int32_t * bases = a.coded ? a.bases(stream) : nullptr;
 
-        entry_block shared;
-        entry_block exact;
+        shared_blocks shared;
+        entry_block   exact;
 
         for (int64_t cell = cell_0; cell < cell_1; ++cell) {
             if (cells[cell] == GGML_MINICACHE_CELL_EMPTY || !sees(cell)) {
@@ -224,16 +256,20 @@ struct attn_tile {
                 }
                 continue;
             }
-            if (bases && bases[cell] != shared.base) {
-                flush_shared(shared);
-                shared.base = bases[cell];
+            const int32_t base = bases ? bases[cell] : 0;
+            if (base != shared.current().base && !shared.select(base)) {
+                flush_shared(shared.current());
+                shared.current().base = base;
             }
-            shared.cell[shared.n++] = cell;
-            if (shared.n == BLOCK) {
-                flush_shared(shared);
+            entry_block & block   = shared.current();
+            block.cell[block.n++] = cell;
+            if (block.n == BLOCK) {
+                flush_shared(block);
             }
         }
-        flush_shared(shared);
+        for (int i = 0; i < OPEN_BLOCKS; ++i) {
+            flush_shared(shared.oldest());
+        }
         flush_exact(exact);
     }
 
