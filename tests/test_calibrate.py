@@ -62,7 +62,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(model: Path, text: Path, output: Path, **more: Any) -> dict[str, Any]:
-    values = {"ratio": 5.0, "tokens": 1024, "threads": 1, "refine": 0, "texts": (text,), **more}
+    values = {"ratio": 5.0, "tokens": 1024, "threads": 1, "texts": (text,), **more}
     return calibrate.calibrate(model, Options(**values), output)
 
 
@@ -231,6 +231,14 @@ def test_bits_go_where_the_model_looks(text: Path, tmp_path: Path) -> None:
     assert seen["bits_k"] + seen["bits_v"] > unseen["bits_k"] + unseen["bits_v"] + 2
     assert min(seen["bits_k"], seen["bits_v"]) > 3.5  # 3.86 is the mean of all
     assert max(unseen["sensitivity_k"], 0) < seen["sensitivity_k"]
+
+
+def test_refining_is_kept_where_it_is_better(
+    models: dict[str, Path], text: Path, tmp_path: Path, found: dict[str, Any]
+) -> None:
+    refined = made(models["plain"], text, tmp_path / "plan.gguf", refine=2)
+    assert refined["kl_measured"] <= found["kl_measured"]
+    assert refined["rows"][0]["ratio"] >= 5.0
 
 
 def test_the_same_input_gives_the_same_bytes(

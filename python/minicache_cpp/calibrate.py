@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, kv_size, texts
+from .config import MiniCache
 from .demo_model import demo_model
 from .errors import MiniCacheError
 from .fingerprint import fingerprint
@@ -30,6 +31,12 @@ DEFAULT_TOKENS = 8192
 DEFAULT_BLOCK = 128
 COMPARED = ("f16", "q8_0", "q4_0")
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+ALIGNED_SETTINGS = {
+    "start": "the first layer that may be merged, a fraction or a layer number (default 0.5)",
+    "t": "SLERP parameter (default 0.6)",
+    "retain": "fraction of the tokens that stay unmerged (default 0.05)",
+    "type": "cache type of directions and plain layers (default f16)",
+}
 TINY, LARGE = 32 * 2**20, 2**30  # bytes of weights
 
 
@@ -44,7 +51,7 @@ class Options:
     n_ctx: int = 0
     rope_block: int = DEFAULT_BLOCK
     tokens: int = DEFAULT_TOKENS
-    refine: int | None = None  # None: once for a small model, not for a large one
+    refine: int = 0
     threads: int = 0  # 0: the cores there are, one for a tiny model
     gpu_layers: int = 0
 
@@ -92,8 +99,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--refine",
         type=int,
+        default=0,
         metavar="N",
-        help="rounds of measuring the sensitivities again, at what was chosen (default: 1, 0 above 1 GiB of weights)",
+        help="rounds of measuring the sensitivities again, at what was chosen (default %(default)s)",
     )
     parser.add_argument("--threads", type=int, metavar="T", help="CPU threads (default: the cores there are)")
     parser.add_argument(
@@ -107,12 +115,64 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the plan file (default: in the user's cache directory, where minicache='auto' finds it)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    study = parser.add_argument_group(
+        "for study", "SLERP in fitted bases in place of codes, with its settings as in a SPEC; needs -o"
+    )
+    study.add_argument("--mode", choices=("code", "aligned"), default="code", help="default: code")
+    for name, what in ALIGNED_SETTINGS.items():
+        study.add_argument(f"--{name}", metavar=name[0].upper(), help=f"with --mode aligned: {what}")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.mode == "aligned":
+        return run_aligned(args)
+    for name in ALIGNED_SETTINGS:
+        if getattr(args, name) is not None:
+            raise MiniCacheError(f"--{name} goes with --mode aligned")
     options = options_of(args)
     found = calibrate(args.model or demo_model(), options, args.output, Progress("calibrate"))
     print(json.dumps(found, indent=2) if args.json else table(found))
+    return 0
+
+
+def run_aligned(args: argparse.Namespace) -> int:
+    """Fit bases for SLERP, and write the plan."""
+    for name in ("ratio", "max_kl", "budget", "ctx"):
+        if getattr(args, name) is not None:
+            raise MiniCacheError(f"--{name.replace('_', '-')} is for codes, not for --mode aligned")
+    if args.output is None:
+        raise MiniCacheError(
+            "--mode aligned needs -o PLAN: such a plan is for study, and not found by itself"
+        )
+    given = [f"{name}={getattr(args, name)}" for name in ALIGNED_SETTINGS if getattr(args, name) is not None]
+    settings = MiniCache.parse("slerp:" + ",".join(given))
+    options = Options(
+        texts=tuple(args.text or ()),
+        tokens=args.tokens,
+        threads=args.threads or 0,
+        gpu_layers=args.gpu_layers,
+    )
+    check_options(options)
+    check_output(args.output)
+    file = read_gguf(args.model or demo_model())
+
+    from . import alignment
+
+    progress = Progress("calibrate")
+    try:
+        found = alignment.align(
+            file,
+            settings,
+            args.output,
+            paths=options.texts,
+            n_tokens=options.tokens,
+            threads=options.threads or default_threads(file),
+            gpu_layers=options.gpu_layers,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    print(json.dumps(found, indent=2) if args.json else alignment.table(found))
     return 0
 
 
@@ -150,12 +210,11 @@ def check_options(options: Options) -> None:
         raise MiniCacheError(f"--ratio {options.ratio:g}: it must be 1 or more")
     if options.max_kl is not None and not 0 < options.max_kl < float("inf"):
         raise MiniCacheError(f"--max-kl {options.max_kl:g}: it must be more than 0")
-    if options.refine is not None and not 0 <= options.refine <= 10:
-        raise MiniCacheError(f"--refine {options.refine}: it must be from 0 to 10")
     for name, least, most in (
         ("n_ctx", 0, 2**31 - 1),
         ("rope_block", 0, 1024),
         ("tokens", 128, 2**24),
+        ("refine", 0, 10),
         ("threads", 0, 4096),
         ("gpu_layers", -1, 2**31 - 1),
     ):
@@ -208,8 +267,7 @@ class _Calibration:
         self.file, self.shape, self.options, self.progress = file, shape, options, progress
         self.output = output or plan_path(file)
         self.threads = options.threads or default_threads(file)
-        refine = options.refine
-        self.refine = (1 if file.weight_bytes < LARGE else 0) if refine is None else refine
+        self.small = file.weight_bytes < LARGE  # quick enough for all that improves a plan
         self.fraction = 0.0
 
     def run(self) -> dict[str, Any]:
@@ -222,7 +280,9 @@ class _Calibration:
         names = ", ".join(path.name for path in options.texts) or "the package's own text"
         self.tell(0, "text")
         with Vocabulary(self.file.path) as vocabulary:
-            self.material = make_material(vocabulary, paths, options.tokens, shape.n_ctx_train, names)
+            self.material = make_material(
+                vocabulary, paths, options.tokens, shape.n_ctx_train, names, self.small
+            )
         with (
             work_folder(cache_dir() / "calibrations" / self.key()) as self.folder,
             BenchModel(self.file.path, options.gpu_layers) as model,
@@ -267,18 +327,25 @@ class _Calibration:
         )
         target = Target(options.ratio, options.max_kl, options.budget, options.n_ctx)
         chunks = {"measure": material.measure, "check": material.check}
-        runs = 2 * len(fits) * (1 + self.refine) + 8
-        with Meter(model, chunks, self.threads, self.folder / "measured.json", self.on_run(runs)) as meter:
+        runs = 2 * len(fits) * (1 + options.refine) + 8
+        with Meter(
+            model,
+            chunks,
+            self.threads,
+            1 if self.small else 2,
+            self.folder / "measured.json",
+            self.on_run(runs),
+        ) as meter:
             planner = Planner(shape, fits, meter, base, self.folder, self.progress.note)
             if fits:
                 planner.probe()
-            chosen = planner.choose(target, self.refine)
+            chosen = planner.choose(target, options.refine)
             checked = planner.measure(chosen.plan, "check", "the final check")
             for _ in range(3):
                 if options.max_kl is None or checked.kl <= options.max_kl or not chosen.plan.pairs:
                     break
                 stricter = chosen.measured.kl * 0.95 * min(1.0, options.max_kl / checked.kl)
-                chosen = planner.choose(replace(target, max_kl=stricter), self.refine)
+                chosen = planner.choose(replace(target, max_kl=stricter), options.refine)
                 checked = planner.measure(chosen.plan, "check", "the final check")
             rows = choice_table(planner, chosen)
             compared = self.compared(planner, chosen.plan, checked)

@@ -44,9 +44,17 @@ class Material:
 
 
 def make_material(
-    vocabulary: Vocabulary, paths: Sequence[str | Path], n_tokens: int, n_ctx_train: int, description: str
+    vocabulary: Vocabulary,
+    paths: Sequence[str | Path],
+    n_tokens: int,
+    n_ctx_train: int,
+    description: str = "",
+    thorough: bool = True,
 ) -> Material:
-    """Chunks of so many tokens together from all over the texts, which are never read whole where they are long."""
+    """Chunks of so many tokens together from all over the texts, which are never read whole where they are long.
+
+    Not `thorough`, half of what there is to measure on is left out.
+    """
     texts = Texts([Path(path) for path in paths])
     n_chunk = max(len(TURNS) // 2, n_tokens // CHUNK)
     length = min(CHUNK, n_tokens // n_chunk)
@@ -54,8 +62,8 @@ def make_material(
         parts = _cut(vocabulary.tokenize(texts.read(0, texts.size)), n_chunk, length)
     else:
         step = texts.size // n_chunk
-        pieces = (texts.read(i * step, min(step, TOKEN_BYTES * length)) for i in range(n_chunk))
-        parts = [vocabulary.tokenize(piece)[:length] for piece in pieces]
+        data = (texts.read(i * step, min(step, TOKEN_BYTES * length)) for i in range(n_chunk))
+        parts = [vocabulary.tokenize(piece)[:length] for piece in data]
     parts = [part for part in parts if len(part) >= SHORTEST]
     if len(parts) < len(TURNS) // 2:
         raise MiniCacheError(
@@ -65,12 +73,14 @@ def make_material(
     found: dict[str, list[Chunk]] = {turn: [] for turn in TURNS}
     for number, part in enumerate(parts):
         turn = TURNS[number % len(TURNS)]
-        tokens = vocabulary.begun(part)[:length]
-        if turn == "measure":
-            tokens = tokens[:MEASURED]
         # positions all over the context, and evenly: statistics must not depend on the place
-        room = max(0, n_ctx_train - length)
-        found[turn].append(Chunk(tokens, int(GOLDEN * number % 1 * room)))
+        position = int(GOLDEN * number % 1 * max(0, n_ctx_train - length))
+        pieces = [part]
+        if turn == "measure":
+            pieces = [part[:MEASURED], part[MEASURED:]][: 2 if thorough else 1]
+        found[turn] += [
+            Chunk(vocabulary.begun(piece)[:length], position) for piece in pieces if len(piece) >= SHORTEST
+        ]
     return Material(found["fit"], found["measure"], found["check"], description)
 
 

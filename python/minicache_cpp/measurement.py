@@ -13,11 +13,8 @@ from .bench_context import BenchModel
 from .calibration_text import Chunk
 from .config import CacheSpec
 from .divergence import Divergence, Floats, Reference, log_probabilities
-from .evaluation_context import EvaluationContext
+from .parallel_context import ParallelContext
 
-# The tokens of a ubatch see each other exactly. In decode there is one in each, and the nearest tokens, which matter
-# most, come from the cache as well; eight are near to that and take a fraction of the time.
-UBATCH = 8
 F16 = CacheSpec("f16", "f16")
 
 
@@ -28,17 +25,21 @@ class Measured:
 
 
 class Meter:
-    """Measures configurations on chunks of several kinds, and remembers in a file what they gave."""
+    """Measures configurations on chunks of several kinds, and remembers in a file what they gave.
+
+    step: tokens of a chunk that see each other exactly; 1 as in decode.
+    """
 
     def __init__(
         self,
         model: BenchModel,
         chunks: Mapping[str, Sequence[Chunk]],
         threads: int,
+        step: int,
         memory: Path,
         on_run: Callable[[str], None] = lambda name: None,
     ) -> None:
-        self.model, self.chunks, self.threads, self.memory = model, chunks, threads, memory
+        self.model, self.chunks, self.threads, self.step, self.memory = model, chunks, threads, step, memory
         self.on_run = on_run
         self.references: dict[str, list[Reference]] = {}
         self.known: dict[str, list[float]] = json.loads(memory.read_text()) if memory.exists() else {}
@@ -53,7 +54,7 @@ class Meter:
 
     def measure(self, spec: CacheSpec, kind: str, name: str = "") -> Measured:
         """Mean KL divergence and top-1 agreement over the second halves of the chunks of a kind."""
-        key = f"{kind} {UBATCH} {_identity(spec)}"
+        key = f"{kind} {self.step} {_identity(spec)}"
         if key not in self.known:
             self.on_run(name or spec.name)
             references = self._references(kind)
@@ -81,13 +82,9 @@ class Meter:
 
     def _read(self, spec: CacheSpec, kind: str) -> Iterator[tuple[int, int, Floats]]:
         """Chunk, index of a token, and log-probabilities after it and those that follow, of all second halves."""
-        chunks = self.chunks[kind]
-        n_ctx = max(len(chunk.tokens) for chunk in chunks)
-        with EvaluationContext(self.model, spec, n_ctx, UBATCH, self.threads) as context:
-            for index, chunk in enumerate(chunks):
-                context.clear()
-                for first, logits in context.decode(chunk.tokens, chunk.position, len(chunk.tokens) // 2):
-                    yield index, first, log_probabilities(logits)
+        with ParallelContext(self.model, spec, self.chunks[kind], self.step, self.threads) as context:
+            for index, first, logits in context.read():
+                yield index, first, log_probabilities(logits)
 
     def _save(self) -> None:
         part = self.memory.with_name(f"{self.memory.name}.{os.getpid()}.part")
