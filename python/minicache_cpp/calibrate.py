@@ -30,7 +30,7 @@ DEFAULT_TOKENS = 8192
 DEFAULT_BLOCK = 128
 COMPARED = ("f16", "q8_0", "q4_0")
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
-TINY, LARGE = 32 * 2**20, 2**30  # bytes of weights
+TINY = 32 * 2**20  # bytes of weights
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,6 @@ class _Calibration:
         self.file, self.shape, self.options, self.progress = file, shape, options, progress
         self.output = output or plan_path(file)
         self.threads = options.threads or default_threads(file)
-        self.small = file.weight_bytes < LARGE  # quick enough for all that improves a plan
         self.fraction = 0.0
 
     def run(self) -> dict[str, Any]:
@@ -221,9 +220,7 @@ class _Calibration:
         names = ", ".join(path.name for path in options.texts) or "the package's own text"
         self.tell(0, "text")
         with Vocabulary(self.file.path) as vocabulary:
-            self.material = make_material(
-                vocabulary, paths, options.tokens, shape.n_ctx_train, names, self.small
-            )
+            self.material = make_material(vocabulary, paths, options.tokens, shape.n_ctx_train, names)
         with (
             work_folder(cache_dir() / "calibrations" / self.key()) as self.folder,
             BenchModel(self.file.path, options.gpu_layers) as model,
@@ -269,14 +266,8 @@ class _Calibration:
         target = Target(options.ratio, options.max_kl, options.budget, options.n_ctx)
         chunks = {"measure": material.measure, "check": material.check}
         runs = 2 * len(fits) * (1 + options.refine) + 8
-        with Meter(
-            model,
-            chunks,
-            self.threads,
-            1 if self.small else 2,
-            self.folder / "measured.json",
-            self.on_run(runs),
-        ) as meter:
+        memory = self.folder / "measured.json"
+        with Meter(model, chunks, self.threads, memory, self.on_run(runs)) as meter:
             planner = Planner(shape, fits, meter, base, self.folder, self.progress.note)
             if fits:
                 planner.probe()
