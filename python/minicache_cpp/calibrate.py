@@ -37,7 +37,7 @@ ALIGNED_SETTINGS = {
     "retain": "fraction of the tokens that stay unmerged (default 0.05)",
     "type": "cache type of directions and plain layers (default f16)",
 }
-TINY, LARGE = 32 * 2**20, 2**30  # bytes of weights
+TINY = 32 * 2**20  # bytes of weights
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,6 @@ class _Calibration:
         self.file, self.shape, self.options, self.progress = file, shape, options, progress
         self.output = output or plan_path(file)
         self.threads = options.threads or default_threads(file)
-        self.small = file.weight_bytes < LARGE  # quick enough for all that improves a plan
         self.fraction = 0.0
 
     def run(self) -> dict[str, Any]:
@@ -280,9 +279,7 @@ class _Calibration:
         names = ", ".join(path.name for path in options.texts) or "the package's own text"
         self.tell(0, "text")
         with Vocabulary(self.file.path) as vocabulary:
-            self.material = make_material(
-                vocabulary, paths, options.tokens, shape.n_ctx_train, names, self.small
-            )
+            self.material = make_material(vocabulary, paths, options.tokens, shape.n_ctx_train, names)
         with (
             work_folder(cache_dir() / "calibrations" / self.key()) as self.folder,
             BenchModel(self.file.path, options.gpu_layers) as model,
@@ -328,14 +325,8 @@ class _Calibration:
         target = Target(options.ratio, options.max_kl, options.budget, options.n_ctx)
         chunks = {"measure": material.measure, "check": material.check}
         runs = 2 * len(fits) * (1 + options.refine) + 8
-        with Meter(
-            model,
-            chunks,
-            self.threads,
-            1 if self.small else 2,
-            self.folder / "measured.json",
-            self.on_run(runs),
-        ) as meter:
+        memory = self.folder / "measured.json"
+        with Meter(model, chunks, self.threads, memory, self.on_run(runs)) as meter:
             planner = Planner(shape, fits, meter, base, self.folder, self.progress.note)
             if fits:
                 planner.probe()

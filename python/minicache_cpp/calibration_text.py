@@ -49,12 +49,8 @@ def make_material(
     n_tokens: int,
     n_ctx_train: int,
     description: str = "",
-    thorough: bool = True,
 ) -> Material:
-    """Chunks of so many tokens together from all over the texts, which are never read whole where they are long.
-
-    Not `thorough`, half of what there is to measure on is left out.
-    """
+    """Chunks of so many tokens together from all over the texts, which are never read whole where they are long."""
     texts = Texts([Path(path) for path in paths])
     n_chunk = max(len(TURNS) // 2, n_tokens // CHUNK)
     length = min(CHUNK, n_tokens // n_chunk)
@@ -75,12 +71,8 @@ def make_material(
         turn = TURNS[number % len(TURNS)]
         # positions all over the context, and evenly: statistics must not depend on the place
         position = int(GOLDEN * number % 1 * max(0, n_ctx_train - length))
-        pieces = [part]
-        if turn == "measure":
-            pieces = [part[:MEASURED], part[MEASURED:]][: 2 if thorough else 1]
-        found[turn] += [
-            Chunk(vocabulary.begun(piece)[:length], position) for piece in pieces if len(piece) >= SHORTEST
-        ]
+        tokens = vocabulary.begun(part)[: MEASURED if turn == "measure" else length]
+        found[turn].append(Chunk(tokens, position))
     return Material(found["fit"], found["measure"], found["check"], description)
 
 

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from .bench_context import BenchModel
 from .calibration_text import Chunk
 from .config import CacheSpec
-from .divergence import Divergence, Floats, Reference, log_probabilities
+from .divergence import Floats, Reference, kl_divergence, log_probabilities
 from .parallel_context import ParallelContext
 
 F16 = CacheSpec("f16", "f16")
@@ -25,21 +27,17 @@ class Measured:
 
 
 class Meter:
-    """Measures configurations on chunks of several kinds, and remembers in a file what they gave.
-
-    step: tokens of a chunk that see each other exactly; 1 as in decode.
-    """
+    """Measures configurations on chunks of several kinds, and remembers in a file what they gave."""
 
     def __init__(
         self,
         model: BenchModel,
         chunks: Mapping[str, Sequence[Chunk]],
         threads: int,
-        step: int,
         memory: Path,
         on_run: Callable[[str], None] = lambda name: None,
     ) -> None:
-        self.model, self.chunks, self.threads, self.step, self.memory = model, chunks, threads, step, memory
+        self.model, self.chunks, self.threads, self.memory = model, chunks, threads, memory
         self.on_run = on_run
         self.references: dict[str, list[Reference]] = {}
         self.known: dict[str, list[float]] = json.loads(memory.read_text()) if memory.exists() else {}
@@ -54,18 +52,18 @@ class Meter:
 
     def measure(self, spec: CacheSpec, kind: str, name: str = "") -> Measured:
         """Mean KL divergence and top-1 agreement over the second halves of the chunks of a kind."""
-        key = f"{kind} {self.step} {_identity(spec)}"
+        key = f"{kind} {_identity(spec)}"
         if key not in self.known:
             self.on_run(name or spec.name)
             references = self._references(kind)
-            total = Divergence()
-            for index, first, rows in self._read(spec, kind):
-                tokens = self.chunks[kind][index].tokens
-                start = first - len(tokens) // 2
-                following = tokens[first + 1 : first + 1 + len(rows)]
-                total.add(references[index].rows[start : start + len(rows)], rows, following)
-            found = total.summary()
-            self.known[key] = [found["kl_mean"], found["top1"]]
+            kl, same = [], []
+            for numbers, at, rows in self._read(spec, kind):
+                reference = np.stack(
+                    [references[number].rows[self._row(kind, number, at)] for number in numbers]
+                )
+                kl.append(kl_divergence(reference, rows))
+                same.append(reference.argmax(axis=1) == rows.argmax(axis=1))
+            self.known[key] = [float(np.concatenate(one).mean()) for one in (kl, same)]
             self._save()
         return Measured(*self.known[key])
 
@@ -75,16 +73,20 @@ class Meter:
             self.references[kind] = [
                 Reference(len(chunk.tokens) - len(chunk.tokens) // 2, self.model.n_vocab) for chunk in chunks
             ]
-            for index, first, rows in self._read(F16, kind):
-                start = first - len(chunks[index].tokens) // 2
-                self.references[kind][index].rows[start : start + len(rows)] = rows
+            for numbers, at, rows in self._read(F16, kind):
+                for number, row in zip(numbers, rows, strict=True):
+                    self.references[kind][number].rows[self._row(kind, number, at)] = row
         return self.references[kind]
 
-    def _read(self, spec: CacheSpec, kind: str) -> Iterator[tuple[int, int, Floats]]:
-        """Chunk, index of a token, and log-probabilities after it and those that follow, of all second halves."""
-        with ParallelContext(self.model, spec, self.chunks[kind], self.step, self.threads) as context:
-            for index, first, logits in context.read():
-                yield index, first, log_probabilities(logits)
+    def _row(self, kind: str, number: int, at: int) -> int:
+        """The row of a chunk's reference for the token of this index."""
+        return at - len(self.chunks[kind][number].tokens) // 2
+
+    def _read(self, spec: CacheSpec, kind: str) -> Iterator[tuple[list[int], int, Floats]]:
+        """Chunks, index of a token, and log-probabilities after it in each of them, of all second halves."""
+        with ParallelContext(self.model, spec, self.chunks[kind], self.threads) as context:
+            for numbers, at, logits in context.read():
+                yield numbers, at, log_probabilities(logits)
 
     def _save(self) -> None:
         part = self.memory.with_name(f"{self.memory.name}.{os.getpid()}.part")
