@@ -1,4 +1,4 @@
-"""Plans with random codecs for tiny models: the file that the library reads, and the same for the oracle."""
+"""Plans with random codecs or bases for tiny models: the file that the library reads, and the same for the oracle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import gguf
 import numpy as np
 from oracle.code import Codec, Layout, random_codec
-from oracle.model import Config
+from oracle.model import Bases, Config
 
 from minicache_cpp import _native
 from minicache_cpp._native import ffi, lib
@@ -64,6 +64,34 @@ def coded(
     return config
 
 
+def aligned(
+    loaded: Loaded,
+    config: Config,
+    path: Path,
+    *,
+    sides: int = 2,
+    identity: bool = False,
+    dtype: type[np.floating] = np.float32,
+    seed: int = 0,
+) -> Config:
+    """`config` with its pairs merged in random orthogonal bases, of layer b alone where `sides` is 1."""
+    n_head_kv, size = loaded.tiny.shape.n_head_kv, loaded.tiny.shape.head_size
+    rng = np.random.default_rng([seed, 4])
+
+    def basis() -> np.ndarray:  # type: ignore[type-arg]
+        if identity:
+            return np.broadcast_to(np.eye(size, dtype=dtype), (n_head_kv, size, size))
+        return np.linalg.qr(rng.standard_normal((n_head_kv, size, size)))[0].astype(dtype)
+
+    bases = tuple(
+        Bases(*((basis() if sides == 2 else None, basis()) for _ in range(2)))  # of K, and of V
+        for _ in config.pairs
+    )
+    config = replace(config, bases=bases, plan=str(path))
+    write_plan(loaded, config)
+    return config
+
+
 def write_plan(loaded: Loaded, config: Config, **changes: object) -> None:
     """The plan file that `config` names; `changes` are keys of it to write otherwise."""
     shape = loaded.tiny.shape
@@ -84,14 +112,24 @@ def write_plan(loaded: Loaded, config: Config, **changes: object) -> None:
         "units_v": [n for codec in config.codecs for n in codec.v.layout.units],
         "heads": [shape.n_head_kv, shape.head_size, shape.head_size] * len(config.pairs),
     }
+    if config.bases:
+        del lists["units_k"], lists["units_v"]
+        texts["mode"] = "aligned"
     writer = gguf.GGUFWriter(config.plan, "minicache")
     writer.add_type("minicache-plan")
     for group, add in ((texts, writer.add_string), (numbers, writer.add_uint32), (lists, writer.add_array)):
         for name, value in group.items():
             add(f"minicache.{name}", changes.get(name, value))  # type: ignore[operator]
     writer.add_float32("minicache.retain", config.retain)
-    for (a, _), codec in zip(config.pairs, config.codecs, strict=True):
-        writer.add_tensor(f"pair.{a}.codec", codec_of_file(codec))
+    if config.bases:
+        writer.add_float32("minicache.t", config.t)
+    for i, (a, _) in enumerate(config.pairs):
+        if config.bases:
+            for kind in "kv":
+                sides = [one for one in getattr(config.bases[i], kind) if one is not None]
+                writer.add_tensor(f"pair.{a}.basis_{kind}", np.stack(sides))
+        else:
+            writer.add_tensor(f"pair.{a}.codec", codec_of_file(config.codecs[i]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

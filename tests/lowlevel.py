@@ -187,6 +187,7 @@ def minicache_of(config: Config) -> MiniCache | None:
         type_v=config.type_v,
         pool_type=config.pool_type,
         strict=True,
+        mode="average" if config.average else "slerp",
     )
 
 

@@ -5,6 +5,9 @@ are two in which merging a pair loses nothing, or loses something only at known 
 
 * `parallel`: both layers of each pair have K and V of the same direction, by construction, but of different magnitude.
 * `planted`: as `parallel`, except at the tokens `PLANTED`, where the two layers have nothing in common.
+
+In a third, `turned`, the second layer of each pair of a `parallel` model has K and V in other bases: only those who
+know the bases lose nothing.
 """
 
 from __future__ import annotations
@@ -166,6 +169,40 @@ def planted_model(seed: int = 0, start: float = 0.5, **shape: object) -> TinyMod
                 weight = weights[f"blk.{layer}.{name}.weight"].copy()
                 weight[:, mark] = rng.standard_normal(len(weight)) * 0.2
                 weights[f"blk.{layer}.{name}.weight"] = weight
+    return model
+
+
+def turns(shape: Shape, seed: int = 0) -> dict[tuple[int, str], Array]:
+    """The orthogonal matrices [n_head_kv, d, d] that a `turned` model's deeper layers have on their K and V."""
+    rng = np.random.default_rng([seed, 6])
+    size = shape.head_size
+    return {
+        (b, kind): np.linalg.qr(rng.standard_normal((shape.n_head_kv, size, size)))[0].astype(np.float32)
+        for _, b in default_pairs(shape.n_layer)
+        for kind in "kv"
+    }
+
+
+def turned_model(seed: int = 0) -> TinyModel:
+    """A `parallel` model whose deeper layer of each pair has K and V in bases of its own, and the same logits.
+
+    Without RoPE, so that K stays in its basis.
+    """
+    model = parallel_model(seed, arch="refact", n_layer=8)
+    shape, weights = model.shape, model.weights
+    group = shape.n_head // shape.n_head_kv
+    for (b, kind), turn in turns(shape, seed).items():
+        block, per_query = f"blk.{b}", np.repeat(turn, group, axis=0)
+        turned = {"k": {"attn_k": turn, "attn_q": per_query}, "v": {"attn_v": turn}}[kind]
+        for name, matrix in turned.items():
+            weight = weights[f"{block}.{name}.weight"]
+            heads = weight.reshape(len(matrix), shape.head_size, -1)
+            weights[f"{block}.{name}.weight"] = (matrix @ heads).reshape(weight.shape)
+        if kind == "v":
+            weight = weights[f"{block}.attn_output.weight"]
+            heads = weight.reshape(len(weight), shape.n_head, shape.head_size)
+            back = np.einsum("onj,nij->oni", heads, per_query)
+            weights[f"{block}.attn_output.weight"] = back.reshape(weight.shape)
     return model
 
 

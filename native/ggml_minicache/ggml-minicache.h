@@ -85,7 +85,8 @@ struct ggml_minicache_merge_params {
     int32_t d_k;
     int32_t d_v;  // may be 0
     int32_t n_head_kv;
-    float   t;  // SLERP parameter
+    float   t;        // SLERP parameter
+    int32_t average;  // 1: directions are the means of both vectors, and magnitudes 1
 };
 
 // Merge the current K and V of both layers, per token and KV head (eqs. 3 and 4 of the paper).

@@ -93,6 +93,16 @@ static ggml_tensor * rotated(ggml_context * ctx, ggml_tensor * x, ggml_tensor * 
     return rot ? llama_mul_mat_hadamard(ctx, ggml_is_contiguous(x) ? x : ggml_cont(ctx, x), rot) : x;
 }
 
+// x [d, n_head, n_tokens], each head by its KV head's matrix of the basis [d, d, n_head_kv]; not contiguous
+static ggml_tensor * in_basis(ggml_context * ctx, ggml_tensor * x, ggml_tensor * basis) {
+    if (!basis) {
+        return x;
+    }
+    ggml_tensor * y = ggml_mul_mat(ctx, basis, ggml_permute(ctx, x, 0, 2, 1, 3));
+    ggml_mul_mat_set_prec(y, GGML_PREC_F32);
+    return ggml_permute(ctx, y, 0, 2, 1, 3);
+}
+
 // rows of d*n_head in a cache or pool tensor, or of codes, as [d, n_head, n, n_stream] of the ubatch's streams
 static ggml_tensor * view_heads(
     ggml_context * ctx, ggml_tensor * x, int64_t d, int64_t n, const llama_kv_cache::slot_info & sinfo) {
@@ -129,7 +139,9 @@ static void build_store(const llm_graph_context & graph, const llm_graph_input_a
         merged =
             ggml_minicache_encode(ctx, kv_a, kv_b, pair.codec, pair.dir_k, pair.dir_v, inp.get_k_idxs(), inp.bases, pair.shape);
     } else {
-        merged = ggml_minicache_merge(ctx, kv_a, kv_b, { d_k, d_v, n_head_kv, inp.kv->get_settings().t });
+        const bool average = inp.kv->get_mode() == LLAMA_MINICACHE_MODE_AVERAGE;
+
+        merged = ggml_minicache_merge(ctx, kv_a, kv_b, { d_k, d_v, n_head_kv, inp.kv->get_settings().t, average });
 
         int64_t offset = 0;
         for (ggml_tensor * dst : pair.cell_tensors()) {
@@ -182,6 +194,10 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
         k_cur = rotated(ctx, k_cur, inp->self_k_rot);
         v_cur = rotated(ctx, v_cur, inp->self_v_rot);
     }
+    q_cur = in_basis(ctx, q_cur, pair.basis_k[is_b]);
+    k_cur = in_basis(ctx, k_cur, pair.basis_k[is_b]);
+    v_cur = in_basis(ctx, v_cur, pair.basis_v[is_b]);
+
     ggml_tensor * kv_cur = concat_kv(ctx, k_cur, v_cur);
     if (!is_b) {
         inp->kv_a[ip]  = kv_cur;
@@ -216,13 +232,20 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
             inp->index[ip], sinks, params, pair.shape);
         cur = rotated(ctx, cur, inp->self_v_rot);
     } else {
-        ggml_tensor * mag = ggml_view_4d(ctx, pair.mag, pair.n_head_kv, 4, n_kv, n_stream,
-            ggml_row_size(pair.mag->type, pair.n_head_kv), pair.mag->nb[1], pair.mag->nb[2], sinfo.s0 * pair.mag->nb[2]);
+        ggml_tensor * mag = pair.mag;
+        if (mag) {
+            mag = ggml_view_4d(ctx, mag, pair.n_head_kv, 4, n_kv, n_stream, ggml_row_size(mag->type, pair.n_head_kv), mag->nb[1],
+                mag->nb[2], sinfo.s0 * mag->nb[2]);
+        }
 
         cur = ggml_minicache_attn(
             ctx, q, rows_k, rows_v, mag, pool_k, pool_v, kv_cur, inp->get_kq_mask(), inp->index[ip], sinks, params);
     }
 
+    if (pair.basis_o[is_b]) {
+        cur = ggml_reshape_3d(ctx, cur, cur->ne[0], cur->ne[1], cur->ne[2] * cur->ne[3]);
+        cur = ggml_cont(ctx, in_basis(ctx, cur, pair.basis_o[is_b]));
+    }
     cur = ggml_reshape_2d(ctx, cur, cur->ne[0] * cur->ne[1], cur->ne[2] * cur->ne[3]);
     ggml_build_forward_expand(graph.gf, cur);
 

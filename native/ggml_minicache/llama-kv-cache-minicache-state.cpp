@@ -31,7 +31,7 @@ struct state_header {
     uint64_t payload_hash = 0;
 
     uint32_t n_stream = 0;
-    uint32_t unused   = 0;
+    int32_t  mode     = 0;
 };
 
 class llama_io_write_vector : public llama_io_write_i {
@@ -91,6 +91,7 @@ static state_header header_of(const llama_kv_cache_minicache & kv) {
     h.pairs     = minicache_hash(layers.data(), layers.size() * sizeof(uint32_t));
     h.basis     = kv.get_plan_hash();
     h.n_stream  = kv.get_n_stream();
+    h.mode      = kv.get_mode();
     return h;
 }
 
@@ -101,6 +102,9 @@ static std::string difference(const state_header & saved, const state_header & o
     };
     if (saved.n_pair != own.n_pair || saved.pairs != own.pairs) {
         return format("%u pairs of layers, here %u, or not the same ones", saved.n_pair, own.n_pair);
+    }
+    if (saved.mode != own.mode) {
+        return "pairs are kept in another way";
     }
     if (saved.type_k != own.type_k || saved.type_v != own.type_v) {
         return format("cache types %s and %s, here %s and %s", type_name(saved.type_k), type_name(saved.type_v),
@@ -193,7 +197,7 @@ void llama_kv_cache_minicache::state_write_data(llama_io_write_i & io, const cel
     llama_kv_cache::state_write_data(io, cr);
 
     for (const auto & [from, to] : cr.data) {
-        if (coded) {
+        if (is_coded()) {
             io.write(offsets[cr.strm].data() + from, (to - from) * sizeof(int32_t));
         }
     }
@@ -256,7 +260,7 @@ bool llama_kv_cache_minicache::state_read_data(
 
     const auto & cells = sinfo.idxs[0];
 
-    if (coded) {
+    if (is_coded()) {
         std::vector<int32_t> saved(cell_count);
         io.read(saved.data(), saved.size() * sizeof(int32_t));
         for (uint32_t i = 0; i < cell_count; ++i) {

@@ -15,7 +15,19 @@
 #include <stdexcept>
 
 std::vector<ggml_tensor *> minicache_pair::cell_tensors() const {
-    return is_coded() ? std::vector<ggml_tensor *>{ dir_k, dir_v } : std::vector<ggml_tensor *>{ dir_k, dir_v, mag };
+    return mag ? std::vector<ggml_tensor *>{ dir_k, dir_v, mag } : std::vector<ggml_tensor *>{ dir_k, dir_v };
+}
+
+std::vector<ggml_tensor *> minicache_pair::bases() const {
+    std::vector<ggml_tensor *> all;
+    for (int side = 0; side < 2; ++side) {
+        for (ggml_tensor * basis : { basis_k[side], basis_v[side], basis_o[side] }) {
+            if (basis) {
+                all.push_back(basis);
+            }
+        }
+    }
+    return all;
 }
 
 std::vector<ggml_tensor *> minicache_pair::tensors() const {
@@ -119,7 +131,7 @@ void llama_kv_cache_minicache::check_created(
     owned.release();
 }
 
-// settings without the plan, whose codecs are large and live on in the cache's own tensors
+// settings without the plan, whose matrices are large and live on in the cache's own tensors
 static minicache_settings without_plan(minicache_settings settings) {
     settings.plan = nullptr;
     return settings;
@@ -133,17 +145,20 @@ llama_kv_cache_minicache::llama_kv_cache_minicache(const llama_model & model, co
         cparams.n_ctx_seq, cparams.n_seq_max, /*n_pad =*/1, model.hparams.n_swa, model.hparams.swa_type, nullptr,
         [&](int32_t il) { return (!filter || filter(il)) && ((size_t) il >= pairing.layers.size() || !pairing.merged(il)); },
         nullptr, nullptr),
-    settings(without_plan(settings)), pairing(pairing), coded(settings.plan && !pairing.pairs.empty()),
-    rope_block(coded ? settings.plan->rope_block : 0), plan_hash(settings.plan ? settings.plan->hash : 0),
+    settings(without_plan(settings)), pairing(pairing), mode(pairing.pairs.empty() ? LLAMA_MINICACHE_MODE_SLERP : settings.mode),
+    rope_block(is_coded() ? settings.plan->rope_block : 0), plan_hash(settings.plan ? settings.plan->hash : 0),
     cache_type_k(params.type_k), cache_type_v(params.type_v), block(settings.retain_block()),
     pair_of_layer(pairing.layers.size(), -1) {
     add_pairs(settings, cparams);
-    allocate(cparams.offload_kqv);
-    if (coded) {
+    allocate(settings.plan.get(), cparams.offload_kqv);
+    init_rotation();
+    if (is_coded()) {
         offsets.assign(n_stream, std::vector<int32_t>(get_size()));
         write_codecs(*settings.plan, cparams);
     }
-    init_rotation();
+    if (mode == LLAMA_MINICACHE_MODE_ALIGNED) {
+        write_bases(*settings.plan);
+    }
 
     LLAMA_LOG_INFO("%s: %s\n", __func__, describe().c_str());
 }
@@ -164,7 +179,7 @@ void llama_kv_cache_minicache::add_pairs(const minicache_settings & given, const
         pair.d_k            = hparams.n_embd_head_k(a);
         pair.d_v            = hparams.n_embd_head_v(a);
         pair.n_head_kv      = hparams.n_head_kv(a);
-        if (coded) {
+        if (is_coded()) {
             const minicache_rope_turn turn = minicache_rope_of(model, cparams, a);
 
             pair.shape       = planned(*given.plan, a).shape;
@@ -184,7 +199,7 @@ static bool has_minicache_op(ggml_backend_dev_t dev) {
     ggml_context_ptr ctx{ ggml_init(params) };
 
     ggml_tensor * kv = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 128, 1);
-    return ggml_backend_dev_supports_op(dev, ggml_minicache_merge(ctx.get(), kv, kv, { 64, 64, 1, 0.5f }));
+    return ggml_backend_dev_supports_op(dev, ggml_minicache_merge(ctx.get(), kv, kv, { 64, 64, 1, 0.5f, 0 }));
 }
 
 // throws where there is no room
@@ -207,7 +222,7 @@ static ggml_backend_buffer_t allocate_tensors(ggml_context * ctx, ggml_backend_b
     return buf;
 }
 
-void llama_kv_cache_minicache::allocate(bool offload) {
+void llama_kv_cache_minicache::allocate(const minicache_plan * plan, bool offload) {
     std::map<ggml_backend_buffer_type_t, ggml_context_ptr> contexts;
     std::map<ggml_backend_buffer_type_t, ggml_context_ptr> codec_contexts;
 
@@ -248,7 +263,7 @@ void llama_kv_cache_minicache::allocate(bool offload) {
         const int64_t n_embd_k = pair.d_k * pair.n_head_kv;
         const int64_t n_embd_v = pair.d_v * pair.n_head_kv;
 
-        if (coded) {
+        if (is_coded()) {
             pair.codec =
                 ggml_new_tensor_1d(context_of(codec_contexts).get(), GGML_TYPE_I8, minicache_codec_offsets_of(pair.shape).size);
             ggml_format_name(pair.codec, "minicache_codec_l%u", pair.il_a);
@@ -258,7 +273,23 @@ void llama_kv_cache_minicache::allocate(bool offload) {
         } else {
             pair.dir_k = new_tensor("dir_k", cache_type_k, n_embd_k, kv_size);
             pair.dir_v = new_tensor("dir_v", cache_type_v, n_embd_v, kv_size);
-            pair.mag   = new_tensor("mag", GGML_TYPE_F16, 4 * pair.n_head_kv, kv_size);
+        }
+        if (mode == LLAMA_MINICACHE_MODE_SLERP || mode == LLAMA_MINICACHE_MODE_ALIGNED) {
+            pair.mag = new_tensor("mag", GGML_TYPE_F16, 4 * pair.n_head_kv, kv_size);
+        }
+        const auto new_basis = [&](const char * name, int side, int64_t d) {
+            ggml_tensor * x = ggml_new_tensor_3d(context_of(codec_contexts).get(), GGML_TYPE_F32, d, d, pair.n_head_kv);
+            ggml_format_name(x, "minicache_%s_l%u", name, side ? pair.il_b : pair.il_a);
+            return x;
+        };
+        for (int side = 0; side < 2 && mode == LLAMA_MINICACHE_MODE_ALIGNED; ++side) {
+            if (!planned(*plan, pair.il_a).basis_k[side].empty()) {
+                pair.basis_k[side] = new_basis("basis_k", side, pair.d_k);
+            }
+            if (!planned(*plan, pair.il_a).basis_v[side].empty()) {
+                pair.basis_v[side] = new_basis("basis_v", side, pair.d_v);
+                pair.basis_o[side] = new_basis("basis_o", side, pair.d_v);
+            }
         }
         pair.slots = new_tensor("slots", GGML_TYPE_I32, 2, n_slot + GGML_MINICACHE_SLOT_STATS);
 
@@ -303,6 +334,78 @@ void llama_kv_cache_minicache::write_codecs(const minicache_plan & plan, const l
     }
 }
 
+// rows of n in x times the Hadamard matrix H of n, Sylvester's, as upstream rotates by it
+static void hadamard_rows(std::vector<float> & x, int64_t n) {
+    const float scale = 1.0f / sqrtf((float) n);
+    for (size_t row = 0; row < x.size(); row += n) {
+        for (int64_t half = 1; half < n; half *= 2) {
+            for (int64_t i = 0; i < n; ++i) {
+                if (!(i & half)) {
+                    const float a     = x[row + i];
+                    const float b     = x[row + i + half];
+                    x[row + i]        = a + b;
+                    x[row + i + half] = a - b;
+                }
+            }
+        }
+        for (int64_t i = 0; i < n; ++i) {
+            x[row + i] *= scale;
+        }
+    }
+}
+
+// each of the d x d matrices transposed
+static std::vector<float> transposed(const std::vector<float> & x, int64_t d) {
+    std::vector<float> y(x.size());
+    for (size_t m = 0; m < x.size(); m += d * d) {
+        for (int64_t i = 0; i < d; ++i) {
+            for (int64_t j = 0; j < d; ++j) {
+                y[m + j * d + i] = x[m + i * d + j];
+            }
+        }
+    }
+    return y;
+}
+
+// A basis W for vectors that upstream has rotated by H, in blocks of n: H W H, so that what is merged is H W x.
+static std::vector<float> rotated_basis(std::vector<float> basis, int64_t d, int64_t n) {
+    for (int i = 0; i < 2 && n > 0; ++i) {
+        hadamard_rows(basis, n);
+        basis = transposed(basis, d);
+    }
+    return basis;
+}
+
+// The plan's bases are the model's own. Upstream's rotation of quantized types stays, as it makes them lose less.
+void llama_kv_cache_minicache::write_bases(const minicache_plan & plan) {
+    if (hparams.no_alloc) {
+        return;
+    }
+    int64_t n_k = attn_rot_k ? 64 : 0;
+    while (n_k > 0 && n_embd_head_k_all % (2 * n_k) == 0) {
+        n_k *= 2;  // as build_input_k_rot() does
+    }
+    const int64_t n_v = attn_rot_v ? 64 : 0;
+
+    const auto set = [](ggml_tensor * dst, const std::vector<float> & x) {
+        GGML_ASSERT(x.size() * sizeof(float) == ggml_nbytes(dst));
+        ggml_backend_tensor_set(dst, x.data(), 0, ggml_nbytes(dst));
+    };
+    for (const minicache_pair & pair : pairs) {
+        const minicache_plan_pair & source = planned(plan, pair.il_a);
+        for (int side = 0; side < 2; ++side) {
+            if (pair.basis_k[side]) {
+                set(pair.basis_k[side], rotated_basis(source.basis_k[side], pair.d_k, n_k));
+            }
+            if (pair.basis_v[side]) {
+                const std::vector<float> basis = rotated_basis(source.basis_v[side], pair.d_v, n_v);
+                set(pair.basis_v[side], basis);
+                set(pair.basis_o[side], transposed(basis, pair.d_v));
+            }
+        }
+    }
+}
+
 std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_minicache::memory_breakdown() const {
     std::map<ggml_backend_buffer_type_t, size_t> sizes = llama_kv_cache::memory_breakdown();
     for (const auto & [ctx, buf] : codec_bufs) {
@@ -315,7 +418,7 @@ std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_minicache::memory_br
 // The base class derives upstream's Hadamard rotation from its own layers. Where every layer is merged it has none, and the
 // rotation is set up here, by the same rule.
 void llama_kv_cache_minicache::init_rotation() {
-    if (!layers.empty() || pairs.empty() || coded) {
+    if (!layers.empty() || pairs.empty() || is_coded()) {
         return;
     }
     const char * env     = getenv("LLAMA_ATTN_ROT_DISABLE");
@@ -341,15 +444,18 @@ void llama_kv_cache_minicache::init_rotation() {
 }
 
 std::string llama_kv_cache_minicache::describe() const {
-    if (coded) {
+    if (is_coded()) {
         return format(
             "%zu pairs coded, K relative to the last multiple of %d positions, one token in %d retained, other layers K "
             "(%s), V (%s), %.2f MiB with them",
             pairs.size(), rope_block, block, ggml_type_name(cache_type_k), ggml_type_name(cache_type_v),
             total_size() / 1024.0 / 1024.0);
     }
-    return format("%zu pairs merged, t = %g, one token in %d retained, K (%s), V (%s), %.2f MiB with the plain layers",
-        pairs.size(), settings.t, block, ggml_type_name(cache_type_k), ggml_type_name(cache_type_v),
+    const std::string how   = mode == LLAMA_MINICACHE_MODE_AVERAGE ? "averaged" : format("merged, t = %g", settings.t);
+    const std::string bases = mode == LLAMA_MINICACHE_MODE_ALIGNED ? " in a plan's bases" : "";
+    const char *      shift = get_can_shift() ? "" : ", positions can't be shifted";
+    return format("%zu pairs %s%s, one token in %d retained%s, K (%s), V (%s), %.2f MiB with the plain layers", pairs.size(),
+        how.c_str(), bases.c_str(), block, shift, ggml_type_name(cache_type_k), ggml_type_name(cache_type_v),
         total_size() / 1024.0 / 1024.0);
 }
 
@@ -416,6 +522,11 @@ std::vector<int32_t> llama_kv_cache_minicache::read_slots(const minicache_pair &
 // updates: copies of streams, and shifts of K
 //
 
+bool llama_kv_cache_minicache::get_can_shift() const {
+    const bool turned = mode == LLAMA_MINICACHE_MODE_ALIGNED && hparams.rope_type != LLAMA_ROPE_TYPE_NONE;
+    return !turned && llama_kv_cache::get_can_shift();
+}
+
 bool llama_kv_cache_minicache::update(llama_context * lctx, bool do_shift, const stream_copy_info & sc_info) {
     if (!sc_info.empty()) {
         llama_synchronize(lctx);
@@ -428,12 +539,12 @@ bool llama_kv_cache_minicache::update(llama_context * lctx, bool do_shift, const
                 ggml_backend_tensor_set(x, stream.data(), sc_info.sdst[i] * x->nb[2], x->nb[2]);
             }
         }
-        if (coded) {
+        if (is_coded()) {
             offsets[sc_info.sdst[i]] = offsets[sc_info.ssrc[i]];
         }
     }
     // A code keeps K relative to its base, and a shift moves the base alone: where nothing else holds K, nothing is computed.
-    if (do_shift && layers.empty() && coded && block == 0) {
+    if (do_shift && layers.empty() && is_coded() && block == 0) {
         for (uint32_t s = 0; s < n_stream; ++s) {
             v_cells[s].reset_shift();
         }

@@ -8,6 +8,7 @@
 //   - a cell's direction and magnitudes are written together, after the deeper layer's K and V are known; until then the
 //     current tokens come from the graph, never from the cache;
 //   - a retained slot holds a token whose merged entry is there too: a slot may lose its token at any time;
+//   - what is merged is in the pair's bases, where it has some: directions, pools and the attention's queries and results;
 //   - a coded cell's position is the base it is coded relative to plus its offset; positions move, offsets stay;
 //   - all memory is allocated here, once; a state that does not fit this cache is refused before anything is changed.
 //
@@ -27,17 +28,27 @@ struct minicache_pair {
     minicache_code_shape shape;  // of a coded pair
     ggml_tensor *        codec;  // of a coded pair, else null: I8 [minicache_codec_offsets.size]
 
+    // Of layers a and b, F32 [d, d, n_head_kv]; null where a layer's vectors are merged as they are. basis_o is basis_v
+    // transposed, for what attention gives.
+    ggml_tensor * basis_k[2];
+    ggml_tensor * basis_v[2];
+    ggml_tensor * basis_o[2];
+
     // all have the streams in dimension 2
     ggml_tensor *
         dir_k;  // cache type of K  [d_k*n_head_kv, kv_size, n_stream], or codes, I8 [bytes*n_head_kv, kv_size, n_stream]
     ggml_tensor * dir_v;  // cache type of V  [d_v*n_head_kv, kv_size, n_stream], or codes
     ggml_tensor * mag;    // f16              [4*n_head_kv,   kv_size, n_stream]: |K_a|, |K_b|, |V_a|, |V_b|; null of a coded pair
+                          // and of averages
     ggml_tensor * slots;  // i32              [2, n_slot + GGML_MINICACHE_SLOT_STATS, n_stream], see ggml-minicache.h
     ggml_tensor * pool_k[2];  // pool type        [d_k*n_head_kv, n_slot, n_stream] of a and of b, null without a pool
     ggml_tensor * pool_v[2];  // pool type        [d_v*n_head_kv, n_slot, n_stream]
 
-    // the tensors there are, but for the codec
+    // the tensors there are, but for the codec and the bases
     std::vector<ggml_tensor *> tensors() const;
+
+    // those of the bases that there are
+    std::vector<ggml_tensor *> bases() const;
 
     // those with a row for each cell
     std::vector<ggml_tensor *> cell_tensors() const;
@@ -62,6 +73,9 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
 
+    // Two layers' bases turn by a shift in two ways, so what they share can't be turned for both.
+    bool get_can_shift() const override;
+
     bool update(llama_context * lctx, bool do_shift, const stream_copy_info & sc_info) override;
 
     void state_write(llama_io_write_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) const override;
@@ -84,8 +98,10 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     int64_t   get_n_slot() const;
     int32_t   get_rope_block() const { return rope_block; }
     uint64_t  get_plan_hash() const { return plan_hash; }
-    bool      is_coded() const { return coded; }
+    bool      is_coded() const { return mode == LLAMA_MINICACHE_MODE_CODE; }
     bool      is_observed() const { return settings.observe; }
+
+    llama_minicache_mode get_mode() const { return mode; }
 
     bool is_cell_used(uint32_t strm, uint32_t cell) const { return !v_cells[strm].is_empty(cell); }
 
@@ -116,8 +132,9 @@ class llama_kv_cache_minicache : public llama_kv_cache {
         const layer_filter_cb & filter, const minicache_settings & settings, const minicache_pairing & pairing);
 
     void add_pairs(const minicache_settings & given, const llama_cparams & cparams);
-    void allocate(bool offload);
+    void allocate(const minicache_plan * plan, bool offload);
     void write_codecs(const minicache_plan & plan, const llama_cparams & cparams);
+    void write_bases(const minicache_plan & plan);
     void init_rotation();
 
     int32_t base_of(uint32_t strm, uint32_t cell) const { return v_cells[strm].pos_get(cell) - offsets[strm][cell]; }
@@ -133,7 +150,8 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     const minicache_settings settings;  // its plan is let go of when it is in place
     const minicache_pairing  pairing;
 
-    const bool     coded;
+    const llama_minicache_mode mode;
+
     const int32_t  rope_block;
     const uint64_t plan_hash;  // 0 without a plan
 
@@ -144,7 +162,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     std::vector<minicache_pair> pairs;
     std::vector<int32_t>        pair_of_layer;
 
-    // Codecs stay when the cache is cleared, so they are not among the base class's buffers.
+    // Codecs and bases stay when the cache is cleared, so they are not among the base class's buffers.
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> codec_bufs;
 
     // [n_stream][kv_size] position of a cell's token minus the base its K is coded relative to; empty without codes

@@ -102,7 +102,7 @@ static void merge(const float * x_a, const float * x_b, int64_t n_tokens, int64_
 
     ggml_tensor * a = ggml_new_tensor_2d(graph.get(), GGML_TYPE_F32, n_embd, n_tokens);
     ggml_tensor * b = ggml_new_tensor_2d(graph.get(), GGML_TYPE_F32, n_embd, n_tokens);
-    ggml_tensor * r = ggml_minicache_merge(graph.get(), a, b, { (int32_t) head_size, 0, (int32_t) n_head_kv, t });
+    ggml_tensor * r = ggml_minicache_merge(graph.get(), a, b, { (int32_t) head_size, 0, (int32_t) n_head_kv, t, 0 });
     graph.allocate();
 
     set_data(a, x_a);

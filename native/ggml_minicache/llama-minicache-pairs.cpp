@@ -85,7 +85,7 @@ minicache_pairing minicache_make_pairing(
         return pairing;
     }
     for (const auto & [a, b] : wanted_pairs(settings, n_layer)) {
-        const std::string reason = why_not(model, cparams, offload, settings.plan != nullptr, a, b);
+        const std::string reason = why_not(model, cparams, offload, settings.mode == LLAMA_MINICACHE_MODE_CODE, a, b);
 
         if (reason.empty()) {
             pairing.pairs.emplace_back(a, b);

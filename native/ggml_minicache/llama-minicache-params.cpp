@@ -49,8 +49,12 @@ static void check_settings(const minicache_settings & s) {
 static void apply_plan(minicache_settings & s, const std::string & path) {
     s.plan = minicache_read_plan(path);
 
+    s.mode      = s.plan->mode;
     s.retain    = s.plan->retain;
     s.pool_type = s.plan->pool_type;
+    if (s.mode == LLAMA_MINICACHE_MODE_ALIGNED) {
+        s.t = s.plan->t;
+    }
     s.pairs.clear();
     for (const minicache_plan_pair & pair : s.plan->pairs) {
         s.pairs.emplace_back(pair.a, pair.b);
@@ -75,11 +79,14 @@ minicache_settings minicache_settings_from(const llama_minicache_params & params
     s.pool_type   = params.pool_type;
     s.strict      = params.strict;
     s.observe     = params.observe;
+    s.mode        = params.mode;
 
     check(params.n_pairs >= 0 && (params.n_pairs == 0 || params.pairs), "n_pairs says there are pairs, but none are given");
     for (int32_t i = 0; i < params.n_pairs; ++i) {
         s.pairs.emplace_back(params.pairs[2 * i], params.pairs[2 * i + 1]);
     }
+    check(s.mode == LLAMA_MINICACHE_MODE_SLERP || s.mode == LLAMA_MINICACHE_MODE_AVERAGE || params.plan,
+        "mode must be SLERP or AVERAGE: the others come with a plan");
     if (params.plan) {
         apply_plan(s, params.plan);
     }
@@ -124,6 +131,11 @@ static ggml_type pool_type_of(const std::string & value) {
     return value == "f16" ? GGML_TYPE_F16 : GGML_TYPE_Q8_0;
 }
 
+static llama_minicache_mode mode_of(const std::string & value) {
+    check(value == "slerp" || value == "average", "mode=" + value + " is not a mode: it must be slerp or average");
+    return value == "slerp" ? LLAMA_MINICACHE_MODE_SLERP : LLAMA_MINICACHE_MODE_AVERAGE;
+}
+
 static void set_key(minicache_settings & s, const std::string & key, const std::string & value) {
     if (key == "start") {
         const bool is_fraction = value.find('.') != std::string::npos;
@@ -145,22 +157,30 @@ static void set_key(minicache_settings & s, const std::string & key, const std::
             check(ab.size() == 2, "pairs=" + value + " must look like 8-9;10-11");
             s.pairs.emplace_back(layer_of(key, ab[0]), layer_of(key, ab[1]));
         }
+    } else if (key == "mode") {
+        s.mode = mode_of(value);
     } else if (key == "plan") {
         apply_plan(s, value);
     } else {
-        check(false, "unknown key " + key + ": the keys are start, t, retain, pool, pairs, plan and strict");
+        check(false, "unknown key " + key + ": the keys are mode, start, t, retain, pool, pairs, plan and strict");
     }
 }
 
 minicache_settings minicache_settings_parse(const char * text) {
     minicache_settings s;
 
+    bool retains = false;  // it says what is retained
+
     if (strcmp(text, "1") != 0 && strcmp(text, "on") != 0) {
         for (const std::string & item : split(text, ',')) {
             const size_t eq = item.find('=');
             check(eq != std::string::npos, "'" + item + "' is not of the form key=value");
             set_key(s, item.substr(0, eq), item.substr(eq + 1));
+            retains = retains || item.substr(0, eq) == "retain";
         }
+    }
+    if (s.mode == LLAMA_MINICACHE_MODE_AVERAGE && !retains) {
+        s.retain = 0.0f;
     }
     if (s.plan) {
         apply_plan(s, s.plan->path);  // whatever the order of the keys

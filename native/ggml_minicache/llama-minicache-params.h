@@ -25,7 +25,9 @@ struct minicache_settings {
 
     bool observe = false;  // merge nothing, name what attention gets
 
-    // decides pairs, retain and pool_type, and how pairs are coded; null: SLERP
+    llama_minicache_mode mode = LLAMA_MINICACHE_MODE_SLERP;
+
+    // decides pairs, mode, t, retain and pool_type; null: none of them
     std::shared_ptr<const minicache_plan> plan;
 
     // cells that share a retained slot, 0 without a pool

@@ -6,6 +6,8 @@
 #include "llama-model.h"
 #include "minicache-hash.h"
 
+#include <algorithm>
+#include <cmath>
 #include <set>
 #include <stdexcept>
 
@@ -66,6 +68,33 @@ class plan_reader {
         return std::vector<uint8_t>(p, p + ggml_nbytes(x));
     }
 
+    // [n_side][n_head][d][d] numbers, the sides one by one: of both layers, or of layer b alone
+    void bases(const std::string & name, int64_t d, int64_t n_head, std::vector<float> (&sides)[2]) const {
+        const ggml_tensor * x = ggml_get_tensor(data.get(), name.c_str());
+        check(x && (x->type == GGML_TYPE_F32 || x->type == GGML_TYPE_F16), "plan " + path + " has no " + name + no_plan);
+        check(x->ne[0] == d && x->ne[1] == d && x->ne[2] == n_head && (x->ne[3] == 1 || x->ne[3] == 2),
+            "plan " + path + " is damaged: " + name + " has the wrong size");
+
+        const int64_t n = d * d * n_head;
+        for (int64_t i = 0; i < x->ne[3]; ++i) {
+            std::vector<float> & side = sides[i + 2 - x->ne[3]];
+            side.resize(n);
+            if (x->type == GGML_TYPE_F16) {
+                ggml_fp16_to_fp32_row((const ggml_fp16_t *) x->data + i * n, side.data(), n);
+            } else {
+                std::copy_n((const float *) x->data + i * n, n, side.data());
+            }
+            for (int64_t row = 0; row < d * n_head; ++row) {
+                double squares = 0.0;
+                for (int64_t j = 0; j < d; ++j) {
+                    squares += (double) side[row * d + j] * side[row * d + j];
+                }
+                // written so that NaN fails
+                check(squares > 0.98 && squares < 1.02, "plan " + path + " is damaged: " + name + " is not orthogonal");
+            }
+        }
+    }
+
   private:
     const std::string path;
     const std::string no_plan = ": it is no plan of this version, make it anew with `minicache calibrate`";
@@ -84,15 +113,31 @@ static minicache_code_layout layout_of(const std::string & path, const std::vect
     return layout;
 }
 
-static void read_pairs(const plan_reader & reader, minicache_plan & plan) {
-    const std::vector<int32_t> layers  = reader.ints("minicache.pairs");
+// of pair i, whose sizes are known
+static void read_code(const plan_reader & reader, const minicache_plan & plan, size_t i, minicache_plan_pair & pair) {
     const std::vector<int32_t> units_k = reader.ints("minicache.units_k");
     const std::vector<int32_t> units_v = reader.ints("minicache.units_v");
-    const std::vector<int32_t> sizes   = reader.ints("minicache.heads");
+    check(
+        units_k.size() == MINICACHE_CODE_WIDTHS * (reader.ints("minicache.pairs").size() / 2) && units_v.size() == units_k.size(),
+        "plan " + plan.path + " is damaged: its lists differ in length");
+
+    pair.shape.layout_k = layout_of(plan.path, units_k, i);
+    pair.shape.layout_v = layout_of(plan.path, units_v, i);
+    check(minicache_code_size(pair.shape.layout_k) <= 2 * pair.shape.d_k &&
+              minicache_code_size(pair.shape.layout_v) <= 2 * pair.shape.d_v,
+        "plan " + plan.path + " is damaged: a code is longer than what it codes");
+
+    pair.codec = reader.bytes("pair." + std::to_string(pair.a) + ".codec");
+    check((int64_t) pair.codec.size() == minicache_codec_offsets_of(pair.shape).size,
+        "plan " + plan.path + " is damaged: the codec of layer " + std::to_string(pair.a) + " has the wrong size");
+}
+
+static void read_pairs(const plan_reader & reader, minicache_plan & plan) {
+    const std::vector<int32_t> layers = reader.ints("minicache.pairs");
+    const std::vector<int32_t> sizes  = reader.ints("minicache.heads");
 
     const size_t n_pair = layers.size() / 2;
-    check(layers.size() == 2 * n_pair && units_k.size() == MINICACHE_CODE_WIDTHS * n_pair && units_v.size() == units_k.size() &&
-              sizes.size() == 3 * n_pair,
+    check(layers.size() == 2 * n_pair && sizes.size() == 3 * n_pair,
         "plan " + plan.path + " is damaged: its lists differ in length");
 
     std::set<int32_t> seen;
@@ -110,22 +155,32 @@ static void read_pairs(const plan_reader & reader, minicache_plan & plan) {
         pair.shape.n_head_kv = (int16_t) sizes[3 * i];
         pair.shape.d_k       = (int16_t) sizes[3 * i + 1];
         pair.shape.d_v       = (int16_t) sizes[3 * i + 2];
-        pair.shape.layout_k  = layout_of(plan.path, units_k, i);
-        pair.shape.layout_v  = layout_of(plan.path, units_v, i);
-        check(minicache_code_size(pair.shape.layout_k) <= 2 * pair.shape.d_k &&
-                  minicache_code_size(pair.shape.layout_v) <= 2 * pair.shape.d_v,
-            "plan " + plan.path + " is damaged: a code is longer than what it codes");
-
-        pair.codec = reader.bytes("pair." + std::to_string(pair.a) + ".codec");
-        check((int64_t) pair.codec.size() == minicache_codec_offsets_of(pair.shape).size,
-            "plan " + plan.path + " is damaged: the codec of layer " + std::to_string(pair.a) + " has the wrong size");
+        if (plan.mode == LLAMA_MINICACHE_MODE_CODE) {
+            read_code(reader, plan, i, pair);
+        } else {
+            const std::string name = "pair." + std::to_string(pair.a) + ".basis_";
+            reader.bases(name + "k", pair.shape.d_k, pair.shape.n_head_kv, pair.basis_k);
+            reader.bases(name + "v", pair.shape.d_v, pair.shape.n_head_kv, pair.basis_v);
+        }
 
         plan.hash = minicache_hash(&pair.a, sizeof(pair.a), plan.hash);
         plan.hash = minicache_hash(&pair.b, sizeof(pair.b), plan.hash);
         plan.hash = minicache_hash(&pair.shape, sizeof(pair.shape), plan.hash);
         plan.hash = minicache_hash(pair.codec.data(), pair.codec.size(), plan.hash);
+        for (const auto * basis : { &pair.basis_k[0], &pair.basis_k[1], &pair.basis_v[0], &pair.basis_v[1] }) {
+            const uint64_t n = basis->size();
+            plan.hash        = minicache_hash(&n, sizeof(n), plan.hash);
+            plan.hash        = minicache_hash(basis->data(), n * sizeof(float), plan.hash);
+        }
         plan.pairs.push_back(std::move(pair));
     }
+}
+
+// plans of codes need not say so
+static llama_minicache_mode mode_of(const plan_reader & reader, const std::string & path) {
+    const std::string mode = reader.has("minicache.mode") ? reader.text("minicache.mode") : "code";
+    check(mode == "code" || mode == "aligned", "plan " + path + " is of mode " + mode + ", which this version does not know");
+    return mode == "code" ? LLAMA_MINICACHE_MODE_CODE : LLAMA_MINICACHE_MODE_ALIGNED;
 }
 
 std::shared_ptr<const minicache_plan> minicache_read_plan(const std::string & path) {
@@ -143,7 +198,10 @@ std::shared_ptr<const minicache_plan> minicache_read_plan(const std::string & pa
     plan->type_v      = reader.type("minicache.type_v");
     plan->pool_type   = reader.type("minicache.pool_type");
     plan->retain      = reader.f32("minicache.retain");
+    plan->mode        = mode_of(reader, path);
+    plan->t           = plan->mode == LLAMA_MINICACHE_MODE_ALIGNED ? reader.f32("minicache.t") : 0.0f;
     plan->hash        = minicache_hash(&plan->rope_block, sizeof(plan->rope_block));
+    plan->hash        = minicache_hash(&plan->mode, sizeof(plan->mode), plan->hash);
 
     check(plan->rope_block >= 0 && plan->rope_block <= 1 << 20, "plan " + path + " is damaged: its block makes no sense");
     if (reader.has("minicache.pairs")) {  // GGUF has no empty lists

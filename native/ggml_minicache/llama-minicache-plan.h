@@ -1,9 +1,10 @@
 #pragma once
 
-// A plan: a small GGUF file that says for one model which layers are paired and how each pair is coded. `minicache
+// A plan: a small GGUF file that says for one model which layers are paired and how each pair is kept. `minicache
 // calibrate` writes it; docs/plan.md has its keys.
 
 #include "ggml.h"
+#include "llama-minicache.h"
 #include "minicache-code.h"
 
 #include <cstdint>
@@ -18,13 +19,21 @@ struct minicache_plan_pair {
     int32_t a;
     int32_t b;
 
-    minicache_code_shape shape;  // n_rot and rope are the model's, set when a cache is made
+    minicache_code_shape shape;  // n_rot and rope are the model's, set when a cache is made; without codes only the sizes
     std::vector<uint8_t> codec;  // as minicache_codec_offsets says; the frequencies are the model's
+
+    // of layers a and b, [n_head_kv][d][d]: a vector of the layer times its head's matrix is what is merged; empty where
+    // a layer's vectors are merged as they are
+    std::vector<float> basis_k[2];
+    std::vector<float> basis_v[2];
 };
 
 struct minicache_plan {
     std::string path;
     std::string fingerprint;  // of the model it was made for
+
+    llama_minicache_mode mode;  // ALIGNED or CODE
+    float                t;     // of SLERP
 
     int32_t   n_layer;
     int32_t   rope_block;  // K is coded relative to the last multiple of it, 0: as it is

@@ -99,7 +99,7 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
     r.type_k       = kv.get_type_k();
     r.type_v       = kv.get_type_v();
     r.pool_type    = kv.get_settings().pool_type;
-    r.coded        = kv.is_coded();
+    r.mode         = kv.get_mode();
     r.rope_block   = kv.get_rope_block();
 
     const uint64_t n_rows = (uint64_t) kv.get_size() * kv.get_n_stream();
@@ -112,8 +112,11 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
             r.bytes_directions -= magnitudes;
             r.bytes_magnitudes += magnitudes;
             r.bytes_codec += ggml_nbytes(pair.codec);
-        } else {
+        } else if (pair.mag) {
             r.bytes_magnitudes += ggml_nbytes(pair.mag);
+        }
+        for (const ggml_tensor * basis : pair.bases()) {
+            r.bytes_codec += ggml_nbytes(basis);
         }
         r.bytes_index += ggml_nbytes(pair.slots);
         for (int side = 0; side < 2 && pair.pool_k[side]; ++side) {
@@ -215,6 +218,8 @@ static void get_report(llama_context * ctx, llama_minicache_report & r) {
     r.type_k    = GGML_TYPE_COUNT;
     r.type_v    = GGML_TYPE_COUNT;
     r.pool_type = GGML_TYPE_COUNT;
+
+    r.can_shift = memory && memory->get_can_shift();
 
     if (!memory) {
         copy_text(r.note, minicache_why_not_model(model));

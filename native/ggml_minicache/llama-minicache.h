@@ -23,6 +23,14 @@ extern "C" {
 // parameters
 //
 
+// how a pair is kept
+enum llama_minicache_mode {
+    LLAMA_MINICACHE_MODE_SLERP   = 0,  // one direction, each layer's magnitudes: the paper's
+    LLAMA_MINICACHE_MODE_AVERAGE = 1,  // the mean of both layers' vectors: what the paper compares with
+    LLAMA_MINICACHE_MODE_ALIGNED = 2,  // as SLERP, in bases that a plan gives
+    LLAMA_MINICACHE_MODE_CODE    = 3,  // as a plan's shared code
+};
+
 struct llama_minicache_params {
     float   start;  // first layer that may be merged, as a fraction of the model's layers, [0, 1); used when start_layer < 0
     int32_t start_layer;  // first layer that may be merged, [0, n_layer), or -1 to use `start`
@@ -38,6 +46,8 @@ struct llama_minicache_params {
 
     bool strict;  // refuse to make a context in which no pair, or not every explicit pair, can be merged
 
+    enum llama_minicache_mode mode;  // SLERP or AVERAGE; the others are for a plan to say
+
     // path of a plan file, which decides everything above but `strict`, and the cache types; NULL for none
     const char * plan;
 
@@ -46,11 +56,12 @@ struct llama_minicache_params {
     bool observe;
 };
 
-// the paper's settings: start 0.5, t 0.6, retain 0.05; pool q8_0, not strict
+// the paper's settings: SLERP, start 0.5, t 0.6, retain 0.05; pool q8_0, not strict
 LLAMA_API struct llama_minicache_params llama_minicache_default_params(void);
 
 // Parse "start=0.5,t=0.6,retain=0.05,pool=q8_0,pairs=8-9;10-11,plan=PATH,strict=1" over the defaults; every key is optional,
 // `start` with a decimal point is a fraction and without one a layer number. "1" and "on" are the defaults.
+// "mode=average" averages, and retains nothing unless `retain` is given.
 // The pairs and the path are kept until the calling thread parses again.
 LLAMA_API bool llama_minicache_parse_params(const char * text, struct llama_minicache_params * params);
 
@@ -92,7 +103,7 @@ struct llama_minicache_report {
     uint64_t bytes_magnitudes;
     uint64_t bytes_pool;
     uint64_t bytes_index;    // which token each retained slot holds, and the running distances
-    uint64_t bytes_codec;    // what codes are made and read with; the same at any context
+    uint64_t bytes_codec;    // what codes are made and read with, or bases; the same at any context
     uint64_t bytes_plain;    // layers that are not merged
     uint64_t bytes_padding;  // alignment between tensors
 
@@ -116,8 +127,11 @@ struct llama_minicache_report {
     enum ggml_type type_v;
     enum ggml_type pool_type;  // GGML_TYPE_COUNT: the cache types
 
-    bool    coded;       // pairs are kept as a plan's codes
+    enum llama_minicache_mode mode;
+
     int32_t rope_block;  // positions that a coded K is relative to are multiples of it
+
+    bool can_shift;  // as llama_memory_can_shift(); not where layers are merged in bases of their own, after RoPE
 
     char note[256];  // why no layer is merged where some were asked for, else ""
 };

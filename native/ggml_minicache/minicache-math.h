@@ -77,3 +77,12 @@ static inline MINICACHE_HD struct minicache_blend minicache_blend_of(double aa, 
 
     return r;
 }
+
+// The mean of both vectors in place of a direction: what the paper compares with.
+static inline MINICACHE_HD struct minicache_blend minicache_average_of(struct minicache_blend r) {
+    r.w_a   = 0.5;
+    r.w_b   = 0.5;
+    r.mag_a = 1.0f;
+    r.mag_b = 1.0f;
+    return r;
+}

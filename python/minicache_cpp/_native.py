@@ -11,7 +11,7 @@ from typing import Any
 import cffi
 
 from . import _library
-from .config import MiniCache
+from .config import MODES, MiniCache
 from .errors import MiniCacheError
 from .ggml_types import GGML_TYPES
 
@@ -19,6 +19,13 @@ GGML_TYPE_COUNT = 43  # stands for "the cache types"
 
 # the declarations of llama-minicache.h, LLAMA_API and comments left out; a test compares them with the header
 DECLARATIONS = """
+enum llama_minicache_mode {
+    LLAMA_MINICACHE_MODE_SLERP   = 0,
+    LLAMA_MINICACHE_MODE_AVERAGE = 1,
+    LLAMA_MINICACHE_MODE_ALIGNED = 2,
+    LLAMA_MINICACHE_MODE_CODE    = 3,
+};
+
 struct llama_minicache_params {
     float   start;
     int32_t start_layer;
@@ -28,6 +35,7 @@ struct llama_minicache_params {
     float retain;
     enum ggml_type pool_type;
     bool strict;
+    enum llama_minicache_mode mode;
     const char * plan;
     bool observe;
 };
@@ -70,8 +78,9 @@ struct llama_minicache_report {
     enum ggml_type type_k;
     enum ggml_type type_v;
     enum ggml_type pool_type;
-    bool    coded;
+    enum llama_minicache_mode mode;
     int32_t rope_block;
+    bool can_shift;
     char note[256];
 };
 
@@ -230,6 +239,7 @@ def use_params(minicache: MiniCache) -> None:
     params.t, params.retain, params.strict = minicache.t, minicache.retain, minicache.strict
     pool = minicache.pool_type
     params.pool_type = GGML_TYPE_COUNT if pool == "cache" else GGML_TYPES[pool].number
+    params.mode = MODES.index(minicache.mode) if minicache.plan is None else 0
     plan = ffi.new("char[]", os.fsencode(minicache.plan)) if minicache.plan is not None else ffi.NULL
     params.plan = plan
     check(lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_PARAMS, params), "llama_minicache_use")

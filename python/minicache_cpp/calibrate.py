@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, kv_size, texts
+from .config import MiniCache
 from .demo_model import demo_model
 from .errors import MiniCacheError
 from .fingerprint import fingerprint
@@ -30,6 +31,12 @@ DEFAULT_TOKENS = 8192
 DEFAULT_BLOCK = 128
 COMPARED = ("f16", "q8_0", "q4_0")
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+ALIGNED_SETTINGS = {
+    "start": "the first layer that may be merged, a fraction or a layer number (default 0.5)",
+    "t": "SLERP parameter (default 0.6)",
+    "retain": "fraction of the tokens that stay unmerged (default 0.05)",
+    "type": "cache type of directions and plain layers (default f16)",
+}
 TINY = 32 * 2**20  # bytes of weights
 
 
@@ -108,12 +115,64 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the plan file (default: in the user's cache directory, where minicache='auto' finds it)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    study = parser.add_argument_group(
+        "for study", "SLERP in fitted bases in place of codes, with its settings as in a SPEC; needs -o"
+    )
+    study.add_argument("--mode", choices=("code", "aligned"), default="code", help="default: code")
+    for name, what in ALIGNED_SETTINGS.items():
+        study.add_argument(f"--{name}", metavar=name[0].upper(), help=f"with --mode aligned: {what}")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.mode == "aligned":
+        return run_aligned(args)
+    for name in ALIGNED_SETTINGS:
+        if getattr(args, name) is not None:
+            raise MiniCacheError(f"--{name} goes with --mode aligned")
     options = options_of(args)
     found = calibrate(args.model or demo_model(), options, args.output, Progress("calibrate"))
     print(json.dumps(found, indent=2) if args.json else table(found))
+    return 0
+
+
+def run_aligned(args: argparse.Namespace) -> int:
+    """Fit bases for SLERP, and write the plan."""
+    for name in ("ratio", "max_kl", "budget", "ctx"):
+        if getattr(args, name) is not None:
+            raise MiniCacheError(f"--{name.replace('_', '-')} is for codes, not for --mode aligned")
+    if args.output is None:
+        raise MiniCacheError(
+            "--mode aligned needs -o PLAN: such a plan is for study, and not found by itself"
+        )
+    given = [f"{name}={getattr(args, name)}" for name in ALIGNED_SETTINGS if getattr(args, name) is not None]
+    settings = MiniCache.parse("slerp:" + ",".join(given))
+    options = Options(
+        texts=tuple(args.text or ()),
+        tokens=args.tokens,
+        threads=args.threads or 0,
+        gpu_layers=args.gpu_layers,
+    )
+    check_options(options)
+    check_output(args.output)
+    file = read_gguf(args.model or demo_model())
+
+    from . import alignment
+
+    progress = Progress("calibrate")
+    try:
+        found = alignment.align(
+            file,
+            settings,
+            args.output,
+            paths=options.texts,
+            n_tokens=options.tokens,
+            threads=options.threads or default_threads(file),
+            gpu_layers=options.gpu_layers,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    print(json.dumps(found, indent=2) if args.json else alignment.table(found))
     return 0
 
 

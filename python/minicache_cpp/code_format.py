@@ -44,15 +44,23 @@ class Layout:
 
 @dataclass(frozen=True)
 class PairFormat:
-    """How the K and V of layers a and b are kept as codes."""
+    """How the K and V of layers a and b are kept, as codes or in bases."""
 
     a: int
     b: int
     n_head_kv: int
     d_k: int
     d_v: int
-    layout_k: Layout
-    layout_v: Layout
+    layout_k: Layout = Layout()
+    layout_v: Layout = Layout()
+    # in place of codes, how many of the two layers' K and V are turned into a basis: 1 for layer b's alone
+    bases_k: int = 0
+    bases_v: int = 0
+
+    @property
+    def basis_bytes(self) -> int:
+        """Bytes of the bases, float32; V's are there twice, as the attention's result is turned back."""
+        return 4 * self.n_head_kv * (self.bases_k * self.d_k**2 + 2 * self.bases_v * self.d_v**2)
 
     @property
     def token_bytes(self) -> int:

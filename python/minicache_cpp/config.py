@@ -14,10 +14,12 @@ from .ggml_types import POOL_TYPES, cache_type
 
 SPEC_HELP = (
     'a cache type ("f16", "q8_0", "q4_0": a plain cache), "slerp:start=0.5,t=0.6,retain=0.05,type=q4_0" '
-    "(also type_k, type_v, pool, pairs=8-9;10-11, strict; every key is optional), or the path of a plan, "
-    "a .gguf file that `minicache calibrate` writes"
+    "(also type_k, type_v, pool, pairs=8-9;10-11, strict; every key is optional; average:start=0.5,type=q4_0 "
+    "averages), or the path of a plan, a .gguf file that `minicache calibrate` writes"
 )
-PLAN_DECIDES = ("start", "pairs", "t", "retain", "type_k", "type_v", "pool_type")
+PLAN_DECIDES = ("start", "pairs", "t", "retain", "type_k", "type_v", "pool_type", "mode")
+MODES = ("slerp", "average", "aligned", "code")  # the native library's numbers of them
+OWN_MODES = MODES[:2]  # those that need no plan
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class MiniCache:
     plan: the path of a plan, which `minicache calibrate` makes for a model: it keeps pairs as shared codes,
         and decides all of the above.
     strict: fail, rather than warn, where no pair (or not every explicit pair) can be merged.
+    mode: "slerp", or "average" for what the paper compares with: (x_a + x_b)/2 for both layers, no magnitudes.
+        A plan's is "code" or "aligned" (SLERP in calibrated bases).
     """
 
     start: float | int = 0.5
@@ -50,6 +54,7 @@ class MiniCache:
     pool_type: str = "q8_0"
     plan: str | os.PathLike[str] | None = None
     strict: bool = False
+    mode: str = "slerp"
 
     def __post_init__(self) -> None:
         if self.plan is not None:
@@ -64,6 +69,10 @@ class MiniCache:
             raise MiniCacheError(
                 f"pool_type={self.pool_type!r} is no type of retained tokens; "
                 f"choose one of {', '.join(POOL_TYPES)}"
+            )
+        if self.plan is None and self.mode not in OWN_MODES:
+            raise MiniCacheError(
+                f"mode={self.mode!r} is none of {', '.join(OWN_MODES)}; plans have others, which they name"
             )
         if not isinstance(self.strict, bool):
             raise MiniCacheError(f"strict={self.strict!r} is neither True nor False")
@@ -81,6 +90,8 @@ class MiniCache:
             "type_k": plan.type_k,
             "type_v": plan.type_v,
             "pool_type": plan.pool_type,
+            "mode": plan.mode,
+            "t": plan.t,
         }
         for one in fields(self):
             if one.name not in PLAN_DECIDES:
@@ -122,13 +133,14 @@ class MiniCache:
         if self.type_k != self.type_v:
             types = [f"type_k={self.type_k}", f"type_v={self.type_v}"]
         rest = [f"pool={self.pool_type}"] * (self.pool_type != "q8_0") + ["strict=1"] * self.strict
-        return "slerp:" + ",".join([*where, f"t={self.t}", f"retain={self.retain}", *types, *rest])
+        t = [f"t={self.t}"] * (self.mode == "slerp")
+        return f"{self.mode}:" + ",".join([*where, *t, f"retain={self.retain}", *types, *rest])
 
     @classmethod
     def parse(cls, spec: str) -> MiniCache:
         """The settings of a SPEC such as "slerp:start=0.5,t=0.6,type=q4_0"; every key is optional."""
         mode, _, text = spec.strip().partition(":")
-        if mode != "slerp":
+        if mode not in OWN_MODES:
             raise MiniCacheError(
                 f"{spec!r} is no MiniCache setting; write slerp:start=0.5,t=0.6,retain=0.05,type=q4_0"
             )
@@ -145,7 +157,10 @@ class MiniCache:
             "type_k": values.pop("type_k", both),
             "type_v": values.pop("type_v", both),
             "pool_type": values.pop("pool", "q8_0"),
+            "mode": mode,
         }
+        if mode == "average":
+            values.setdefault("retain", "0")  # as in the paper
         for key, value in values.items():
             if key == "start":
                 settings[key] = _number(key, value, spec, whole=value.lstrip("+-").isdigit())
@@ -188,7 +203,7 @@ class CacheSpec:
     def parse(cls, spec: str) -> CacheSpec:
         """A SPEC, as the command line takes it: a cache type for a plain cache, slerp:…, or a plan's path."""
         spec = spec.strip()
-        if spec.partition(":")[0] == "slerp":
+        if spec.partition(":")[0] in OWN_MODES:
             return cls.of(MiniCache.parse(spec))
         if spec.endswith(".gguf"):
             return cls.of(MiniCache(plan=spec))

@@ -124,26 +124,35 @@ def kv_bytes(shape: ModelShape, spec: CacheSpec, n_ctx: int) -> int:
     for a, _ in pairs:
         layer = shape.layers[a]
         total += _rows(type_k, layer.n_k, cells) + _rows(type_v, layer.n_v, cells)
-        total += _rows(GGML_TYPES["f16"], MAGNITUDES * layer.n_head_kv, cells)
+        if spec.minicache.mode == "slerp":
+            total += _rows(GGML_TYPES["f16"], MAGNITUDES * layer.n_head_kv, cells)
         total += _retained_bytes(layer, spec, spec.minicache.pool_type, spec.minicache.retain_block, cells)
     return total
 
 
 def plan_bytes(shape: ModelShape, plan: Plan, n_ctx: int) -> int:
-    """Bytes of the cache that a plan describes, codecs included."""
+    """Bytes of the cache that a plan describes, codecs or bases included."""
     cells = n_cells(n_ctx)
     spec = CacheSpec(plan.type_k, plan.type_v)
     merged = {layer for pair in plan.pairs for layer in (pair.a, pair.b)}
     total = _plain_bytes(shape, GGML_TYPES[plan.type_k], GGML_TYPES[plan.type_v], cells, merged)
     for pair in plan.pairs:
-        for layout in (pair.layout_k, pair.layout_v):
-            total += _aligned(layout.row_bytes * pair.n_head_kv * cells)
+        layer = shape.layers[pair.a]
+        if plan.mode == "aligned":
+            total += _rows(GGML_TYPES[plan.type_k], layer.n_k, cells)
+            total += _rows(GGML_TYPES[plan.type_v], layer.n_v, cells)
+            total += _rows(GGML_TYPES["f16"], MAGNITUDES * layer.n_head_kv, cells)
+        else:
+            for layout in (pair.layout_k, pair.layout_v):
+                total += _aligned(layout.row_bytes * pair.n_head_kv * cells)
         total += _retained_bytes(shape.layers[pair.a], spec, plan.pool_type, retain_block(plan.retain), cells)
     return total + plan_fixed_bytes(shape, plan)
 
 
 def plan_fixed_bytes(shape: ModelShape, plan: Plan) -> int:
-    """What a plan's cache allocates once, whatever the context: the codecs."""
+    """What a plan's cache allocates once, whatever the context: the codecs, or the bases."""
+    if plan.mode == "aligned":
+        return sum(pair.basis_bytes for pair in plan.pairs)  # head sizes are multiples of the alignment
     return sum(_aligned(pair.codec_bytes(shape.n_rot)) for pair in plan.pairs)
 
 

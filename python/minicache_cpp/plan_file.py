@@ -1,4 +1,4 @@
-"""A plan: the GGUF file that says for one model which layers are paired and how each pair is coded (docs/plan.md).
+"""A plan: the GGUF file that says for one model which layers are paired and how each pair is kept (docs/plan.md).
 
 The native library reads the keys that it acts on; `notes` and the rest are for people and for tools.
 """
@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 VERSION = 1
 TYPE = "minicache-plan"  # general.type of a plan
+MODES = ("code", "aligned")
+DEFAULT_T = 0.6
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a plan file says, the codecs left out."""
+    """What a plan file says, the codecs and bases left out."""
 
     fingerprint: str  # of the model it was made for
     n_layer: int
@@ -38,6 +40,8 @@ class Plan:
     retain: float = 0.0  # fraction of tokens that both layers of a pair keep as they are
     pool_type: str = "f16"  # of those
     pairs: tuple[PairFormat, ...] = ()
+    mode: str = "code"  # or "aligned": SLERP in bases
+    t: float = DEFAULT_T  # of SLERP
     model: str = ""  # the model's name
     tool: str = ""  # what wrote the plan
     text: str = ""  # what it was fitted to
@@ -47,15 +51,29 @@ class Plan:
 
     @property
     def fixed_bytes(self) -> int:
+        if self.mode == "aligned":
+            return sum(pair.basis_bytes for pair in self.pairs)
         return sum(pair.codec_bytes() for pair in self.pairs)
+
+
+@dataclass(frozen=True)
+class Bases:
+    """An aligned pair's matrices, [layers, n_head_kv, d, d], of layer b alone or of a and b: W x is merged for x."""
+
+    k: NDArray[np.float32]
+    v: NDArray[np.float32]
 
 
 def codec_name(pair: PairFormat) -> str:
     return f"pair.{pair.a}.codec"
 
 
-def write_plan(path: str | Path, plan: Plan, codecs: Mapping[int, NDArray[np.int8]]) -> None:
-    """Write a plan; `codecs` are those of the pairs, by layer a. A file that was there is replaced at once."""
+def basis_name(pair: PairFormat, kind: str) -> str:
+    return f"pair.{pair.a}.basis_{kind}"
+
+
+def write_plan(path: str | Path, plan: Plan, parts: Mapping[int, NDArray[np.int8] | Bases]) -> None:
+    """Write a plan; `parts` are the pairs' codecs or bases, by layer a. A file that was there is replaced at once."""
     import gguf
 
     path = Path(path)
@@ -72,10 +90,14 @@ def write_plan(path: str | Path, plan: Plan, codecs: Mapping[int, NDArray[np.int
         writer.add_string("minicache.type_v", plan.type_v)
         writer.add_string("minicache.pool_type", plan.pool_type)
         writer.add_float32("minicache.retain", plan.retain)
+        writer.add_string("minicache.mode", plan.mode)
+        if plan.mode == "aligned":
+            writer.add_float32("minicache.t", plan.t)
         if plan.pairs:
             writer.add_array("minicache.pairs", [layer for pair in plan.pairs for layer in (pair.a, pair.b)])
-            writer.add_array("minicache.units_k", [n for pair in plan.pairs for n in pair.layout_k.units])
-            writer.add_array("minicache.units_v", [n for pair in plan.pairs for n in pair.layout_v.units])
+            if plan.mode == "code":
+                writer.add_array("minicache.units_k", [n for pair in plan.pairs for n in pair.layout_k.units])
+                writer.add_array("minicache.units_v", [n for pair in plan.pairs for n in pair.layout_v.units])
             sizes = [n for pair in plan.pairs for n in (pair.n_head_kv, pair.d_k, pair.d_v)]
             writer.add_array("minicache.heads", sizes)
         writer.add_string("minicache.model", plan.model)
@@ -83,10 +105,14 @@ def write_plan(path: str | Path, plan: Plan, codecs: Mapping[int, NDArray[np.int
         writer.add_string("minicache.text", plan.text)
         writer.add_string("minicache.notes", json.dumps(plan.notes, sort_keys=True))
         for pair in plan.pairs:
-            codec = codecs[pair.a]
-            if codec.nbytes != pair.codec_bytes():
-                raise ValueError(f"the codec of layer {pair.a} has {codec.nbytes} bytes")
-            writer.add_tensor(codec_name(pair), codec)
+            part_of = parts[pair.a]
+            if isinstance(part_of, Bases):
+                writer.add_tensor(basis_name(pair, "k"), part_of.k)
+                writer.add_tensor(basis_name(pair, "v"), part_of.v)
+            elif part_of.nbytes != pair.codec_bytes():
+                raise ValueError(f"the codec of layer {pair.a} has {part_of.nbytes} bytes")
+            else:
+                writer.add_tensor(codec_name(pair), part_of)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -123,6 +149,9 @@ def _plan_of(file: GGUFFile) -> Plan:
             raise ValueError(f"no valid minicache.{name}")
         return value
 
+    mode = str(file.keys.get("minicache.mode", "code"))
+    if mode not in MODES:
+        raise ValueError(f"mode {mode}, which this version does not know")
     plan = Plan(
         fingerprint=key("fingerprint", str),
         n_layer=key("n_layer", int),
@@ -131,7 +160,9 @@ def _plan_of(file: GGUFFile) -> Plan:
         type_v=key("type_v", str),
         retain=key("retain", float),
         pool_type=key("pool_type", str),
-        pairs=tuple(_pairs_of(key)) if "minicache.pairs" in file.keys else (),
+        pairs=tuple(_pairs_of(file, key, mode)) if "minicache.pairs" in file.keys else (),
+        mode=mode,
+        t=key("t", float) if mode == "aligned" else DEFAULT_T,
         model=str(file.keys.get("minicache.model", "")),  # an empty text is left out
         tool=str(file.keys.get("minicache.tool", "")),
         text=str(file.keys.get("minicache.text", "")),
@@ -141,7 +172,7 @@ def _plan_of(file: GGUFFile) -> Plan:
         raise ValueError("an unknown cache type")
     if not 0 <= plan.retain <= 1:
         raise ValueError(f"retain {plan.retain}")
-    for pair in plan.pairs:
+    for pair in plan.pairs if mode == "code" else ():
         codec = file.tensors.get(codec_name(pair))
         if codec is None or codec.type_number != GGML_TYPES["i8"].number:
             raise ValueError(f"no codec of layer {pair.a}")
@@ -150,10 +181,12 @@ def _plan_of(file: GGUFFile) -> Plan:
     return plan
 
 
-def _pairs_of(key: Any) -> list[PairFormat]:
+def _pairs_of(file: GGUFFile, key: Any, mode: str) -> list[PairFormat]:
     layers, sizes = key("pairs", list), key("heads", list)
-    units_k, units_v = key("units_k", list), key("units_v", list)
     n_pair, n_width = len(layers) // 2, len(WIDTHS)
+    units_k, units_v = (
+        key(name, list) if mode == "code" else [0] * (n_width * n_pair) for name in ("units_k", "units_v")
+    )
     lengths = (len(layers), len(sizes), len(units_k), len(units_v))
     if lengths != (2 * n_pair, 3 * n_pair, n_width * n_pair, n_width * n_pair):
         raise ValueError("its lists differ in length")
@@ -166,8 +199,22 @@ def _pairs_of(key: Any) -> list[PairFormat]:
         layouts = Layout(tuple(units_k[units])), Layout(tuple(units_v[units]))
         (a, b), (n_head_kv, d_k, d_v) = layers[2 * i : 2 * i + 2], sizes[3 * i : 3 * i + 3]
         pair = PairFormat(a, b, n_head_kv, d_k, d_v, *layouts)
+        if mode == "aligned":
+            pair = replace(pair, bases_k=_bases_of(file, pair, "k"), bases_v=_bases_of(file, pair, "v"))
         for layout, size in zip(layouts, (pair.d_k, pair.d_v), strict=True):
             if min(layout.units) < 0 or layout.size > 2 * size:
                 raise ValueError(f"the code of layer {pair.a} is longer than what it codes")
         pairs.append(pair)
     return pairs
+
+
+def _bases_of(file: GGUFFile, pair: PairFormat, kind: str) -> int:
+    """Of how many layers the pair's K or V has bases."""
+    d = pair.d_k if kind == "k" else pair.d_v
+    tensor = file.tensors.get(basis_name(pair, kind))
+    if tensor is None or tensor.type_number not in (GGML_TYPES["f32"].number, GGML_TYPES["f16"].number):
+        raise ValueError(f"no bases of layer {pair.a}")
+    dims = [*tensor.dims, 1, 1, 1, 1][:4]
+    if dims[:3] != [d, d, pair.n_head_kv] or dims[3] not in (1, 2):
+        raise ValueError(f"the bases of layer {pair.a} have the wrong size")
+    return int(dims[3])

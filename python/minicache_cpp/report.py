@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 MIB = 1024 * 1024
+NO_SHIFT = " (positions can't be shifted: RoPE turns each layer's K in another plane of the bases)"
 
 
 def mib(n_bytes: float) -> str:
@@ -45,20 +46,23 @@ class KVReport:
     """
 
     bytes: int
-    fixed_bytes: int  # allocated once, whatever the context: codecs and alignment
+    fixed_bytes: int  # allocated once, whatever the context: codecs or bases, and alignment
     bytes_f16: int
     bytes_plain: int  # a plain cache of the same K and V types
     bytes_directions: int  # directions or codes
     bytes_magnitudes: int
     bytes_pool: int  # retained tokens
     bytes_index: int
-    bytes_codec: int  # what codes are made and read with
+    bytes_codec: int  # what codes are made and read with, or bases
     bytes_unmerged: int  # layers that are not merged
     ratio: float
     total_ratio: float
     active: bool  # some layers are merged
-    mode: str | None  # how: "slerp" (one direction) or "code" (a plan's shared code)
+    mode: (
+        str | None
+    )  # how: "slerp" (one direction), "aligned" (in a plan's bases), "average", or "code" (a plan's)
     rope_block: int | None  # coded K is relative to the last multiple of this position
+    can_shift: bool  # positions can be moved: a chat that outgrows its context can drop its oldest turns
     n_cells: int  # per stream
     n_stream: int
     type_k: str
@@ -80,6 +84,10 @@ class KVReport:
         return sum(known) / len(known) if known else None
 
     def _how(self) -> str:
+        if self.mode == "average":
+            return "averaged"
+        if self.mode == "aligned":
+            return f"t {self.t:g}, in the plan's bases" + ("" if self.can_shift else NO_SHIFT)
         if self.mode == "slerp":
             return f"t {self.t:g}"
         return f"codes, K relative to blocks of {self.rope_block}" if self.rope_block else "codes"
@@ -97,6 +105,7 @@ class KVReport:
             lines.append(f"no layer is merged: {self.note}")
         rows = [("taken", mib(self.bytes), "")]
         if self.active:
+            fixed = "bases" if self.mode == "aligned" else "codecs"
             rows += [
                 ("  codes" if self.mode == "code" else "  directions", mib(self.bytes_directions), ""),
                 ("  magnitudes", mib(self.bytes_magnitudes), ""),
@@ -106,7 +115,11 @@ class KVReport:
                     f"{self.retained} of {self.retained_max} slots in use",
                 ),
                 ("  index", mib(self.bytes_index), ""),
-                *([("  codecs", mib(self.bytes_codec), "whatever the context")] if self.bytes_codec else []),
+                *(
+                    [(f"  {fixed}", mib(self.bytes_codec), "whatever the context")]
+                    if self.bytes_codec
+                    else []
+                ),
                 ("  unmerged layers", mib(self.bytes_unmerged), ""),
             ]
         rows.append(
@@ -138,6 +151,7 @@ def _retained(retain: float | None) -> str:
 def read_report(ctx: Any) -> KVReport:
     """The report of a llama_context (as llama_cpp gives its pointer)."""
     from . import _native
+    from .config import MODES
     from .ggml_types import BY_NUMBER
 
     ffi, lib = _native.ffi, _native.lib
@@ -167,6 +181,7 @@ def read_report(ctx: Any) -> KVReport:
     pool = None
     if raw.retain_block:
         pool = BY_NUMBER[raw.pool_type].name if raw.pool_type in BY_NUMBER else "cache"
+    mode = MODES[raw.mode] if raw.active else None
     fixed = raw.bytes_padding + raw.bytes_codec
     return KVReport(
         bytes=raw.bytes,
@@ -182,14 +197,15 @@ def read_report(ctx: Any) -> KVReport:
         ratio=_ratio(raw.bytes_f16, raw.bytes - fixed),
         total_ratio=_ratio(raw.bytes_f16, raw.bytes),
         active=raw.active,
-        mode=("code" if raw.coded else "slerp") if raw.active else None,
-        rope_block=raw.rope_block if raw.coded else None,
+        mode=mode,
+        rope_block=raw.rope_block if mode == "code" else None,
+        can_shift=raw.can_shift,
         n_cells=raw.n_cells,
         n_stream=raw.n_stream,
         type_k=type_k,
         type_v=type_v,
         pool_type=pool,
-        t=raw.t if raw.active and not raw.coded else None,
+        t=raw.t if mode in ("slerp", "aligned") else None,
         retain=raw.retain if raw.active else None,
         retained=raw.n_retained,
         retained_max=raw.n_retained_max,

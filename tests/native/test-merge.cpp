@@ -82,8 +82,8 @@ static head_result merge(const float * a, const float * b, int d, double t) {
 
 class test_merge : public test_case {
   public:
-    test_merge(int d_k, int d_v, int n_head_kv, int n_tokens, float t, relation rel, int n_threads) :
-        p{ d_k, d_v, n_head_kv, t }, n_tokens(n_tokens), rel(rel), threads(n_threads) {}
+    test_merge(int d_k, int d_v, int n_head_kv, int n_tokens, float t, relation rel, int n_threads, bool average) :
+        p{ d_k, d_v, n_head_kv, t, average }, n_tokens(n_tokens), rel(rel), threads(n_threads) {}
 
     const char * op() const override { return "MERGE"; }
 
@@ -96,6 +96,7 @@ class test_merge : public test_case {
             .add("t", p.t)
             .add("relation", (int) rel)
             .add("threads", threads)
+            .add("average", p.average)
             .str();
     }
 
@@ -228,7 +229,17 @@ class test_merge : public test_case {
         const float * row    = x.data() + (size_t) token * (n_embd + 6 * p.n_head_kv);
         const float * mags   = row + n_embd + 2 * side * p.n_head_kv + head;
 
-        const head_result e = merge(&a[(size_t) token * n_embd + first], &b[(size_t) token * n_embd + first], d, p.t);
+        const float * x_a = &a[(size_t) token * n_embd + first];
+        const float * x_b = &b[(size_t) token * n_embd + first];
+
+        head_result e = merge(x_a, x_b, d, p.t);
+        if (p.average) {
+            e.mag_a = 1.0;
+            e.mag_b = 1.0;
+            for (int i = 0; i < d; ++i) {
+                e.direction[i] = 0.5 * x_a[i] + 0.5 * x_b[i];
+            }
+        }
 
         const std::vector<float> direction(e.direction.begin(), e.direction.end());
 
@@ -247,8 +258,9 @@ class test_merge : public test_case {
 };
 
 void add_merge_cases(test_cases & cases, bool perf) {
-    const auto add = [&](int d_k, int d_v, int n_head_kv, int n_tokens, float t, relation rel, int threads) {
-        cases.push_back(std::make_unique<test_merge>(d_k, d_v, n_head_kv, n_tokens, t, rel, threads));
+    const auto add = [&](int d_k, int d_v, int n_head_kv, int n_tokens, float t, relation rel, int threads,
+                         bool average = false) {
+        cases.push_back(std::make_unique<test_merge>(d_k, d_v, n_head_kv, n_tokens, t, rel, threads, average));
     };
     if (perf) {
         for (const int n_tokens : { 1, 32, 512 }) {
@@ -261,6 +273,7 @@ void add_merge_cases(test_cases & cases, bool perf) {
             add(64, 64, 2, 9, t, (relation) rel, 1);
         }
         add(80, 32, 3, 5, 0.6f, (relation) rel, 2);
+        add(80, 32, 3, 5, 0.6f, (relation) rel, 2, true);
     }
     for (const int d : { 1, 2, 7, 8, 32, 80, 96, 128, 256, 576 }) {
         add(d, d, 2, 3, 0.6f, RANDOM, 1);

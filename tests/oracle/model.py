@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tiny_models import Shape, TinyModel
 
-from .arithmetic import attend, merge, restore
+from .arithmetic import Merged, attend, merge, restore
 from .cells import Cells, Token, Ubatch, split
 from .code import Codec
 from .quant import is_quantized, round_magnitude, round_trip
 
 Array = npt.NDArray[np.floating]
+
+
+class Bases(NamedTuple):
+    """Matrices [n_head_kv, d, d] of layers a and b: W x is merged for x; None where x itself is."""
+
+    k: tuple[Array | None, Array | None]
+    v: tuple[Array | None, Array | None]
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class Config:
     keep_most_similar: bool = False  # the retention rule upside down, to show that a test would notice
     codecs: tuple[Codec, ...] = ()  # one for each pair where pairs are kept as codes
     rope_block: int = 0  # coded K is relative to the last multiple of it
+    bases: tuple[Bases, ...] = ()  # one for each pair that is merged in bases of its own
+    average: bool = False  # means of both vectors in place of directions and magnitudes
     plan: str = ""  # the file that says the same to the library
 
     @property
@@ -146,6 +156,10 @@ class Oracle:
         exact: dict[int, tuple[Array, Array]] = {}  # K and V of the ubatch, layer by layer
         for layer in range(self.shape.n_layer):
             q, k, v = self._qkv(layer, self._norm(hidden, f"blk.{layer}.attn_norm.weight"), pos)
+            q, k, v = (
+                self._turned(layer, kind, x, rot)
+                for kind, x, rot in (("k", q, self.rot_k), ("k", k, self.rot_k), ("v", v, self.rot_v))
+            )
             exact[layer] = (k, v)
             attended = np.zeros((len(tokens), self.shape.n_head, self.shape.head_size))
             for (stream, numbers, cells), mask in zip(groups, bias, strict=True):
@@ -166,6 +180,7 @@ class Oracle:
                 for stream, numbers, cells in groups:
                     rows = slice(numbers.start, numbers.stop)
                     self._merge(pair, stream, cells, *([x[rows] for x in exact[il]] for il in pair))
+            attended = self._turned(layer, "v", attended, self.rot_v, back=True)
             attended = rotate(attended, self.rot_v).reshape(len(tokens), -1)
             hidden = hidden + attended @ self._weight(f"blk.{layer}.attn_output.weight").T
             normed = self._norm(hidden, f"blk.{layer}.ffn_norm.weight")
@@ -184,6 +199,20 @@ class Oracle:
             result[name] = y.reshape(len(x), n_head, self.shape.head_size)
         q, k = (rope(result[name], pos, self.shape) for name in ("q", "k"))
         return rotate(q, self.rot_k), rotate(k, self.rot_k), rotate(result["v"], self.rot_v)
+
+    def _turned(self, layer: int, kind: str, x: Array, rot: Array | None, back: bool = False) -> Array:
+        """Heads [n, heads, d], rotated by upstream, in the basis that the layer's pair has for them, or back."""
+        if not self.config.bases or layer not in self.side:
+            return x
+        pair, side = self.side[layer]
+        bases = self.config.bases[self.config.pairs.index(pair)]
+        matrix = getattr(bases, kind)[side]
+        if matrix is None:
+            return x
+        matrix = np.repeat(matrix, x.shape[1] // len(matrix), axis=0)
+        own = rotate(x, rot)  # the rotation undoes itself
+        turned = np.einsum("hji,nhj->nhi" if back else "hij,nhj->nhi", matrix.astype(np.float64), own)
+        return rotate(turned, rot)
 
     def _norm(self, x: Array, name: str) -> Array:
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.shape.eps) * self._weight(name)
@@ -235,6 +264,8 @@ class Oracle:
             pair.rows_k[stream, cells], pair.rows_v[stream, cells] = k.rows, v.rows
         else:
             k, v = merge(a[0], b[0], config.t), merge(a[1], b[1], config.t)
+            if config.average:
+                k, v = average(k, a[0], b[0]), average(v, a[1], b[1])
             pair.k[stream, cells] = round_trip(k.direction, config.type_k)
             pair.v[stream, cells] = round_trip(v.direction, config.type_v)
             pair.mag[stream, cells] = round_magnitude(np.stack([k.mag_a, k.mag_b, v.mag_a, v.mag_b], axis=1))
@@ -344,6 +375,12 @@ class Oracle:
         while len(matrix) < size:
             matrix = np.block([[matrix, matrix], [matrix, -matrix]])
         return matrix / np.sqrt(size)
+
+
+def average(merged: Merged, x_a: Array, x_b: Array) -> Merged:
+    """What the paper compares with: one mean for both layers, as it is."""
+    ones = np.ones_like(merged.mag_a)
+    return Merged((x_a + x_b) / 2, ones, ones, merged.distance)
 
 
 def query_type(kind: str) -> str:

@@ -43,9 +43,10 @@ static dot_sums dots(const float * a, const float * b, int64_t d) {
 }
 
 // one head of one token: its direction, and how it was blended
-static minicache_blend merge_head(const float * a, const float * b, float * e, int64_t d, float t) {
-    const dot_sums        sums  = dots(a, b, d);
-    const minicache_blend blend = minicache_blend_of(sums.aa, sums.bb, sums.ab, t);
+static minicache_blend merge_head(const float * a, const float * b, float * e, int64_t d, const ggml_minicache_merge_params & p) {
+    const dot_sums sums  = dots(a, b, d);
+    const auto     slerp = minicache_blend_of(sums.aa, sums.bb, sums.ab, p.t);
+    const auto     blend = p.average ? minicache_average_of(slerp) : slerp;
 
     for (int64_t i = 0; i < d; ++i) {
         e[i] = (float) (blend.w_a * a[i] + blend.w_b * b[i]);
@@ -73,10 +74,10 @@ void minicache_cpu_merge(const ggml_compute_params * params, ggml_tensor * dst) 
         float * distance = mag + 4 * n_head_kv;
 
         for (int64_t h = 0; h < n_head_kv; ++h) {
-            const minicache_blend k = merge_head(a + h * p.d_k, b + h * p.d_k, e + h * p.d_k, p.d_k, p.t);
+            const minicache_blend k = merge_head(a + h * p.d_k, b + h * p.d_k, e + h * p.d_k, p.d_k, p);
 
             const int64_t         iv = n_embd_k + h * p.d_v;
-            const minicache_blend v  = merge_head(a + iv, b + iv, e + iv, p.d_v, p.t);
+            const minicache_blend v  = merge_head(a + iv, b + iv, e + iv, p.d_v, p);
 
             mag[0 * n_head_kv + h]      = k.mag_a;
             mag[1 * n_head_kv + h]      = k.mag_b;

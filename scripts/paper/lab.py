@@ -1,0 +1,252 @@
+"""Measures configurations on one model, makes the plans that they need, and keeps what was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from minicache_cpp import CacheSpec, MiniCacheError, evaluation, kv_size, texts
+from minicache_cpp.alignment import Aligner, aligner
+from minicache_cpp.allocation import PLAIN, Candidate, allocate
+from minicache_cpp.bench_context import BenchModel
+from minicache_cpp.evaluate import finite
+from minicache_cpp.fingerprint import fingerprint
+from minicache_cpp.gguf_file import GGUFFile, read_gguf
+from minicache_cpp.measurement import Meter
+from minicache_cpp.pair_fit import PairFit, fit_pair
+from minicache_cpp.plan_file import Plan
+from minicache_cpp.planner import Planner, ratio
+
+from .figures import Config, Figure
+
+AT_ONCE = 6  # configurations that share a reading of the text by the f16 cache; then what is known is saved
+PROBE_STEP = 2  # tokens that are read at a time where the sensitivities of codes are measured
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the figures depend on beside the model."""
+
+    n_ctx: int = 512
+    chunks: int = 2
+    ubatch: int = 32
+    rounds: int = 2
+    tokens: int = 4096  # of text that bases and codes are fitted to
+    text: str = ""  # digest of the text that is measured on
+
+
+class Results:
+    """What is known, in a file that is replaced whenever more is known."""
+
+    def __init__(self, path: Path, identity: dict[str, Any], fresh: bool = False) -> None:
+        self.path = path
+        self.data: dict[str, Any] = {**identity, "rows": {}, "pairs": {}}
+        if not fresh and path.exists():
+            try:
+                known = json.loads(path.read_text(encoding="utf-8"))
+                same = {key: known[key] for key in identity} == identity
+            except (ValueError, KeyError, TypeError):
+                same = False
+            if not same:
+                raise MiniCacheError(
+                    f"{path} holds results of another model, other settings or another version: "
+                    "give another --out, or --fresh to replace them"
+                )
+            self.data = known
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        rows: dict[str, Any] = self.data["rows"]
+        return rows
+
+    def save(self) -> None:
+        part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+        part.write_text(json.dumps(finite(self.data), indent=1), encoding="utf-8")
+        part.replace(self.path)
+
+
+def missing(figures: Iterable[Figure], results: Results) -> list[Config]:
+    """The configurations that are not measured yet, each once."""
+    found = {config.label: config for figure in figures for config in figure.configs}
+    return [config for label, config in found.items() if label not in results.rows]
+
+
+class Lab:
+    """A model's plans, made when they are asked for."""
+
+    def __init__(
+        self, file: GGUFFile, model: BenchModel, fitting: Aligner, folder: Path, threads: int, told: Progress
+    ) -> None:
+        self.file, self.model, self.fitting, self.folder, self.threads = file, model, fitting, folder, threads
+        self.told = told
+        self.shape = kv_size.model_shape(file)
+        self.planner: Planner | None = None
+        self.meter: Meter | None = None
+
+    def spec(self, config: Config) -> CacheSpec:
+        """The configuration as the library takes it, with its plan written."""
+        if config.mode not in ("aligned", "code"):
+            return config.spec
+        path = self.folder / f"{hashlib.sha256(config.label.encode()).hexdigest()[:16]}.gguf"
+        if config.mode == "aligned":
+            self.fitting.write(path, config.settings)
+        else:
+            planner = self.probed()
+            planner.write(self.code(planner, config), path)
+        return CacheSpec.parse(str(path))
+
+    def probed(self) -> Planner:
+        """A planner of all pairs that knows what their errors do."""
+        if self.planner is None:
+            n_layer = len(self.shape.layers)
+            samples = self.fitting.samples
+            ropes = samples.ropes
+            fits: list[PairFit] = []
+            for a in range(n_layer % 2, n_layer - 1, 2):
+                layers = self.shape.layers[a : a + 2]
+                if layers[0].n_head_kv and layers[0] == layers[1] and ropes[a] == ropes[a + 1]:
+                    self.told(f"codes, layers {a}+{a + 1}")
+                    fits.append(fit_pair(self.file, samples, a, a + 1, 128))
+            turned = any(fit.source.rope_block for fit in fits)
+            base = Plan(fingerprint(self.file), n_layer, 128 if turned else 0)
+            self.meter = Meter(
+                self.model,
+                {"measure": self.fitting.material.measure},
+                self.threads,
+                PROBE_STEP,
+                self.folder / "measured.json",
+                lambda name: self.told(f"codes, {name}"),
+            )
+            self.planner = Planner(self.shape, fits, self.meter, base, self.folder)
+            self.planner.probe()
+        return self.planner
+
+    def code(self, planner: Planner, config: Config) -> Plan:
+        """The code of all pairs from a layer on that is expected to lose least within so many bytes."""
+        least = config.ratio or self.slerp_ratio(config)
+
+        def whole(choices: list[Any]) -> list[Any]:
+            left = iter(choices)
+            return [next(left) if fit.a >= config.start else PLAIN for fit in planner.fits]
+
+        # none of them may stay plain here
+        candidates: list[Candidate] = [
+            replace(one, plain_loss=float("inf"), plain_bytes=float("inf"))
+            for one in planner.candidates("f16", 0.0)
+            if one.a >= config.start
+        ]
+        found = allocate(
+            candidates, lambda choices: ratio(self.shape, planner.plan_of(whole(choices), "f16")) >= least
+        )
+        if found is None:
+            raise MiniCacheError(f"{config.label} can't be had: its ratio would be less than {least:.2f}")
+        # the other layers have the type that SLERP's have
+        return replace(planner.plan_of(whole(found[0]), "f16"), type_k=config.kind, type_v=config.kind)
+
+    def slerp_ratio(self, config: Config) -> float:
+        """What SLERP of the same pairs takes, over layers that are not merged as f16, as `ratio` counts."""
+        n_ctx = 4096
+        same = CacheSpec.of(config.settings)
+        plain = kv_size.kv_bytes(self.shape, CacheSpec(config.kind, config.kind), n_ctx)
+        f16 = kv_size.kv_bytes(self.shape, CacheSpec("f16", "f16"), n_ctx)
+        n_layer, n_plain = len(self.shape.attention_layers), config.start
+        merged = kv_size.kv_bytes(self.shape, same, n_ctx) - plain * n_plain / n_layer
+        return f16 / (merged + f16 * n_plain / n_layer)
+
+    def close(self) -> None:
+        if self.meter is not None:
+            self.meter.__exit__()
+
+
+@contextmanager
+def opened(file: GGUFFile, settings: Settings, threads: int, told: Progress) -> Iterator[Lab]:
+    told("reading the text to fit to")
+    with (
+        tempfile.TemporaryDirectory(prefix="minicache-paper-") as folder,
+        BenchModel(file.path) as model,
+        aligner(file, model, (), settings.tokens, threads) as fitting,
+    ):
+        lab = Lab(file, model, fitting, Path(folder), threads, told)
+        try:
+            yield lab
+        finally:
+            lab.close()
+
+
+def identity(file: GGUFFile, settings: Settings) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "model": file.path.name,
+        "fingerprint": fingerprint(file),
+        "weight_bytes": file.weight_bytes,
+        "settings": asdict(settings),
+    }
+
+
+def measure(
+    path: Path,
+    figures_of: Callable[[int], Sequence[Figure]],
+    settings: Settings,
+    out: Path,
+    *,
+    paths: Sequence[Path],
+    threads: int,
+    fresh: bool,
+    told: Progress,
+) -> tuple[Results, list[Figure]]:
+    """Measure what is not known yet; everything that is known then, and the figures it belongs to."""
+    file = read_gguf(path)
+    shape = kv_size.model_shape(file)
+    if shape.unknown:
+        raise MiniCacheError(f"{path} can't be used: {shape.unknown}")
+    text = texts.read_texts(list(paths) or texts.evaluation_files())
+    settings = replace(settings, text=hashlib.sha256(text.encode()).hexdigest()[:16])
+    figures = list(figures_of(len(shape.layers)))
+    out.mkdir(parents=True, exist_ok=True)
+    results = Results(out / "results.json", identity(file, settings), fresh)
+    wanted = missing(figures, results)
+    if not wanted:
+        return results, figures
+
+    common = evaluation.Settings(
+        contexts=[settings.n_ctx],
+        offsets=[0],
+        specs=[],
+        ubatch=settings.ubatch,
+        chunks=settings.chunks,
+        recall=[settings.n_ctx // 2] if settings.rounds else None,
+        rounds=settings.rounds,
+        threads=threads,
+    )
+    material = evaluation.prepare(path, text, common)
+    with opened(file, settings, threads, told) as lab:
+        for first in range(0, len(wanted), AT_ONCE):
+            part = wanted[first : first + AT_ONCE]
+            where = f"{first + len(results.rows) - first} known, {len(wanted) - first} to go: "
+            specs = [lab.spec(config) for config in part]
+            names = {spec.name: config.label for spec, config in zip(specs, part, strict=True)}
+
+            def measuring(text: str, where: str = where, names: dict[str, str] = names) -> None:
+                for name, label in names.items():
+                    text = text.replace(name, label)
+                told(where + text)
+
+            found = evaluation.measure(file, material, replace(common, specs=specs), measuring)[0]
+            for config, row in zip(part, found["rows"], strict=True):
+                results.rows[config.label] = row | {"name": config.label, "config": asdict(config)}
+            results.data["tokens"] = found["tokens"]
+            results.data["pairs"] = {
+                f"{a}+{b}": {"before": one.before, "after": one.after}
+                for (a, b), one in sorted(lab.fitting.fitted.items())
+            } or results.data["pairs"]
+            results.save()
+    return results, figures
