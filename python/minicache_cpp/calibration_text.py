@@ -13,7 +13,8 @@ from .vocabulary import Vocabulary
 
 CHUNK = 512  # tokens of a chunk
 SHORTEST = 16  # tokens that a chunk must have
-MEASURED = 256  # tokens of a chunk that is measured on, again and again
+# a chunk that is measured on gives two pieces of so many tokens: pieces are read side by side, so short ones are quick
+PIECES = {"measure": 128, "check": 256}
 TOKEN_BYTES = 16  # more than a token of any text takes, on average
 # what the chunks are for, in turn: different matters in a text come to all three
 TURNS = ("fit", "measure", "fit", "check", "fit", "measure", "fit", "fit")
@@ -71,8 +72,10 @@ def make_material(
         turn = TURNS[number % len(TURNS)]
         # positions all over the context, and evenly: statistics must not depend on the place
         position = int(GOLDEN * number % 1 * max(0, n_ctx_train - length))
-        tokens = vocabulary.begun(part)[: MEASURED if turn == "measure" else length]
-        found[turn].append(Chunk(tokens, position))
+        size = PIECES.get(turn, length)
+        pieces = [part[:size], part[size : 2 * size]]
+        pieces = [piece for piece in pieces if len(piece) >= SHORTEST]
+        found[turn] += [Chunk(vocabulary.begun(piece)[:length], position) for piece in pieces]
     return Material(found["fit"], found["measure"], found["check"], description)
 
 
