@@ -271,3 +271,15 @@ def test_minicache_of_a_plan_says_what_it_decides(random_model: Loaded, plan: Pa
     minicache = MiniCache(plan=str(plan))
     assert (minicache.type_k, minicache.type_v) == ("q8_0", "q4_0")
     assert minicache.pair_list == list(random_model.pairs)
+
+
+def test_a_plan_with_numbers_that_are_not_finite_is_refused(random_model: Loaded, plan: Path) -> None:
+    """The kernels would spread them over every token."""
+    config = coded(random_model, Config(random_model.pairs), plan)
+    for name in ("gain", "decoder"):
+        broken = replace(config.codecs[0].v, **{name: getattr(config.codecs[0].v, name) * np.inf})
+        write_plan(random_model, replace(config, codecs=(replace(config.codecs[0], v=broken),)))
+        assert "not finite" in refusal(random_model, plan)
+    still = replace(config.codecs[0].v, mag=config.codecs[0].v.mag * [1, 0])
+    write_plan(random_model, replace(config, codecs=(replace(config.codecs[0], v=still),)))
+    assert "not above 0" in refusal(random_model, plan)

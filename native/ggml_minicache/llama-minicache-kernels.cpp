@@ -4,6 +4,7 @@
 #include "ggml-cpp.h"
 #include "ggml-minicache.h"
 #include "llama-minicache-error.h"
+#include "llama-minicache-plan.h"
 #include "minicache-code.h"
 #include "minicache-math.h"
 
@@ -164,28 +165,11 @@ static minicache_code_shape shape_of(const llama_minicache_codec & codec) {
     return shape;
 }
 
-// the codec's numbers are used unchecked: all must be finite, and steps of magnitudes above 0
-static void check_numbers(const llama_minicache_codec & codec, const minicache_code_shape & shape) {
-    const minicache_codec_offsets o = minicache_codec_offsets_of(shape);
-
-    const auto *       words = (const char *) codec.data;
-    std::vector<float> x(o.dec_k / sizeof(float));
-    memcpy(x.data(), words, o.dec_k);
-    check(std::all_of(x.begin(), x.end(), [](float value) { return std::isfinite(value); }),
-        "the codec has numbers that are not finite");
-    for (int64_t i = o.mag / sizeof(float) + 1; i < o.weight_k / (int64_t) sizeof(float); i += 2) {
-        check(x[i] > 0.0f, "a step of the codec's magnitudes is not above 0");
-    }
-    std::vector<ggml_fp16_t> halves((o.size - o.dec_k) / sizeof(ggml_fp16_t));
-    memcpy(halves.data(), words + o.dec_k, halves.size() * sizeof(ggml_fp16_t));
-    check(std::none_of(halves.begin(), halves.end(), [](ggml_fp16_t h) { return (h & 0x7C00) == 0x7C00; }),
-        "the codec has decoders that are not finite");
-}
-
 static minicache_code_shape checked_shape(const llama_minicache_codec * codec) {
     check(codec, "codec must not be NULL");
     const minicache_code_shape shape = shape_of(*codec);
-    check_numbers(*codec, shape);
+    const std::string          flaw  = minicache_codec_flaw(shape, codec->data);
+    check(flaw.empty(), "the codec has " + flaw);
     return shape;
 }
 

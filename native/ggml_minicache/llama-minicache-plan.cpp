@@ -113,6 +113,27 @@ static minicache_code_layout layout_of(const std::string & path, const std::vect
     return layout;
 }
 
+std::string minicache_codec_flaw(const minicache_code_shape & shape, const void * codec) {
+    const minicache_codec_offsets o = minicache_codec_offsets_of(shape);
+
+    std::vector<float> x(o.dec_k / sizeof(float));
+    memcpy(x.data(), codec, o.dec_k);
+    if (!std::all_of(x.begin(), x.end(), [](float value) { return std::isfinite(value); })) {
+        return "numbers that are not finite";
+    }
+    for (int64_t i = o.mag / sizeof(float) + 1; i < o.weight_k / (int64_t) sizeof(float); i += 2) {
+        if (x[i] <= 0.0f) {
+            return "a step of magnitudes that is not above 0";
+        }
+    }
+    std::vector<ggml_fp16_t> halves((o.size - o.dec_k) / sizeof(ggml_fp16_t));
+    memcpy(halves.data(), (const char *) codec + o.dec_k, halves.size() * sizeof(ggml_fp16_t));
+    if (std::any_of(halves.begin(), halves.end(), [](ggml_fp16_t h) { return (h & 0x7C00) == 0x7C00; })) {
+        return "decoders that are not finite";
+    }
+    return "";
+}
+
 // of pair i, whose sizes are known
 static void read_code(const plan_reader & reader, const minicache_plan & plan, size_t i, minicache_plan_pair & pair) {
     const std::vector<int32_t> units_k = reader.ints("minicache.units_k");
@@ -130,6 +151,9 @@ static void read_code(const plan_reader & reader, const minicache_plan & plan, s
     pair.codec = reader.bytes("pair." + std::to_string(pair.a) + ".codec");
     check((int64_t) pair.codec.size() == minicache_codec_offsets_of(pair.shape).size,
         "plan " + plan.path + " is damaged: the codec of layer " + std::to_string(pair.a) + " has the wrong size");
+
+    const std::string flaw = minicache_codec_flaw(pair.shape, pair.codec.data());
+    check(flaw.empty(), "plan " + plan.path + " is damaged: the codec of layer " + std::to_string(pair.a) + " has " + flaw);
 }
 
 static void read_pairs(const plan_reader & reader, minicache_plan & plan) {

@@ -50,6 +50,10 @@ struct minicache_plan {
 // Throws std::invalid_argument, saying what is wrong with the file.
 std::shared_ptr<const minicache_plan> minicache_read_plan(const std::string & path);
 
+// The kernels use a codec's numbers unchecked: all must be finite, and the steps of magnitudes above 0. "" where they are, else
+// what the codec has in place of that. `codec` has the size that `shape` says.
+std::string minicache_codec_flaw(const minicache_code_shape & shape, const void * codec);
+
 // 16 hexadecimal digits, equal for equal models: sizes, and the weights of the layers' norms. python/minicache_cpp/fingerprint.py
 // takes the same from the file.
 std::string minicache_fingerprint(const llama_model & model);
