@@ -27,7 +27,6 @@ from minicache_cpp.planner import Planner, ratio
 from .figures import Config, Figure
 
 AT_ONCE = 6  # configurations that share a reading of the text by the f16 cache; then what is known is saved
-PROBE_STEP = 2  # tokens that are read at a time where the sensitivities of codes are measured
 
 Progress = Callable[[str], None]
 
@@ -122,7 +121,6 @@ class Lab:
                 self.model,
                 {"measure": self.fitting.material.measure},
                 self.threads,
-                PROBE_STEP,
                 self.folder / "measured.json",
                 lambda name: self.told(f"codes, {name}"),
             )
