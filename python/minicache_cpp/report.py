@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 MIB = 1024 * 1024
-NO_SHIFT = " (positions can't be shifted: RoPE turns each layer's K in another plane of the bases)"
+NO_SHIFT = "positions can't be shifted: RoPE turns each layer's K in another plane of the bases"
 
 
 def mib(n_bytes: float) -> str:
@@ -87,7 +87,7 @@ class KVReport:
         if self.mode == "average":
             return "averaged"
         if self.mode == "aligned":
-            return f"t {self.t:g}, in the plan's bases" + ("" if self.can_shift else NO_SHIFT)
+            return f"t {self.t:g}, in the plan's bases"
         if self.mode == "slerp":
             return f"t {self.t:g}"
         return f"codes, K relative to blocks of {self.rope_block}" if self.rope_block else "codes"
@@ -101,6 +101,8 @@ class KVReport:
         if self.active:
             pairs = ", ".join(f"{a}+{b}" for a, b in self.pairs)
             lines.append(f"merged layers {pairs}; {self._how()}, {_retained(self.retain)}")
+            if self.mode == "aligned" and not self.can_shift:
+                lines.append(NO_SHIFT)
         elif self.note:
             lines.append(f"no layer is merged: {self.note}")
         rows = [("taken", mib(self.bytes), "")]

@@ -35,11 +35,11 @@ Progress = Callable[[str], None]
 class Settings:
     """What the figures depend on beside the model."""
 
-    n_ctx: int = 512
+    n_ctx: int = 1024
     chunks: int = 2
     ubatch: int = 32
-    rounds: int = 2
-    tokens: int = 4096  # of text that bases and codes are fitted to
+    rounds: int = 4
+    tokens: int = 8192  # of text that bases and codes are fitted to
     text: str = ""  # digest of the text that is measured on
 
 
