@@ -26,16 +26,18 @@ ggml_minicache_op ggml_minicache_get_op(const ggml_tensor * op) {
     return (ggml_minicache_op) ggml_get_op_params_i32(op, 0);
 }
 
-ggml_tensor * ggml_minicache_index(ggml_context * ctx, ggml_tensor * cells, ggml_tensor * slots, int32_t block) {
+ggml_tensor * ggml_minicache_index(ggml_context * ctx, ggml_tensor * cells, ggml_tensor * slots, int32_t block, int32_t window) {
     GGML_ASSERT(cells->type == GGML_TYPE_I32 && ggml_is_contiguous_rows(cells));
     GGML_ASSERT((cells->ne[2] == 1 || cells->ne[2] == 2) && cells->ne[3] == 1);
     GGML_ASSERT(slots->type == GGML_TYPE_I32 && slots->ne[0] == 2 && slots->ne[2] == cells->ne[1]);
-    GGML_ASSERT(block > 0 && slots->ne[1] >= ggml_minicache_n_slot(cells->ne[0], block) + GGML_MINICACHE_SLOT_STATS);
+    GGML_ASSERT(block >= 0 && window >= 0 && block + window > 0);
+    GGML_ASSERT(slots->ne[1] >= window + ggml_minicache_n_slot(cells->ne[0], block) + GGML_MINICACHE_SLOT_STATS);
 
     ggml_tensor * result = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, cells->ne[0], cells->ne[1], cells->ne[2]);
 
     set_params(result, GGML_MINICACHE_OP_INDEX);
     ggml_set_op_params_i32(result, 1, block);
+    ggml_set_op_params_i32(result, 2, window);
     result->src[0] = cells;
     result->src[1] = slots;
 
@@ -62,11 +64,11 @@ static ggml_tensor * attn_impl(ggml_context * ctx, ggml_tensor * q, ggml_tensor 
     GGML_ASSERT(params.side == 0 || params.side == 1);
 
     if (pool_k) {
-        GGML_ASSERT(pool_v && params.block > 0);
+        GGML_ASSERT(pool_v && params.block >= 0 && params.window >= 0 && params.block + params.window > 0);
         GGML_ASSERT(pool_k->ne[0] == d_k && pool_k->ne[1] == n_head_kv && pool_k->ne[3] == n_stream);
         GGML_ASSERT(pool_v->ne[0] == d_v && pool_v->ne[1] == n_head_kv && pool_v->ne[3] == n_stream);
-        GGML_ASSERT(pool_k->ne[2] >= ggml_minicache_n_slot(n_kv, params.block));
-        GGML_ASSERT(pool_v->ne[2] >= ggml_minicache_n_slot(n_kv, params.block));
+        GGML_ASSERT(pool_k->ne[2] >= params.window + ggml_minicache_n_slot(n_kv, params.block));
+        GGML_ASSERT(pool_v->ne[2] >= params.window + ggml_minicache_n_slot(n_kv, params.block));
     }
     if (kv_cur) {
         GGML_ASSERT(kv_cur->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_cur));
@@ -134,7 +136,7 @@ ggml_tensor * ggml_minicache_retain(ggml_context * ctx, ggml_tensor * slots, ggm
     ggml_tensor * cells, ggml_tensor * kv_a, ggml_tensor * kv_b, ggml_tensor * pool_k_a, ggml_tensor * pool_v_a,
     ggml_tensor * pool_k_b, ggml_tensor * pool_v_b, ggml_minicache_retain_params params) {
     const int64_t n_tokens = kv_a->ne[1];
-    const int64_t n_slot   = ggml_minicache_n_slot(params.n_cells, params.block);
+    const int64_t n_slot   = params.window + ggml_minicache_n_slot(params.n_cells, params.block);
 
     GGML_ASSERT(slots->type == GGML_TYPE_I32 && ggml_is_contiguous(slots));
     GGML_ASSERT(slots->ne[0] == 2 && slots->ne[1] == n_slot + GGML_MINICACHE_SLOT_STATS);
@@ -149,7 +151,7 @@ ggml_tensor * ggml_minicache_retain(ggml_context * ctx, ggml_tensor * slots, ggm
     ggml_tensor * const pools[4] = { pool_k_a, pool_v_a, pool_k_b, pool_v_b };
     for (int i = 0; i < 4; ++i) {
         const int64_t d = i % 2 == 0 ? params.d_k : params.d_v;
-        GGML_ASSERT((pools[i] != nullptr) == (params.block > 0));
+        GGML_ASSERT((pools[i] != nullptr) == (n_slot > 0));
         GGML_ASSERT(!pools[i] || (pools[i]->ne[0] == d * params.n_head_kv && pools[i]->ne[1] == n_slot));
     }
 

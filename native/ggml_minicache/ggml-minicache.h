@@ -30,10 +30,12 @@ enum ggml_minicache_cell {
     GGML_MINICACHE_CELL_MERGED   = -1,
     GGML_MINICACHE_CELL_RETAINED = -2,
     GGML_MINICACHE_CELL_EMPTY    = -3,
+    GGML_MINICACHE_CELL_WINDOW   = -4,
 };
 
-// A pair's slots are I32 [2, n_slot + GGML_MINICACHE_SLOT_STATS, n_stream]. Slot i serves the cells [i*block, (i + 1)*block):
-// { cell + 1 or 0 when free, the token's distance as f32 bits }. The rows behind the slots are running statistics:
+// A pair's slots are I32 [2, window + n_slot + GGML_MINICACHE_SLOT_STATS, n_stream]. The first `window` are a ring that holds the
+// latest tokens: slot i serves the cells whose number is i modulo the window. Then slot i serves the cells
+// [i*block, (i + 1)*block). Each is { cell + 1 or 0 when free, the token's distance as f32 bits }. Pools have a row for each. The rows behind the slots are running statistics:
 // { mean distance of K, of V } as f32 bits, then { tokens merged, 0 }.
 #define GGML_MINICACHE_SLOT_STATS 2
 
@@ -48,10 +50,10 @@ GGML_API enum ggml_minicache_op ggml_minicache_get_op(const struct ggml_tensor *
 // What each cell holds in this ubatch.
 //   cells  I32 [n_kv, n_stream, 1 or 2]  the current token in the cell (its number in its stream), or MERGED, or EMPTY; then
 //                                        the cells' bases where pairs are coded
-//   slots  I32 [2, n_slot + 2, n_stream]
-//   result I32 [n_kv, n_stream, 1 or 2]  as `cells`, RETAINED where a slot holds the cell
+//   slots  I32 [2, window + n_slot + 2, n_stream]
+//   result I32 [n_kv, n_stream, 1 or 2]  as `cells`, RETAINED or WINDOW where a slot holds the cell
 GGML_API struct ggml_tensor * ggml_minicache_index(
-    struct ggml_context * ctx, struct ggml_tensor * cells, struct ggml_tensor * slots, int32_t block);
+    struct ggml_context * ctx, struct ggml_tensor * cells, struct ggml_tensor * slots, int32_t block, int32_t window);
 
 struct ggml_minicache_attn_params {
     float   scale;
@@ -60,6 +62,7 @@ struct ggml_minicache_attn_params {
     int32_t side;
     int32_t block;      // cells per slot, 0 without a pool
     int32_t reference;  // 1: the scalar reference kernel
+    int32_t window;     // latest tokens that are kept as they are, 0 for none
 };
 
 // Attention of one layer of a pair over merged, retained and current entries under one softmax:
@@ -69,8 +72,8 @@ struct ggml_minicache_attn_params {
 //   dir_k   any [d_k, n_head_kv, n_kv, n_stream]
 //   dir_v   any [d_v, n_head_kv, n_kv, n_stream]
 //   mag     F16 [n_head_kv, 4, n_kv, n_stream]     |K_a|, |K_b|, |V_a|, |V_b|; NULL: all 1
-//   pool_k  any [d_k, n_head_kv, n_slot, n_stream] this layer's retained K; NULL without a pool
-//   pool_v  any [d_v, n_head_kv, n_slot, n_stream]
+//   pool_k  any [d_k, n_head_kv, window + n_slot, n_stream] this layer's retained K; NULL without a pool
+//   pool_v  any [d_v, n_head_kv, window + n_slot, n_stream]
 //   kv_cur  F32 [(d_k + d_v)*n_head_kv, n_tokens]  this layer's current K and V, heads of K first; NULL: none
 //   mask    F16 [n_kv, n_tps, 1, n_stream]         of all cells, those of the current tokens included; NULL: all seen
 //   index   I32 [n_kv, n_stream]                   of ggml_minicache_index(), or its `cells` without a pool
@@ -103,16 +106,18 @@ struct ggml_minicache_retain_params {
     int32_t block;     // cells per slot, 0 without a pool: only the statistics are kept
     int64_t n_cells;   // cells per stream of the whole cache
     int32_t stream_0;  // the stream that `cells` starts at
+    int32_t window;    // latest tokens that are kept as they are, 0 for none
 };
 
 // Offer the current tokens to the pair's slots, in place. A slot keeps the most distant of its block's tokens (mean over
-// heads of the distances of K and V); it lets go of a token whose cell is empty or taken by a current token.
-//   slots    I32 [2, n_slot + 2, all streams]
+// heads of the distances of K and V); it lets go of a token whose cell is empty or taken by a current token. The window takes
+// every token.
+//   slots    I32 [2, window + n_slot + 2, all streams]
 //   merged   F32, result of ggml_minicache_merge() or ggml_minicache_encode(): the last 2*n_head_kv numbers of a row are read
 //   rows     I64 [n_tokens]        cell + stream*n_cells of each current token
 //   cells    I32 [n_kv, n_stream]  as for ggml_minicache_index()
 //   kv_a, kv_b                     as for ggml_minicache_merge()
-//   pool_*   any [d*n_head_kv, n_slot, all streams], NULL without a pool
+//   pool_*   any [d*n_head_kv, window + n_slot, all streams], NULL without a pool
 //   result   a view of slots
 GGML_API struct ggml_tensor * ggml_minicache_retain(struct ggml_context * ctx, struct ggml_tensor * slots,
     struct ggml_tensor * merged, struct ggml_tensor * rows, struct ggml_tensor * cells, struct ggml_tensor * kv_a,

@@ -114,7 +114,7 @@ static ggml_tensor * view_heads(
 }
 
 static ggml_tensor * build_index(ggml_context * ctx, const llm_graph_input_attn_kv_minicache & inp, const minicache_pair & pair) {
-    if (inp.kv->get_block() == 0) {
+    if (inp.kv->get_n_slot() == 0) {
         return inp.cells;
     }
     const auto & sinfo = inp.mctx->get_sinfo();
@@ -122,7 +122,7 @@ static ggml_tensor * build_index(ggml_context * ctx, const llm_graph_input_attn_
     ggml_tensor * slots = ggml_view_3d(ctx, pair.slots, pair.slots->ne[0], pair.slots->ne[1], sinfo.s1 - sinfo.s0 + 1,
         pair.slots->nb[1], pair.slots->nb[2], sinfo.s0 * pair.slots->nb[2]);
 
-    return ggml_minicache_index(ctx, inp.cells, slots, inp.kv->get_block());
+    return ggml_minicache_index(ctx, inp.cells, slots, inp.kv->get_block(), inp.kv->get_window());
 }
 
 // merge the current tokens of both layers and store them; everything that reads the cache is in the graph already
@@ -159,6 +159,7 @@ static void build_store(const llm_graph_context & graph, const llm_graph_input_a
         inp.kv->get_block(),
         pair.dir_k->ne[1],
         (int32_t) inp.mctx->get_sinfo().s0,
+        inp.kv->get_window(),
     };
     ggml_build_forward_expand(graph.gf, ggml_minicache_retain(ctx, pair.slots, merged, inp.get_k_idxs(), inp.cells, kv_a, kv_b,
                                             pair.pool_k[0], pair.pool_v[0], pair.pool_k[1], pair.pool_v[1], params));
@@ -185,7 +186,7 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
 
     const auto &  sinfo    = inp->mctx->get_sinfo();
     const int64_t n_kv     = inp->mctx->get_n_kv();
-    const int64_t n_slot   = ggml_minicache_n_slot(n_kv, inp->kv->get_block());
+    const int64_t n_slot   = inp->kv->get_window() + ggml_minicache_n_slot(n_kv, inp->kv->get_block());
     const int64_t n_stream = inp->cells->ne[1];
     const int64_t n_tps    = q_cur->ne[2] / n_stream;
 
@@ -215,6 +216,7 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
         /*.side      =*/is_b ? 1 : 0,
         /*.block     =*/inp->kv->get_block(),
         /*.reference =*/0,
+        /*.window    =*/inp->kv->get_window(),
     };
 
     // codes have their own length in place of the head size

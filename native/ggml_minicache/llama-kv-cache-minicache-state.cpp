@@ -11,7 +11,7 @@
 // damaged is refused before anything is changed.
 
 static const uint32_t STATE_MAGIC   = 0x564b434d;  // "MCKV"
-static const uint32_t STATE_VERSION = 2;
+static const uint32_t STATE_VERSION = 3;
 
 struct state_header {
     uint32_t magic   = STATE_MAGIC;
@@ -32,6 +32,8 @@ struct state_header {
 
     uint32_t n_stream = 0;
     int32_t  mode     = 0;
+    int32_t  window   = 0;
+    uint32_t unused   = 0;
 };
 
 class llama_io_write_vector : public llama_io_write_i {
@@ -86,6 +88,7 @@ static state_header header_of(const llama_kv_cache_minicache & kv) {
     h.type_v    = kv.get_type_v();
     h.pool_type = kv.get_settings().pool_type;
     h.block     = kv.get_block();
+    h.window    = kv.get_window();
     h.t         = kv.get_settings().t;
     h.n_pair    = kv.get_pairs().size();
     h.pairs     = minicache_hash(layers.data(), layers.size() * sizeof(uint32_t));
@@ -116,7 +119,10 @@ static std::string difference(const state_header & saved, const state_header & o
     if (saved.block != own.block) {
         return format("one token in %d retained, here one in %d", saved.block, own.block);
     }
-    if (saved.block > 0 && saved.pool_type != own.pool_type) {
+    if (saved.window != own.window) {
+        return format("a window of %d tokens, here %d", saved.window, own.window);
+    }
+    if (saved.block + saved.window > 0 && saved.pool_type != own.pool_type) {
         return format("pool type %s, here %s", type_name(saved.pool_type), type_name(own.pool_type));
     }
     if (saved.basis != own.basis) {
@@ -208,17 +214,27 @@ void llama_kv_cache_minicache::state_write_data(llama_io_write_i & io, const cel
                 io.write_tensor(x, cr.strm * x->nb[2] + from * x->nb[1], (to - from) * x->nb[1]);
             }
         }
-        if (block > 0) {
+        if (get_n_slot() > 0) {
             write_retained(io, pair, cr);
         }
     }
 }
 
-// a retained token in a saved state: its number among the saved cells, and its distance
+// a retained token in a saved state: its number among the saved cells, its distance, and whether the window holds it
 struct saved_slot {
     uint32_t token;
     int32_t  distance;  // f32 bits
+    int32_t  in_window;
 };
+
+// the slots that a cell can be in: that of its block, that of the window; -1 where there is none
+struct cell_slots {
+    int64_t slot[2];
+};
+
+static cell_slots slots_of(uint32_t cell, int32_t window, int32_t block) {
+    return { { block > 0 ? window + (int64_t) (cell / block) : -1, window > 0 ? (int64_t) (cell % window) : -1 } };
+}
 
 void llama_kv_cache_minicache::write_retained(
     llama_io_write_i & io, const minicache_pair & pair, const cell_ranges_t & cr) const {
@@ -231,10 +247,12 @@ void llama_kv_cache_minicache::write_retained(
     uint32_t token = 0;
     for (const auto & [from, to] : cr.data) {
         for (uint32_t cell = from; cell < to; ++cell, ++token) {
-            const uint32_t slot = cell / block;
-            if (slots[2 * slot] == (int32_t) cell + 1) {
-                saved.push_back({ token, slots[2 * slot + 1] });
-                rows.push_back(slot);
+            for (const int in_window : { 0, 1 }) {
+                const int64_t slot = slots_of(cell, window, block).slot[in_window];
+                if (slot >= 0 && slots[2 * slot] == (int32_t) cell + 1) {
+                    saved.push_back({ token, slots[2 * slot + 1], in_window });
+                    rows.push_back(slot);
+                }
             }
         }
     }
@@ -277,7 +295,7 @@ bool llama_kv_cache_minicache::state_read_data(
                 io.read_tensor(x, strm * x->nb[2] + cells[from] * x->nb[1], (to - from) * x->nb[1]);
             }
         }
-        if (block > 0) {
+        if (get_n_slot() > 0) {
             read_retained(io, pair, strm, sinfo);
         }
     }
@@ -285,7 +303,7 @@ bool llama_kv_cache_minicache::state_read_data(
 }
 
 // The cells may be others than those saved, so that two retained tokens can meet in one block: the more distant one stays,
-// as ever, and the other falls back to its merged entry.
+// as ever, and the other falls back to its merged entry. In the window the later one stays.
 void llama_kv_cache_minicache::read_retained(
     llama_io_read_i & io, const minicache_pair & pair, uint32_t strm, const slot_info & sinfo) {
     const auto & cells = sinfo.idxs[0];
@@ -294,16 +312,18 @@ void llama_kv_cache_minicache::read_retained(
     int32_t *            slots = all.data() + strm * 2 * pair.slots->ne[1];
 
     for (const uint32_t cell : cells) {
-        const int32_t held = slots[2 * (cell / block)] - 1;
-        if (held == (int32_t) cell || (held >= 0 && v_cells[strm].is_empty(held))) {
-            slots[2 * (cell / block)] = 0;
+        for (const int64_t slot : slots_of(cell, window, block).slot) {
+            const int32_t held = slot < 0 ? -1 : slots[2 * slot] - 1;
+            if (held == (int32_t) cell || (held >= 0 && v_cells[strm].is_empty(held))) {
+                slots[2 * slot] = 0;
+            }
         }
     }
 
     uint32_t n_saved;
     io.read(&n_saved, sizeof(n_saved));
 
-    std::vector<saved_slot> saved(std::min<size_t>(n_saved, cells.size()));
+    std::vector<saved_slot> saved(std::min<size_t>(n_saved, 2 * cells.size()));
     io.read(saved.data(), saved.size() * sizeof(saved_slot));
 
     std::vector<uint8_t> row;
@@ -311,15 +331,19 @@ void llama_kv_cache_minicache::read_retained(
         if (s.token >= cells.size()) {
             throw std::runtime_error("the saved state is damaged: it retains a token it does not have");
         }
-        const uint32_t cell = cells[s.token];
-        int32_t *      slot = slots + 2 * (cell / block);
+        const uint32_t cell   = cells[s.token];
+        const int64_t  i_slot = slots_of(cell, window, block).slot[s.in_window ? 1 : 0];
+        if (i_slot < 0) {
+            throw std::runtime_error("the saved state is damaged: it retains a token where nothing is retained");
+        }
+        int32_t * slot = slots + 2 * i_slot;
 
         float distance;
         float distance_held;
         memcpy(&distance, &s.distance, sizeof(distance));
         memcpy(&distance_held, &slot[1], sizeof(distance_held));
 
-        const bool keep = slot[0] == 0 || distance > distance_held;
+        const bool keep = s.in_window || slot[0] == 0 || distance > distance_held;
         if (keep) {
             slot[0] = (int32_t) cell + 1;
             slot[1] = s.distance;
@@ -329,7 +353,7 @@ void llama_kv_cache_minicache::read_retained(
                 row.resize(x->nb[1]);
                 io.read(row.data(), row.size());
                 if (keep) {
-                    ggml_backend_tensor_set(x, row.data(), strm * x->nb[2] + cell / block * x->nb[1], row.size());
+                    ggml_backend_tensor_set(x, row.data(), strm * x->nb[2] + i_slot * x->nb[1], row.size());
                 }
             }
         }

@@ -67,7 +67,7 @@ static void check_types(const llama_model & model, const llama_memory_params & p
                              model.hparams.n_embd_head_v() % ggml_blck_size(params.type_v) != 0)) {
         throw std::invalid_argument("the plan's cache types do not fit the model's head sizes");
     }
-    if (settings.retain_block() == 0 || settings.pool_type == GGML_TYPE_COUNT) {
+    if (settings.retain_block() + settings.window == 0 || settings.pool_type == GGML_TYPE_COUNT) {
         return;
     }
     const int64_t n = ggml_blck_size(settings.pool_type);
@@ -147,7 +147,7 @@ llama_kv_cache_minicache::llama_kv_cache_minicache(const llama_model & model, co
         nullptr, nullptr),
     settings(without_plan(settings)), pairing(pairing), mode(pairing.pairs.empty() ? LLAMA_MINICACHE_MODE_SLERP : settings.mode),
     rope_block(is_coded() ? settings.plan->rope_block : 0), plan_hash(settings.plan ? settings.plan->hash : 0),
-    cache_type_k(params.type_k), cache_type_v(params.type_v), block(settings.retain_block()),
+    cache_type_k(params.type_k), cache_type_v(params.type_v), block(settings.retain_block()), window(settings.window),
     pair_of_layer(pairing.layers.size(), -1) {
     add_pairs(settings, cparams);
     allocate(settings.plan.get(), cparams.offload_kqv);
@@ -446,17 +446,18 @@ void llama_kv_cache_minicache::init_rotation() {
 std::string llama_kv_cache_minicache::describe() const {
     if (is_coded()) {
         return format(
-            "%zu pairs coded, K relative to the last multiple of %d positions, one token in %d retained, other layers K "
-            "(%s), V (%s), %.2f MiB with them",
-            pairs.size(), rope_block, block, ggml_type_name(cache_type_k), ggml_type_name(cache_type_v),
+            "%zu pairs coded, K relative to the last multiple of %d positions, one token in %d retained, the latest %d exact, "
+            "other layers K (%s), V (%s), %.2f MiB with them",
+            pairs.size(), rope_block, block, window, ggml_type_name(cache_type_k), ggml_type_name(cache_type_v),
             total_size() / 1024.0 / 1024.0);
     }
     const std::string how   = mode == LLAMA_MINICACHE_MODE_AVERAGE ? "averaged" : format("merged, t = %g", settings.t);
     const std::string bases = mode == LLAMA_MINICACHE_MODE_ALIGNED ? " in a plan's bases" : "";
     const char *      shift = get_can_shift() ? "" : ", positions can't be shifted";
-    return format("%zu pairs %s%s, one token in %d retained%s, K (%s), V (%s), %.2f MiB with the plain layers", pairs.size(),
-        how.c_str(), bases.c_str(), block, shift, ggml_type_name(cache_type_k), ggml_type_name(cache_type_v),
-        total_size() / 1024.0 / 1024.0);
+    return format(
+        "%zu pairs %s%s, one token in %d retained, the latest %d exact%s, K (%s), V (%s), %.2f MiB with the plain layers",
+        pairs.size(), how.c_str(), bases.c_str(), block, window, shift, ggml_type_name(cache_type_k),
+        ggml_type_name(cache_type_v), total_size() / 1024.0 / 1024.0);
 }
 
 //
@@ -467,7 +468,7 @@ int32_t llama_kv_cache_minicache::find_pair(int32_t il) const {
     return il >= 0 && (size_t) il < pair_of_layer.size() ? pair_of_layer[il] : -1;
 }
 
-int64_t llama_kv_cache_minicache::get_n_slot() const { return ggml_minicache_n_slot(get_size(), block); }
+int64_t llama_kv_cache_minicache::get_n_slot() const { return window + ggml_minicache_n_slot(get_size(), block); }
 
 void llama_kv_cache_minicache::set_offsets(const llama_ubatch & ubatch, const slot_info & sinfo) const {
     for (size_t s = 0; s < sinfo.n_stream(); ++s) {
@@ -544,7 +545,7 @@ bool llama_kv_cache_minicache::update(llama_context * lctx, bool do_shift, const
         }
     }
     // A code keeps K relative to its base, and a shift moves the base alone: where nothing else holds K, nothing is computed.
-    if (do_shift && layers.empty() && is_coded() && block == 0) {
+    if (do_shift && layers.empty() && is_coded() && get_n_slot() == 0) {
         for (uint32_t s = 0; s < n_stream; ++s) {
             v_cells[s].reset_shift();
         }
@@ -639,7 +640,7 @@ ggml_cgraph * llama_kv_cache_minicache::build_graph_shift(llm_graph_result * res
         if (!pair.is_coded()) {
             shift_rows(pair, pair.dir_k, inp->cell_shift);
         }
-        if (block > 0) {
+        if (get_n_slot() > 0) {
             ggml_tensor * slot_shift = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, get_n_slot() * n_stream);
             ggml_set_input(slot_shift);
             inp->slot_shift.push_back(slot_shift);

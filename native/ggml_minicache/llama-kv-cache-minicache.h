@@ -40,7 +40,8 @@ struct minicache_pair {
     ggml_tensor * dir_v;  // cache type of V  [d_v*n_head_kv, kv_size, n_stream], or codes
     ggml_tensor * mag;    // f16              [4*n_head_kv,   kv_size, n_stream]: |K_a|, |K_b|, |V_a|, |V_b|; null of a coded pair
                           // and of averages
-    ggml_tensor * slots;  // i32              [2, n_slot + GGML_MINICACHE_SLOT_STATS, n_stream], see ggml-minicache.h
+    ggml_tensor *
+        slots;  // i32              [2, n_slot + GGML_MINICACHE_SLOT_STATS, n_stream], the window among them, see ggml-minicache.h
     ggml_tensor * pool_k[2];  // pool type        [d_k*n_head_kv, n_slot, n_stream] of a and of b, null without a pool
     ggml_tensor * pool_v[2];  // pool type        [d_v*n_head_kv, n_slot, n_stream]
 
@@ -95,7 +96,8 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     ggml_type get_type_k() const { return cache_type_k; }
     ggml_type get_type_v() const { return cache_type_v; }
     int32_t   get_block() const { return block; }
-    int64_t   get_n_slot() const;
+    int32_t   get_window() const { return window; }
+    int64_t   get_n_slot() const;  // the window's and the blocks'
     int32_t   get_rope_block() const { return rope_block; }
     uint64_t  get_plan_hash() const { return plan_hash; }
     bool      is_coded() const { return mode == LLAMA_MINICACHE_MODE_CODE; }
@@ -157,7 +159,8 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     const ggml_type cache_type_k;
     const ggml_type cache_type_v;
-    const int32_t   block;  // cells per retained slot, 0 without a pool
+    const int32_t   block;   // cells per retained slot, 0 without
+    const int32_t   window;  // latest tokens of a stream that are kept as they are
 
     std::vector<minicache_pair> pairs;
     std::vector<int32_t>        pair_of_layer;

@@ -29,6 +29,8 @@ static void check_settings(const minicache_settings & s) {
     // written so that NaN fails
     check(s.t >= 0.0f && s.t <= 1.0f, "t = " + text_of(s.t) + " is out of range: it must be from 0 to 1");
     check(s.retain >= 0.0f && s.retain <= 1.0f, "retain = " + text_of(s.retain) + " is out of range: it must be from 0 to 1");
+    check(s.window >= 0 && s.window <= 65536,
+        "window = " + std::to_string(s.window) + " is out of range: it must be from 0 to 65536");
     check(s.start_layer >= -1,
         "start layer " + std::to_string(s.start_layer) + " is out of range: it must be a layer number of the model");
     check(s.start_layer >= 0 || (s.start >= 0.0f && s.start < 1.0f),
@@ -51,6 +53,7 @@ static void apply_plan(minicache_settings & s, const std::string & path) {
 
     s.mode      = s.plan->mode;
     s.retain    = s.plan->retain;
+    s.window    = s.plan->window;
     s.pool_type = s.plan->pool_type;
     if (s.mode == LLAMA_MINICACHE_MODE_ALIGNED) {
         s.t = s.plan->t;
@@ -76,6 +79,7 @@ minicache_settings minicache_settings_from(const llama_minicache_params & params
     s.start_layer = params.start_layer;
     s.t           = params.t;
     s.retain      = params.retain;
+    s.window      = params.window;
     s.pool_type   = params.pool_type;
     s.strict      = params.strict;
     s.observe     = params.observe;
@@ -117,9 +121,9 @@ static double number_of(const std::string & key, const std::string & value) {
     return x;
 }
 
-static int32_t layer_of(const std::string & key, const std::string & value) {
+static int32_t whole_number_of(const std::string & key, const std::string & value) {
     const double x = number_of(key, value);
-    check(x >= 0 && x < 1 << 20 && x == std::floor(x), key + "=" + value + " is not a layer number");
+    check(x >= 0 && x < 1 << 20 && x == std::floor(x), key + "=" + value + " is not a whole number from 0 on");
     return (int32_t) x;
 }
 
@@ -139,10 +143,12 @@ static llama_minicache_mode mode_of(const std::string & value) {
 static void set_key(minicache_settings & s, const std::string & key, const std::string & value) {
     if (key == "start") {
         const bool is_fraction = value.find('.') != std::string::npos;
-        s.start_layer          = is_fraction ? -1 : layer_of(key, value);
+        s.start_layer          = is_fraction ? -1 : whole_number_of(key, value);
         s.start                = is_fraction ? (float) number_of(key, value) : s.start;
     } else if (key == "t") {
         s.t = (float) number_of(key, value);
+    } else if (key == "window") {
+        s.window = whole_number_of(key, value);
     } else if (key == "retain") {
         s.retain = (float) number_of(key, value);
     } else if (key == "pool") {
@@ -155,14 +161,14 @@ static void set_key(minicache_settings & s, const std::string & key, const std::
         for (const std::string & pair : split(value, ';')) {
             const std::vector<std::string> ab = split(pair, '-');
             check(ab.size() == 2, "pairs=" + value + " must look like 8-9;10-11");
-            s.pairs.emplace_back(layer_of(key, ab[0]), layer_of(key, ab[1]));
+            s.pairs.emplace_back(whole_number_of(key, ab[0]), whole_number_of(key, ab[1]));
         }
     } else if (key == "mode") {
         s.mode = mode_of(value);
     } else if (key == "plan") {
         apply_plan(s, value);
     } else {
-        check(false, "unknown key " + key + ": the keys are mode, start, t, retain, pool, pairs, plan and strict");
+        check(false, "unknown key " + key + ": the keys are mode, start, t, retain, window, pool, pairs, plan and strict");
     }
 }
 

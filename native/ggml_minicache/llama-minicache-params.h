@@ -19,6 +19,8 @@ struct minicache_settings {
     float t      = 0.6f;
     float retain = 0.05f;
 
+    int32_t window = 0;
+
     ggml_type pool_type = GGML_TYPE_Q8_0;  // GGML_TYPE_COUNT: the cache types
 
     bool strict = false;

@@ -222,6 +222,7 @@ std::shared_ptr<const minicache_plan> minicache_read_plan(const std::string & pa
     plan->type_v      = reader.type("minicache.type_v");
     plan->pool_type   = reader.type("minicache.pool_type");
     plan->retain      = reader.f32("minicache.retain");
+    plan->window      = reader.has("minicache.window") ? (int32_t) reader.u32("minicache.window") : 0;
     plan->mode        = mode_of(reader, path);
     plan->t           = plan->mode == LLAMA_MINICACHE_MODE_ALIGNED ? reader.f32("minicache.t") : 0.0f;
     plan->hash        = minicache_hash(&plan->rope_block, sizeof(plan->rope_block));

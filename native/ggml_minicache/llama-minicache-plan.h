@@ -41,6 +41,7 @@ struct minicache_plan {
     ggml_type type_v;
     ggml_type pool_type;
     float     retain;
+    int32_t   window;
 
     std::vector<minicache_plan_pair> pairs;
 

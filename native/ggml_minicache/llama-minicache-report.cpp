@@ -77,7 +77,7 @@ static uint32_t retained_in_use(const llama_kv_cache_minicache & kv, const minic
 
     uint32_t n = 0;
     for (int64_t s = 0; s < pair.slots->ne[2]; ++s) {
-        for (int64_t i = 0; i < kv.get_n_slot(); ++i) {
+        for (int64_t i = kv.get_window(); i < kv.get_n_slot(); ++i) {
             const int32_t cell = slots[2 * (s * pair.slots->ne[1] + i)] - 1;
             n += cell >= 0 && kv.is_cell_used(s, cell);
         }
@@ -94,6 +94,7 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
     r.n_stream     = kv.get_n_stream();
     r.n_pair       = kv.get_pairs().size();
     r.retain_block = kv.get_block();
+    r.window       = kv.get_window();
     r.t            = kv.get_settings().t;
     r.retain       = kv.get_block() > 0 ? 1.0f / kv.get_block() : 0.0f;
     r.type_k       = kv.get_type_k();
@@ -118,12 +119,16 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
         for (const ggml_tensor * basis : pair.bases()) {
             r.bytes_codec += ggml_nbytes(basis);
         }
-        r.bytes_index += ggml_nbytes(pair.slots);
+        const uint64_t in_window = (uint64_t) kv.get_window() * kv.get_n_stream();  // slots, and rows of each pool
+        r.bytes_index += ggml_nbytes(pair.slots) - in_window * pair.slots->nb[1];
+        r.bytes_window += in_window * pair.slots->nb[1];
         for (int side = 0; side < 2 && pair.pool_k[side]; ++side) {
-            r.bytes_pool += ggml_nbytes(pair.pool_k[side]) + ggml_nbytes(pair.pool_v[side]);
+            const uint64_t row = pair.pool_k[side]->nb[1] + pair.pool_v[side]->nb[1];
+            r.bytes_pool += ggml_nbytes(pair.pool_k[side]) + ggml_nbytes(pair.pool_v[side]) - in_window * row;
+            r.bytes_window += in_window * row;
         }
         r.n_retained += retained_in_use(kv, pair);
-        r.n_retained_max += kv.get_n_slot() * kv.get_n_stream();
+        r.n_retained_max += (kv.get_n_slot() - kv.get_window()) * kv.get_n_stream();
     }
 
     for (const uint32_t il : kv.get_layer_ids()) {
@@ -142,8 +147,8 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
         add_baselines(pair.il_b);
     }
 
-    r.bytes_padding =
-        r.bytes - (r.bytes_directions + r.bytes_magnitudes + r.bytes_pool + r.bytes_index + r.bytes_codec + r.bytes_plain);
+    r.bytes_padding = r.bytes - (r.bytes_directions + r.bytes_magnitudes + r.bytes_pool + r.bytes_window + r.bytes_index +
+                                    r.bytes_codec + r.bytes_plain);
 
     if (!r.active && kv.get_plan_hash() == 0 && !kv.is_observed()) {
         copy_text(r.note, "no two layers of this model can be merged with these settings");

@@ -20,6 +20,7 @@ llama_minicache_params llama_minicache_default_params(void) {
         /*.n_pairs     =*/0,
         /*.t           =*/s.t,
         /*.retain      =*/s.retain,
+        /*.window      =*/s.window,
         /*.pool_type   =*/s.pool_type,
         /*.strict      =*/s.strict,
         /*.mode        =*/s.mode,
@@ -47,7 +48,7 @@ bool llama_minicache_parse_params(const char * text, llama_minicache_params * pa
         }
         plan    = s.plan ? s.plan->path : "";
         *params = { s.start, s.start_layer, pairs.empty() ? nullptr : pairs.data(), (int32_t) s.pairs.size(), s.t, s.retain,
-            s.pool_type, s.strict, s.mode, s.plan ? plan.c_str() : nullptr, /*.observe =*/false };
+            s.window, s.pool_type, s.strict, s.mode, s.plan ? plan.c_str() : nullptr, /*.observe =*/false };
     });
 }
 

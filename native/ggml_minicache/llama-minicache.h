@@ -42,6 +42,8 @@ struct llama_minicache_params {
     float t;       // SLERP parameter, [0, 1]: 0 gives layer a's direction, 1 gives layer b's
     float retain;  // γ, fraction of tokens that are kept unmerged, [0, 1]; the budget is one token in round(1/γ)
 
+    int32_t window;  // tokens of each stream, the latest, that stay unmerged, 0 to 65536; a fixed size, whatever the context
+
     enum ggml_type pool_type;  // type of retained K and V: GGML_TYPE_F16, GGML_TYPE_Q8_0, or GGML_TYPE_COUNT for the cache types
 
     bool strict;  // refuse to make a context in which no pair, or not every explicit pair, can be merged
@@ -59,7 +61,7 @@ struct llama_minicache_params {
 // the paper's settings: SLERP, start 0.5, t 0.6, retain 0.05; pool q8_0, not strict
 LLAMA_API struct llama_minicache_params llama_minicache_default_params(void);
 
-// Parse "start=0.5,t=0.6,retain=0.05,pool=q8_0,pairs=8-9;10-11,plan=PATH,strict=1" over the defaults; every key is optional,
+// Parse "start=0.5,t=0.6,retain=0.05,window=64,pool=q8_0,pairs=8-9;10-11,plan=PATH,strict=1" over the defaults; every key is optional,
 // `start` with a decimal point is a fraction and without one a layer number. "1" and "on" are the defaults.
 // "mode=average" averages, and retains nothing unless `retain` is given.
 // The pairs and the path are kept until the calling thread parses again.
@@ -102,6 +104,7 @@ struct llama_minicache_report {
     uint64_t bytes_directions;  // directions or codes
     uint64_t bytes_magnitudes;
     uint64_t bytes_pool;
+    uint64_t bytes_window;   // of the latest tokens that stay unmerged; the same at any context
     uint64_t bytes_index;    // which token each retained slot holds, and the running distances
     uint64_t bytes_codec;    // what codes are made and read with, or bases; the same at any context
     uint64_t bytes_plain;    // layers that are not merged
@@ -119,6 +122,7 @@ struct llama_minicache_report {
     uint32_t n_retained;      // retained slots in use, over all pairs and streams
     uint32_t n_retained_max;  // retained slots there are
     uint32_t retain_block;    // consecutive cells that share a slot, 0 without a pool
+    uint32_t window;          // latest tokens of each stream that stay unmerged
 
     float t;
     float retain;  // as granted: 1/retain_block

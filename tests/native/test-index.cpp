@@ -33,7 +33,7 @@ class test_index : public test_case {
 
         cells = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, n_kv, n_stream, bases ? 2 : 1);
         slots = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, 2, n_slot + GGML_MINICACHE_SLOT_STATS, n_stream);
-        out   = ggml_minicache_index(ctx, cells, slots, block);
+        out   = ggml_minicache_index(ctx, cells, slots, block, 0);
         ggml_build_forward_expand(gf, out);
     }
 

@@ -95,9 +95,10 @@ struct minicache_attn {
 
     // a retained token, or the current token `state` of the stream
     void read_exact(int64_t stream, int64_t head_kv, int64_t cell, int32_t state, float * k, float * v) const {
-        if (state == GGML_MINICACHE_CELL_RETAINED) {
-            read_pool_k(row(pool_k, stream, head_kv, cell / p.block), k, d_k);
-            read_pool_v(row(pool_v, stream, head_kv, cell / p.block), v, d_v);
+        if (state < 0) {
+            const int64_t slot = state == GGML_MINICACHE_CELL_WINDOW ? cell % p.window : p.window + cell / p.block;
+            read_pool_k(row(pool_k, stream, head_kv, slot), k, d_k);
+            read_pool_v(row(pool_v, stream, head_kv, slot), v, d_v);
         } else {
             const auto * x = (const float *) ((const char *) kv_cur->data + (stream * n_tps + state) * kv_cur->nb[1]);
             memcpy(k, x + head_kv * d_k, d_k * sizeof(float));

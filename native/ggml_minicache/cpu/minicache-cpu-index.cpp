@@ -8,14 +8,16 @@ void minicache_cpu_index(const ggml_compute_params * params, ggml_tensor * dst) 
     const ggml_tensor * slots = dst->src[1];
 
     const int32_t block    = ggml_get_op_params_i32(dst, 1);
+    const int32_t window   = ggml_get_op_params_i32(dst, 2);
     const int64_t n_kv     = dst->ne[0];
-    const int64_t n_slot   = ggml_minicache_n_slot(n_kv, block);
-    const int64_t n_thread = (n_slot + params->nth - 1) / params->nth;
+    const int64_t unit     = block > 0 ? block : 1;  // cells that one thread takes together
+    const int64_t n_unit   = (n_kv + unit - 1) / unit;
+    const int64_t n_thread = (n_unit + params->nth - 1) / params->nth;
 
-    const int64_t slot_0 = std::min(n_slot, n_thread * params->ith);
-    const int64_t slot_1 = std::min(n_slot, slot_0 + n_thread);
-    const int64_t cell_0 = std::min(n_kv, slot_0 * block);
-    const int64_t cell_1 = std::min(n_kv, slot_1 * block);
+    const int64_t unit_0 = std::min(n_unit, n_thread * params->ith);
+    const int64_t unit_1 = std::min(n_unit, unit_0 + n_thread);
+    const int64_t cell_0 = std::min(n_kv, unit_0 * unit);
+    const int64_t cell_1 = std::min(n_kv, unit_1 * unit);
 
     for (int64_t s = 0; s < dst->ne[1]; ++s) {
         const auto * in   = (const int32_t *) ((const char *) cells->data + s * cells->nb[1]);
@@ -28,11 +30,17 @@ void minicache_cpu_index(const ggml_compute_params * params, ggml_tensor * dst) 
             std::copy(bases + cell_0, bases + cell_1, (int32_t *) ((char *) out + dst->nb[2]) + cell_0);
         }
 
-        for (int64_t i = slot_0; i < slot_1; ++i) {
+        const auto mark = [&](int64_t i, ggml_minicache_cell state) {
             const int64_t cell = (int64_t) slot[2 * i] - 1;
             if (cell >= cell_0 && cell < cell_1 && out[cell] == GGML_MINICACHE_CELL_MERGED) {
-                out[cell] = GGML_MINICACHE_CELL_RETAINED;
+                out[cell] = state;
             }
+        };
+        for (int64_t i = 0; i < window; ++i) {
+            mark(i, GGML_MINICACHE_CELL_WINDOW);
+        }
+        for (int64_t i = unit_0; block > 0 && i < unit_1; ++i) {
+            mark(window + i, GGML_MINICACHE_CELL_RETAINED);
         }
     }
 }

@@ -28,7 +28,7 @@ struct retain_op {
     explicit retain_op(const ggml_tensor * dst) :
         p(minicache_params<ggml_minicache_retain_params>(dst)), slots(dst->src[0]), merged(dst->src[1]),
         rows((const int64_t *) dst->src[2]->data), cells(dst->src[3]), n_tokens(dst->src[4]->ne[1]),
-        n_slot(ggml_minicache_n_slot(p.n_cells, p.block)) {}
+        n_slot(p.window + ggml_minicache_n_slot(p.n_cells, p.block)) {}
 
     const ggml_minicache_retain_params p;
 
@@ -43,6 +43,10 @@ struct retain_op {
     int64_t stream(int64_t i) const { return rows[i] / p.n_cells; }
 
     int64_t cell(int64_t i) const { return rows[i] % p.n_cells; }
+
+    int64_t window_slot(int64_t i) const { return cell(i) % p.window; }
+
+    int64_t block_slot(int64_t i) const { return p.window + cell(i) / p.block; }
 
     int32_t * slot(int64_t stream, int64_t i) const {
         return (int32_t *) ((char *) slots->data + stream * slots->nb[2] + i * slots->nb[1]);
@@ -81,7 +85,7 @@ static void update_stats(const retain_op & op, int64_t stream, float distance_k,
 static void decide(const retain_op & op) {
     // a slot lets go of what the ubatch overwrites or the sequence operations removed before any token is offered
     for (int64_t i = 0; op.p.block > 0 && i < op.n_tokens; ++i) {
-        int32_t * slot = op.slot(op.stream(i), op.cell(i) / op.p.block);
+        int32_t * slot = op.slot(op.stream(i), op.block_slot(i));
         if (slot[0] != 0 && !op.holds_past(op.stream(i), slot[0] - 1)) {
             slot[0] = 0;
         }
@@ -93,9 +97,14 @@ static void decide(const retain_op & op) {
 
         update_stats(op, op.stream(i), distance_k, distance_v);
 
+        const float distance = 0.5f * (distance_k + distance_v);
+        if (op.p.window > 0) {
+            int32_t * slot = op.slot(op.stream(i), op.window_slot(i));
+            slot[0]        = (int32_t) op.cell(i) + 1;
+            slot[1]        = as_bits(distance);
+        }
         if (op.p.block > 0) {
-            const float distance = 0.5f * (distance_k + distance_v);
-            int32_t *   slot     = op.slot(op.stream(i), op.cell(i) / op.p.block);
+            int32_t * slot = op.slot(op.stream(i), op.block_slot(i));
             if (slot[0] == 0 || distance > as_f32(slot[1])) {
                 slot[0] = (int32_t) op.cell(i) + 1;
                 slot[1] = as_bits(distance);
@@ -119,7 +128,7 @@ void minicache_cpu_retain(const ggml_compute_params * params, ggml_tensor * dst)
     if (params->ith == 0) {
         decide(op);
     }
-    if (op.p.block == 0) {
+    if (op.n_slot == 0) {
         return;
     }
     ggml_barrier(params->threadpool);
@@ -128,16 +137,24 @@ void minicache_cpu_retain(const ggml_compute_params * params, ggml_tensor * dst)
 
     for (int64_t i = params->ith; i < op.n_tokens; i += params->nth) {
         const int64_t stream = op.stream(i);
-        const int64_t slot   = op.cell(i) / op.p.block;
-        if (op.slot(stream, slot)[0] != op.cell(i) + 1) {
-            continue;
-        }
-        for (int side = 0; side < 2; ++side) {
-            const ggml_tensor * kv = dst->src[4 + side];
-            const auto *        x  = (const float *) ((const char *) kv->data + i * kv->nb[1]);
 
-            write_row(dst->src[6 + 2 * side], stream, slot, x);
-            write_row(dst->src[7 + 2 * side], stream, slot, x + n_embd_k);
+        const auto keep = [&](int64_t slot) {
+            if (op.slot(stream, slot)[0] != op.cell(i) + 1) {
+                return;
+            }
+            for (int side = 0; side < 2; ++side) {
+                const ggml_tensor * kv = dst->src[4 + side];
+                const auto *        x  = (const float *) ((const char *) kv->data + i * kv->nb[1]);
+
+                write_row(dst->src[6 + 2 * side], stream, slot, x);
+                write_row(dst->src[7 + 2 * side], stream, slot, x + n_embd_k);
+            }
+        };
+        if (op.p.window > 0) {
+            keep(op.window_slot(i));
+        }
+        if (op.p.block > 0) {
+            keep(op.block_slot(i));
         }
     }
 }
