@@ -105,7 +105,12 @@ def write_plan(loaded: Loaded, config: Config, **changes: object) -> None:
         "text": "none",
         "notes": "{}",
     }
-    numbers = {"version": 1, "n_layer": shape.n_layer, "rope_block": config.rope_block}
+    numbers = {
+        "version": 1,
+        "n_layer": shape.n_layer,
+        "rope_block": config.rope_block,
+        "window": config.window,
+    }
     lists = {
         "pairs": [layer for pair in config.pairs for layer in pair],
         "units_k": [n for codec in config.codecs for n in codec.k.layout.units],

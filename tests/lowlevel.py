@@ -183,6 +183,7 @@ def minicache_of(config: Config) -> MiniCache | None:
         pairs=config.pairs,
         t=config.t,
         retain=config.retain,
+        window=config.window,
         type_k=config.type_k,
         type_v=config.type_v,
         pool_type=config.pool_type,

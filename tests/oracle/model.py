@@ -32,6 +32,7 @@ class Config:
     pairs: tuple[tuple[int, int], ...] = ()
     t: float = 0.6
     retain: float = 0.0
+    window: int = 0  # latest tokens of a stream that stay as they are
     type_k: str = "f16"
     type_v: str = "f16"
     pool_type: str = "q8_0"
@@ -70,7 +71,8 @@ class Pair(PlainLayer):
     def __init__(self, shape: Shape, config: Config) -> None:
         super().__init__(shape, config)
         self.mag = np.zeros((config.n_stream, config.n_cells, 4, shape.n_head_kv))
-        n_slot = -(-config.n_cells // config.block) if config.block else 0
+        # the window's slots come first
+        n_slot = config.window + (-(-config.n_cells // config.block) if config.block else 0)
         self.slot_cell = np.full((config.n_stream, n_slot), -1)
         self.slot_distance = np.zeros((config.n_stream, n_slot))
         self.pool = np.zeros(
@@ -270,8 +272,6 @@ class Oracle:
             pair.v[stream, cells] = round_trip(v.direction, config.type_v)
             pair.mag[stream, cells] = round_magnitude(np.stack([k.mag_a, k.mag_b, v.mag_a, v.mag_b], axis=1))
         pair.distances += zip(k.distance.mean(-1), v.distance.mean(-1), strict=True)
-        if not config.block:
-            return
         used = self.cells[stream].used
         for slot, held in enumerate(pair.slot_cell[stream]):
             if held in cells or (held >= 0 and not used[held]):
@@ -280,19 +280,29 @@ class Oracle:
         pool_k = config.type_k if config.pool_type == "cache" else config.pool_type
         pool_v = config.type_v if config.pool_type == "cache" else config.pool_type
         for i, cell in enumerate(cells):
-            slot = cell // config.block
+            rows = (
+                round_trip(np.stack([a[0][i], b[0][i]]), pool_k),
+                round_trip(np.stack([a[1][i], b[1][i]]), pool_v),
+            )
+            if config.window:
+                slot = cell % config.window
+                pair.slot_cell[stream, slot] = cell
+                pair.pool[stream, slot, :2], pair.pool[stream, slot, 2:] = rows
+            if not config.block:
+                continue
+            slot = config.window + cell // config.block
             if pair.slot_cell[stream, slot] >= 0:
                 gain = distance[i] - pair.slot_distance[stream, slot]
                 self.margin = min(self.margin, abs(gain))
                 if (gain >= 0) if config.keep_most_similar else (gain <= 0):
                     continue
             pair.slot_cell[stream, slot], pair.slot_distance[stream, slot] = cell, distance[i]
-            pair.pool[stream, slot, :2] = round_trip(np.stack([a[0][i], b[0][i]]), pool_k)
-            pair.pool[stream, slot, 2:] = round_trip(np.stack([a[1][i], b[1][i]]), pool_v)
+            pair.pool[stream, slot, :2], pair.pool[stream, slot, 2:] = rows
 
     def retained(self, key: tuple[int, int], stream: int = 0) -> set[int]:
-        """The cells that a pair holds unmerged."""
-        return {int(cell) for cell in self.pairs[key].slot_cell[stream] if cell >= 0}
+        """The cells that a pair holds unmerged, the window left out."""
+        held = self.pairs[key].slot_cell[stream, self.config.window :]
+        return {int(cell) for cell in held if cell >= 0}
 
     #
     # sequence operations
