@@ -89,6 +89,7 @@ def test_the_plan_has_the_settings(
     paths = [tmp_path / "first.gguf", tmp_path / "second.gguf"]
     for path in paths:
         arguments = ["--mode", "aligned", "--start", "0", "--t", "0.4", "--retain", "0.1", "--type", "q8_0"]
+        arguments += ["--window", "24"]
         given = ["calibrate", loaded.path, *arguments, "--text", text, "--tokens", 1024, "-o", path]
         assert cli.main([*map(str, given)]) == 0
     assert "layers    K before" in capsys.readouterr().out
@@ -96,6 +97,7 @@ def test_the_plan_has_the_settings(
     plan = read_plan(paths[0])
     assert (plan.mode, plan.t, plan.type_k, plan.type_v) == ("aligned", pytest.approx(0.4), "q8_0", "q8_0")
     assert (plan.retain, plan.pool_type, plan.rope_block) == (pytest.approx(0.1), "q8_0", 0)
+    assert plan.window == 24
     assert [(pair.a, pair.b, pair.bases_k) for pair in plan.pairs] == [(0, 1, 1), (2, 3, 1), (4, 5, 1)]
     with Context(loaded.model, MiniCache(plan=paths[0]), n_ubatch=16) as ctx:
         assert np.isfinite(ctx.decode(run(prompt(60)))).all()

@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import tiny_models
@@ -33,7 +35,8 @@ from minicache_cpp.calibration_text import Chunk, Texts, make_material
 from minicache_cpp.capture import Samples, capture
 from minicache_cpp.gguf_file import read_gguf
 from minicache_cpp.pair_fit import output_weights
-from minicache_cpp.plan_file import read_plan
+from minicache_cpp.parallel_context import ParallelContext
+from minicache_cpp.plan_file import read_plan, write_plan
 from minicache_cpp.plans import find_plan, plan_path
 from minicache_cpp.progress import Progress
 from minicache_cpp.vocabulary import Vocabulary
@@ -143,6 +146,54 @@ def test_chunks_of_a_short_text_are_disjoint_and_all_over_it(models: dict[str, P
     assert positions[0] == 0 and positions[-1] > 2500
 
 
+@pytest.mark.parametrize(
+    ("window", "n_tokens"), [(0, 1024), (20, 1024), (64, 1024), (64, 384), (64, 8192), (600, 4096)]
+)
+def test_what_is_measured_lies_beyond_the_window(
+    models: dict[str, Path], text: Path, window: int, n_tokens: int
+) -> None:
+    with Vocabulary(models["plain"]) as vocabulary:
+        material = make_material(vocabulary, [text], n_tokens, 4096, "", window)
+    assert min(len(material.fit), len(material.measure), len(material.check)) >= 1
+    for kind, most in (("measure", 128), ("check", 256)):
+        for chunk in getattr(material, kind):
+            coded = len(chunk.tokens) - window  # the last token sees so many of them
+            assert chunk.window == window
+            assert 16 <= coded <= most + 1  # the beginning-of-text token
+            assert chunk.first == window + coded // 2
+    whole = sum(
+        len(chunk.tokens) for kind in ("fit", "measure", "check") for chunk in getattr(material, kind)
+    )
+    assert whole <= n_tokens + 16  # such tokens
+
+
+def test_a_window_needs_longer_chunks(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    with pytest.raises(MiniCacheError, match="--tokens 1024: with --window 300 it must be from 1328"):
+        made(models["plain"], text, tmp_path / "plan.gguf", window=300)
+    short = tmp_path / "short.txt"
+    short.write_text(text.read_text()[:200])
+    with pytest.raises(MiniCacheError, match="chunks of 80"):
+        made(models["plain"], short, tmp_path / "plan.gguf", window=64)
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_what_fills_the_window_is_read_at_once_to_the_same_end(models: dict[str, Path], kind: str) -> None:
+    """Eight tokens of each text in a step give what one does, in other additions."""
+    prompts = [tiny_models.prompt(60, seed=seed) for seed in range(3)]
+    read = []
+    for window in (0, 30):
+        chunks = [Chunk(prompt, 100 * i, window) for i, prompt in enumerate(prompts)]
+        with (
+            BenchModel(models["plain"]) as model,
+            ParallelContext(model, CacheSpec(kind, kind), chunks, 1) as context,
+        ):
+            read.append({at: logits.copy() for numbers, at, logits in context.read() if numbers == [0, 1, 2]})
+    assert list(read[0]) == list(range(30, 60))
+    assert list(read[1]) == list(range(45, 60))
+    for at, logits in read[1].items():
+        np.testing.assert_allclose(logits, read[0][at], atol=2e-2)
+
+
 def test_a_text_of_gigabytes_is_not_read_whole(models: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "large.txt"
     size = 3 * 2**30
@@ -231,6 +282,61 @@ def test_bits_go_where_the_model_looks(text: Path, tmp_path: Path) -> None:
     assert seen["bits_k"] + seen["bits_v"] > unseen["bits_k"] + unseen["bits_v"] + 2
     assert min(seen["bits_k"], seen["bits_v"]) > 3.5  # 3.86 is the mean of all
     assert max(unseen["sensitivity_k"], 0) < seen["sensitivity_k"]
+
+
+@pytest.mark.parametrize("window", [0, 40])
+def test_everything_is_measured_with_the_window(
+    models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    measure = measurement.Meter.measure
+    windows: list[int] = []
+    folders: list[Path] = []
+
+    def seen(self: measurement.Meter, spec: CacheSpec, kind: str, name: str = "") -> Any:
+        if spec.minicache is not None:
+            windows.append(spec.minicache.window)
+        folders.append(self.memory.parent)
+        return measure(self, spec, kind, name)
+
+    monkeypatch.setattr(measurement.Meter, "measure", seen)
+    found = made(models["plain"], text, tmp_path / "plan.gguf", window=window)
+    assert set(windows) == {window}
+    assert len(windows) >= 1 + 4 + 1  # the probes' base, the probes, and the plan
+    plan = read_plan(found["plan"])
+    assert (plan.window, plan.notes["window"], found["window"]) == (window, window, window)
+    assert ("latest 40 tokens are kept as q8_0" in calibrate.table(found)) == bool(window)
+    with Llama(str(models["plain"]), n_ctx=2048, minicache=found["plan"], verbose=False) as llm:
+        report = llm.kv_report()
+    assert report.window == window
+    row = found["rows"][0]
+    assert row["fixed_bytes"] == pytest.approx(report.fixed_bytes, abs=32 * 20)
+    assert row["ratio"] >= 5.0
+    # work for another window is other work
+    monkeypatch.setattr(measurement.Meter, "measure", measure)
+    made(models["plain"], text, tmp_path / "plan.gguf", window=window + 1)
+    assert len(set(folders)) == 1
+
+
+def test_a_window_costs_less_loss(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    """The same text beyond the same first tokens, read with a cache that keeps the latest and with one that doesn't."""
+    found = made(models["plain"], text, tmp_path / "plan.gguf", window=24, ratio=8.0)
+    plan = read_plan(found["plan"])
+    assert plan.pairs
+    tensors = {pair.a: read_codec(found["plan"], pair.a) for pair in plan.pairs}
+    kl = {}
+    for window in (0, 24):
+        path = tmp_path / f"{window}.gguf"
+        write_plan(path, replace(plan, window=window), tensors)
+        chunks = {"check": [Chunk(tiny_models.prompt(120, seed=seed), 0, 24) for seed in range(4)]}
+        memory = tmp_path / f"{window}.json"
+        with BenchModel(models["plain"]) as model, measurement.Meter(model, chunks, 1, memory) as meter:
+            kl[window] = meter.measure(CacheSpec.parse(str(path)), "check").kl
+    assert 0 < kl[24] < kl[0]
+
+
+def read_codec(path: str, a: int) -> Any:
+    tensor = next(one for one in gguf.GGUFReader(path).tensors if one.name == f"pair.{a}.codec")
+    return np.array(tensor.data)
 
 
 def test_refining_is_kept_where_it_is_better(
@@ -322,6 +428,20 @@ def test_a_budget_is_kept_codecs_included(models: dict[str, Path], text: Path, t
         report = llm.kv_report()
     assert budget * 0.95 < report.bytes <= budget + 8 * 32  # alignment of buffers is not told
     assert report.fixed_bytes > 10_000
+
+
+def test_a_budget_pays_for_the_window(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    found = made(
+        models["plain"], text, tmp_path / "plan.gguf", ratio=None, budget=300_000, n_ctx=2048, window=100
+    )
+    with Llama(str(models["plain"]), n_ctx=2048, minicache=found["plan"], verbose=False) as llm:
+        report = llm.kv_report()
+    assert report.bytes_window == 2 * 100 * (4 * 68 + 8)
+    assert report.bytes <= 300_000 + 8 * 32
+    with pytest.raises(
+        MiniCacheError, match=r"can't be had.*window of 100 tokens takes 0\.05 MiB, --window 0 does"
+    ):
+        made(models["plain"], text, tmp_path / "plan.gguf", ratio=None, budget=50_000, n_ctx=2048, window=100)
 
 
 @pytest.mark.parametrize("ratio", [1.0, 1.5, 1.9, 2.5])
@@ -465,6 +585,8 @@ def test_the_command_writes_where_auto_looks(models: dict[str, Path], text: Path
         (["{model}", "--ctx", "100"], "go together"),
         (["{model}", "--budget", "1KiB", "--ctx", "4096"], "can't be had"),
         (["{model}", "--rope-block", "2000"], "0 to 1024"),
+        (["{model}", "--window", "-1"], "0 to 65536"),
+        (["{model}", "--tokens", "200"], "with --window 64"),
         (["{model}", "--tokens", "5"], "from 128"),
         (["{model}", "--threads", "-1"], "--threads"),
         (["{model}", "--text", "{tmp}/none.txt"], "none.txt does not exist"),

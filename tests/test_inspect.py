@@ -29,6 +29,10 @@ SPECS = [
     "slerp:start=0,retain=1,pool=f16,type=q4_1",
     "slerp:start=5,retain=0.03,type=q5_0",
     "slerp:pairs=0-4;2-3,retain=0.4,pool=cache",
+    "slerp:window=64",
+    "slerp:start=0,retain=0,window=33,type_k=q4_0,type_v=q5_0,pool=cache",
+    "average:start=0,retain=0.1,window=1,pool=f16",
+    "slerp:window=1000,type=q8_0",
 ]
 
 

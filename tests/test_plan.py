@@ -17,7 +17,7 @@ from minicache_cpp.code_format import Layout, PairFormat
 from minicache_cpp.fingerprint import fingerprint
 from minicache_cpp.gguf_file import read_gguf
 from minicache_cpp.inspect import inspect_model
-from minicache_cpp.kv_size import kv_bytes, model_shape
+from minicache_cpp.kv_size import kv_bytes, model_shape, plan_fixed_bytes, plan_window_bytes
 from minicache_cpp.plan_file import Plan, read_plan, write_plan
 from minicache_cpp.plans import find_plan, plan_path
 
@@ -66,24 +66,27 @@ def make(model: Path, path: Path, **more: object) -> Path:
 
 
 def test_what_is_written_is_read(models: dict[str, Path], tmp_path: Path) -> None:
-    path = make(models["neighbours"], tmp_path / "plan.gguf", retain=1 / 128, pool_type="q8_0")
+    path = make(models["neighbours"], tmp_path / "plan.gguf", retain=1 / 128, pool_type="q8_0", window=64)
     plan = read_plan(path)
     assert plan.fingerprint == fingerprint(read_gguf(models["neighbours"]))
     assert plan.pairs == (pair_format(models["neighbours"], 0, 1), pair_format(models["neighbours"], 4, 5))
     assert (plan.n_layer, plan.rope_block, plan.type_k, plan.type_v) == (6, 128, "q8_0", "q8_0")
-    assert (plan.retain, plan.pool_type) == (1 / 128, "q8_0")
+    assert (plan.retain, plan.pool_type, plan.window) == (1 / 128, "q8_0", 64)
     assert (plan.model, plan.tool, plan.text, plan.notes) == ("tiny", "a test", "", {"why": "for a test"})
-    again = make(models["neighbours"], tmp_path / "again.gguf", retain=1 / 128, pool_type="q8_0")
+    again = make(models["neighbours"], tmp_path / "again.gguf", retain=1 / 128, pool_type="q8_0", window=64)
     assert path.read_bytes() == again.read_bytes()
     assert [one.name for one in tmp_path.iterdir() if one.suffix != ".gguf"] == []
 
 
 @pytest.mark.parametrize("name", ["neighbours", "halves", "alibi", "odd"])
-@pytest.mark.parametrize("retain", [0.0, 1 / 128])
+@pytest.mark.parametrize(
+    ("retain", "window", "pool"),
+    [(0.0, 0, "q8_0"), (1 / 128, 0, "q8_0"), (0.0, 64, "f16"), (0.0, 7, "q8_0"), (1 / 128, 33, "q8_0")],
+)
 def test_the_bytes_are_those_of_a_real_context(
-    models: dict[str, Path], tmp_path: Path, name: str, retain: float
+    models: dict[str, Path], tmp_path: Path, name: str, retain: float, window: int, pool: str
 ) -> None:
-    path = make(models[name], tmp_path / "plan.gguf", retain=retain, pool_type="q8_0")
+    path = make(models[name], tmp_path / "plan.gguf", retain=retain, pool_type=pool, window=window)
     settings = MiniCache(plan=path)
     assert settings.pairs == ((0, 1), (4, 5))
     with Llama(str(models[name]), minicache=settings, **SMALL) as llm:
@@ -92,14 +95,19 @@ def test_the_bytes_are_those_of_a_real_context(
     assert report.pairs == [(0, 1), (4, 5)]
     shape = model_shape(read_gguf(models[name]))
     assert kv_bytes(shape, CacheSpec.of(settings), 700) == report.bytes
-    assert report.bytes_codec == sum(pair.codec_bytes(shape.n_rot) for pair in read_plan(path).pairs)
+    plan = read_plan(path)
+    assert report.bytes_codec == sum(pair.codec_bytes(shape.n_rot) for pair in plan.pairs)
+    assert (report.window, report.bytes_window) == (window, plan_window_bytes(shape, plan))
     padding = report.bytes - sum((report.bytes_directions, report.bytes_magnitudes, report.bytes_pool,
-                                  report.bytes_index, report.bytes_codec, report.bytes_unmerged))  # fmt: skip
-    assert report.fixed_bytes == report.bytes_codec + padding
+                                  report.bytes_window, report.bytes_index, report.bytes_codec,
+                                  report.bytes_unmerged))  # fmt: skip
+    assert report.fixed_bytes == report.bytes_codec + report.bytes_window + padding
+    assert abs(report.fixed_bytes - plan_fixed_bytes(shape, plan)) <= 32 * 20  # alignment
     assert report.ratio == pytest.approx(report.bytes_f16 / (report.bytes - report.fixed_bytes))
     assert report.total_ratio < report.ratio
     assert (report.type_k, report.type_v, report.retain) == ("q8_0", "q8_0", pytest.approx(retain))
     assert report.rope_block == 128 or name == "alibi"
+    assert ("window" in str(report)) == bool(window)
     for words in ("codes", "codecs", "merged layers 0+1, 4+5"):
         assert words in str(report)
 
@@ -134,9 +142,31 @@ def test_a_plan_decides_everything(models: dict[str, Path], tmp_path: Path) -> N
     assert replace(settings, strict=False) == MiniCache(plan=path)
     assert CacheSpec.parse(str(path)) == CacheSpec("q8_0", "q8_0", MiniCache(plan=path))
     assert CacheSpec.parse(settings.spec()).minicache == MiniCache(plan=path)
-    for more in ({"start": 0.1}, {"t": 0.5}, {"retain": 0.3}, {"type_k": "q4_0"}, {"pairs": [(0, 1)]}):
+    assert settings.window == 0
+    for more in (
+        {"window": 8},
+        {"start": 0.1},
+        {"t": 0.5},
+        {"retain": 0.3},
+        {"type_k": "q4_0"},
+        {"pairs": [(0, 1)]},
+    ):
         with pytest.raises(MiniCacheError, match=f"{next(iter(more))}.*decides it"):
             MiniCache(plan=path, **more)  # type: ignore[arg-type]
+
+
+def test_a_plan_decides_the_window(models: dict[str, Path], tmp_path: Path) -> None:
+    path = make(models["neighbours"], tmp_path / "plan.gguf", window=40)
+    assert MiniCache(plan=path).window == 40
+    assert MiniCache(plan=path, window=40) == MiniCache(plan=path)
+    with Llama(str(models["neighbours"]), minicache=path, **SMALL) as llm:
+        assert llm.kv_report().window == 40
+    rewritten(
+        path, lambda keys: keys.pop("minicache.window") and None
+    )  # a plan that was made before there was one
+    assert read_plan(path).window == 0
+    with Llama(str(models["neighbours"]), minicache=path, **SMALL) as llm:
+        assert llm.kv_report().window == 0
 
 
 def test_a_plan_without_pairs_is_a_plain_cache(models: dict[str, Path], tmp_path: Path) -> None:
@@ -198,6 +228,7 @@ DAMAGES: dict[str, Callable[[dict[str, object]], object]] = {
     "short list": lambda keys: keys.update({"minicache.units_k": [1, 2, 3]}),
     "layers": lambda keys: keys.update({"minicache.pairs": [0, 1, 1, 2]}),
     "too deep": lambda keys: keys.update({"minicache.pairs": [0, 1, 5, 6]}),
+    "window": lambda keys: keys.update({"minicache.window": 65537}),
     "long code": lambda keys: keys.update({"minicache.units_v": [9] * 14}),
     "type": lambda keys: keys.update({"minicache.type_k": "q3"}),
     "size": lambda keys: keys.update({"minicache.heads": [2, 32, 32, 2, 32, 64]}),

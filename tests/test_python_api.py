@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -82,6 +83,10 @@ def greedy(llm: Llama, n: int) -> list[int]:
         ({"type_k": "q4"}, "q4_0, q4_1"),
         ({"type_v": 8}, "q8_0"),
         ({"pool_type": "q4_0"}, "f16, q8_0, cache"),
+        ({"window": -1}, "0 to 65536"),
+        ({"window": 65537}, "0 to 65536"),
+        ({"window": 0.5}, "0 to 65536"),
+        ({"window": True}, "0 to 65536"),
         ({"strict": "yes"}, "True"),
         ({"plan": "model.plan.gguf"}, "does not exist"),
         ({"plan": 3}, "no path"),
@@ -102,6 +107,8 @@ def test_nonsense_settings_are_refused_with_the_valid_range(settings: dict[str, 
         ("slerp:pairs=8-9;11-13,type=q5_1,type_v=q4_1,pool=cache,strict=1",
          MiniCache(pairs=[(8, 9), (11, 13)], type_k="q5_1", type_v="q4_1", pool_type="cache", strict=True)),
         ("slerp:start=0", MiniCache(start=0)),
+        ("slerp:retain=0,window=64", MiniCache(retain=0, window=64)),
+        ("average:start=0,window=3", MiniCache(start=0, retain=0, window=3, mode="average")),
     ],
 )  # fmt: skip
 def test_a_spec_says_what_the_settings_say(spec: str, settings: MiniCache) -> None:
@@ -118,7 +125,8 @@ def test_a_cache_type_is_the_spec_of_a_plain_cache(name: str) -> None:
 @pytest.mark.parametrize(
     "spec",
     ["", "q3", "merge:t=1", "slerp:t", "slerp:t=", "slerp:t=x", "slerp:speed=1", "slerp:t=0.5,t=0.6", "auto",
-     "plan.gguf", "slerp:pairs=8", "slerp:pairs=8-", "slerp:start=2.0", "slerp:strict=2", "slerp:type=q3"],
+     "plan.gguf", "slerp:pairs=8", "slerp:pairs=8-", "slerp:start=2.0", "slerp:strict=2", "slerp:type=q3",
+     "slerp:window=0.5", "slerp:window=-1"],
 )  # fmt: skip
 def test_a_wrong_spec_is_refused(spec: str) -> None:
     with pytest.raises(MiniCacheError):
@@ -265,6 +273,45 @@ def test_the_report_reads_well(random_model: str) -> None:
     assert parsed["bytes"] == report.bytes
     assert parsed["pairs"] == [[3, 4]]
     assert parsed["layers"][3]["kind"] == "merged a"
+
+
+@pytest.mark.filterwarnings("ignore::minicache_cpp.MiniCacheWarning")
+@pytest.mark.parametrize(("pool", "row"), [("f16", 128), ("q8_0", 68), ("cache", 36)])
+def test_the_window_is_counted_once_whatever_the_context(random_model: str, pool: str, row: int) -> None:
+    settings = MiniCache(start=2, retain=0.1, window=50, pool_type=pool, type_k="q4_0", type_v="q4_0")
+    reports = []
+    for n_ctx in (256, 1024):
+        with Llama(random_model, minicache=settings, **{**SETTINGS, "n_ctx": n_ctx}) as llm:
+            reports.append(llm.kv_report())
+    without = replace(settings, window=0)
+    with Llama(random_model, minicache=without, **SETTINGS) as llm:
+        before = llm.kv_report()
+    assert (before.window, before.bytes_window) == (0, 0)
+    assert "window" not in str(before)
+    for report in reports:
+        assert (report.window, report.pool_type) == (50, pool)
+        assert report.bytes_window == 2 * 50 * (
+            4 * row + 8
+        )  # K and V of both layers of two pairs, and the index
+        assert report.bytes == (
+            report.bytes_directions + report.bytes_magnitudes + report.bytes_pool + report.bytes_index
+            + report.bytes_unmerged + report.fixed_bytes
+        )  # fmt: skip
+        assert 0 <= report.fixed_bytes - report.bytes_window <= 32 * 20
+        assert report.bytes == sum(layer.bytes for layer in report.layers) + report.fixed_bytes
+        assert "the last 50 tokens unmerged" in str(report)
+        assert json.loads(report.to_json())["bytes_window"] == report.bytes_window
+    report = reports[0]
+    assert (report.bytes_pool, report.bytes_index) == (before.bytes_pool, before.bytes_index)
+    assert report.ratio == pytest.approx(before.ratio)
+    assert report.total_ratio < before.total_ratio
+
+
+def test_a_window_alone_has_a_pool_type(random_model: str) -> None:
+    with Llama(random_model, minicache=MiniCache(retain=0, window=20), **SETTINGS) as llm:
+        report = llm.kv_report()
+    assert (report.pool_type, report.retained_max, report.bytes_pool) == ("q8_0", 0, 0)
+    assert report.bytes_window > 0
 
 
 def test_a_closed_llama_has_no_report(random_model: str) -> None:

@@ -33,6 +33,7 @@ struct llama_minicache_params {
     int32_t         n_pairs;
     float t;
     float retain;
+    int32_t window;
     enum ggml_type pool_type;
     bool strict;
     enum llama_minicache_mode mode;
@@ -60,6 +61,7 @@ struct llama_minicache_report {
     uint64_t bytes_directions;
     uint64_t bytes_magnitudes;
     uint64_t bytes_pool;
+    uint64_t bytes_window;
     uint64_t bytes_index;
     uint64_t bytes_codec;
     uint64_t bytes_plain;
@@ -73,6 +75,7 @@ struct llama_minicache_report {
     uint32_t n_retained;
     uint32_t n_retained_max;
     uint32_t retain_block;
+    uint32_t window;
     float t;
     float retain;
     enum ggml_type type_k;
@@ -237,6 +240,7 @@ def use_params(minicache: MiniCache) -> None:
     if minicache.pairs is not None:
         params.pairs, params.n_pairs = pairs, len(minicache.pair_list)
     params.t, params.retain, params.strict = minicache.t, minicache.retain, minicache.strict
+    params.window = minicache.window
     pool = minicache.pool_type
     params.pool_type = GGML_TYPE_COUNT if pool == "cache" else GGML_TYPES[pool].number
     params.mode = MODES.index(minicache.mode) if minicache.plan is None else 0

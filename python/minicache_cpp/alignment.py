@@ -102,6 +102,7 @@ class Aligner:
             type_v=settings.type_v,
             retain=settings.retain,
             pool_type=settings.pool_type,
+            window=settings.window,
             pairs=tuple(one.format for one in aligned),
             mode="aligned",
             t=settings.t,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, kv_size, texts
-from .config import MiniCache
+from .config import MAX_WINDOW, MiniCache
 from .demo_model import demo_model
 from .errors import MiniCacheError
 from .fingerprint import fingerprint
@@ -29,6 +29,7 @@ EXAMPLE = "minicache calibrate model.gguf --ratio 8 -o model.plan.gguf"
 DEFAULT_RATIO = 5.0
 DEFAULT_TOKENS = 8192
 DEFAULT_BLOCK = 128
+DEFAULT_WINDOW = 64
 COMPARED = ("f16", "q8_0", "q4_0")
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 ALIGNED_SETTINGS = {
@@ -50,6 +51,7 @@ class Options:
     budget: int | None = None
     n_ctx: int = 0
     rope_block: int = DEFAULT_BLOCK
+    window: int = DEFAULT_WINDOW
     tokens: int = DEFAULT_TOKENS
     refine: int = 0
     threads: int = 0  # 0: the cores there are, one for a tiny model
@@ -88,6 +90,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_BLOCK,
         metavar="B",
         help="K is coded relative to multiples of this position, 1 to 1024, 0: as it is (default %(default)s)",
+    )
+    parser.add_argument(
+        "--window",
+        type=int,
+        metavar="W",
+        help="the latest tokens of each stream, which stay as they are "
+        f"(default {DEFAULT_WINDOW}; with --mode aligned 0)",
     )
     parser.add_argument(
         "--tokens",
@@ -144,10 +153,12 @@ def run_aligned(args: argparse.Namespace) -> int:
         raise MiniCacheError(
             "--mode aligned needs -o PLAN: such a plan is for study, and not found by itself"
         )
-    given = [f"{name}={getattr(args, name)}" for name in ALIGNED_SETTINGS if getattr(args, name) is not None]
+    names = (*ALIGNED_SETTINGS, "window")
+    given = [f"{name}={getattr(args, name)}" for name in names if getattr(args, name) is not None]
     settings = MiniCache.parse("slerp:" + ",".join(given))
     options = Options(
         texts=tuple(args.text or ()),
+        window=0,  # nothing is measured here
         tokens=args.tokens,
         threads=args.threads or 0,
         gpu_layers=args.gpu_layers,
@@ -190,6 +201,7 @@ def options_of(args: argparse.Namespace) -> Options:
         budget=budget,
         n_ctx=args.ctx or 0,
         rope_block=args.rope_block,
+        window=args.window if args.window is not None else DEFAULT_WINDOW,
         tokens=args.tokens,
         refine=args.refine,
         threads=args.threads or 0,
@@ -213,6 +225,7 @@ def check_options(options: Options) -> None:
     for name, least, most in (
         ("n_ctx", 0, 2**31 - 1),
         ("rope_block", 0, 1024),
+        ("window", 0, MAX_WINDOW),
         ("tokens", 128, 2**24),
         ("refine", 0, 10),
         ("threads", 0, 4096),
@@ -221,6 +234,11 @@ def check_options(options: Options) -> None:
         if not least <= getattr(options, name) <= most:
             option = {"n_ctx": "ctx"}.get(name, name).replace("_", "-")
             raise MiniCacheError(f"--{option} {getattr(options, name)}: it must be from {least} to {most}")
+    least = 128 + 4 * options.window  # chunks must be longer than the window, for errors to show
+    if options.tokens < least:
+        raise MiniCacheError(
+            f"--tokens {options.tokens}: with --window {options.window} it must be from {least}"
+        )
 
 
 def calibrate(
@@ -279,7 +297,9 @@ class _Calibration:
         names = ", ".join(path.name for path in options.texts) or "the package's own text"
         self.tell(0, "text")
         with Vocabulary(self.file.path) as vocabulary:
-            self.material = make_material(vocabulary, paths, options.tokens, shape.n_ctx_train, names)
+            self.material = make_material(
+                vocabulary, paths, options.tokens, shape.n_ctx_train, names, options.window
+            )
         with (
             work_folder(cache_dir() / "calibrations" / self.key()) as self.folder,
             BenchModel(self.file.path, options.gpu_layers) as model,
@@ -288,7 +308,8 @@ class _Calibration:
 
     def key(self) -> str:
         """Equal for calibrations that can take up each other's work."""
-        what = [fingerprint(self.file), self.file.weight_bytes, self.options.rope_block, __version__]
+        options = self.options.rope_block, self.options.window
+        what = [fingerprint(self.file), self.file.weight_bytes, *options, __version__]
         return hashlib.sha256(f"{what} {self.material.digest}".encode()).hexdigest()[:24]
 
     def with_model(self, model: Any) -> dict[str, Any]:
@@ -318,6 +339,7 @@ class _Calibration:
             fingerprint=fingerprint(self.file),
             n_layer=len(shape.layers),
             rope_block=options.rope_block if turned else 0,
+            window=options.window,
             model=str(self.file.keys.get("general.name") or ""),
             tool=f"minicache-cpp {__version__}",
             text=f"{material.description}, {sum(len(chunk.tokens) for chunk in material.fit)} tokens",
@@ -344,6 +366,7 @@ class _Calibration:
                 "target": str(target),
                 "why": chosen.why,
                 "pairs": rows,
+                "window": chosen.plan.window,
                 "measured": {"kl": chosen.measured.kl, "top1": chosen.measured.top1},
                 "checked": {"kl": checked.kl, "top1": checked.top1},
             }
@@ -359,6 +382,8 @@ class _Calibration:
             "plain": {"type_k": plan.type_k, "type_v": plan.type_v},
             "rope_block": plan.rope_block,
             "retain": plan.retain,
+            "window": plan.window,
+            "pool_type": plan.pool_type,
             "tokens": {
                 kind: sum(len(one.tokens) for one in getattr(material, kind))
                 for kind in ("fit", "measure", "check")
@@ -437,7 +462,11 @@ def table(found: dict[str, Any]) -> str:
     if found["rope_block"]:
         lines.append(f"K is coded relative to blocks of {found['rope_block']} positions")
     if found["retain"]:
-        lines.append(f"one token in {round(1 / found['retain'])} is retained as {'q8_0'}")
+        lines.append(f"one token in {round(1 / found['retain'])} is retained as {found['pool_type']}")
+    if found["window"]:
+        lines.append(
+            f"the latest {found['window']} tokens are kept as {found['pool_type']}, whatever the context"
+        )
     lines += ["", f"cache at {found['context']} tokens      taken   ratio  total      KL    top-1"]
     for row in found["rows"]:
         lines.append(

@@ -13,7 +13,8 @@ from .vocabulary import Vocabulary
 
 CHUNK = 512  # tokens of a chunk
 SHORTEST = 16  # tokens that a chunk must have
-# a chunk that is measured on gives two pieces of so many tokens: pieces are read side by side, so short ones are quick
+# a chunk that is measured on gives two pieces of so many tokens and a window's: pieces are read side by side, so short
+# ones are quick
 PIECES = {"measure": 128, "check": 256}
 TOKEN_BYTES = 16  # more than a token of any text takes, on average
 # what the chunks are for, in turn: different matters in a text come to all three
@@ -25,6 +26,12 @@ GOLDEN = 0.6180339887498949
 class Chunk:
     tokens: list[int]
     position: int  # of the first token
+    window: int = 0  # tokens that the caches keep unmerged: so many of the first cost nothing
+
+    @property
+    def first(self) -> int:
+        """The first token that is measured at; those before it fill the window, and half of the rest the cache."""
+        return (len(self.tokens) + self.window) // 2
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Material:
     def digest(self) -> str:
         """Equal for equal tokens and positions."""
         kinds = (self.fit, self.measure, self.check)
-        data = json.dumps([[(chunk.position, chunk.tokens) for chunk in kind] for kind in kinds])
+        data = json.dumps([[(chunk.position, chunk.first, chunk.tokens) for chunk in kind] for kind in kinds])
         return hashlib.sha256(data.encode()).hexdigest()
 
 
@@ -50,21 +57,24 @@ def make_material(
     n_tokens: int,
     n_ctx_train: int,
     description: str = "",
+    window: int = 0,
 ) -> Material:
     """Chunks of so many tokens together from all over the texts, which are never read whole where they are long."""
     texts = Texts([Path(path) for path in paths])
-    n_chunk = max(len(TURNS) // 2, n_tokens // CHUNK)
-    length = min(CHUNK, n_tokens // n_chunk)
+    chunk = max(CHUNK, CHUNK // 2 + window)
+    n_chunk = max(len(TURNS) // 2, n_tokens // chunk)
+    length = min(chunk, n_tokens // n_chunk)
+    shortest = SHORTEST + window
     if texts.size <= TOKEN_BYTES * length * n_chunk:
-        parts = _cut(vocabulary.tokenize(texts.read(0, texts.size)), n_chunk, length)
+        parts = _cut(vocabulary.tokenize(texts.read(0, texts.size)), n_chunk, length, window)
     else:
         step = texts.size // n_chunk
         data = (texts.read(i * step, min(step, TOKEN_BYTES * length)) for i in range(n_chunk))
         parts = [vocabulary.tokenize(piece)[:length] for piece in data]
-    parts = [part for part in parts if len(part) >= SHORTEST]
+    parts = [part for part in parts if len(part) >= shortest]
     if len(parts) < len(TURNS) // 2:
         raise MiniCacheError(
-            f"the text has too few tokens to calibrate with: {len(TURNS) // 2} chunks of {SHORTEST} and more "
+            f"the text has too few tokens to calibrate with: {len(TURNS) // 2} chunks of {shortest} and more "
             "are needed, thousands of tokens are better; give more --text"
         )
     found: dict[str, list[Chunk]] = {turn: [] for turn in TURNS}
@@ -72,19 +82,20 @@ def make_material(
         turn = TURNS[number % len(TURNS)]
         # positions all over the context, and evenly: statistics must not depend on the place
         position = int(GOLDEN * number % 1 * max(0, n_ctx_train - length))
-        size = PIECES.get(turn, length)
+        size = PIECES[turn] + window if turn in PIECES else length
         pieces = [part[:size], part[size : 2 * size]]
-        pieces = [piece for piece in pieces if len(piece) >= SHORTEST]
-        found[turn] += [Chunk(vocabulary.begun(piece)[:length], position) for piece in pieces]
+        pieces = [piece for piece in pieces if len(piece) >= shortest]
+        found[turn] += [Chunk(vocabulary.begun(piece)[:length], position, window) for piece in pieces]
     return Material(found["fit"], found["measure"], found["check"], description)
 
 
-def _cut(tokens: list[int], n_chunk: int, length: int) -> list[list[int]]:
+def _cut(tokens: list[int], n_chunk: int, length: int, window: int) -> list[list[int]]:
     """Chunks of at most this length that don't overlap, evenly from all over the tokens."""
     if len(tokens) < n_chunk * length:
-        length = max(SHORTEST, min(length, len(tokens) // n_chunk, CHUNK))
-        if len(tokens) >= len(TURNS) * CHUNK // 4:  # enough for fewer chunks that are long
-            length = max(length, CHUNK // 4)
+        length = max(SHORTEST + window, min(length, len(tokens) // n_chunk))
+        long = CHUNK // 4 + window
+        if len(tokens) >= len(TURNS) * long:  # enough for fewer chunks that are long
+            length = max(length, long)
         n_chunk = min(n_chunk, len(tokens) // length)
     step = len(tokens) // n_chunk if n_chunk else 0
     return [tokens[i * step : i * step + length] for i in range(n_chunk)]

@@ -14,12 +14,13 @@ from .ggml_types import POOL_TYPES, cache_type
 
 SPEC_HELP = (
     'a cache type ("f16", "q8_0", "q4_0": a plain cache), "slerp:start=0.5,t=0.6,retain=0.05,type=q4_0" '
-    "(also type_k, type_v, pool, pairs=8-9;10-11, strict; every key is optional; average:start=0.5,type=q4_0 "
-    "averages), or the path of a plan, a .gguf file that `minicache calibrate` writes"
+    "(also window=64, type_k, type_v, pool, pairs=8-9;10-11, strict; every key is optional; "
+    "average:start=0.5,type=q4_0 averages), or the path of a plan, a .gguf file that `minicache calibrate` writes"
 )
-PLAN_DECIDES = ("start", "pairs", "t", "retain", "type_k", "type_v", "pool_type", "mode")
+PLAN_DECIDES = ("start", "pairs", "t", "retain", "type_k", "type_v", "pool_type", "window", "mode")
 MODES = ("slerp", "average", "aligned", "code")  # the native library's numbers of them
 OWN_MODES = MODES[:2]  # those that need no plan
+MAX_WINDOW = 65536
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class MiniCache:
     t: in [0, 1]; 0 gives layer a's direction, 1 gives layer b's; the paper's is 0.6.
     retain: the fraction of tokens, in [0, 1], that both layers keep unmerged.
     type_k, type_v: cache types of the directions and of the layers that are not merged.
-    pool_type: type of the retained tokens: "f16", "q8_0", or "cache" for the cache types.
+    pool_type: type of the retained tokens and of the window: "f16", "q8_0", or "cache" for the cache types.
+    window: the tokens of each stream, the latest, that both layers keep unmerged, 0 to 65536; the paper has 0.
     plan: the path of a plan, which `minicache calibrate` makes for a model: it keeps pairs as shared codes,
         and decides all of the above.
     strict: fail, rather than warn, where no pair (or not every explicit pair) can be merged.
@@ -52,6 +54,7 @@ class MiniCache:
     type_k: str = "f16"
     type_v: str = "f16"
     pool_type: str = "q8_0"
+    window: int = 0
     plan: str | os.PathLike[str] | None = None
     strict: bool = False
     mode: str = "slerp"
@@ -70,6 +73,7 @@ class MiniCache:
                 f"pool_type={self.pool_type!r} is no type of retained tokens; "
                 f"choose one of {', '.join(POOL_TYPES)}"
             )
+        object.__setattr__(self, "window", _window(self.window))
         if self.plan is None and self.mode not in OWN_MODES:
             raise MiniCacheError(
                 f"mode={self.mode!r} is none of {', '.join(OWN_MODES)}; plans have others, which they name"
@@ -90,6 +94,7 @@ class MiniCache:
             "type_k": plan.type_k,
             "type_v": plan.type_v,
             "pool_type": plan.pool_type,
+            "window": plan.window,
             "mode": plan.mode,
             "t": plan.t,
         }
@@ -134,7 +139,8 @@ class MiniCache:
             types = [f"type_k={self.type_k}", f"type_v={self.type_v}"]
         rest = [f"pool={self.pool_type}"] * (self.pool_type != "q8_0") + ["strict=1"] * self.strict
         t = [f"t={self.t}"] * (self.mode == "slerp")
-        return f"{self.mode}:" + ",".join([*where, *t, f"retain={self.retain}", *types, *rest])
+        window = [f"window={self.window}"] * bool(self.window)
+        return f"{self.mode}:" + ",".join([*where, *t, f"retain={self.retain}", *window, *types, *rest])
 
     @classmethod
     def parse(cls, spec: str) -> MiniCache:
@@ -166,12 +172,14 @@ class MiniCache:
                 settings[key] = _number(key, value, spec, whole=value.lstrip("+-").isdigit())
             elif key in ("t", "retain"):
                 settings[key] = _number(key, value, spec)
+            elif key == "window":
+                settings[key] = _number(key, value, spec, whole=True)
             elif key == "pairs":
                 settings[key] = _parse_pairs(value, spec)
             elif key == "strict":
                 settings[key] = _parse_switch(key, value, spec)
             else:
-                known = "start, t, retain, type, type_k, type_v, pool, pairs, strict"
+                known = "start, t, retain, window, type, type_k, type_v, pool, pairs, strict"
                 raise MiniCacheError(f"{key!r} in {spec!r} is no setting; there are {known}")
         return cls(**settings)  # type: ignore[arg-type]
 
@@ -242,6 +250,12 @@ def _fraction(name: str, value: object) -> float:
     if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1:
         return float(value)
     raise MiniCacheError(f"{name}={value!r} is outside its range, [0, 1]")
+
+
+def _window(value: object) -> int:
+    if isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) <= MAX_WINDOW:
+        return int(value)
+    raise MiniCacheError(f"window={value!r} is no number of tokens, an int from 0 to {MAX_WINDOW}")
 
 
 def _pairs(value: object) -> tuple[tuple[int, int], ...] | None:

@@ -16,7 +16,7 @@ from .plan_file import Plan, read_plan
 
 CELL_STEP = 256  # llama.cpp rounds a context up to whole steps
 ALIGNMENT = 32  # of tensors in a buffer
-SLOT_BYTES = 8  # a retained token's cell and distance
+SLOT_BYTES = 8  # the cell and the distance of a retained token, or of one in the window
 SLOT_EXTRA = 2  # running means, in the same array
 MAGNITUDES = 4  # |K_a|, |K_b|, |V_a|, |V_b| per token and KV head, in f16
 
@@ -126,7 +126,12 @@ def kv_bytes(shape: ModelShape, spec: CacheSpec, n_ctx: int) -> int:
         total += _rows(type_k, layer.n_k, cells) + _rows(type_v, layer.n_v, cells)
         if spec.minicache.mode == "slerp":
             total += _rows(GGML_TYPES["f16"], MAGNITUDES * layer.n_head_kv, cells)
-        total += _retained_bytes(layer, spec, spec.minicache.pool_type, spec.minicache.retain_block, cells)
+        total += _unmerged_bytes(
+            layer,
+            spec,
+            spec.minicache.pool_type,
+            spec.minicache.window + n_slots(spec.minicache.retain_block, cells),
+        )
     return total
 
 
@@ -145,12 +150,27 @@ def plan_bytes(shape: ModelShape, plan: Plan, n_ctx: int) -> int:
         else:
             for layout in (pair.layout_k, pair.layout_v):
                 total += _aligned(layout.row_bytes * pair.n_head_kv * cells)
-        total += _retained_bytes(shape.layers[pair.a], spec, plan.pool_type, retain_block(plan.retain), cells)
-    return total + plan_fixed_bytes(shape, plan)
+        n_rows = plan.window + n_slots(retain_block(plan.retain), cells)
+        total += _unmerged_bytes(layer, spec, plan.pool_type, n_rows)
+    return total + _codec_bytes(shape, plan)
 
 
 def plan_fixed_bytes(shape: ModelShape, plan: Plan) -> int:
-    """What a plan's cache allocates once, whatever the context: the codecs, or the bases."""
+    """What a plan's cache allocates once, whatever the context: the codecs, or the bases, and the window."""
+    return _codec_bytes(shape, plan) + plan_window_bytes(shape, plan)
+
+
+def plan_window_bytes(shape: ModelShape, plan: Plan) -> int:
+    """The tokens of the window, of all pairs, and the index of them."""
+    pool_k, pool_v = _pool_types(CacheSpec(plan.type_k, plan.type_v), plan.pool_type)
+    rows = [
+        2 * (pool_k.row_bytes(layer.n_k) + pool_v.row_bytes(layer.n_v)) + SLOT_BYTES
+        for layer in (shape.layers[pair.a] for pair in plan.pairs)
+    ]
+    return plan.window * sum(rows)
+
+
+def _codec_bytes(shape: ModelShape, plan: Plan) -> int:
     if plan.mode == "aligned":
         return sum(pair.basis_bytes for pair in plan.pairs)  # head sizes are multiples of the alignment
     return sum(_aligned(pair.codec_bytes(shape.n_rot)) for pair in plan.pairs)
@@ -166,12 +186,23 @@ def _plain_bytes(
     )
 
 
-def _retained_bytes(layer: Layer, spec: CacheSpec, pool_type: str, block: int, cells: int) -> int:
-    """A pair's retained tokens, and the index of them."""
-    slots = -(-cells // block) if block else 0
-    pool_k, pool_v = (spec.type_k, spec.type_v) if pool_type == "cache" else (pool_type, pool_type)
-    pool = _rows(GGML_TYPES[pool_k], layer.n_k, slots) + _rows(GGML_TYPES[pool_v], layer.n_v, slots)
-    return 2 * pool + _aligned(SLOT_BYTES * (slots + SLOT_EXTRA))
+def n_slots(block: int, cells: int) -> int:
+    """A pair's retained tokens."""
+    return -(-cells // block) if block else 0
+
+
+def _unmerged_bytes(layer: Layer, spec: CacheSpec, pool_type: str, n: int) -> int:
+    """The tokens that a pair keeps as they are, in the window or retained, and the index of them."""
+    pool_k, pool_v = _pool_types(spec, pool_type)
+    return 2 * (_rows(pool_k, layer.n_k, n) + _rows(pool_v, layer.n_v, n)) + _aligned(
+        SLOT_BYTES * (n + SLOT_EXTRA)
+    )
+
+
+def _pool_types(spec: CacheSpec, pool_type: str) -> tuple[GGMLType, GGMLType]:
+    """Of K and of V."""
+    types = (spec.type_k, spec.type_v) if pool_type == "cache" else (pool_type, pool_type)
+    return GGML_TYPES[types[0]], GGML_TYPES[types[1]]
 
 
 def _rows(ggml_type: GGMLType, n: int, n_rows: int) -> int:

@@ -51,7 +51,7 @@ class Meter:
                 reference.close()
 
     def measure(self, spec: CacheSpec, kind: str, name: str = "") -> Measured:
-        """Mean KL divergence and top-1 agreement over the second halves of the chunks of a kind."""
+        """Mean KL divergence and top-1 agreement over what is measured of the chunks of a kind."""
         key = f"{kind} {_identity(spec)}"
         if key not in self.known:
             self.on_run(name or spec.name)
@@ -71,7 +71,7 @@ class Meter:
         if kind not in self.references:
             chunks = self.chunks[kind]
             self.references[kind] = [
-                Reference(len(chunk.tokens) - len(chunk.tokens) // 2, self.model.n_vocab) for chunk in chunks
+                Reference(len(chunk.tokens) - chunk.first, self.model.n_vocab) for chunk in chunks
             ]
             for numbers, at, rows in self._read(F16, kind):
                 for number, row in zip(numbers, rows, strict=True):
@@ -80,10 +80,10 @@ class Meter:
 
     def _row(self, kind: str, number: int, at: int) -> int:
         """The row of a chunk's reference for the token of this index."""
-        return at - len(self.chunks[kind][number].tokens) // 2
+        return at - self.chunks[kind][number].first
 
     def _read(self, spec: CacheSpec, kind: str) -> Iterator[tuple[list[int], int, Floats]]:
-        """Chunks, index of a token, and log-probabilities after it in each of them, of all second halves."""
+        """Chunks, index of a token, and log-probabilities after it in each of them, of all that is measured."""
         with ParallelContext(self.model, spec, self.chunks[kind], self.threads) as context:
             for numbers, at, logits in context.read():
                 yield numbers, at, log_probabilities(logits)

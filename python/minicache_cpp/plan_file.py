@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .code_format import WIDTHS, Layout, PairFormat
+from .config import MAX_WINDOW
 from .errors import MiniCacheError
 from .ggml_types import CACHE_TYPES, GGML_TYPES, POOL_TYPES
 from .gguf_file import GGUFFile, read_gguf
@@ -38,7 +39,8 @@ class Plan:
     type_k: str = "f16"  # of the layers that are not paired
     type_v: str = "f16"
     retain: float = 0.0  # fraction of tokens that both layers of a pair keep as they are
-    pool_type: str = "f16"  # of those
+    pool_type: str = "f16"  # of those, and of the window
+    window: int = 0  # the latest tokens of each stream, which both layers of a pair keep as they are
     pairs: tuple[PairFormat, ...] = ()
     mode: str = "code"  # or "aligned": SLERP in bases
     t: float = DEFAULT_T  # of SLERP
@@ -90,6 +92,7 @@ def write_plan(path: str | Path, plan: Plan, parts: Mapping[int, NDArray[np.int8
         writer.add_string("minicache.type_v", plan.type_v)
         writer.add_string("minicache.pool_type", plan.pool_type)
         writer.add_float32("minicache.retain", plan.retain)
+        writer.add_uint32("minicache.window", plan.window)
         writer.add_string("minicache.mode", plan.mode)
         if plan.mode == "aligned":
             writer.add_float32("minicache.t", plan.t)
@@ -160,6 +163,7 @@ def _plan_of(file: GGUFFile) -> Plan:
         type_v=key("type_v", str),
         retain=key("retain", float),
         pool_type=key("pool_type", str),
+        window=key("window", int) if "minicache.window" in file.keys else 0,
         pairs=tuple(_pairs_of(file, key, mode)) if "minicache.pairs" in file.keys else (),
         mode=mode,
         t=key("t", float) if mode == "aligned" else DEFAULT_T,
@@ -172,6 +176,8 @@ def _plan_of(file: GGUFFile) -> Plan:
         raise ValueError("an unknown cache type")
     if not 0 <= plan.retain <= 1:
         raise ValueError(f"retain {plan.retain}")
+    if not 0 <= plan.window <= MAX_WINDOW:
+        raise ValueError(f"window {plan.window}")
     for pair in plan.pairs if mode == "code" else ():
         codec = file.tensors.get(codec_name(pair))
         if codec is None or codec.type_number != GGML_TYPES["i8"].number:

@@ -31,7 +31,7 @@ PROBE_WIDTH = 3  # near to what a plan of a ratio of 5 has: sensitivities fall a
 LEAST_SHARE = 0.02  # of the mean: a part that measures less is not trusted to be that harmless
 PLAIN_TYPES = ("f16", "q8_0", "q4_0")  # what layers that are not coded can have
 RETAIN = 1 / 128  # tried beside retaining nothing
-RETAIN_TYPE = "q8_0"
+POOL_TYPE = "q8_0"  # of what is retained, and of the window: f16 where heads can't have that
 ROUNDS = 7  # of the search for --max-kl
 
 
@@ -86,7 +86,7 @@ class Planner:
         shape: ModelShape,
         fits: Sequence[PairFit],
         meter: Meter,
-        base: Plan,  # without pairs and types
+        base: Plan,  # without pairs and types, with the window that plans with pairs have
         folder: Path,
         on_note: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -170,7 +170,8 @@ class Planner:
             type_v=plain_type,
             pairs=tuple(pairs),
             retain=retain,
-            pool_type=RETAIN_TYPE if retain else "f16",
+            pool_type=POOL_TYPE if retain or (pairs and self.base.window and self.can_retain()) else "f16",
+            window=self.base.window if pairs else 0,
         )
 
     def candidates(self, plain_type: str, plain_kl: float) -> list[Candidate]:
@@ -231,7 +232,7 @@ class Planner:
         return best
 
     def can_retain(self) -> bool:
-        return RETAIN_TYPE in self.plain_types()
+        return POOL_TYPE in self.plain_types()
 
     def plain_plan(self, name: str) -> Plan:
         return self.plan_of([PLAIN] * len(self.fits), name)
@@ -266,7 +267,7 @@ class Planner:
         if coded is not None:
             return coded
         if self.fits:
-            raise MiniCacheError(f"{target} can't be had: {self.least()}")
+            raise MiniCacheError(f"{target} can't be had: {self.least()}{self.least_window(target)}")
         smallest = min(self.plain_types(), key=lambda one: GGML_TYPES[one].row_bytes(32))
         plan = self.plain_plan(smallest)
         self.on_note(f"{target} can't be had, as no layers of this model can be paired: {self.least()}")
@@ -280,6 +281,14 @@ class Planner:
         else:
             plans = [self.plain_plan(name) for name in self.plain_types()]
         return f"its cache can be made at most {max(ratio(self.shape, plan) for plan in plans):.2f} times smaller"
+
+    def least_window(self, target: Target) -> str:
+        """What a budget pays for the window."""
+        if target.budget is None or not self.base.window:
+            return ""
+        coded = self.plan_of([Choice(Layout(), Layout()) for _ in self.fits], "f16")
+        taken = mib(kv_size.plan_window_bytes(self.shape, coded))
+        return f"; its window of {self.base.window} tokens takes {taken}, --window 0 does without"
 
     def smallest(self, max_kl: float) -> Found:
         """The smallest plan that measures no more than so much."""

@@ -46,12 +46,13 @@ class KVReport:
     """
 
     bytes: int
-    fixed_bytes: int  # allocated once, whatever the context: codecs or bases, and alignment
+    fixed_bytes: int  # allocated once, whatever the context: codecs or bases, the window, and alignment
     bytes_f16: int
     bytes_plain: int  # a plain cache of the same K and V types
     bytes_directions: int  # directions or codes
     bytes_magnitudes: int
     bytes_pool: int  # retained tokens
+    bytes_window: int  # the latest tokens, which stay unmerged, and the index of them
     bytes_index: int
     bytes_codec: int  # what codes are made and read with, or bases
     bytes_unmerged: int  # layers that are not merged
@@ -72,6 +73,7 @@ class KVReport:
     retain: float | None  # as granted, one token in a whole number
     retained: int  # retained tokens held now, over all pairs and streams
     retained_max: int
+    window: int  # tokens of each stream, the latest, that stay unmerged
     pairs: list[tuple[int, int]]
     layers: list[LayerReport]
     note: str  # why no layer is merged where that was asked for
@@ -100,7 +102,8 @@ class KVReport:
         lines = [f"KV cache of {self.n_cells} cells{streams}, K {self.type_k}, V {self.type_v}"]
         if self.active:
             pairs = ", ".join(f"{a}+{b}" for a, b in self.pairs)
-            lines.append(f"merged layers {pairs}; {self._how()}, {_retained(self.retain)}")
+            exact = f", the last {self.window} tokens unmerged" if self.window else ""
+            lines.append(f"merged layers {pairs}; {self._how()}, {_retained(self.retain)}{exact}")
             if self.mode == "aligned" and not self.can_shift:
                 lines.append(NO_SHIFT)
         elif self.note:
@@ -117,6 +120,11 @@ class KVReport:
                     f"{self.retained} of {self.retained_max} slots in use",
                 ),
                 ("  index", mib(self.bytes_index), ""),
+                *(
+                    [("  window", mib(self.bytes_window), "whatever the context")]
+                    if self.bytes_window
+                    else []
+                ),
                 *(
                     [(f"  {fixed}", mib(self.bytes_codec), "whatever the context")]
                     if self.bytes_codec
@@ -181,10 +189,10 @@ def read_report(ctx: Any) -> KVReport:
         )
     type_k, type_v = BY_NUMBER[raw.type_k].name, BY_NUMBER[raw.type_v].name
     pool = None
-    if raw.retain_block:
+    if raw.retain_block or raw.window:
         pool = BY_NUMBER[raw.pool_type].name if raw.pool_type in BY_NUMBER else "cache"
     mode = MODES[raw.mode] if raw.active else None
-    fixed = raw.bytes_padding + raw.bytes_codec
+    fixed = raw.bytes_padding + raw.bytes_codec + raw.bytes_window
     return KVReport(
         bytes=raw.bytes,
         fixed_bytes=fixed,
@@ -193,6 +201,7 @@ def read_report(ctx: Any) -> KVReport:
         bytes_directions=raw.bytes_directions,
         bytes_magnitudes=raw.bytes_magnitudes,
         bytes_pool=raw.bytes_pool,
+        bytes_window=raw.bytes_window,
         bytes_index=raw.bytes_index,
         bytes_codec=raw.bytes_codec,
         bytes_unmerged=raw.bytes_plain,
@@ -211,6 +220,7 @@ def read_report(ctx: Any) -> KVReport:
         retain=raw.retain if raw.active else None,
         retained=raw.n_retained,
         retained_max=raw.n_retained_max,
+        window=raw.window,
         pairs=[
             (i, one.partner)
             for i, one in enumerate(layers)
