@@ -57,11 +57,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class Plan:
-    """The course of a run. Learning rates warm up, stay level, and fall to zero from step `decay_from` on."""
+    """The course of a run. Learning rates warm up, stay level, and fall to zero from step `decay_from` on.
+
+    With `bend`, (step, factor), they fall in two straight lines that meet there.
+    """
 
     phases: tuple[Phase, ...]
     total: int
     decay_from: int
+    bend: tuple[int, float] | None = None
     seed: int = 1
     warmup: int = 60
     lr_matrix: float = 0.012
@@ -81,7 +85,13 @@ class Plan:
             return (step + 1) / self.warmup
         if step < self.decay_from:
             return 1.0
-        return max(0.0, (self.total - step) / max(1, self.total - self.decay_from))
+        start, high = self.decay_from, 1.0
+        if self.bend is not None:
+            at, low = self.bend
+            if step < at:
+                return high - (high - low) * (step - start) / (at - start)
+            start, high = at, low
+        return max(0.0, high * (self.total - step) / max(1, self.total - start))
 
 
 @dataclass(frozen=True)
@@ -107,11 +117,13 @@ RECIPES: dict[str, Recipe] = {
                 Phase(405, 64, Mix(repeats=0.9), tokens=1024),
                 Phase(440, 128, Mix(recall=0.25, talk=0.15, repeats=0.3)),
                 Phase(660, 256, Mix(recall=0.34, talk=0.12, repeats=0.14, skip=0.2)),
-                Phase(1180, 512, Mix(recall=0.28, talk=0.16, repeats=0.04, skip=0.45), long=0.06),
-                Phase(1 << 30, 512, Mix(recall=0.22, talk=0.17, repeats=0.02, skip=0.35), long=0.2),
+                Phase(880, 512, Mix(recall=0.28, talk=0.16, repeats=0.04, skip=0.45), long=0.06),
+                Phase(1080, 512, Mix(recall=0.22, talk=0.17, repeats=0.02, skip=0.35), long=0.2),
+                Phase(1 << 30, 512, Mix(recall=0.17, talk=0.17, repeats=0.01, skip=0.3), long=0.14),
             ),
-            total=1500,
-            decay_from=1180,
+            total=1290,
+            decay_from=880,
+            bend=(1080, 3 / 13),
         ),
     ),
     "mha": Recipe(
@@ -123,11 +135,11 @@ RECIPES: dict[str, Recipe] = {
                 Phase(200, 64, Mix(repeats=0.9)),
                 Phase(300, 128, Mix(repeats=0.5, talk=0.1)),
                 Phase(600, 256, Mix(recall=0.26, talk=0.22, repeats=0.14, skip=0.2)),
-                Phase(1150, 512, Mix(recall=0.20, talk=0.26, repeats=0.06, skip=0.45), long=0.06),
+                Phase(780, 512, Mix(recall=0.20, talk=0.26, repeats=0.06, skip=0.45), long=0.06),
                 Phase(1 << 30, 512, Mix(recall=0.16, talk=0.26, repeats=0.03, skip=0.35), long=0.2),
             ),
-            total=1500,
-            decay_from=1150,
+            total=1000,
+            decay_from=780,
             seed=2,
         ),
         packages={
