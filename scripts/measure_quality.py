@@ -8,7 +8,7 @@ is the likeliest one.
 
     python scripts/measure_quality.py --ctx 1024 --chunks 4
 
-The default text is llama.cpp's own documentation, out of the pinned source archive: the demo models were not
+The default text is llama.cpp's own documentation, out of the pinned source archive: the demo model was not
 trained on it.
 """
 
