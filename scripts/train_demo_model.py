@@ -75,9 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.seed is not None:
         plan = replace(plan, seed=args.seed)
     if args.steps is not None:
-        plan = replace(plan, total=args.steps, decay_from=int(args.steps * 0.8))
+        plan = replace(plan, total=args.steps, decay_from=int(args.steps * 0.8), bend=None)
     if args.decay_from is not None:
-        plan = replace(plan, decay_from=args.decay_from)
+        plan = replace(plan, decay_from=args.decay_from, bend=None)
     recipe = replace(recipe, plan=plan)
     work = args.work_dir or default_work_dir()
     home = work / args.model
