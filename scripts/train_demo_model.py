@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Make the bundled demo model: fetch text, train a tokenizer and a small Llama, export GGUF, measure recall.
+"""Make the bundled models: fetch text, train a tokenizer and a small Llama, export GGUF, measure recall.
 
 Example, all stages one after the other (the training is resumed if it was interrupted):
 
     pip install torch numpy tokenizers gguf
     python scripts/train_demo_model.py data tokenizer train export recall
+    python scripts/train_demo_model.py --model mha train export recall
 
 Needs a Debian system for the stage `data` (apt-get and dpkg-deb, as any user).
 """
@@ -18,6 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from demo_model.plans import RECIPES
 
 STAGES = ("data", "tokenizer", "train", "export", "recall")
 
@@ -36,6 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "stages", nargs="+", choices=STAGES, metavar="STAGE", help=f"one or more of {', '.join(STAGES)}"
     )
+    parser.add_argument("--model", choices=sorted(RECIPES), default="demo", help="which (default demo)")
     parser.add_argument(
         "--work-dir",
         type=Path,
@@ -46,18 +50,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--out", type=Path, default=None, help="the GGUF (default: models/ of this repository)"
     )
     parser.add_argument(
-        "--seed", type=int, default=1, help="seed of corpus order, weights and tasks (default 1)"
+        "--seed", type=int, default=None, help="seed of weights, tasks and order (default: the model's)"
     )
-    parser.add_argument(
-        "--steps", type=int, default=None, help="steps in all (default 640); may be changed when resuming"
-    )
+    parser.add_argument("--steps", type=int, default=None, help="steps in all; may be changed when resuming")
     parser.add_argument(
         "--decay-from",
         type=int,
         default=None,
         help="step from which the learning rate falls to zero; may be changed when resuming",
     )
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--no-compile", action="store_true", help="train without torch.compile")
     parser.add_argument(
         "--trials", type=int, default=100, help="recall: questions per distance (default 100)"
@@ -68,9 +70,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the stages in the order of the pipeline."""
     args = parse(argv)
+    recipe = RECIPES[args.model]
+    plan = recipe.plan
+    if args.seed is not None:
+        plan = replace(plan, seed=args.seed)
+    if args.steps is not None:
+        plan = replace(plan, total=args.steps, decay_from=int(args.steps * 0.8), bend=None)
+    if args.decay_from is not None:
+        plan = replace(plan, decay_from=args.decay_from, bend=None)
+    recipe = replace(recipe, plan=plan)
     work = args.work_dir or default_work_dir()
-    work.mkdir(parents=True, exist_ok=True)
-    out = args.out or Path(__file__).resolve().parent.parent / "models" / "minicache-demo-q8_0.gguf"
+    home = work / args.model
+    home.mkdir(parents=True, exist_ok=True)
+    out = args.out or Path(__file__).resolve().parent.parent / "models" / recipe.file
     # Threads that spin at barriers lose their time slices on a machine that is doing other work as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Imported stage by stage: the data stage needs no PyTorch.
@@ -81,24 +93,19 @@ def main(argv: list[str] | None = None) -> int:
     if "tokenizer" in args.stages:
         from demo_model import tokenizer
 
-        tokenizer.train(work, args.seed)
+        tokenizer.train(work)
     if "train" in args.stages:
         from demo_model import train
 
-        plan = train.Plan(seed=args.seed)
-        if args.steps is not None:
-            plan = replace(plan, total=args.steps, decay_from=int(args.steps * 0.83))
-        if args.decay_from is not None:
-            plan = replace(plan, decay_from=args.decay_from)
-        train.run(work, plan, compile_model=not args.no_compile, threads=args.threads)
+        train.run(work, home, recipe, compile_model=not args.no_compile, threads=args.threads)
     if "export" in args.stages:
         from demo_model import export
 
-        export.write(work, out)
+        export.write(work, home, recipe.title, out)
     if "recall" in args.stages:
         from demo_model import recall
 
-        recall.report(work, args.seed, args.trials, args.threads)
+        recall.report(work, home, plan.seed, args.trials, args.threads)
     return 0
 
 

@@ -283,6 +283,8 @@ def test_the_demo_model_is_found_where_it_may_be(tmp_path: Path, monkeypatch: py
         (root / "models").mkdir()
         (root / "models" / demo_model.NAME).write_bytes(b"GGUF")
         assert demo_model.demo_model() == root / "models" / demo_model.NAME
+        with pytest.raises(MiniCacheError, match=demo_model.MHA_NAME):
+            demo_model.demo_model(demo_model.MHA_NAME)
 
 
 def test_a_cgroups_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

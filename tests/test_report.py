@@ -100,9 +100,12 @@ def test_baselines_are_what_plain_contexts_take(random_model: Loaded) -> None:
     assert report.ratio == pytest.approx(report.bytes_f16 / (report.bytes - report.fixed_bytes))
 
 
-def test_demo_model_takes_exactly_the_predicted_bytes(demo_model: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "head_size"), [("minicache-demo-q8_0.gguf", 64), ("minicache-demo-mha-q8_0.gguf", 128)]
+)
+def test_demo_models_take_exactly_the_predicted_bytes(demo_model: Path, name: str, head_size: int) -> None:
     """S = L/2, context 4096, f16, no pool."""
-    model = lowlevel.Model(demo_model)
+    model = lowlevel.Model(demo_model.with_name(name))
     with Context(model, MiniCache(start=0.5, retain=0), n_ctx=4096) as ctx:
         report = ctx.report()
     with Context(model, n_ctx=4096) as ctx:
@@ -110,7 +113,7 @@ def test_demo_model_takes_exactly_the_predicted_bytes(demo_model: Path) -> None:
     assert report.pairs == tiny_models.default_pairs(model.n_layer)
     pairs = len(report.pairs)
     plain = model.n_layer - 2 * pairs
-    n_head_kv = n_embd_gqa // 64  # its head size
+    n_head_kv = n_embd_gqa // head_size
     per_cell = plain * 2 * n_embd_gqa * 2 + pairs * (2 * n_embd_gqa * 2 + 4 * n_head_kv * 2)
     assert report.bytes - report.fixed_bytes == 4096 * per_cell + 16 * pairs
     assert report.bytes_pool == 0

@@ -1,1 +1,1 @@
-"""How the bundled demo model is made: corpus, tokenizer, tasks, training, export and measurement."""
+"""How the bundled demo models are made: corpus, tokenizer, tasks, training, export and measurement."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -12,27 +14,10 @@ from tokenizers import Tokenizer
 
 from . import dialogues
 from .corpus import documents
+from .plans import Mix
 from .tokenizer import SPECIALS
 
 REPEAT_WEIGHT = 1.5
-
-
-@dataclass(frozen=True)
-class Mix:
-    """Shares of the kinds of sequence, what is left is prose; and the share whose positions leave a gap."""
-
-    recall: float
-    talk: float
-    repeats: float = 0.0
-    skip: float = 0.0
-
-    def kind(self, u: float) -> str:
-        """The kind that a number drawn evenly from [0, 1) stands for."""
-        if u < self.recall:
-            return "recall"
-        if u < self.recall + self.talk:
-            return "talk"
-        return "repeats" if u < self.recall + self.talk + self.repeats else "prose"
 
 
 def token_stream(tokenizer: Tokenizer, rows: list[dict[str, str]]) -> np.ndarray:
@@ -45,15 +30,35 @@ def token_stream(tokenizer: Tokenizer, rows: list[dict[str, str]]) -> np.ndarray
     return np.array(out, dtype=np.uint16)
 
 
+class Chooser:
+    """Draws indices of a list whose items lie package by package, each package as often as its weight says."""
+
+    def __init__(self, sizes: Mapping[str, int], weights: dict[str, float] | None) -> None:
+        self.sizes = list(sizes.values())
+        self.starts = [0, *accumulate(self.sizes)][:-1]
+        shares = (size * (weights or {}).get(key, 1.0) for key, size in sizes.items())
+        self.cumulated = list(accumulate(shares))
+
+    def draw(self, rng: random.Random) -> int:
+        """One index."""
+        part = rng.choices(range(len(self.sizes)), cum_weights=self.cumulated)[0]
+        return self.starts[part] + rng.randrange(self.sizes[part])
+
+
 class Prose:
     """Documentation text as filler: consecutive paragraphs, cut at a sentence's end to fit a token budget."""
 
-    def __init__(self, tokenizer: Tokenizer, rows: list[dict[str, str]]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, rows: list[dict[str, str]], weights: dict[str, float] | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.paragraphs = [(row["package"], p) for row in rows for p in row["text"].split("\n")]
+        self.paragraphs.sort(key=lambda pair: pair[0])
+        self.start = Chooser(Counter(k for k, _ in self.paragraphs), weights)
         self.short = [
             (k, p) for k, p in self.paragraphs if 120 <= len(p) <= 420 and p[0].isupper() and p[-1] == "."
         ]
+        self.start_short = Chooser(Counter(k for k, _ in self.short), weights)
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
@@ -61,7 +66,7 @@ class Prose:
 
     def filler(self, rng: random.Random, budget: int) -> str:
         """At most `budget` tokens of prose from a random place; may be empty."""
-        at = rng.randrange(len(self.paragraphs))
+        at = self.start.draw(rng)
         parts: list[str] = []
         while budget > 8:
             text = self.paragraphs[at % len(self.paragraphs)][1]
@@ -81,20 +86,24 @@ class Prose:
 
     def paragraph(self, rng: random.Random) -> tuple[str, str]:
         """(package, a short paragraph)."""
-        return rng.choice(self.short)
+        return self.short[self.start_short.draw(rng)]
 
 
 class Batches:
     """Makes the batch of any step, so that a resumed run sees what an unbroken one would have seen."""
 
-    def __init__(self, work: Path, tokenizer: Tokenizer, seed: int) -> None:
+    def __init__(
+        self, work: Path, tokenizer: Tokenizer, seed: int, weights: dict[str, float] | None = None
+    ) -> None:
         rows = documents(work, "train")
         random.Random(f"{seed}/order").shuffle(rows)
-        path = work / "train.npy"
-        if not path.exists():
-            np.save(path, token_stream(tokenizer, rows))
-        self.stream = np.load(path)
-        self.prose = Prose(tokenizer, rows)
+        streams = {
+            key: token_stream(tokenizer, [row for row in rows if row["package"] == key])
+            for key in sorted({row["package"] for row in rows})
+        }
+        self.stream = np.concatenate(list(streams.values()))
+        self.place = Chooser({key: len(stream) for key, stream in streams.items()}, weights)
+        self.prose = Prose(tokenizer, rows, weights)
         self.tokenizer = tokenizer
         self.end = tokenizer.token_to_id(dialogues.END_OF_TEXT)
         self.vocabulary = tokenizer.get_vocab_size()
@@ -125,7 +134,7 @@ class Batches:
     def sequence(self, rng: random.Random, length: int, kind: str) -> tuple[list[int], list[float]]:
         """One training sequence of `length` tokens."""
         if kind == "prose":
-            at = rng.randrange(len(self.stream) - length)
+            at = min(self.place.draw(rng), len(self.stream) - length)
             return self.stream[at : at + length].tolist(), [1.0] * length
         if kind == "repeats":
             return self._repeats(rng, length)
@@ -134,13 +143,15 @@ class Batches:
     def _repeats(self, rng: random.Random, length: int) -> tuple[list[int], list[float]]:
         """Random words, or tokens of the whole vocabulary, each list said two to four times.
 
+        Short sequences have only the words of the recall tasks: few tokens, each seen often.
+
         Only looking back predicts the repetition; the first saying cannot be predicted and weighs little.
         """
         ids: list[int] = []
         weights: list[float] = []
         while len(ids) < length:
-            n = rng.randint(3, 32)
-            if rng.random() < 0.7:
+            n = rng.randint(3, min(32, length // 4))
+            if length < 256 or rng.random() < 0.7:
                 part = [rng.choice(self.words) for _ in range(n)]
             else:
                 part = [rng.randrange(len(SPECIALS), self.vocabulary) for _ in range(n)]

@@ -32,13 +32,7 @@ PACKAGES: tuple[Package, ...] = (
     Package(
         "cmake-doc", r"html/(manual|command|module|guide|policy|prop_tgt|variable)/.*\.html$", "BSD-3-Clause"
     ),
-    Package("debian-handbook", r"html/en-US/.*\.html$", "GPL-2+ or CC-BY-SA-3.0"),
-    Package("debian-policy", r"policy\.html/.*\.html$", "GPL-2+"),
-    Package("debian-reference-en", r"debian-reference/.*\.en\.html$", "GPL-2+"),
     Package("debmake-doc", r"html/.*\.en\.html$", "MIT"),
-    Package("developers-reference", r"developers-reference/[^/]*\.html$", "GPL-2+"),
-    Package("git-doc", r"git-doc/.*\.html$", "GPL-2"),
-    Package("installation-guide-amd64", r"amd64/en/.*\.html$", "GPL-2"),
     Package("postfix-doc", r"postfix/html/.*README.*\.html$", "IPL-1.0 or EPL-2.0"),
     Package("postgresql-doc-15", r"html/.*\.html$", "PostgreSQL"),
     Package(

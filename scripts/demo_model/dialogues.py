@@ -228,13 +228,7 @@ _INVENTED = _words(
 TOPICS: dict[str, str] = {
     "apache2-doc": "the Apache web server",
     "cmake-doc": "CMake",
-    "debian-handbook": "Debian",
-    "debian-policy": "Debian policy",
-    "debian-reference-en": "Debian",
     "debmake-doc": "Debian packages",
-    "developers-reference": "Debian developers",
-    "git-doc": "Git",
-    "installation-guide-amd64": "installing Debian",
     "postfix-doc": "Postfix",
     "postgresql-doc-15": "PostgreSQL",
     "python-django-doc": "Django",

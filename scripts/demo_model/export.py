@@ -47,12 +47,12 @@ def _add_tokenizer(writer: gguf.GGUFWriter, work: Path) -> None:
     writer.add_chat_template(tok.CHAT_TEMPLATE)
 
 
-def write(work: Path, out: Path) -> None:
-    """Write `out` from the newest checkpoint in `work`."""
-    model, data = load_model(work / "checkpoint.pt")
+def write(work: Path, home: Path, title: str, out: Path) -> None:
+    """Write `out` from the newest checkpoint in `home`; `work` has the tokenizer."""
+    model, data = load_model(home / "checkpoint.pt")
     cfg = model.cfg
     writer = gguf.GGUFWriter(None, "llama")
-    writer.add_name("MiniCache demo")
+    writer.add_name(title)
     writer.add_description(
         "A very small model for trying and testing KV-cache compression: it reads facts and recalls "
         f"them, and writes simple sentences. {data['step']} steps, {data['tokens']} tokens."

@@ -1,35 +1,15 @@
-"""The demo model's network: a small Llama (RMSNorm, SwiGLU, RoPE, grouped KV heads).
+"""The demo models' network: a small Llama (RMSNorm, SwiGLU, RoPE, grouped or full KV heads).
 
 Shapes: B sequences of T tokens, D = n_embd, H query heads, G key/value heads, d = head_dim.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Sizes of the network; everything that the GGUF metadata needs to repeat."""
-
-    n_vocab: int = 4096
-    n_layer: int = 12
-    n_embd: int = 192
-    n_head: int = 4
-    n_head_kv: int = 2
-    head_dim: int = 64
-    n_ff: int = 512
-    n_ctx: int = 4096
-    rope_theta: float = 10000.0
-    rms_eps: float = 1e-5
-
-    def to_dict(self) -> dict[str, int | float]:
-        """The fields as plain values, for checkpoints."""
-        return asdict(self)
+from .plans import ModelConfig
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -176,10 +176,10 @@ def reply(model: DemoModel, prose: Prose, prompt: str, most: int = 60) -> str:
     return prose.tokenizer.decode(ids[start:], skip_special_tokens=False)
 
 
-def report(work: Path, seed: int, trials: int, threads: int) -> None:
-    """Measure the newest checkpoint, print the figures and write them to work/figures.json."""
+def report(work: Path, home: Path, seed: int, trials: int, threads: int) -> None:
+    """Measure the newest checkpoint in `home`, print the figures and write them to home/figures.json."""
     torch.set_num_threads(threads)
-    model, data = load_model(work / "checkpoint.pt")
+    model, data = load_model(home / "checkpoint.pt")
     model.eval()
     prose = Prose(tok.load(work), documents(work, "held-out"))
     print(f"step {data['step']}, {data['tokens'] / 1e6:.2f} M tokens", flush=True)
@@ -198,4 +198,4 @@ def report(work: Path, seed: int, trials: int, threads: int) -> None:
             chats.append([line, answer])
             text += f"{answer}{dialogues.TURN_END}\n"
     figures["chats"] = chats
-    (work / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (home / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

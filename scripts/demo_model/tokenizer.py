@@ -35,7 +35,7 @@ def _texts(rows: list[dict[str, str]], seed: int) -> Iterator[str]:
         yield "\n".join(f"{f.statement} {f.question} {f.answer}" for f in dialogues.make_facts(rng, 4))
 
 
-def train(work: Path, seed: int) -> Tokenizer:
+def train(work: Path, seed: int = 1) -> Tokenizer:
     """Train on the training split and save work/tokenizer.json; ids 0-3 are the special tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

@@ -3,6 +3,9 @@
 The learning rate is warmed up, stays level, and in the last part falls linearly to zero (warmup, stable,
 decay). The level part has no fixed end: `decay_from` and `total` can be set when a run is resumed, so a run
 is annealed to fit the time at hand without making the steps before depend on it.
+
+Looking back is learned first, from short lists said several times over: there most tokens depend on it, in a recall
+task one in twenty does, and prose alone would take many times the tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import json
 import random
 import signal
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,61 +23,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import tokenizer as tok
-from .batches import REPEAT_WEIGHT, Batches, Mix
+from .batches import REPEAT_WEIGHT, Batches
 from .dialogues import ANSWER_WEIGHT
-from .heads import set_lookback
-from .model import DemoModel, ModelConfig
+from .model import DemoModel
 from .optim import Muon
+from .plans import ModelConfig, Plan, Recipe
 
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that the course of a run depends on besides the corpus."""
-
-    seed: int = 1
-    total: int = 640
-    decay_from: int = 530
-    warmup: int = 60
-    lookback_at: int = 277
-    tokens_per_step: int = 4096
-    lr_matrix: float = 0.012
-    lr_embed: float = 0.03
-    lr_vector: float = 0.003
-
-
-PHASES: tuple[tuple[int, Mix], ...] = (
-    (337, Mix(recall=0.36, talk=0.10, repeats=0.34)),
-    (401, Mix(recall=0.34, talk=0.16, repeats=0.05, skip=0.5)),
-    (1 << 30, Mix(recall=0.22, talk=0.18, repeats=0.02, skip=0.4)),
-)
-
-
-def rate(plan: Plan, step: int) -> float:
-    """Factor on the learning rates at a step."""
-    if step < plan.warmup:
-        return (step + 1) / plan.warmup
-    if step < plan.decay_from:
-        return 1.0
-    return max(0.0, (plan.total - step) / max(1, plan.total - plan.decay_from))
+LONG = (1024, 2048, 4096)
 
 
 def sequence_length(plan: Plan, step: int) -> int:
-    """Tokens per sequence at a step: 512, and 4096 in one of seven steps of the decay."""
-    if step < plan.decay_from:
-        return 512
-    return 512 if random.Random(f"{plan.seed}/length/{step}").random() < 0.85 else 4096
-
-
-def mix(plan: Plan, step: int) -> Mix:
-    """What is trained on at a step.
-
-    Looking back is learned first from lists said twice: there half of the tokens depend on it, in a recall
-    task one in twenty does, and prose alone would take many times the tokens.
-    """
-    for until, shares in PHASES:
-        if step < until:
-            return shares
-    return PHASES[-1][1]
+    """Tokens per sequence at a step."""
+    phase = plan.phase(step)
+    rng = random.Random(f"{plan.seed}/length/{step}")
+    return rng.choice(LONG) if rng.random() < phase.long else phase.length
 
 
 def save(
@@ -104,14 +66,17 @@ def load_model(path: Path) -> tuple[DemoModel, dict[str, Any]]:
     return model, data
 
 
-def run(work: Path, plan: Plan, compile_model: bool, threads: int, save_every: int = 100) -> None:
-    """Train from the last checkpoint in `work`, or from the start, to `plan.total` steps."""
+def run(
+    work: Path, home: Path, recipe: Recipe, compile_model: bool, threads: int, save_every: int = 100
+) -> None:
+    """Train to `plan.total` steps, from the last checkpoint in `home` or from the start; `work` has the corpus."""
+    plan = recipe.plan
     torch.set_num_threads(threads)
     torch.manual_seed(plan.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = tok.load(work)
-    batches = Batches(work, tokenizer, plan.seed)
-    model = DemoModel(ModelConfig(n_vocab=tokenizer.get_vocab_size())).to(device)
+    batches = Batches(work, tokenizer, plan.seed, recipe.packages)
+    model = DemoModel(replace(recipe.config, n_vocab=tokenizer.get_vocab_size())).to(device)
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     optimisers: list[torch.optim.Optimizer] = [
@@ -122,7 +87,7 @@ def run(work: Path, plan: Plan, compile_model: bool, threads: int, save_every: i
         ),
     ]
     base = (plan.lr_matrix, plan.lr_embed, plan.lr_vector)
-    checkpoint = work / "checkpoint.pt"
+    checkpoint = home / "checkpoint.pt"
     start, tokens = 0, 0
     if checkpoint.exists():
         data = torch.load(checkpoint, map_location=device, weights_only=True)
@@ -140,28 +105,30 @@ def run(work: Path, plan: Plan, compile_model: bool, threads: int, save_every: i
             ids.shape[0], -1
         )
 
-    compute = torch.compile(losses, dynamic=False) if compile_model else losses
+    if compile_model:
+        # All layers share the code compiled for one; the whole network at once would take minutes per length.
+        for block in model.blocks:
+            block.compile(dynamic=False)
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
     began = time.monotonic()
     mean: dict[str, float] = {}
-    with open(work / "log.jsonl", "a", encoding="utf-8") as log:
+    with open(home / "log.jsonl", "a", encoding="utf-8") as log:
         for step in range(start, plan.total):
             t0 = time.monotonic()
-            if step == plan.lookback_at:
-                set_lookback(model, plan.seed)
             length = sequence_length(plan, step)
-            count = max(1, plan.tokens_per_step // length)
-            shares = mix(plan, step)
+            count = max(1, plan.phase(step).tokens // length)
+            shares = plan.phase(step).mix
             ids_np, weights_np = batches.batch(step, length, count, shares)
             places = batches.positions(step, length, count, shares.skip, model.cfg.n_ctx)
+            made = time.monotonic() - t0
             ids, weights = torch.from_numpy(ids_np).to(device), torch.from_numpy(weights_np[:, 1:]).to(device)
-            factor = rate(plan, step)
+            factor = plan.rate(step)
             for optimiser, lr in zip(optimisers, base, strict=True):
                 for group in optimiser.param_groups:
                     group["lr"] = lr * factor
                 optimiser.zero_grad(set_to_none=True)
-            ce = compute(ids, torch.from_numpy(places).to(device))
+            ce = losses(ids, torch.from_numpy(places).to(device))
             loss = (ce * weights).sum() / weights.sum()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -184,6 +151,7 @@ def run(work: Path, plan: Plan, compile_model: bool, threads: int, save_every: i
                         "tokens": tokens,
                         "rate": factor,
                         "seconds": round(seconds, 2),
+                        "batch": round(made, 2),
                         **{k: round(v, 4) for k, v in values.items()},
                     }
                 )

@@ -1,0 +1,158 @@
+"""The two models and the course of their training: everything that a run depends on besides the corpus."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the network; everything that the GGUF metadata needs to repeat."""
+
+    n_vocab: int = 4096
+    n_layer: int = 12
+    n_embd: int = 192
+    n_head: int = 4
+    n_head_kv: int = 2
+    head_dim: int = 64
+    n_ff: int = 512
+    n_ctx: int = 4096
+    rope_theta: float = 10000.0
+    rms_eps: float = 1e-5
+
+    def to_dict(self) -> dict[str, int | float]:
+        """The fields as plain values, for checkpoints."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Shares of the kinds of sequence, what is left is prose; and the share whose positions leave a gap."""
+
+    recall: float = 0.0
+    talk: float = 0.0
+    repeats: float = 0.0
+    skip: float = 0.0
+
+    def kind(self, u: float) -> str:
+        """The kind that a number drawn evenly from [0, 1) stands for."""
+        if u < self.recall:
+            return "recall"
+        if u < self.recall + self.talk:
+            return "talk"
+        return "repeats" if u < self.recall + self.talk + self.repeats else "prose"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Up to step `until`: the length of the sequences, what they are, the share of steps with long ones, and
+    the tokens of a step."""
+
+    until: int
+    length: int
+    mix: Mix
+    long: float = 0.0
+    tokens: int = 2048
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The course of a run. Learning rates warm up, stay level, and fall to zero from step `decay_from` on.
+
+    With `bend`, (step, factor), they fall in two straight lines that meet there.
+    """
+
+    phases: tuple[Phase, ...]
+    total: int
+    decay_from: int
+    bend: tuple[int, float] | None = None
+    seed: int = 1
+    warmup: int = 60
+    lr_matrix: float = 0.012
+    lr_embed: float = 0.03
+    lr_vector: float = 0.003
+
+    def phase(self, step: int) -> Phase:
+        """The phase that a step belongs to; the last one has no end."""
+        for phase in self.phases:
+            if step < phase.until:
+                return phase
+        return self.phases[-1]
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rates at a step."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if step < self.decay_from:
+            return 1.0
+        start, high = self.decay_from, 1.0
+        if self.bend is not None:
+            at, low = self.bend
+            if step < at:
+                return high - (high - low) * (step - start) / (at - start)
+            start, high = at, low
+        return max(0.0, high * (self.total - step) / max(1, self.total - start))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model: its shape, its plan, how often its prose comes from which package (1 if not named)."""
+
+    title: str
+    file: str
+    config: ModelConfig
+    plan: Plan
+    packages: dict[str, float] = field(default_factory=dict)
+
+
+RECIPES: dict[str, Recipe] = {
+    "demo": Recipe(
+        title="MiniCache demo",
+        file="minicache-demo-q8_0.gguf",
+        config=ModelConfig(),
+        plan=Plan(
+            phases=(
+                Phase(200, 64, Mix(repeats=0.9)),
+                Phase(295, 128, Mix(repeats=0.5, talk=0.1)),
+                Phase(405, 64, Mix(repeats=0.9), tokens=1024),
+                Phase(440, 128, Mix(recall=0.25, talk=0.15, repeats=0.3)),
+                Phase(660, 256, Mix(recall=0.34, talk=0.12, repeats=0.14, skip=0.2)),
+                Phase(880, 512, Mix(recall=0.28, talk=0.16, repeats=0.04, skip=0.45), long=0.06),
+                Phase(1080, 512, Mix(recall=0.22, talk=0.17, repeats=0.02, skip=0.35), long=0.2),
+                Phase(1 << 30, 512, Mix(recall=0.17, talk=0.17, repeats=0.01, skip=0.3), long=0.14),
+            ),
+            total=1290,
+            decay_from=880,
+            bend=(1080, 3 / 13),
+        ),
+    ),
+    "mha": Recipe(
+        title="MiniCache demo, full heads",
+        file="minicache-demo-mha-q8_0.gguf",
+        config=ModelConfig(n_layer=8, n_embd=256, n_head=2, n_head_kv=2, head_dim=128, n_ff=512),
+        plan=Plan(
+            phases=(
+                Phase(200, 64, Mix(repeats=0.9)),
+                Phase(300, 128, Mix(repeats=0.5, talk=0.1)),
+                Phase(600, 256, Mix(recall=0.26, talk=0.22, repeats=0.14, skip=0.2)),
+                Phase(780, 512, Mix(recall=0.20, talk=0.26, repeats=0.06, skip=0.45), long=0.06),
+                Phase(1 << 30, 512, Mix(recall=0.16, talk=0.26, repeats=0.03, skip=0.35), long=0.2),
+            ),
+            total=1000,
+            decay_from=780,
+            seed=2,
+        ),
+        packages={
+            "rust-doc": 3.0,
+            "python3.11-doc": 2.0,
+            "sqlite3-doc": 1.5,
+            "debmake-doc": 2.0,
+            "python-django-doc": 1.0,
+            "postgresql-doc-15": 0.5,
+            "apache2-doc": 0.3,
+            "postfix-doc": 0.3,
+            "cmake-doc": 0.3,
+            "python-sqlalchemy-doc": 0.3,
+        },
+    ),
+}
