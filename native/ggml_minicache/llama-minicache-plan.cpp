@@ -225,8 +225,9 @@ std::shared_ptr<const minicache_plan> minicache_read_plan(const std::string & pa
     plan->window      = reader.has("minicache.window") ? (int32_t) reader.u32("minicache.window") : 0;
     plan->mode        = mode_of(reader, path);
     plan->t           = plan->mode == LLAMA_MINICACHE_MODE_ALIGNED ? reader.f32("minicache.t") : 0.0f;
-    plan->hash        = minicache_hash(&plan->rope_block, sizeof(plan->rope_block));
-    plan->hash        = minicache_hash(&plan->mode, sizeof(plan->mode), plan->hash);
+    check(plan->window >= 0 && plan->window <= 65536, "plan " + path + " is damaged: its window makes no sense");
+    plan->hash = minicache_hash(&plan->rope_block, sizeof(plan->rope_block));
+    plan->hash = minicache_hash(&plan->mode, sizeof(plan->mode), plan->hash);
 
     check(plan->rope_block >= 0 && plan->rope_block <= 1 << 20, "plan " + path + " is damaged: its block makes no sense");
     if (reader.has("minicache.pairs")) {  // GGUF has no empty lists

@@ -85,6 +85,17 @@ static uint32_t retained_in_use(const llama_kv_cache_minicache & kv, const minic
     return n;
 }
 
+// the window's slots of one pair, and its rows in each pool
+static uint64_t window_rows(const llama_kv_cache_minicache & kv) { return (uint64_t) kv.get_window() * kv.get_n_stream(); }
+
+static uint64_t window_bytes(const llama_kv_cache_minicache & kv, const minicache_pair & pair) {
+    uint64_t row = pair.slots->nb[1];
+    for (int side = 0; side < 2 && pair.pool_k[side]; ++side) {
+        row += pair.pool_k[side]->nb[1] + pair.pool_v[side]->nb[1];
+    }
+    return window_rows(kv) * row;
+}
+
 static void report_merged(const llama_model & model, const llama_kv_cache_minicache & kv, llama_minicache_report & r) {
     const llama_hparams & hp = model.hparams;
 
@@ -119,14 +130,13 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
         for (const ggml_tensor * basis : pair.bases()) {
             r.bytes_codec += ggml_nbytes(basis);
         }
-        const uint64_t in_window = (uint64_t) kv.get_window() * kv.get_n_stream();  // slots, and rows of each pool
+        const uint64_t in_window = window_rows(kv);
         r.bytes_index += ggml_nbytes(pair.slots) - in_window * pair.slots->nb[1];
-        r.bytes_window += in_window * pair.slots->nb[1];
         for (int side = 0; side < 2 && pair.pool_k[side]; ++side) {
             const uint64_t row = pair.pool_k[side]->nb[1] + pair.pool_v[side]->nb[1];
             r.bytes_pool += ggml_nbytes(pair.pool_k[side]) + ggml_nbytes(pair.pool_v[side]) - in_window * row;
-            r.bytes_window += in_window * row;
         }
+        r.bytes_window += window_bytes(kv, pair);
         r.n_retained += retained_in_use(kv, pair);
         r.n_retained_max += (kv.get_n_slot() - kv.get_window()) * kv.get_n_stream();
     }
@@ -203,7 +213,7 @@ static void report_layer(const llama_model & model, llama_memory_i * memory, con
         for (const ggml_tensor * x : kv->get_pair(ip).tensors()) {
             bytes += ggml_nbytes(x);
         }
-        r.bytes = bytes / 2;
+        r.bytes = (bytes - window_bytes(*kv, kv->get_pair(ip))) / 2;
         report_distances(*kv, kv->get_pair(ip), r);
     } else if (r.kind != LLAMA_MINICACHE_LAYER_NONE && dynamic_cast<llama_kv_cache *>(memory)) {
         r.bytes = rows_bytes(model.hparams, il, whole.type_k, whole.type_v, n_rows);

@@ -152,7 +152,7 @@ struct llama_minicache_layer_report {
     enum llama_minicache_layer_kind kind;
 
     int32_t  partner;  // the other layer of the pair, -1 if none
-    uint64_t bytes;    // the layer's plain bytes, or half of its pair's
+    uint64_t bytes;    // the layer's plain bytes, or half of its pair's, what is the same at any context left out
 
     // mean distance of the pair's K and V over all tokens and heads merged so far, NAN before the first: Ω/π, or, of a code,
     // the squared error relative to the squared length
