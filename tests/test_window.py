@@ -47,7 +47,10 @@ def test_every_split_matches_the_oracle(
     for n_threads in (1, 3):
         assert nmse(native(random_model, config, tokens, n_threads), expected) <= bound
     other = replace(config, window=config.window - 1)
-    assert config.window > len(tokens) or nmse(oracle_run(random_model, other, tokens)[0], expected) > bound / 100
+    assert (
+        config.window > len(tokens)
+        or nmse(oracle_run(random_model, other, tokens)[0], expected) > bound / 100
+    )
 
 
 def test_a_window_over_the_context_is_the_full_cache(random_model: Loaded) -> None:
@@ -118,7 +121,10 @@ def test_a_restored_sequence_keeps_its_window(random_model: Loaded) -> None:
 
 def test_a_state_of_another_window_is_refused(random_model: Loaded) -> None:
     configs = [Config(ALL, window=window, n_ubatch=16) for window in (8, 9)]
-    with Context.of(random_model.model, configs[0]) as ctx, Context.of(random_model.model, configs[1]) as other:
+    with (
+        Context.of(random_model.model, configs[0]) as ctx,
+        Context.of(random_model.model, configs[1]) as other,
+    ):
         ctx.decode(run(prompt(40)))
         other.decode(run(prompt(30, 1)))
         assert not other.restore(ctx.state())
