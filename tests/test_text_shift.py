@@ -10,9 +10,9 @@ from minicache_cpp import CacheSpec, evaluation, texts
 from minicache_cpp.calibrate import Options, calibrate
 from minicache_cpp.gguf_file import read_gguf
 
-# Half again the loss of the plan that was fitted to every kind of text is the most that a plan may have that was fitted
-# to another kind than it is used for. Measured: docs/results.md.
-MOST = 1.5
+# A plan that was fitted to another kind of text than it is used for may lose this many times what one loses that was
+# fitted to every kind. Measured: 1.26 and 1.46 (docs/results.md); the rest is room for other machines' rounding.
+MOST = 2.0
 
 KINDS = {
     "code and tables": ("code.txt", "tables.txt", "mathematics.txt"),
