@@ -5,7 +5,6 @@
 #include "llama-cparams.h"
 #include "llama-impl.h"
 #include "llama-minicache-error.h"
-#include "llama-minicache-rope.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -149,12 +148,16 @@ llama_kv_cache_minicache::llama_kv_cache_minicache(const llama_model & model, co
     rope_block(is_coded() ? settings.plan->rope_block : 0), plan_hash(settings.plan ? settings.plan->hash : 0),
     cache_type_k(params.type_k), cache_type_v(params.type_v), block(settings.retain_block()), window(settings.window),
     pair_of_layer(pairing.layers.size(), -1) {
-    add_pairs(settings, cparams);
+    add_pairs();
+    std::vector<minicache_rope_turn> turns;
+    if (is_coded()) {
+        turns = add_shapes(*settings.plan, cparams);
+    }
     allocate(settings.plan.get(), cparams.offload_kqv);
     init_rotation();
     if (is_coded()) {
         offsets.assign(n_stream, std::vector<int32_t>(get_size()));
-        write_codecs(*settings.plan, cparams);
+        write_codecs(*settings.plan, turns);
     }
     if (mode == LLAMA_MINICACHE_MODE_ALIGNED) {
         write_bases(*settings.plan);
@@ -168,7 +171,7 @@ static const minicache_plan_pair & planned(const minicache_plan & plan, uint32_t
     return *std::find_if(plan.pairs.begin(), plan.pairs.end(), [&](const auto & pair) { return pair.a == (int32_t) il_a; });
 }
 
-void llama_kv_cache_minicache::add_pairs(const minicache_settings & given, const llama_cparams & cparams) {
+void llama_kv_cache_minicache::add_pairs() {
     for (const auto & [a, b] : pairing.pairs) {
         pair_of_layer[a] = pairs.size();
         pair_of_layer[b] = pairs.size();
@@ -179,15 +182,21 @@ void llama_kv_cache_minicache::add_pairs(const minicache_settings & given, const
         pair.d_k            = hparams.n_embd_head_k(a);
         pair.d_v            = hparams.n_embd_head_v(a);
         pair.n_head_kv      = hparams.n_head_kv(a);
-        if (is_coded()) {
-            const minicache_rope_turn turn = minicache_rope_of(model, cparams, a);
-
-            pair.shape       = planned(*given.plan, a).shape;
-            pair.shape.n_rot = (int16_t) turn.n_rot;
-            pair.shape.rope  = turn.kind;
-        }
         pairs.push_back(pair);
     }
+}
+
+std::vector<minicache_rope_turn> llama_kv_cache_minicache::add_shapes(
+    const minicache_plan & plan, const llama_cparams & cparams) {
+    std::vector<minicache_rope_turn> turns;
+    for (minicache_pair & pair : pairs) {
+        turns.push_back(minicache_rope_of(model, cparams, pair.il_a));
+
+        pair.shape       = planned(plan, pair.il_a).shape;
+        pair.shape.n_rot = (int16_t) turns.back().n_rot;
+        pair.shape.rope  = turns.back().kind;
+    }
+    return turns;
 }
 
 // whether the device's backend has the op; any other runs it on the CPU, so its pairs are kept there
@@ -314,13 +323,14 @@ void llama_kv_cache_minicache::allocate(const minicache_plan * plan, bool offloa
 }
 
 // The plan's codecs, with the model's frequencies before what the plan has.
-void llama_kv_cache_minicache::write_codecs(const minicache_plan & plan, const llama_cparams & cparams) {
+void llama_kv_cache_minicache::write_codecs(const minicache_plan & plan, const std::vector<minicache_rope_turn> & turns) {
     if (hparams.no_alloc) {
         return;
     }
-    for (const minicache_pair & pair : pairs) {
+    for (size_t ip = 0; ip < pairs.size(); ++ip) {
+        const minicache_pair &      pair   = pairs[ip];
         const minicache_plan_pair & source = planned(plan, pair.il_a);
-        const minicache_rope_turn   turn   = minicache_rope_of(model, cparams, pair.il_a);
+        const minicache_rope_turn & turn   = turns[ip];
 
         std::vector<uint8_t> codec(turn.freq.size() * sizeof(float));
         for (size_t i = 0; i < turn.freq.size(); ++i) {

@@ -16,6 +16,7 @@
 
 #include "llama-kv-cache.h"
 #include "llama-minicache-pairs.h"
+#include "llama-minicache-rope.h"
 
 struct minicache_pair {
     uint32_t il_a;
@@ -34,14 +35,12 @@ struct minicache_pair {
     ggml_tensor * basis_v[2];
     ggml_tensor * basis_o[2];
 
-    // all have the streams in dimension 2
-    ggml_tensor *
-        dir_k;  // cache type of K  [d_k*n_head_kv, kv_size, n_stream], or codes, I8 [bytes*n_head_kv, kv_size, n_stream]
-    ggml_tensor * dir_v;  // cache type of V  [d_v*n_head_kv, kv_size, n_stream], or codes
-    ggml_tensor * mag;    // f16              [4*n_head_kv,   kv_size, n_stream]: |K_a|, |K_b|, |V_a|, |V_b|; null of a coded pair
-                          // and of averages
-    ggml_tensor *
-        slots;  // i32              [2, n_slot + GGML_MINICACHE_SLOT_STATS, n_stream], the window among them, see ggml-minicache.h
+    // All have the streams in dimension 2. Codes are I8 [bytes*n_head_kv, kv_size, n_stream] in place of directions, and have
+    // their magnitudes within; averages have none. The window's slots are among the n_slot, see ggml-minicache.h.
+    ggml_tensor * dir_k;      // cache type of K  [d_k*n_head_kv, kv_size, n_stream]
+    ggml_tensor * dir_v;      // cache type of V  [d_v*n_head_kv, kv_size, n_stream]
+    ggml_tensor * mag;        // f16              [4*n_head_kv,   kv_size, n_stream]: |K_a|, |K_b|, |V_a|, |V_b|, or null
+    ggml_tensor * slots;      // i32              [2, n_slot + GGML_MINICACHE_SLOT_STATS, n_stream]
     ggml_tensor * pool_k[2];  // pool type        [d_k*n_head_kv, n_slot, n_stream] of a and of b, null without a pool
     ggml_tensor * pool_v[2];  // pool type        [d_v*n_head_kv, n_slot, n_stream]
 
@@ -133,9 +132,13 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     llama_kv_cache_minicache(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
         const layer_filter_cb & filter, const minicache_settings & settings, const minicache_pairing & pairing);
 
-    void add_pairs(const minicache_settings & given, const llama_cparams & cparams);
+    void add_pairs();
+
+    // the pairs' codes; the result is how RoPE turns each of them
+    std::vector<minicache_rope_turn> add_shapes(const minicache_plan & plan, const llama_cparams & cparams);
+
     void allocate(const minicache_plan * plan, bool offload);
-    void write_codecs(const minicache_plan & plan, const llama_cparams & cparams);
+    void write_codecs(const minicache_plan & plan, const std::vector<minicache_rope_turn> & turns);
     void write_bases(const minicache_plan & plan);
     void init_rotation();
 

@@ -29,8 +29,9 @@ static void check_settings(const minicache_settings & s) {
     // written so that NaN fails
     check(s.t >= 0.0f && s.t <= 1.0f, "t = " + text_of(s.t) + " is out of range: it must be from 0 to 1");
     check(s.retain >= 0.0f && s.retain <= 1.0f, "retain = " + text_of(s.retain) + " is out of range: it must be from 0 to 1");
-    check(s.window >= 0 && s.window <= 65536,
-        "window = " + std::to_string(s.window) + " is out of range: it must be from 0 to 65536");
+    check(s.window >= 0 && s.window <= MINICACHE_WINDOW_MAX, "window = " + std::to_string(s.window) +
+                                                                 " is out of range: it must be from 0 to " +
+                                                                 std::to_string(MINICACHE_WINDOW_MAX));
     check(s.start_layer >= -1,
         "start layer " + std::to_string(s.start_layer) + " is out of range: it must be a layer number of the model");
     check(s.start_layer >= 0 || (s.start >= 0.0f && s.start < 1.0f),
@@ -47,10 +48,8 @@ static void check_settings(const minicache_settings & s) {
     }
 }
 
-// what a plan decides takes the place of what stood there
-static void apply_plan(minicache_settings & s, const std::string & path) {
-    s.plan = minicache_read_plan(path);
-
+// what the plan decides takes the place of what stood there
+static void apply_plan(minicache_settings & s) {
     s.mode      = s.plan->mode;
     s.retain    = s.plan->retain;
     s.window    = s.plan->window;
@@ -92,7 +91,8 @@ minicache_settings minicache_settings_from(const llama_minicache_params & params
     check(s.mode == LLAMA_MINICACHE_MODE_SLERP || s.mode == LLAMA_MINICACHE_MODE_AVERAGE || params.plan,
         "mode must be SLERP or AVERAGE: the others come with a plan");
     if (params.plan) {
-        apply_plan(s, params.plan);
+        s.plan = minicache_read_plan(params.plan);
+        apply_plan(s);
     }
     check_settings(s);
 
@@ -166,7 +166,7 @@ static void set_key(minicache_settings & s, const std::string & key, const std::
     } else if (key == "mode") {
         s.mode = mode_of(value);
     } else if (key == "plan") {
-        apply_plan(s, value);
+        s.plan = minicache_read_plan(value);
     } else {
         check(false, "unknown key " + key + ": the keys are mode, start, t, retain, window, pool, pairs, plan and strict");
     }
@@ -189,7 +189,7 @@ minicache_settings minicache_settings_parse(const char * text) {
         s.retain = 0.0f;
     }
     if (s.plan) {
-        apply_plan(s, s.plan->path);  // whatever the order of the keys
+        apply_plan(s);  // whatever the order of the keys
     }
     check_settings(s);
 

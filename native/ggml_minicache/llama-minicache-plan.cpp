@@ -225,7 +225,7 @@ std::shared_ptr<const minicache_plan> minicache_read_plan(const std::string & pa
     plan->window      = reader.has("minicache.window") ? (int32_t) reader.u32("minicache.window") : 0;
     plan->mode        = mode_of(reader, path);
     plan->t           = plan->mode == LLAMA_MINICACHE_MODE_ALIGNED ? reader.f32("minicache.t") : 0.0f;
-    check(plan->window >= 0 && plan->window <= 65536, "plan " + path + " is damaged: its window makes no sense");
+    check(plan->window >= 0 && plan->window <= MINICACHE_WINDOW_MAX, "plan " + path + " is damaged: its window makes no sense");
     plan->hash = minicache_hash(&plan->rope_block, sizeof(plan->rope_block));
     plan->hash = minicache_hash(&plan->mode, sizeof(plan->mode), plan->hash);
 

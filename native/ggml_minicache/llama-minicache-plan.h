@@ -15,6 +15,8 @@
 
 struct llama_model;
 
+static const int32_t MINICACHE_WINDOW_MAX = 65536;
+
 struct minicache_plan_pair {
     int32_t a;
     int32_t b;
