@@ -14,9 +14,9 @@ from coded_models import coded, write_plan
 from conftest import Loaded
 from lowlevel import Context, interleaved, nmse, run
 from oracle.code import Layout
-from oracle.model import Config, Oracle
-from test_end_to_end import F16_BOUND, MARGIN, clear_cut, native, oracle_run
-from test_memory_ops import CASES, Memory, Result
+from oracle.model import Config
+from test_end_to_end import F16_BOUND, clear_cut, native, oracle_run
+from test_memory_ops import CASES, Memory, Result, assert_matches_the_oracle
 from tiny_models import prompt
 
 from minicache_cpp import MiniCache, _native
@@ -34,20 +34,6 @@ ALL = ((0, 1), (2, 3), (4, 5))
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
     return tmp_path / "plan.gguf"
-
-
-def assert_matches(
-    loaded: Loaded, config: Config, scenario: Callable[[Memory, int], Result], bound: float = CODE_BOUND
-) -> None:
-    for seed in range(0, 400, 10):
-        oracle = Oracle(loaded.tiny, config)
-        expected = scenario(oracle, seed)
-        if oracle.margin > MARGIN:
-            break
-    assert oracle.margin > MARGIN
-    with Context.of(loaded.model, config) as ctx:
-        for got, want in zip(scenario(ctx, seed), expected, strict=True):
-            assert nmse(got, want) <= bound
 
 
 @pytest.mark.parametrize("n_ubatch", [1, 7, 64])
@@ -127,7 +113,7 @@ def test_operations_match_the_oracle(
     base = Config(ALL, retain=0.1, n_ubatch=16, n_seq_max=2, unified=unified)
     if scenario is test_memory_ops.divide_positions:
         base = replace(base, retain=0.0)  # upstream turns retained K the other way when positions are divided
-    assert_matches(loaded, coded(loaded, base, plan), scenario)
+    assert_matches_the_oracle(loaded, coded(loaded, base, plan), scenario, CODE_BOUND)
 
 
 @pytest.mark.parametrize("scenario", [test_memory_ops.shift_context, test_memory_ops.copy_then_diverge])
@@ -135,7 +121,7 @@ def test_operations_beside_plain_layers(
     random_model: Loaded, plan: Path, scenario: Callable[[Memory, int], Result]
 ) -> None:
     config = coded(random_model, Config(random_model.pairs, retain=0.1, n_ubatch=16, n_seq_max=2), plan)
-    assert_matches(random_model, config, scenario, MIXED_BOUND)
+    assert_matches_the_oracle(random_model, config, scenario, MIXED_BOUND)
 
 
 def test_a_shift_decodes_and_encodes_nothing(load: Callable[..., Loaded], plan: Path) -> None:

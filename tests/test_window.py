@@ -13,10 +13,10 @@ import tiny_models
 from coded_models import coded
 from conftest import Loaded
 from lowlevel import Context, interleaved, nmse, repeated, run
-from oracle.model import Config, Oracle
+from oracle.model import Config
 from test_codes import ALL, CODE_BOUND
-from test_end_to_end import F16_BOUND, MARGIN, ROUNDING, clear_cut, native, oracle_run
-from test_memory_ops import Memory, Result
+from test_end_to_end import F16_BOUND, ROUNDING, clear_cut, native, oracle_run
+from test_memory_ops import Memory, Result, assert_matches_the_oracle
 from tiny_models import prompt
 
 SETTINGS = [
@@ -80,15 +80,7 @@ def test_operations_match_the_oracle(
 ) -> None:
     loaded = load(tiny_models.random_model, head_size=64)
     config = Config(loaded.pairs, window=24, retain=0.1, n_ubatch=16, n_seq_max=2, unified=unified)
-    for seed in range(0, 400, 10):
-        oracle = Oracle(loaded.tiny, config)
-        expected = scenario(oracle, seed)
-        if oracle.margin > MARGIN:
-            break
-    assert oracle.margin > MARGIN
-    with Context.of(loaded.model, config) as ctx:
-        for got, want in zip(scenario(ctx, seed), expected, strict=True):
-            assert nmse(got, want) <= F16_BOUND
+    assert_matches_the_oracle(loaded, config, scenario, F16_BOUND)
 
 
 @pytest.mark.parametrize("unified", [True, False])

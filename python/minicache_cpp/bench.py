@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from . import host_memory, kv_size
 from .chat import default_threads
+from .cli import check_numbers
 from .config import SPEC_HELP, CacheSpec
 from .demo_model import demo_model
-from .errors import MiniCacheError
 from .gguf_file import GGUFFile, read_gguf
 from .report import mib
 
@@ -74,8 +74,7 @@ def run(args: argparse.Namespace) -> int:
     specs = list(dict.fromkeys(map(CacheSpec.parse, args.config or DEFAULT_SPECS)))
     threads = args.threads or default_threads()
     for name, value in (("ctx", contexts[0]), ("threads", threads), ("reps", args.reps)):
-        if value < 1:
-            raise MiniCacheError(f"--{name} {value}: it must be 1 or more")
+        check_numbers(f"--{name}", [value], 1)
     file = read_gguf(args.model or demo_model())
     found = measure(file, contexts, specs, threads, args.reps, args.gpu_layers, progress)
     print(json.dumps(found, indent=2) if args.json else table(found))

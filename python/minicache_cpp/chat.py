@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from . import auto, host_memory, kv_size
+from .cli import check_numbers
 from .config import SPEC_HELP, CacheSpec
 from .demo_model import demo_model
 from .errors import MiniCacheError, MiniCacheWarning
@@ -107,9 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_arguments(args: argparse.Namespace) -> None:
     for name, least in (("ctx", 1), ("threads", 1), ("max_tokens", 0), ("gpu_layers", -1), ("top_k", 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise MiniCacheError(f"--{name.replace('_', '-')} {value}: it must be {least} or more")
+        check_numbers(f"--{name.replace('_', '-')}", [getattr(args, name)], least)
     for name in ("top_p", "min_p"):
         if not 0 <= getattr(args, name) <= 1:
             raise MiniCacheError(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be from 0 to 1")

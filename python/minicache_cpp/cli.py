@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 
 from . import __version__
@@ -65,6 +66,13 @@ def guarded(module: ModuleType, args: argparse.Namespace) -> int:
         return DONE
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def check_numbers(name: str, values: Sequence[int | None] | None, least: int) -> None:
+    """Refuse what an option of this name was given that is below the least it takes."""
+    for value in values or ():
+        if value is not None and value < least:
+            raise MiniCacheError(f"{name} {value}: it must be {least} or more")
 
 
 def module_of(name: str) -> ModuleType:

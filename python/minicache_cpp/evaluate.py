@@ -13,6 +13,7 @@ from typing import Any
 from . import texts
 from .bench import progress
 from .chat import default_threads
+from .cli import check_numbers
 from .config import SPEC_HELP, CacheSpec
 from .demo_model import demo_model
 from .errors import MiniCacheError
@@ -133,12 +134,6 @@ def run(args: argparse.Namespace) -> int:
         plot(args.plot, runs)
         print(f"minicache: the plot is in {args.plot}", file=sys.stderr)
     return 0
-
-
-def check_numbers(name: str, values: Sequence[int | None] | None, least: int) -> None:
-    for value in values or ():
-        if value is not None and value < least:
-            raise MiniCacheError(f"{name} {value}: it must be {least} or more")
 
 
 def cache_specs(names: Sequence[str]) -> list[CacheSpec]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .bench import progress
 from .chat import default_threads
+from .cli import check_numbers
 from .config import SPEC_HELP, CacheSpec
 from .demo_model import demo_model
 from .errors import MiniCacheError
@@ -69,8 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     for name, value in (("limit", args.limit), ("threads", args.threads), ("ubatch", args.ubatch)):
-        if value is not None and value < 1:
-            raise MiniCacheError(f"--{name} {value}: it must be 1 or more")
+        check_numbers(f"--{name}", [value], 1)
     specs = list(dict.fromkeys(map(CacheSpec.parse, args.config or DEFAULT_SPECS)))
     tasks = prompts_from(args.prompts) if args.prompts else TASKS
     files = find_files(args.data, list(dict.fromkeys(args.task or [])))
