@@ -13,6 +13,7 @@ from oracle.model import Bases, Config
 
 from minicache_cpp import _native
 from minicache_cpp._native import ffi, lib
+from minicache_cpp.ggml_types import GGML_TYPES
 
 if TYPE_CHECKING:
     from conftest import Loaded
@@ -64,6 +65,13 @@ def coded(
     return config
 
 
+def plain(loaded: Loaded, config: Config, path: Path) -> Config:
+    """`config` without pairs, as a plan says it, whose layers have types of their own."""
+    config = replace(config, pairs=(), plan=str(path))
+    write_plan(loaded, config)
+    return config
+
+
 def aligned(
     loaded: Loaded,
     config: Config,
@@ -106,7 +114,7 @@ def write_plan(loaded: Loaded, config: Config, **changes: object) -> None:
         "notes": "{}",
     }
     numbers = {
-        "version": 1,
+        "version": 2 if config.plain else 1,
         "n_layer": shape.n_layer,
         "rope_block": config.rope_block,
         "window": config.window,
@@ -117,6 +125,10 @@ def write_plan(loaded: Loaded, config: Config, **changes: object) -> None:
         "units_v": [n for codec in config.codecs for n in codec.v.layout.units],
         "heads": [shape.n_head_kv, shape.head_size, shape.head_size] * len(config.pairs),
     }
+    if config.plain:
+        lists["plain"] = [
+            n for layer, *types in config.plain for n in (layer, *(GGML_TYPES[one].number for one in types))
+        ]
     if config.bases:
         del lists["units_k"], lists["units_v"]
         texts["mode"] = "aligned"
@@ -124,6 +136,8 @@ def write_plan(loaded: Loaded, config: Config, **changes: object) -> None:
     writer.add_type("minicache-plan")
     for group, add in ((texts, writer.add_string), (numbers, writer.add_uint32), (lists, writer.add_array)):
         for name, value in group.items():
+            if value == []:  # GGUF has no empty lists
+                continue
             add(f"minicache.{name}", changes.get(name, value))  # type: ignore[operator]
     writer.add_float32("minicache.retain", config.retain)
     if config.bases:

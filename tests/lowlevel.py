@@ -175,10 +175,10 @@ class Context:
 
 def minicache_of(config: Config) -> MiniCache | None:
     """The settings that the oracle's configuration stands for; none where nothing is merged."""
+    if config.plan:
+        return MiniCache(plan=config.plan, strict=bool(config.pairs))
     if not config.pairs:
         return None
-    if config.plan:
-        return MiniCache(plan=config.plan, strict=True)
     return MiniCache(
         pairs=config.pairs,
         t=config.t,

@@ -5,7 +5,9 @@
 #include "llama-impl.h"
 #include "llama-kv-cache-minicache.h"
 
+#include <optional>
 #include <stdexcept>
+#include <tuple>
 
 class llm_graph_input_attn_kv_minicache : public llm_graph_input_attn_kv {
   public:
@@ -14,6 +16,9 @@ class llm_graph_input_attn_kv_minicache : public llm_graph_input_attn_kv {
         llm_graph_input_attn_kv(hparams, cparams, mctx), kv(kv), kv_a(kv->get_pairs().size()), index(kv->get_pairs().size()) {}
 
     void set_input(const llama_ubatch * ubatch) override {
+        if (rotations) {
+            std::tie(self_k_rot, self_v_rot) = *rotations;
+        }
         llm_graph_input_attn_kv::set_input(ubatch);
 
         const auto & sinfo = mctx->get_sinfo();
@@ -34,7 +39,18 @@ class llm_graph_input_attn_kv_minicache : public llm_graph_input_attn_kv {
                (!bases || bases->ne[0] == params.ubatch.n_tokens);
     }
 
+    // the inputs as they are named for this layer
+    void begin_layer(int il) {
+        if (!rotations) {
+            rotations = { self_k_rot, self_v_rot };
+        }
+        self_k_rot = kv->rotates_k(il) ? rotations->first : nullptr;
+        self_v_rot = kv->rotates_v(il) ? rotations->second : nullptr;
+    }
+
     const llama_kv_cache_minicache * kv;
+
+    std::optional<std::pair<ggml_tensor *, ggml_tensor *>> rotations;  // upstream's of K and of V, known from the first layer on
 
     ggml_tensor * cells = nullptr;  // I32 [n_kv, n_stream], or [n_kv, n_stream, 2] with the cells' bases
     ggml_tensor * bases = nullptr;  // I32 [n_tokens], null without coded pairs
@@ -47,7 +63,7 @@ class llm_graph_input_attn_kv_minicache : public llm_graph_input_attn_kv {
 std::unique_ptr<llm_graph_input_attn_kv> llama_minicache_attn_inp_kv(ggml_context * ctx0, const llama_hparams & hparams,
     const llama_cparams & cparams, const llama_ubatch & ubatch, const llama_kv_cache_context * mctx) {
     const auto * kv = dynamic_cast<const llama_kv_cache_minicache *>(mctx->get_kv());
-    if (!kv || (kv->get_pairs().empty() && !kv->is_observed())) {
+    if (!kv) {
         return std::make_unique<llm_graph_input_attn_kv>(hparams, cparams, mctx);
     }
 
@@ -86,11 +102,6 @@ static void observe(ggml_cgraph * gf, ggml_tensor * q, ggml_tensor * k, ggml_ten
     name(q, "minicache_q-%d");
     name(k, "minicache_k-%d");
     name(v, "minicache_v-%d");
-}
-
-// x [d, ...] in upstream's rotated basis back in the model's own, and the other way round: the rotation is its own inverse
-static ggml_tensor * rotated(ggml_context * ctx, ggml_tensor * x, ggml_tensor * rot) {
-    return rot ? llama_mul_mat_hadamard(ctx, ggml_is_contiguous(x) ? x : ggml_cont(ctx, x), rot) : x;
 }
 
 // x [d, n_head, n_tokens], each head by its KV head's matrix of the basis [d, d, n_head_kv]; not contiguous
@@ -165,6 +176,12 @@ static void build_store(const llm_graph_context & graph, const llm_graph_input_a
                                             pair.pool_k[0], pair.pool_v[0], pair.pool_k[1], pair.pool_v[1], params));
 }
 
+void llama_minicache_begin_layer(llm_graph_input_attn_kv * inp_kv, int il) {
+    if (auto * inp = dynamic_cast<llm_graph_input_attn_kv_minicache *>(inp_kv)) {
+        inp->begin_layer(il);
+    }
+}
+
 ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_graph_input_attn_kv * inp_kv, ggml_tensor * q_cur,
     ggml_tensor * k_cur, ggml_tensor * v_cur, ggml_tensor * kq_b, ggml_tensor * sinks, float kq_scale, int il) {
     auto * inp = dynamic_cast<llm_graph_input_attn_kv_minicache *>(inp_kv);
@@ -190,11 +207,6 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
     const int64_t n_stream = inp->cells->ne[1];
     const int64_t n_tps    = q_cur->ne[2] / n_stream;
 
-    if (pair.is_coded()) {
-        q_cur = rotated(ctx, q_cur, inp->self_k_rot);
-        k_cur = rotated(ctx, k_cur, inp->self_k_rot);
-        v_cur = rotated(ctx, v_cur, inp->self_v_rot);
-    }
     q_cur = in_basis(ctx, q_cur, pair.basis_k[is_b]);
     k_cur = in_basis(ctx, k_cur, pair.basis_k[is_b]);
     v_cur = in_basis(ctx, v_cur, pair.basis_v[is_b]);
@@ -232,7 +244,6 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
     if (pair.is_coded()) {
         cur = ggml_minicache_attn_code(ctx, q, rows_k, rows_v, pair.codec, pool_k, pool_v, kv_cur, inp->get_kq_mask(),
             inp->index[ip], sinks, params, pair.shape);
-        cur = rotated(ctx, cur, inp->self_v_rot);
     } else {
         ggml_tensor * mag = pair.mag;
         if (mag) {

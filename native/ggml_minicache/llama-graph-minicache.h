@@ -8,7 +8,10 @@
 std::unique_ptr<llm_graph_input_attn_kv> llama_minicache_attn_inp_kv(ggml_context * ctx0, const llama_hparams & hparams,
     const llama_cparams & cparams, const llama_ubatch & ubatch, const llama_kv_cache_context * mctx);
 
-// Attention of a merged layer, F32 [d_v*n_head, n_tokens], in the basis of upstream's rotations if there are any; the
+// Before a layer's attention: upstream's rotations are applied where the inputs name them, and a layer has them or not.
+void llama_minicache_begin_layer(llm_graph_input_attn_kv * inp, int il);
+
+// Attention of a merged layer, F32 [d_v*n_head, n_tokens], in the basis of upstream's rotations if it has them; the
 // deeper layer of a pair also merges and stores. Null for a layer that is not merged.
 //   q_cur F32 [d_k, n_head, n_tokens], k_cur F32 [d_k, n_head_kv, n_tokens], v_cur F32 [d_v, n_head_kv, n_tokens]
 ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_graph_input_attn_kv * inp, ggml_tensor * q_cur,

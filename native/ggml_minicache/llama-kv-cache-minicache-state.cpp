@@ -11,7 +11,7 @@
 // damaged is refused before anything is changed.
 
 static const uint32_t STATE_MAGIC   = 0x564b434d;  // "MCKV"
-static const uint32_t STATE_VERSION = 3;
+static const uint32_t STATE_VERSION = 4;
 
 struct state_header {
     uint32_t magic   = STATE_MAGIC;
@@ -26,6 +26,7 @@ struct state_header {
 
     uint64_t pairs = 0;  // hash of the layer numbers
     uint64_t basis = 0;  // hash of the bases that directions are kept in; 0: the layers' own
+    uint64_t plain = 0;  // hash of the types of the layers that are not merged
 
     uint64_t payload_size = 0;
     uint64_t payload_hash = 0;
@@ -83,6 +84,11 @@ static state_header header_of(const llama_kv_cache_minicache & kv) {
         layers.push_back(pair.il_a);
         layers.push_back(pair.il_b);
     }
+    std::vector<int32_t> plain;
+    for (const uint32_t il : kv.get_layer_ids()) {
+        const minicache_layer_types types = kv.get_plain_types(il);
+        plain.insert(plain.end(), { (int32_t) il, types.k, types.v });
+    }
     state_header h;
     h.type_k    = kv.get_type_k();
     h.type_v    = kv.get_type_v();
@@ -93,6 +99,7 @@ static state_header header_of(const llama_kv_cache_minicache & kv) {
     h.n_pair    = kv.get_pairs().size();
     h.pairs     = minicache_hash(layers.data(), layers.size() * sizeof(uint32_t));
     h.basis     = kv.get_plan_hash();
+    h.plain     = minicache_hash(plain.data(), plain.size() * sizeof(int32_t));
     h.n_stream  = kv.get_n_stream();
     h.mode      = kv.get_mode();
     return h;
@@ -112,6 +119,9 @@ static std::string difference(const state_header & saved, const state_header & o
     if (saved.type_k != own.type_k || saved.type_v != own.type_v) {
         return format("cache types %s and %s, here %s and %s", type_name(saved.type_k), type_name(saved.type_v),
             type_name(own.type_k), type_name(own.type_v));
+    }
+    if (saved.plain != own.plain) {
+        return "other cache types of layers that are not merged";
     }
     if (saved.t != own.t) {
         return format("t = %g, here %g", saved.t, own.t);

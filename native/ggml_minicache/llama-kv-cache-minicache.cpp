@@ -46,7 +46,18 @@ std::vector<ggml_tensor *> minicache_pair::tensors() const {
 //
 
 static void check_types(const llama_model & model, const llama_memory_params & params, const minicache_settings & settings) {
-    for (const ggml_type type : { params.type_k, params.type_v }) {
+    std::vector<ggml_type> types = { params.type_k, params.type_v };
+    if (settings.plan) {
+        for (const auto & [il, own] : settings.plan->plain) {
+            types.push_back(own.k);
+            types.push_back(own.v);
+            if (model.hparams.n_embd_head_k(il) % ggml_blck_size(own.k) != 0 ||
+                model.hparams.n_embd_head_v(il) % ggml_blck_size(own.v) != 0) {
+                throw std::invalid_argument("the plan's cache types do not fit the head sizes of layer " + std::to_string(il));
+            }
+        }
+    }
+    for (const ggml_type type : types) {
         switch (type) {
             case GGML_TYPE_F16:
             case GGML_TYPE_BF16:
@@ -85,7 +96,7 @@ llama_kv_cache_minicache * llama_kv_cache_minicache::create(
     const llama_model & model, const llama_memory_params & given, const llama_cparams & cparams, const layer_filter_cb & filter) {
     const auto settings = requested(given);
 
-    if (!settings) {
+    if (!settings || model.hparams.is_mla()) {
         return nullptr;
     }
     llama_memory_params params = given;
@@ -142,12 +153,12 @@ llama_kv_cache_minicache::llama_kv_cache_minicache(const llama_model & model, co
     llama_kv_cache(
         model, model.hparams, params.type_k, params.type_v, /*v_trans =*/false, cparams.offload_kqv, cparams.kv_unified,
         cparams.n_ctx_seq, cparams.n_seq_max, /*n_pad =*/1, model.hparams.n_swa, model.hparams.swa_type, nullptr,
-        [&](int32_t il) { return (!filter || filter(il)) && ((size_t) il >= pairing.layers.size() || !pairing.merged(il)); },
-        nullptr, nullptr),
+        [](int32_t) { return false; }, nullptr, nullptr),
     settings(without_plan(settings)), pairing(pairing), mode(pairing.pairs.empty() ? LLAMA_MINICACHE_MODE_SLERP : settings.mode),
     rope_block(is_coded() ? settings.plan->rope_block : 0), plan_hash(settings.plan ? settings.plan->hash : 0),
     cache_type_k(params.type_k), cache_type_v(params.type_v), block(settings.retain_block()), window(settings.window),
     pair_of_layer(pairing.layers.size(), -1) {
+    add_plain_layers(settings.plan.get(), filter, cparams.offload_kqv);
     add_pairs();
     std::vector<minicache_rope_turn> turns;
     if (is_coded()) {
@@ -211,8 +222,8 @@ static bool has_minicache_op(ggml_backend_dev_t dev) {
     return ggml_backend_dev_supports_op(dev, ggml_minicache_merge(ctx.get(), kv, kv, { 64, 64, 1, 0.5f, 0 }));
 }
 
-// throws where there is no room
-static ggml_backend_buffer_t allocate_tensors(ggml_context * ctx, ggml_backend_buffer_type_t buft, bool no_alloc) {
+ggml_backend_buffer_t llama_kv_cache_minicache::allocate_tensors(
+    ggml_context * ctx, ggml_backend_buffer_type_t buft, bool no_alloc) {
     ggml_backend_buffer_t buf;
     if (no_alloc) {
         buf = ggml_backend_buft_alloc_buffer(buft, /*size =*/0);
@@ -223,7 +234,7 @@ static ggml_backend_buffer_t allocate_tensors(ggml_context * ctx, ggml_backend_b
         buf = ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft);
     }
     if (!buf) {
-        throw std::runtime_error(format("failed to allocate %.2f MiB for merged layers on %s",
+        throw std::runtime_error(format("failed to allocate %.2f MiB for the KV cache on %s",
             ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft) / 1024.0 / 1024.0, ggml_backend_buft_name(buft)));
     }
     LLAMA_LOG_INFO("%s: %10s KV buffer size = %8.2f MiB\n", __func__, ggml_backend_buffer_name(buf),
@@ -391,11 +402,11 @@ void llama_kv_cache_minicache::write_bases(const minicache_plan & plan) {
     if (hparams.no_alloc) {
         return;
     }
-    int64_t n_k = attn_rot_k ? 64 : 0;
+    int64_t n_k = rotates_k(pairs[0].il_a) ? 64 : 0;
     while (n_k > 0 && n_embd_head_k_all % (2 * n_k) == 0) {
         n_k *= 2;  // as build_input_k_rot() does
     }
-    const int64_t n_v = attn_rot_v ? 64 : 0;
+    const int64_t n_v = rotates_v(pairs[0].il_a) ? 64 : 0;
 
     const auto set = [](ggml_tensor * dst, const std::vector<float> & x) {
         GGML_ASSERT(x.size() * sizeof(float) == ggml_nbytes(dst));
@@ -423,34 +434,6 @@ std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_minicache::memory_br
         sizes[ggml_backend_buffer_get_type(buf.get())] += ggml_backend_buffer_get_size(buf.get());
     }
     return sizes;
-}
-
-// The base class derives upstream's Hadamard rotation from its own layers. Where every layer is merged it has none, and the
-// rotation is set up here, by the same rule.
-void llama_kv_cache_minicache::init_rotation() {
-    if (!layers.empty() || pairs.empty() || is_coded()) {
-        return;
-    }
-    const char * env     = getenv("LLAMA_ATTN_ROT_DISABLE");
-    const bool   disable = env && atoi(env) != 0;
-
-    n_embd_head_k_all = pairs[0].d_k;
-    n_embd_head_v_all = pairs[0].d_v;
-    attn_rot_k        = !disable && ggml_is_quantized(cache_type_k) && n_embd_head_k_all % 64 == 0;
-    attn_rot_v        = !disable && ggml_is_quantized(cache_type_v) && n_embd_head_v_all % 64 == 0;
-
-    for (int64_t n = 64; (attn_rot_k || attn_rot_v) && n <= std::max(n_embd_head_k_all, n_embd_head_v_all); n *= 2) {
-        // Sylvester's construction: the sign is the parity of the bits that row and column share
-        std::vector<float> & h = attn_rot_hadamard[n];
-        h.resize(n * n);
-        for (int64_t i = 0; i < n * n; ++i) {
-            int parity = 0;
-            for (int64_t bits = (i / n) & (i % n); bits; bits &= bits - 1) {
-                parity ^= 1;
-            }
-            h[i] = (parity ? -1.0f : 1.0f) / sqrtf(n);
-        }
-    }
 }
 
 std::string llama_kv_cache_minicache::describe() const {
@@ -535,7 +518,9 @@ std::vector<int32_t> llama_kv_cache_minicache::read_slots(const minicache_pair &
 
 bool llama_kv_cache_minicache::get_can_shift() const {
     const bool turned = mode == LLAMA_MINICACHE_MODE_ALIGNED && hparams.rope_type != LLAMA_ROPE_TYPE_NONE;
-    return !turned && llama_kv_cache::get_can_shift();
+    const bool bf16   = std::any_of(layers.begin(), layers.end(),
+        [&](const kv_layer & layer) { return layer.k->type == GGML_TYPE_BF16 && hparams.has_rope(layer.il); });
+    return !turned && !bf16 && llama_kv_cache::get_can_shift();
 }
 
 bool llama_kv_cache_minicache::update(llama_context * lctx, bool do_shift, const stream_copy_info & sc_info) {
@@ -627,7 +612,7 @@ ggml_cgraph * llama_kv_cache_minicache::build_graph_shift(llm_graph_result * res
     // turns each of them.
     const auto shift_rows = [&](const minicache_pair & pair, ggml_tensor * k, ggml_tensor * shift) {
         const uint32_t il  = pair.il_a;
-        ggml_tensor *  rot = pair.is_coded() ? nullptr : inp->rot;  // coded pairs keep K as the model has it
+        ggml_tensor *  rot = rotates_k(il) ? inp->rot : nullptr;
 
         ggml_tensor * rows = ggml_reshape_3d(ctx, k, pair.d_k, pair.n_head_kv, k->ne[1] * k->ne[2]);
         ggml_tensor * cur  = ggml_cast(ctx, rows, GGML_TYPE_F32);

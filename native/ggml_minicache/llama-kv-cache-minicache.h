@@ -12,7 +12,8 @@
 //   - a coded cell's position is the base it is coded relative to plus its offset; positions move, offsets stay;
 //   - all memory is allocated here, once; a state that does not fit this cache is refused before anything is changed.
 //
-// Layers that are not merged are the base class's, untouched.
+// Layers that are not merged are the base class's as well, each with its own types: it stores, reads, shifts and saves them. It
+// allocates one type for all, so the allocation is done here (llama-kv-cache-minicache-plain.cpp).
 
 #include "llama-kv-cache.h"
 #include "llama-minicache-pairs.h"
@@ -73,7 +74,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
 
-    // Two layers' bases turn by a shift in two ways, so what they share can't be turned for both.
+    // Two layers' bases turn by a shift in two ways, so what they share can't be turned for both; upstream has no RoPE of bf16.
     bool get_can_shift() const override;
 
     bool update(llama_context * lctx, bool do_shift, const stream_copy_info & sc_info) override;
@@ -94,13 +95,21 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     ggml_type get_type_k() const { return cache_type_k; }
     ggml_type get_type_v() const { return cache_type_v; }
-    int32_t   get_block() const { return block; }
-    int32_t   get_window() const { return window; }
-    int64_t   get_n_slot() const;  // the window's and the blocks'
-    int32_t   get_rope_block() const { return rope_block; }
-    uint64_t  get_plan_hash() const { return plan_hash; }
-    bool      is_coded() const { return mode == LLAMA_MINICACHE_MODE_CODE; }
-    bool      is_observed() const { return settings.observe; }
+
+    // of a layer that is not merged
+    minicache_layer_types get_plain_types(int32_t il) const;
+
+    // whether the layer's K, or V, is kept as upstream's Hadamard rotation turns it: where its type is quantized
+    bool rotates_k(int32_t il) const;
+    bool rotates_v(int32_t il) const;
+
+    int32_t  get_block() const { return block; }
+    int32_t  get_window() const { return window; }
+    int64_t  get_n_slot() const;  // the window's and the blocks'
+    int32_t  get_rope_block() const { return rope_block; }
+    uint64_t get_plan_hash() const { return plan_hash; }
+    bool     is_coded() const { return mode == LLAMA_MINICACHE_MODE_CODE; }
+    bool     is_observed() const { return settings.observe; }
 
     llama_minicache_mode get_mode() const { return mode; }
 
@@ -132,6 +141,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     llama_kv_cache_minicache(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
         const layer_filter_cb & filter, const minicache_settings & settings, const minicache_pairing & pairing);
 
+    void add_plain_layers(const minicache_plan * plan, const layer_filter_cb & filter, bool offload);
     void add_pairs();
 
     // the pairs' codes; the result is how RoPE turns each of them
@@ -143,6 +153,12 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     void init_rotation();
 
     int32_t base_of(uint32_t strm, uint32_t cell) const { return v_cells[strm].pos_get(cell) - offsets[strm][cell]; }
+
+    // what a layer's rows are of, F32 where they are codes
+    minicache_layer_types kept_types(int32_t il) const;
+
+    // throws where there is no room
+    static ggml_backend_buffer_t allocate_tensors(ggml_context * ctx, ggml_backend_buffer_type_t buft, bool no_alloc);
 
     std::string describe() const;
 
@@ -160,7 +176,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     const int32_t  rope_block;
     const uint64_t plan_hash;  // 0 without a plan
 
-    const ggml_type cache_type_k;
+    const ggml_type cache_type_k;  // of directions, and of plain layers that a plan does not name
     const ggml_type cache_type_v;
     const int32_t   block;   // cells per retained slot, 0 without
     const int32_t   window;  // latest tokens of a stream that are kept as they are

@@ -11,7 +11,7 @@
 #include <set>
 #include <stdexcept>
 
-static const uint32_t PLAN_VERSION = 1;
+static const uint32_t PLAN_VERSION = 2;  // 1: without types of single layers
 
 static void check(bool ok, const std::string & message) {
     if (!ok) {
@@ -200,6 +200,27 @@ static void read_pairs(const plan_reader & reader, minicache_plan & plan) {
     }
 }
 
+// layers that are not paired and have types of their own: layer, type of K, type of V, as ggml numbers them
+static void read_plain(const plan_reader & reader, minicache_plan & plan) {
+    std::set<int32_t> kept;
+    for (const minicache_plan_pair & pair : plan.pairs) {
+        kept.insert({ pair.a, pair.b });
+    }
+    const std::vector<int32_t> numbers = reader.ints("minicache.plain");
+    check(numbers.size() % 3 == 0, "plan " + plan.path + " is damaged: its lists differ in length");
+
+    for (size_t i = 0; i < numbers.size(); i += 3) {
+        const int32_t il = numbers[i];
+        check(il >= 0 && il < plan.n_layer && kept.insert(il).second,
+            "plan " + plan.path + " is damaged: layer " + std::to_string(il) + " is kept in two ways, or there is none");
+        for (const int32_t type : { numbers[i + 1], numbers[i + 2] }) {
+            check(type >= 0 && type < GGML_TYPE_COUNT && ggml_blck_size((ggml_type) type) > 0,
+                "plan " + plan.path + " is damaged: layer " + std::to_string(il) + " has an unknown cache type");
+        }
+        plan.plain[il] = { (ggml_type) numbers[i + 1], (ggml_type) numbers[i + 2] };
+    }
+}
+
 // plans of codes need not say so
 static llama_minicache_mode mode_of(const plan_reader & reader, const std::string & path) {
     const std::string mode = reader.has("minicache.mode") ? reader.text("minicache.mode") : "code";
@@ -210,7 +231,8 @@ static llama_minicache_mode mode_of(const plan_reader & reader, const std::strin
 std::shared_ptr<const minicache_plan> minicache_read_plan(const std::string & path) {
     const plan_reader reader(path);
 
-    check(reader.text("general.type") == "minicache-plan" && reader.u32("minicache.version") == PLAN_VERSION,
+    check(reader.text("general.type") == "minicache-plan" && reader.u32("minicache.version") >= 1 &&
+              reader.u32("minicache.version") <= PLAN_VERSION,
         path + " is no plan of this version: make it anew with `minicache calibrate`");
 
     auto plan         = std::make_shared<minicache_plan>();
@@ -232,6 +254,9 @@ std::shared_ptr<const minicache_plan> minicache_read_plan(const std::string & pa
     check(plan->rope_block >= 0 && plan->rope_block <= 1 << 20, "plan " + path + " is damaged: its block makes no sense");
     if (reader.has("minicache.pairs")) {  // GGUF has no empty lists
         read_pairs(reader, *plan);
+    }
+    if (reader.has("minicache.plain")) {
+        read_plain(reader, *plan);
     }
 
     return plan;

@@ -8,6 +8,7 @@
 #include "minicache-code.h"
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -30,6 +31,12 @@ struct minicache_plan_pair {
     std::vector<float> basis_v[2];
 };
 
+// what a layer's K and V are kept as
+struct minicache_layer_types {
+    ggml_type k;
+    ggml_type v;
+};
+
 struct minicache_plan {
     std::string path;
     std::string fingerprint;  // of the model it was made for
@@ -39,7 +46,7 @@ struct minicache_plan {
 
     int32_t   n_layer;
     int32_t   rope_block;  // K is coded relative to the last multiple of it, 0: as it is
-    ggml_type type_k;      // of layers that are not paired
+    ggml_type type_k;      // of layers that are not paired, and of directions
     ggml_type type_v;
     ggml_type pool_type;
     float     retain;
@@ -47,7 +54,15 @@ struct minicache_plan {
 
     std::vector<minicache_plan_pair> pairs;
 
-    uint64_t hash;  // of everything that a cache row depends on
+    std::map<int32_t, minicache_layer_types> plain;  // of layers that are not paired and have types of their own
+
+    // of a layer that is not paired
+    minicache_layer_types types_of(int32_t il) const {
+        const auto it = plain.find(il);
+        return it == plain.end() ? minicache_layer_types{ type_k, type_v } : it->second;
+    }
+
+    uint64_t hash;  // of everything that a pair's rows depend on
 };
 
 // Throws std::invalid_argument, saying what is wrong with the file.

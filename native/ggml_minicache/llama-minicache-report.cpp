@@ -142,19 +142,16 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
     }
 
     for (const uint32_t il : kv.get_layer_ids()) {
-        r.bytes_plain += rows_bytes(hp, il, r.type_k, r.type_v, n_rows);
-    }
-
-    const auto add_baselines = [&](uint32_t il) {
+        const minicache_layer_types types = kv.get_plain_types(il);
+        r.bytes_plain += rows_bytes(hp, il, types.k, types.v, n_rows);
         r.bytes_f16 += rows_bytes(hp, il, GGML_TYPE_F16, GGML_TYPE_F16, n_rows);
-        r.bytes_same_type += rows_bytes(hp, il, r.type_k, r.type_v, n_rows);
-    };
-    for (const uint32_t il : kv.get_layer_ids()) {
-        add_baselines(il);
     }
+    r.bytes_same_type = r.bytes_plain;
     for (const minicache_pair & pair : kv.get_pairs()) {
-        add_baselines(pair.il_a);
-        add_baselines(pair.il_b);
+        for (const uint32_t il : { pair.il_a, pair.il_b }) {
+            r.bytes_f16 += rows_bytes(hp, il, GGML_TYPE_F16, GGML_TYPE_F16, n_rows);
+            r.bytes_same_type += rows_bytes(hp, il, r.type_k, r.type_v, n_rows);
+        }
     }
 
     r.bytes_padding = r.bytes - (r.bytes_directions + r.bytes_magnitudes + r.bytes_pool + r.bytes_window + r.bytes_index +
@@ -195,6 +192,8 @@ static void report_layer(const llama_model & model, llama_memory_i * memory, con
     const uint64_t n_rows = (uint64_t) whole.n_cells * whole.n_stream;
 
     r.partner    = -1;
+    r.type_k     = GGML_TYPE_COUNT;
+    r.type_v     = GGML_TYPE_COUNT;
     r.distance_k = NAN;
     r.distance_v = NAN;
     r.kind       = memory && model.hparams.has_kv(il) ? LLAMA_MINICACHE_LAYER_PLAIN : LLAMA_MINICACHE_LAYER_NONE;
@@ -214,9 +213,16 @@ static void report_layer(const llama_model & model, llama_memory_i * memory, con
             bytes += ggml_nbytes(x);
         }
         r.bytes = (bytes - window_bytes(*kv, kv->get_pair(ip))) / 2;
+        if (!kv->is_coded()) {
+            r.type_k = kv->get_type_k();
+            r.type_v = kv->get_type_v();
+        }
         report_distances(*kv, kv->get_pair(ip), r);
     } else if (r.kind != LLAMA_MINICACHE_LAYER_NONE && dynamic_cast<llama_kv_cache *>(memory)) {
-        r.bytes = rows_bytes(model.hparams, il, whole.type_k, whole.type_v, n_rows);
+        const minicache_layer_types types = kv ? kv->get_plain_types(il) : minicache_layer_types{ whole.type_k, whole.type_v };
+        r.type_k                          = types.k;
+        r.type_v                          = types.v;
+        r.bytes                           = rows_bytes(model.hparams, il, types.k, types.v, n_rows);
     }
 }
 

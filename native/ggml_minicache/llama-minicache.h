@@ -110,7 +110,8 @@ struct llama_minicache_report {
     uint64_t bytes_plain;    // layers that are not merged
     uint64_t bytes_padding;  // alignment between tensors
 
-    // what the same context would allocate with plain caches of f16, and of this context's K and V types
+    // what the same context would allocate with plain caches of f16, and of this context's K and V types, where layers that
+    // are not merged keep types of their own
     uint64_t bytes_f16;
     uint64_t bytes_same_type;
 
@@ -127,7 +128,7 @@ struct llama_minicache_report {
     float t;
     float retain;  // as granted: 1/retain_block
 
-    enum ggml_type type_k;
+    enum ggml_type type_k;  // a plan may give layers that are not merged types of their own: see the layers' reports
     enum ggml_type type_v;
     enum ggml_type pool_type;  // GGML_TYPE_COUNT: the cache types
 
@@ -153,6 +154,10 @@ struct llama_minicache_layer_report {
 
     int32_t  partner;  // the other layer of the pair, -1 if none
     uint64_t bytes;    // the layer's plain bytes, or half of its pair's, what is the same at any context left out
+
+    // of the layer's K and V, or of its pair's directions; GGML_TYPE_COUNT for codes, and where the layer keeps none
+    enum ggml_type type_k;
+    enum ggml_type type_v;
 
     // mean distance of the pair's K and V over all tokens and heads merged so far, NAN before the first: Ω/π, or, of a code,
     // the squared error relative to the squared length

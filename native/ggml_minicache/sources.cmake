@@ -40,6 +40,7 @@ set(MINICACHE_LLAMA_SOURCES
     llama-minicache-report.cpp
     llama-kv-cache-minicache.h
     llama-kv-cache-minicache.cpp
+    llama-kv-cache-minicache-plain.cpp
     llama-kv-cache-minicache-state.cpp
     llama-minicache-rope.h
     llama-minicache-rope.cpp

@@ -99,6 +99,8 @@ struct llama_minicache_layer_report {
     enum llama_minicache_layer_kind kind;
     int32_t  partner;
     uint64_t bytes;
+    enum ggml_type type_k;
+    enum ggml_type type_v;
     float    distance_k;
     float    distance_v;
     uint64_t n_merged;

@@ -111,14 +111,14 @@ def kv_bytes(shape: ModelShape, spec: CacheSpec, n_ctx: int) -> int:
     """Bytes of the cache of one sequence of `n_ctx` tokens."""
     cells = n_cells(n_ctx)
     type_k, type_v = GGML_TYPES[spec.type_k], GGML_TYPES[spec.type_v]
-    for ggml_type, size in ((type_k, "head_size_k"), (type_v, "head_size_v")):
-        sizes = {getattr(layer, size) for layer in shape.attention_layers}
-        if any(size % ggml_type.block for size in sizes):
-            raise MiniCacheError(f"{ggml_type.name} needs heads of a multiple of {ggml_type.block} numbers")
+    plan = read_plan(spec.minicache.plan) if spec.minicache and spec.minicache.plan is not None else None
+    own = {one.layer: one.types for one in plan.plain} if plan else {}
+    for number, layer in enumerate(shape.layers):
+        _check_types(layer, *own.get(number, (spec.type_k, spec.type_v)))
+    if plan is not None:
+        return plan_bytes(shape, plan, n_ctx)
     if spec.minicache is None:
         return _plain_bytes(shape, type_k, type_v, cells, set())
-    if spec.minicache.plan is not None:
-        return plan_bytes(shape, read_plan(spec.minicache.plan), n_ctx)
     pairs = merged_pairs(shape, spec.minicache)
     total = _plain_bytes(shape, type_k, type_v, cells, {layer for pair in pairs for layer in pair})
     for a, _ in pairs:
@@ -135,12 +135,21 @@ def kv_bytes(shape: ModelShape, spec: CacheSpec, n_ctx: int) -> int:
     return total
 
 
+def _check_types(layer: Layer, type_k: str, type_v: str) -> None:
+    for name, size in ((type_k, layer.head_size_k), (type_v, layer.head_size_v)):
+        if layer.n_head_kv and size % GGML_TYPES[name].block:
+            raise MiniCacheError(f"{name} needs heads of a multiple of {GGML_TYPES[name].block} numbers")
+
+
 def plan_bytes(shape: ModelShape, plan: Plan, n_ctx: int) -> int:
     """Bytes of the cache that a plan describes, codecs or bases included."""
     cells = n_cells(n_ctx)
-    spec = CacheSpec(plan.type_k, plan.type_v)
-    merged = {layer for pair in plan.pairs for layer in (pair.a, pair.b)}
-    total = _plain_bytes(shape, GGML_TYPES[plan.type_k], GGML_TYPES[plan.type_v], cells, merged)
+    spec, plain = CacheSpec(plan.type_k, plan.type_v), plan.plain_types()
+    total = sum(
+        _layer_bytes(layer, GGML_TYPES[plain[number][0]], GGML_TYPES[plain[number][1]], cells)
+        for number, layer in enumerate(shape.layers)
+        if number in plain
+    )
     for pair in plan.pairs:
         layer = shape.layers[pair.a]
         if plan.mode == "aligned":
@@ -180,10 +189,14 @@ def _plain_bytes(
     shape: ModelShape, type_k: GGMLType, type_v: GGMLType, cells: int, left_out: set[int]
 ) -> int:
     return sum(
-        _rows(type_k, layer.n_k, cells) + _rows(type_v, layer.n_v, cells)
+        _layer_bytes(layer, type_k, type_v, cells)
         for number, layer in enumerate(shape.layers)
         if number not in left_out
     )
+
+
+def _layer_bytes(layer: Layer, type_k: GGMLType, type_v: GGMLType, cells: int) -> int:
+    return _rows(type_k, layer.n_k, cells) + _rows(type_v, layer.n_v, cells)
 
 
 def n_slots(block: int, cells: int) -> int:

@@ -12,12 +12,9 @@ from .code_fit import PartCodec, PartFit, codec_array, fit_part, make_codec
 from .code_format import Layout, PairFormat
 from .gguf_file import GGUFFile
 from .kv_size import ModelShape
+from .layer_weights import layer_weights
 
 Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-
-OUTPUT_ROWS = 1024  # of an output matrix, spread over it, that are looked at
-LEAST_WEIGHT = 1e-3  # of the mean: where queries are next to nothing now, they may be something another time
 
 
 @dataclass
@@ -73,44 +70,17 @@ def fit_pair(file: GGUFFile, samples: Samples, a: int, b: int, rope_block: int) 
     rope = samples.ropes[a] or Rope("none")
     source = PairSource(samples, a, b, rope, rope_block if rope.kind != "none" else 0)
     keys, values = source.read("k"), source.read("v")
-    weight_k, weight_v = [], []
-    for layer, k, v in zip((a, b), keys, values, strict=True):
-        weight = rope.paired_mean(samples.query_squares(layer)) * _mean_square(k)
-        weight_k.append(np.maximum(weight, LEAST_WEIGHT * weight.mean()))
-        weight = output_weights(file, samples.shape, layer)[:, None] * _mean_square(v)
-        weight_v.append(np.repeat(np.maximum(weight, 1e-12), v.shape[2], axis=1))
+    weights = [
+        layer_weights(file, samples, layer, k, v) for layer, k, v in zip((a, b), keys, values, strict=True)
+    ]
+    weight_k, weight_v = (np.concatenate(parts, axis=1) for parts in zip(*weights, strict=True))
     return PairFit(
         a,
         b,
-        fit_part(*keys, np.concatenate(weight_k, axis=1)),
-        fit_part(*values, np.concatenate(weight_v, axis=1)),
+        fit_part(*keys, weight_k),
+        fit_part(*values, weight_v),
         source,
     )
-
-
-def output_weights(file: GGUFFile, shape: ModelShape, number: int) -> Doubles:
-    """How much of each KV head's values gets into the layer's output: the mean square gain, up to a factor."""
-    layer = shape.layers[number]
-    tensor = file.tensors.get(f"blk.{number}.attn_output.weight")
-    if tensor is None or len(tensor.dims) != 2 or tensor.dims[0] % (layer.n_head_kv * layer.head_size_v):
-        return np.ones(layer.n_head_kv)
-    import gguf
-
-    width, n_row = tensor.dims
-    step = max(1, n_row // OUTPUT_ROWS)
-    row_bytes = tensor.n_bytes // n_row
-    with tensor.path.open("rb") as data:
-        rows = np.empty((len(range(0, n_row, step)), row_bytes), np.uint8)
-        for index, row in enumerate(range(0, n_row, step)):
-            data.seek(tensor.offset + row * row_bytes)
-            rows[index] = np.frombuffer(data.read(row_bytes), np.uint8)
-    try:
-        matrix = gguf.dequantize(rows, gguf.GGMLQuantizationType(tensor.type_number))
-    except (NotImplementedError, ValueError):  # a type that gguf can't read
-        return np.ones(layer.n_head_kv)
-    squares = (np.asarray(matrix, dtype=np.float64) ** 2).sum(axis=0) * step
-    by_head = squares.reshape(layer.n_head_kv, width // layer.n_head_kv).sum(axis=1)
-    return np.asarray(by_head / layer.head_size_v)
 
 
 def alike_pairs(shape: ModelShape) -> list[tuple[int, int]]:
@@ -124,8 +94,3 @@ def alike_pairs(shape: ModelShape) -> list[tuple[int, int]]:
             number += 1
         number += 1
     return pairs
-
-
-def _mean_square(x: Floats) -> Doubles:
-    """Of the vectors' lengths, by head, [n_head_kv, 1]."""
-    return np.asarray((x.astype(np.float64) ** 2).sum(axis=2).mean(axis=0)[:, None])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +16,30 @@ from typing import TYPE_CHECKING, Any
 from .code_format import WIDTHS, Layout, PairFormat
 from .config import MAX_WINDOW
 from .errors import MiniCacheError
-from .ggml_types import CACHE_TYPES, GGML_TYPES, POOL_TYPES
+from .ggml_types import BY_NUMBER, CACHE_TYPES, GGML_TYPES, POOL_TYPES
 from .gguf_file import GGUFFile, read_gguf
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-VERSION = 1
+VERSIONS = (1, 2)  # 2: with types of single layers, which readers of 1 would pass over
 TYPE = "minicache-plan"  # general.type of a plan
 MODES = ("code", "aligned")
 DEFAULT_T = 0.6
+
+
+@dataclass(frozen=True)
+class PlainLayer:
+    """The cache types of a layer that is not paired."""
+
+    layer: int
+    type_k: str
+    type_v: str
+
+    @property
+    def types(self) -> tuple[str, str]:
+        return self.type_k, self.type_v
 
 
 @dataclass(frozen=True)
@@ -36,8 +49,9 @@ class Plan:
     fingerprint: str  # of the model it was made for
     n_layer: int
     rope_block: int = 0  # K is coded relative to the last multiple of this position; 0: as it is
-    type_k: str = "f16"  # of the layers that are not paired
+    type_k: str = "f16"  # of the layers that are not paired, and of an aligned plan's directions
     type_v: str = "f16"
+    plain: tuple[PlainLayer, ...] = ()  # layers that are not paired and have types of their own
     retain: float = 0.0  # fraction of tokens that both layers of a pair keep as they are
     pool_type: str = "f16"  # of those, and of the window
     window: int = 0  # the latest tokens of each stream, which both layers of a pair keep as they are
@@ -50,6 +64,13 @@ class Plan:
     notes: dict[str, Any] = field(
         default_factory=dict, compare=False
     )  # choices, sensitivities, what was measured
+
+    def plain_types(self) -> dict[int, tuple[str, str]]:
+        """The types of K and V of each layer that is not paired."""
+        paired = {layer for pair in self.pairs for layer in (pair.a, pair.b)}
+        own = {one.layer: one.types for one in self.plain}
+        common = self.type_k, self.type_v
+        return {layer: own.get(layer, common) for layer in range(self.n_layer) if layer not in paired}
 
     @property
     def fixed_bytes(self) -> int:
@@ -84,12 +105,14 @@ def write_plan(path: str | Path, plan: Plan, parts: Mapping[int, NDArray[np.int8
         path.parent.mkdir(parents=True, exist_ok=True)
         writer = gguf.GGUFWriter(part, "minicache")
         writer.add_type(TYPE)
-        writer.add_uint32("minicache.version", VERSION)
+        writer.add_uint32("minicache.version", VERSIONS[bool(plan.plain)])
         writer.add_string("minicache.fingerprint", plan.fingerprint)
         writer.add_uint32("minicache.n_layer", plan.n_layer)
         writer.add_uint32("minicache.rope_block", plan.rope_block)
         writer.add_string("minicache.type_k", plan.type_k)
         writer.add_string("minicache.type_v", plan.type_v)
+        if plan.plain:
+            writer.add_array("minicache.plain", [n for one in plan.plain for n in _numbers(one)])
         writer.add_string("minicache.pool_type", plan.pool_type)
         writer.add_float32("minicache.retain", plan.retain)
         writer.add_uint32("minicache.window", plan.window)
@@ -128,12 +151,16 @@ def write_plan(path: str | Path, plan: Plan, parts: Mapping[int, NDArray[np.int8
             part.unlink()
 
 
+def _numbers(one: PlainLayer) -> tuple[int, int, int]:
+    return one.layer, GGML_TYPES[one.type_k].number, GGML_TYPES[one.type_v].number
+
+
 def read_plan(path: str | os.PathLike[str]) -> Plan:
     """What a plan file says; refuses what is no plan, or a damaged one."""
     file = read_gguf(Path(path))
     if file.keys.get("general.type") != TYPE:
         raise MiniCacheError(f"{path} is no plan; `minicache calibrate MODEL` makes one")
-    if file.keys.get("minicache.version") != VERSION:
+    if file.keys.get("minicache.version") not in VERSIONS:
         raise MiniCacheError(
             f"{path} is a plan of another version; make it anew with `minicache calibrate MODEL`"
         )
@@ -174,6 +201,7 @@ def _plan_of(file: GGUFFile) -> Plan:
     )
     if plan.type_k not in CACHE_TYPES or plan.type_v not in CACHE_TYPES or plan.pool_type not in POOL_TYPES:
         raise ValueError("an unknown cache type")
+    plan = replace(plan, plain=tuple(_plain_of(file, plan))) if "minicache.plain" in file.keys else plan
     if not 0 <= plan.retain <= 1:
         raise ValueError(f"retain {plan.retain}")
     if not 0 <= plan.window <= MAX_WINDOW:
@@ -185,6 +213,21 @@ def _plan_of(file: GGUFFile) -> Plan:
         if codec.n_bytes != pair.codec_bytes():
             raise ValueError(f"the codec of layer {pair.a} has the wrong size")
     return plan
+
+
+def _plain_of(file: GGUFFile, plan: Plan) -> Iterator[PlainLayer]:
+    numbers = file.keys["minicache.plain"]
+    kept = {layer for pair in plan.pairs for layer in (pair.a, pair.b)}
+    if not isinstance(numbers, list) or len(numbers) % 3:
+        raise ValueError("no valid minicache.plain")
+    for layer, *types in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
+        if layer in kept or not 0 <= layer < plan.n_layer:
+            raise ValueError(f"layer {layer} is kept in two ways, or there is none")
+        kept.add(layer)
+        names = [BY_NUMBER[number].name if number in BY_NUMBER else "" for number in types]
+        if not set(names) <= set(CACHE_TYPES):
+            raise ValueError(f"an unknown cache type of layer {layer}")
+        yield PlainLayer(layer, *names)
 
 
 def _pairs_of(file: GGUFFile, key: Any, mode: str) -> list[PairFormat]:

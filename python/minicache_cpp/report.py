@@ -24,6 +24,10 @@ class LayerReport:
     kind: str  # "none", "plain", "merged a", "merged b" or "refused"
     partner: int | None
     bytes: int  # a merged layer's are half of its pair's
+    type_k: (
+        str | None
+    )  # of its K, or of its pair's directions; None for codes, and where the layer keeps none
+    type_v: str | None
     # mean Ω/π of the pair's merged tokens, or, of a code, squared error over squared length; None before the first
     distance_k: float | None
     distance_v: float | None
@@ -48,7 +52,7 @@ class KVReport:
     bytes: int
     fixed_bytes: int  # allocated once, whatever the context: codecs or bases, the window, and alignment
     bytes_f16: int
-    bytes_plain: int  # a plain cache of the same K and V types
+    bytes_plain: int  # a plain cache of the same K and V types, unmerged layers with their own
     bytes_directions: int  # directions or codes
     bytes_magnitudes: int
     bytes_pool: int  # retained tokens
@@ -66,7 +70,7 @@ class KVReport:
     can_shift: bool  # positions can be moved: a chat that outgrows its context can drop its oldest turns
     n_cells: int  # per stream
     n_stream: int
-    type_k: str
+    type_k: str  # a plan may give unmerged layers others: see `layers`
     type_v: str
     pool_type: str | None
     t: float | None
@@ -94,6 +98,15 @@ class KVReport:
             return f"t {self.t:g}"
         return f"codes, K relative to blocks of {self.rope_block}" if self.rope_block else "codes"
 
+    def _other_types(self) -> str:
+        """The unmerged layers that have not the cache's types, by their types."""
+        found: dict[str, list[str]] = {}
+        for number, layer in enumerate(self.layers):
+            if layer.kind in ("plain", "refused") and layer.type_k and layer.type_v:
+                found.setdefault(types_name(layer.type_k, layer.type_v), []).append(str(number))
+        found.pop(types_name(self.type_k, self.type_v), None)
+        return ", ".join(f"{name} in {', '.join(numbers)}" for name, numbers in found.items())
+
     def to_json(self, indent: int | None = None) -> str:
         return json.dumps(asdict(self), indent=indent)
 
@@ -108,6 +121,9 @@ class KVReport:
                 lines.append(NO_SHIFT)
         elif self.note:
             lines.append(f"no layer is merged: {self.note}")
+        others = self._other_types()
+        if others:
+            lines.append(f"unmerged layers with other types: {others}")
         rows = [("taken", mib(self.bytes), "")]
         if self.active:
             fixed = "bases" if self.mode == "aligned" else "codecs"
@@ -135,11 +151,9 @@ class KVReport:
         rows.append(
             ("as plain f16", mib(self.bytes_f16), f"ratio {self.ratio:.2f}, total {self.total_ratio:.2f}")
         )
-        if (self.type_k, self.type_v) != ("f16", "f16"):
-            same = self.type_k if self.type_k == self.type_v else f"{self.type_k}/{self.type_v}"
-            rows.append(
-                (f"as plain {same}", mib(self.bytes_plain), f"{self.bytes_plain / self.bytes:.2f} times ours")
-            )
+        if self.bytes_plain != self.bytes_f16:
+            same = "as plain, own types" if others else f"as plain {types_name(self.type_k, self.type_v)}"
+            rows.append((same, mib(self.bytes_plain), f"{self.bytes_plain / self.bytes:.2f} times ours"))
         lines += [f"{name:<20}{size:>14}   {more}".rstrip() for name, size, more in rows]
         if self.active and self.distance is not None:
             coded = "mean squared error, relative to the squared length"
@@ -152,6 +166,11 @@ class KVReport:
         refused = [(i, layer.reason) for i, layer in enumerate(self.layers) if layer.kind == "refused"]
         lines += [f"layer {i} is not merged: {reason}" for i, reason in refused]
         return "\n".join(lines)
+
+
+def types_name(type_k: str, type_v: str) -> str:
+    """Of K and V, as tables name them."""
+    return type_k if type_k == type_v else f"{type_k}/{type_v}"
 
 
 def _retained(retain: float | None) -> str:
@@ -181,6 +200,8 @@ def read_report(ctx: Any) -> KVReport:
                 kind=kinds[layer.kind],
                 partner=layer.partner if layer.partner >= 0 else None,
                 bytes=layer.bytes,
+                type_k=_type_name(layer.type_k),
+                type_v=_type_name(layer.type_v),
                 distance_k=None if math.isnan(layer.distance_k) else layer.distance_k,
                 distance_v=None if math.isnan(layer.distance_v) else layer.distance_v,
                 n_merged=layer.n_merged,
@@ -229,6 +250,12 @@ def read_report(ctx: Any) -> KVReport:
         layers=layers,
         note=_native.text(raw.note),
     )
+
+
+def _type_name(number: int) -> str | None:
+    from .ggml_types import BY_NUMBER
+
+    return BY_NUMBER[number].name if number in BY_NUMBER else None
 
 
 def _ratio(baseline: int, ours: int) -> float:

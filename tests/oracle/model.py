@@ -35,6 +35,7 @@ class Config:
     window: int = 0  # latest tokens of a stream that stay as they are
     type_k: str = "f16"
     type_v: str = "f16"
+    plain: tuple[tuple[int, str, str], ...] = ()  # layers that are not merged and have types of their own
     pool_type: str = "q8_0"
     n_cells: int = 256  # per stream
     n_ubatch: int = 512
@@ -51,6 +52,13 @@ class Config:
     def n_stream(self) -> int:
         return 1 if self.unified else self.n_seq_max
 
+    def types(self, layer: int) -> tuple[str, str]:
+        """What K and V of a layer, or of its pair's directions, are rounded to; codes have no such type."""
+        if self.codecs and any(layer in pair for pair in self.pairs):
+            return "f32", "f32"
+        own = {number: (type_k, type_v) for number, type_k, type_v in self.plain}
+        return own.get(layer, (self.type_k, self.type_v))
+
     @property
     def block(self) -> int:
         """Cells that share a retained slot."""
@@ -58,9 +66,11 @@ class Config:
 
 
 class PlainLayer:
-    """K and V of one layer, rounded to the cache types."""
+    """K and V of one layer, rounded to the layer's types."""
 
-    def __init__(self, shape: Shape, config: Config) -> None:
+    def __init__(self, shape: Shape, config: Config, layer: int) -> None:
+        self.layer = layer  # layer a of a pair
+        self.type_k, self.type_v = config.types(layer)
         rows = (config.n_stream, config.n_cells, shape.n_head_kv, shape.head_size)
         self.k, self.v = np.zeros(rows), np.zeros(rows)
 
@@ -68,8 +78,8 @@ class PlainLayer:
 class Pair(PlainLayer):
     """Directions in place of K and V, magnitudes |K_a|, |K_b|, |V_a|, |V_b|, and the retained slots."""
 
-    def __init__(self, shape: Shape, config: Config) -> None:
-        super().__init__(shape, config)
+    def __init__(self, shape: Shape, config: Config, layer: int) -> None:
+        super().__init__(shape, config, layer)
         self.mag = np.zeros((config.n_stream, config.n_cells, 4, shape.n_head_kv))
         # the window's slots come first
         n_slot = config.window + (-(-config.n_cells // config.block) if config.block else 0)
@@ -88,8 +98,8 @@ class Pair(PlainLayer):
 class CodedPair(Pair):
     """Code rows in place of directions and magnitudes; everything in the model's own basis."""
 
-    def __init__(self, shape: Shape, config: Config, codec: Codec) -> None:
-        super().__init__(shape, config)
+    def __init__(self, shape: Shape, config: Config, layer: int, codec: Codec) -> None:
+        super().__init__(shape, config, layer)
         self.codec = codec
         cells = (config.n_stream, config.n_cells, shape.n_head_kv)
         self.rows_k = np.zeros((*cells, codec.k.layout.row_bytes), dtype=np.uint8)
@@ -104,21 +114,22 @@ class Oracle:
         self.model, self.shape, self.config = model, model.shape, config
         self.cells = [Cells(config.n_cells, config.n_seq_max) for _ in range(config.n_stream)]
         self.pairs = {
-            pair: CodedPair(model.shape, config, config.codecs[i])
+            pair: CodedPair(model.shape, config, pair[0], config.codecs[i])
             if config.codecs
-            else Pair(model.shape, config)
+            else Pair(model.shape, config, pair[0])
             for i, pair in enumerate(config.pairs)
         }
         # position minus base, set when a token comes in
         self.offsets = np.zeros((config.n_stream, config.n_cells), dtype=int)
         self.side = {layer: (pair, side) for pair in config.pairs for side, layer in enumerate(pair)}
         self.plain = {
-            layer: PlainLayer(model.shape, config)
+            layer: PlainLayer(model.shape, config, layer)
             for layer in range(self.shape.n_layer)
             if layer not in self.side
         }
-        self.rot_k = self._rotation(config.type_k, widest=True)
-        self.rot_v = self._rotation(config.type_v, widest=False)
+        types = [config.types(layer) for layer in range(self.shape.n_layer)]
+        self.rot_k = [self._rotation(type_k, widest=True) for type_k, _ in types]
+        self.rot_v = [self._rotation(type_v, widest=False) for _, type_v in types]
         # smallest difference of two distances that decided who is retained: where it is tiny, rounding may decide
         self.margin = np.inf
 
@@ -158,9 +169,10 @@ class Oracle:
         exact: dict[int, tuple[Array, Array]] = {}  # K and V of the ubatch, layer by layer
         for layer in range(self.shape.n_layer):
             q, k, v = self._qkv(layer, self._norm(hidden, f"blk.{layer}.attn_norm.weight"), pos)
+            rot_k, rot_v = self.rot_k[layer], self.rot_v[layer]
             q, k, v = (
                 self._turned(layer, kind, x, rot)
-                for kind, x, rot in (("k", q, self.rot_k), ("k", k, self.rot_k), ("v", v, self.rot_v))
+                for kind, x, rot in (("k", q, rot_k), ("k", k, rot_k), ("v", v, rot_v))
             )
             exact[layer] = (k, v)
             attended = np.zeros((len(tokens), self.shape.n_head, self.shape.head_size))
@@ -168,9 +180,9 @@ class Oracle:
                 rows = slice(numbers.start, numbers.stop)
                 if layer in self.plain:
                     store = self.plain[layer]
-                    store.k[stream, cells] = round_trip(k[rows], self.config.type_k)
-                    store.v[stream, cells] = round_trip(v[rows], self.config.type_v)
-                    query = round_trip(q[rows], query_type(self.config.type_k))
+                    store.k[stream, cells] = round_trip(k[rows], store.type_k)
+                    store.v[stream, cells] = round_trip(v[rows], store.type_v)
+                    query = round_trip(q[rows], query_type(store.type_k))
                     keys, values = store.k[stream], store.v[stream]
                 else:
                     query = q[rows]
@@ -182,8 +194,8 @@ class Oracle:
                 for stream, numbers, cells in groups:
                     rows = slice(numbers.start, numbers.stop)
                     self._merge(pair, stream, cells, *([x[rows] for x in exact[il]] for il in pair))
-            attended = self._turned(layer, "v", attended, self.rot_v, back=True)
-            attended = rotate(attended, self.rot_v).reshape(len(tokens), -1)
+            attended = self._turned(layer, "v", attended, rot_v, back=True)
+            attended = rotate(attended, rot_v).reshape(len(tokens), -1)
             hidden = hidden + attended @ self._weight(f"blk.{layer}.attn_output.weight").T
             normed = self._norm(hidden, f"blk.{layer}.ffn_norm.weight")
             gate, up = (normed @ self._weight(f"blk.{layer}.ffn_{name}.weight").T for name in ("gate", "up"))
@@ -200,7 +212,8 @@ class Oracle:
             y = y + self.model.weights.get(f"blk.{layer}.attn_{name}.bias", 0)
             result[name] = y.reshape(len(x), n_head, self.shape.head_size)
         q, k = (rope(result[name], pos, self.shape) for name in ("q", "k"))
-        return rotate(q, self.rot_k), rotate(k, self.rot_k), rotate(result["v"], self.rot_v)
+        rot_k, rot_v = self.rot_k[layer], self.rot_v[layer]
+        return rotate(q, rot_k), rotate(k, rot_k), rotate(result["v"], rot_v)
 
     def _turned(self, layer: int, kind: str, x: Array, rot: Array | None, back: bool = False) -> Array:
         """Heads [n, heads, d], rotated by upstream, in the basis that the layer's pair has for them, or back."""
@@ -245,8 +258,6 @@ class Oracle:
         held = pair.slot_cell[stream] >= 0
         cells = pair.slot_cell[stream, held]
         keys[cells], values[cells] = pair.pool[stream, held, side], pair.pool[stream, held, 2 + side]
-        if isinstance(pair, CodedPair):
-            keys, values = rotate(keys, self.rot_k), rotate(values, self.rot_v)
         return keys, values
 
     def _bases(self, stream: int) -> Array:
@@ -258,7 +269,6 @@ class Oracle:
     ) -> None:
         pair, config = self.pairs[key], self.config
         if isinstance(pair, CodedPair):
-            a, b = ([rotate(x[0], self.rot_k), rotate(x[1], self.rot_v)] for x in (a, b))
             k, v = (
                 pair.codec.encode_k(a[0], b[0], self._bases(stream)[cells]),
                 pair.codec.encode_v(a[1], b[1]),
@@ -268,8 +278,8 @@ class Oracle:
             k, v = merge(a[0], b[0], config.t), merge(a[1], b[1], config.t)
             if config.average:
                 k, v = average(k, a[0], b[0]), average(v, a[1], b[1])
-            pair.k[stream, cells] = round_trip(k.direction, config.type_k)
-            pair.v[stream, cells] = round_trip(v.direction, config.type_v)
+            pair.k[stream, cells] = round_trip(k.direction, pair.type_k)
+            pair.v[stream, cells] = round_trip(v.direction, pair.type_v)
             pair.mag[stream, cells] = round_magnitude(np.stack([k.mag_a, k.mag_b, v.mag_a, v.mag_b], axis=1))
         pair.distances += zip(k.distance.mean(-1), v.distance.mean(-1), strict=True)
         used = self.cells[stream].used
@@ -356,7 +366,8 @@ class Oracle:
             delta = cells.shift[moved]
             turned = [pair for pair in self.pairs.values() if not isinstance(pair, CodedPair)]
             for layer in [*self.plain.values(), *turned]:
-                layer.k[stream, moved] = self._turn(layer.k[stream, moved], delta, self.config.type_k)
+                rot = self.rot_k[layer.layer]
+                layer.k[stream, moved] = self._turn(layer.k[stream, moved], delta, layer.type_k, rot)
             for pair in self.pairs.values():
                 for slot, cell in enumerate(pair.slot_cell[stream]):
                     if cell in moved:
@@ -365,14 +376,11 @@ class Oracle:
                         )
                         by = cells.shift[[cell, cell]]
                         k = pair.pool[stream, slot, :2]
-                        if isinstance(pair, CodedPair):
-                            pair.pool[stream, slot, :2] = round_trip(rope(k, by, self.shape), kind)
-                        else:
-                            pair.pool[stream, slot, :2] = self._turn(k, by, kind)
+                        pair.pool[stream, slot, :2] = self._turn(k, by, kind, self.rot_k[pair.layer])
             cells.shift[:] = 0
 
-    def _turn(self, k: Array, delta: Array, kind: str) -> Array:
-        return round_trip(rotate(rope(rotate(k, self.rot_k), delta, self.shape), self.rot_k), kind)
+    def _turn(self, k: Array, delta: Array, kind: str, rot: Array | None) -> Array:
+        return round_trip(rotate(rope(rotate(k, rot), delta, self.shape), rot), kind)
 
     def _rotation(self, kind: str, widest: bool) -> Array | None:
         """llama.cpp spreads outliers of quantized caches by a Hadamard matrix that is its own inverse."""

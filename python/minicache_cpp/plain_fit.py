@@ -1,0 +1,104 @@
+"""What each cache type loses of a layer's K and V, so that a planner can choose one where a layer is not coded.
+
+The errors are those of unit vectors, weighted as they are read (pair_fit.py), of what llama.cpp makes of a row: turned
+by a Hadamard matrix where the type is quantized and heads are multiples of 64, rounded, and turned back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .capture import Samples
+from .code_fit import unit_vectors
+from .ggml_types import CACHE_TYPES, GGML_TYPES, is_quantized
+from .gguf_file import GGUFFile
+from .layer_weights import layer_weights
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+ROWS = 1024  # tokens that are rounded, spread over all that were captured
+# ggml's kvalues_iq4nl
+IQ4_NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+
+
+@dataclass(frozen=True)
+class PlainFit:
+    """A layer, and the weighted mean squared errors of its K and V in each type that its heads can have."""
+
+    layer: int
+    k: Mapping[str, float]
+    v: Mapping[str, float]
+
+
+def fit_plain(file: GGUFFile, samples: Samples, number: int) -> PlainFit:
+    k, v = samples.layer(number)
+    weight_k, weight_v = layer_weights(file, samples, number, k, v)
+    step = max(1, len(k) // ROWS)
+    size_k, size_v = k.shape[2], v.shape[2]
+    rotated_k = next((n for n in (512, 256, 128, 64) if size_k % n == 0), 0)  # V is turned in blocks of 64
+    rotated_v = 64 if size_v % 64 == 0 else 0
+    return PlainFit(
+        number,
+        _errors(unit_vectors(k[::step]), weight_k, rotated_k),
+        _errors(unit_vectors(v[::step]), weight_v, rotated_v),
+    )
+
+
+def _errors(unit: Floats, weight: Doubles, n_rotated: int) -> dict[str, float]:
+    """Of unit vectors [n, heads, d], for each type."""
+    found = {}
+    for name in CACHE_TYPES:
+        ggml_type = GGML_TYPES[name]
+        if unit.shape[2] % ggml_type.block:
+            continue
+        n = n_rotated if is_quantized(ggml_type) else 0
+        rounded = hadamard(round_trip(hadamard(unit, n), name), n)
+        squares = ((rounded - unit).astype(np.float64) ** 2).mean(axis=0)
+        found[name] = float((weight * squares).sum())
+    return found
+
+
+def hadamard(x: Floats, n: int) -> Floats:
+    """Blocks of n numbers times the orthogonal Hadamard matrix of n, which undoes itself; 0: as they are."""
+    if not n:
+        return x
+    y: Any = x
+    half = 1
+    while half < n:
+        y = y.reshape(-1, n // (2 * half), 2, half)
+        y = np.stack([y[:, :, 0] + y[:, :, 1], y[:, :, 0] - y[:, :, 1]], axis=2)
+        half *= 2
+    return np.asarray(y.reshape(x.shape) / np.sqrt(n), dtype=np.float32)
+
+
+def round_trip(x: Floats, name: str) -> Floats:
+    """Rows as a cache of this type gives them back."""
+    if name == "f16":
+        return x.astype(np.float16).astype(np.float32)
+    rows = np.ascontiguousarray(x.reshape(-1, x.shape[-1]), dtype=np.float32)
+    special: dict[str, Callable[[Floats], Floats]] = {"iq4_nl": _iq4_nl}
+    if name in special:
+        return special[name](rows).reshape(x.shape)
+    import gguf
+
+    number = gguf.GGMLQuantizationType(GGML_TYPES[name].number)
+    return np.asarray(gguf.dequantize(gguf.quantize(rows, number), number), dtype=np.float32).reshape(x.shape)
+
+
+def _iq4_nl(rows: Floats) -> Floats:
+    """quantize_row_iq4_nl_ref(), which gguf has not: the nearest of 16 levels, then the best scale for those."""
+    block = rows.reshape(-1, 32)
+    largest = np.take_along_axis(block, np.abs(block).argmax(axis=1)[:, None], axis=1)
+    inverse = np.divide(IQ4_NL[0], largest, out=np.zeros_like(largest), where=largest != 0)
+    middles = (IQ4_NL[1:] + IQ4_NL[:-1]) / 2
+    level = IQ4_NL[np.searchsorted(middles, block * inverse)]
+    weight = block**2
+    above, below = ((weight * level * other).sum(axis=1, keepdims=True) for other in (block, level))
+    scale = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    return np.asarray(level * scale.astype(np.float16).astype(np.float32)).reshape(rows.shape)
