@@ -33,8 +33,9 @@ from minicache_cpp.bench_context import BenchModel
 from minicache_cpp.calibrate import Options
 from minicache_cpp.calibration_text import Chunk, Texts, make_material
 from minicache_cpp.capture import Samples, capture
+from minicache_cpp.ggml_types import GGML_TYPES
 from minicache_cpp.gguf_file import read_gguf
-from minicache_cpp.pair_fit import output_weights
+from minicache_cpp.layer_weights import output_weights
 from minicache_cpp.parallel_context import ParallelContext
 from minicache_cpp.plan_file import read_plan, write_plan
 from minicache_cpp.plans import find_plan, plan_path
@@ -251,10 +252,10 @@ def test_the_plan_meets_the_ratio_and_says_why(models: dict[str, Path], found: d
     assert rows["plan"]["ratio"] == pytest.approx(report.ratio, rel=1e-3)
     assert rows["f16"]["kl"] == 0.0
     assert 0 < rows["q8_0"]["kl"] < rows["plan"]["kl"]
-    assert sum(row["share"] for row in found["pairs"]) == pytest.approx(1)
-    assert plan.notes["pairs"] == found["pairs"]
+    assert sum(row["share"] for row in found["choices"]) == pytest.approx(1)
+    assert plan.notes["choices"] == found["choices"]
     assert plan.notes["checked"]["kl"] == rows["plan"]["kl"]
-    for pair, row in zip(plan.pairs, found["pairs"], strict=True):
+    for pair, row in zip(plan.pairs, found["choices"], strict=True):
         assert row["bits_k"] == pair.layout_k.bits / (2 * pair.d_k)
         assert row["sensitivity_k"] > 0
     printed = calibrate.table(found)
@@ -267,7 +268,7 @@ def test_the_plan_holds_more_than_q4_0_does_at_its_size(
 ) -> None:
     found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=3.56)
     rows = {row["name"]: row for row in found["rows"]}
-    assert found["pairs"]
+    assert found["choices"]
     assert rows["plan"]["ratio"] >= 3.56
     assert rows["plan"]["kl"] < rows["q4_0"]["kl"]
 
@@ -278,7 +279,7 @@ def test_bits_go_where_the_model_looks(text: Path, tmp_path: Path) -> None:
     for layer in (2, 3):
         tiny.weights[f"blk.{layer}.attn_output.weight"][:] = 0
     found = made(tiny.write(tmp_path / "blind.gguf"), text, tmp_path / "plan.gguf", ratio=4.0)
-    seen, unseen = found["pairs"]
+    seen, unseen = found["choices"]
     assert seen["bits_k"] + seen["bits_v"] > unseen["bits_k"] + unseen["bits_v"] + 2
     assert min(seen["bits_k"], seen["bits_v"]) > 3.5  # 3.86 is the mean of all
     assert max(unseen["sensitivity_k"], 0) < seen["sensitivity_k"]
@@ -293,7 +294,7 @@ def test_everything_is_measured_with_the_window(
     folders: list[Path] = []
 
     def seen(self: measurement.Meter, spec: CacheSpec, kind: str, name: str = "") -> Any:
-        if spec.minicache is not None:
+        if spec.minicache is not None and spec.minicache.pairs:  # plans without pairs have none
             windows.append(spec.minicache.window)
         folders.append(self.memory.parent)
         return measure(self, spec, kind, name)
@@ -465,16 +466,48 @@ def test_where_codes_are_bad_the_plan_is_plain(
 
     monkeypatch.setattr(code_fit, "GAUSSIAN_STEPS", dict.fromkeys(range(1, 9), 4.0))
     found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=1.88)
-    assert found["pairs"] == []
-    assert found["plain"] == {"type_k": "q8_0", "type_v": "q8_0"}
-    assert "plain q8_0" in found["why"]
+    assert not read_plan(found["plan"]).pairs
+    assert {row["kind"] for row in found["choices"]} <= {"plain"}
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["plan"]["ratio"] >= 1.88
+    assert found["kl_measured"] <= 2 * rows["q8_0"]["kl"]
+    assert "plain" in found["why"]
+
+
+def test_types_by_layer_go_where_the_model_looks(text: Path, tmp_path: Path) -> None:
+    """No two neighbours are alike, and what layer 1 attends to does not get into the output."""
+    tiny = tiny_models.random_model(n_layer=3)
+    tiny.weights["blk.1.attn_output.weight"][:] = 0
+    path = tiny.write(tmp_path / "blind.gguf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minicache_cpp.pair_fit.alike_pairs", lambda shape: [])
+        found = made(path, text, tmp_path / "plan.gguf", ratio=2.2)
+    plan = read_plan(found["plan"])
+    assert not plan.pairs
+    assert [row["layers"] for row in found["choices"]] == [[0], [1], [2]]
+    row_bytes = [
+        sum(GGML_TYPES[name].row_bytes(32) for name in types) for types in plan.plain_types().values()
+    ]
+    assert row_bytes[1] == 2 * 18
+    assert min(row_bytes[0], row_bytes[2]) > 2 * 18
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["plan"]["ratio"] >= 2.2
+    assert rows["plan"]["kl"] < rows["q4_0"]["kl"]
+    printed = calibrate.table(found)
+    assert all(words in printed for words in ("\n1  ", "plain ", "types by layer"))
+    with Llama(str(path), n_ctx=512, minicache=found["plan"], verbose=False) as llm:
+        report = llm.kv_report()
+    assert [(one.type_k, one.type_v) for one in report.layers] == list(plan.plain_types().values())
 
 
 def test_an_odd_layer_is_plain(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
     found = made(models["odd"], text, tmp_path / "plan.gguf", ratio=4.0)
     plan = read_plan(found["plan"])
     assert [(pair.a, pair.b) for pair in plan.pairs] == [(0, 1)]
-    assert plan.type_k in ("q8_0", "q4_0")
+    row = found["choices"][-1]
+    assert (row["layers"], row["kind"]) == ([2], "plain")
+    assert row["types"] == [list(plan.plain_types()[2])]
+    assert row["sensitivity_k"] > 0 and row["sensitivity_v"] > 0
     with Llama(str(models["odd"]), n_ctx=1024, minicache=found["plan"], verbose=False) as llm:
         assert llm.kv_report().ratio >= 3.99
         assert llm.kv_report().layers[2].kind == "plain"
@@ -483,7 +516,7 @@ def test_an_odd_layer_is_plain(models: dict[str, Path], text: Path, tmp_path: Pa
 def test_a_model_without_rope_has_no_blocks(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
     found = made(models["alibi"], text, tmp_path / "plan.gguf")
     assert found["rope_block"] == 0
-    assert found["pairs"]
+    assert found["choices"]
     with Llama(str(models["alibi"]), n_ctx=1024, minicache=found["plan"], verbose=False) as llm:
         assert llm.kv_report().mode == "code"
 
@@ -493,7 +526,7 @@ def test_a_model_whose_layers_cant_be_paired_is_told_so(
 ) -> None:
     options = Options(ratio=3.0, tokens=1024, threads=1, texts=(text,))
     found = calibrate.calibrate(models["window"], options, tmp_path / "plan.gguf", Progress("calibrate"))
-    assert found["pairs"] == []
+    assert found["choices"] == []
     assert "can be paired" in capsys.readouterr().err
     with Llama(str(models["window"]), n_ctx=512, minicache=found["plan"], verbose=False) as llm:
         assert llm.kv_report().type_k == found["plain"]["type_k"]

@@ -1,4 +1,4 @@
-"""Handing out bits: which widths, and which layers plainly, lose least within so many bytes.
+"""Handing out bits: which widths, and which layers plainly in which types, lose least within so many bytes.
 
 The loss of a plan is taken to be the sum of its parts' losses, each a part's squared error times its sensitivity
 (what the model's output loses for so much error, as measured). At a price for each byte every part is chosen by
@@ -7,7 +7,7 @@ itself; the price is searched for at which all of them fit (reverse water-fillin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,41 +47,63 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A pair, and what it would cost to leave it plain."""
+class PlainPart:
+    """K, or V, of a layer that is not coded."""
 
-    a: int
-    b: int
-    k: Part
-    v: Part
-    plain_loss: float
-    plain_bytes: float  # of each token, both layers
+    losses: Mapping[str, float]  # by cache type
+    n_bytes: Mapping[str, float]  # of each token
 
-    def choose(self, price: float) -> Choice:
-        choice = Choice(self.k.layout(price), self.v.layout(price))
-        coded = self.loss(choice) + price * self.token_bytes(choice)
-        return choice if coded <= self.plain_loss + price * self.plain_bytes else PLAIN
-
-    def loss(self, choice: Choice) -> float:
-        if choice.k is None or choice.v is None:
-            return self.plain_loss
-        return self.k.loss(choice.k) + self.v.loss(choice.v)
-
-    def token_bytes(self, choice: Choice) -> float:
-        if choice.k is None or choice.v is None:
-            return self.plain_bytes
-        return self.k.token_bytes(choice.k) + self.v.token_bytes(choice.v)
+    def choose(self, price: float) -> str:
+        return min(self.losses, key=lambda name: self.losses[name] + price * self.n_bytes[name])
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The codes of a pair's K and V, or none: the pair stays plain."""
+    """The codes of a pair's K and V, or the cache types of K and V of each layer."""
 
     k: Layout | None = None
     v: Layout | None = None
+    types: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def coded(self) -> bool:
+        return not self.types
 
 
-PLAIN = Choice()
+@dataclass(frozen=True)
+class Candidate:
+    """A pair, or a layer that is in none, and the ways there are to keep it."""
+
+    layers: tuple[int, ...]
+    plain: tuple[tuple[PlainPart, PlainPart], ...] = ()  # K and V of each layer; none: it must be coded
+    code: tuple[Part, Part] | None = None  # K and V of a pair; none: it must be plain
+
+    def choose(self, price: float) -> Choice:
+        """The way that costs least, at so much for a byte of each token."""
+        ways = []
+        if self.plain:
+            ways.append(Choice(types=tuple((k.choose(price), v.choose(price)) for k, v in self.plain)))
+        if self.code:
+            ways.append(Choice(self.code[0].layout(price), self.code[1].layout(price)))
+        return min(reversed(ways), key=lambda way: self.loss(way) + price * self.token_bytes(way))
+
+    def loss(self, choice: Choice) -> float:
+        if choice.types:
+            return sum(part.losses[name] for part, name in self._typed(choice))
+        return sum(part.loss(layout) for part, layout in self._coded(choice))
+
+    def token_bytes(self, choice: Choice) -> float:
+        if choice.types:
+            return sum(part.n_bytes[name] for part, name in self._typed(choice))
+        return sum(part.token_bytes(layout) for part, layout in self._coded(choice))
+
+    def _typed(self, choice: Choice) -> Iterator[tuple[PlainPart, str]]:
+        for parts, names in zip(self.plain, choice.types, strict=True):
+            yield from zip(parts, names, strict=True)
+
+    def _coded(self, choice: Choice) -> list[tuple[Part, Layout]]:
+        assert self.code is not None and choice.k is not None and choice.v is not None
+        return [(self.code[0], choice.k), (self.code[1], choice.v)]
 
 
 def allocate(

@@ -21,7 +21,7 @@ from .gguf_file import GGUFFile, read_gguf
 from .plan_file import Plan
 from .plans import plan_path
 from .progress import Progress
-from .report import mib
+from .report import mib, types_name
 from .user_cache import cache_dir
 from .work_folder import work_folder
 
@@ -316,20 +316,24 @@ class _Calibration:
         from .capture import NotObservedError, Samples, capture
         from .measurement import Meter
         from .pair_fit import alike_pairs, fit_pair
+        from .plain_fit import fit_plain
         from .planner import Planner, Target, choice_table
 
         options, shape, material = self.options, self.shape, self.material
         samples = Samples(self.folder, shape, material.fit)
         pairs = alike_pairs(shape)
+        layers: list[int] = []  # those that can be kept each in its own way
         why = "no two neighbouring layers of this model can be paired"
         try:
-            if pairs:
+            if not shape.window:
                 capture(model, samples, self.threads, self.on_chunk)
                 pairs = [(a, b) for a, b in pairs if samples.ropes[a] == samples.ropes[b]]
+                layers = [number for number, layer in enumerate(shape.layers) if layer.n_head_kv]
         except NotObservedError as error:
             pairs, why = [], str(error)
         if not pairs:
             self.progress.note(f"{why}: it gets a plain cache")
+        plain = [fit_plain(self.file, samples, number) for number in layers]
         fits = []
         for number, (a, b) in enumerate(pairs):
             self.tell(0.22 + 0.08 * number / len(pairs), "fitting", f"layers {a}+{b}")
@@ -346,16 +350,16 @@ class _Calibration:
         )
         target = Target(options.ratio, options.max_kl, options.budget, options.n_ctx)
         chunks = {"measure": material.measure, "check": material.check}
-        runs = 2 * len(fits) * (1 + options.refine) + 8
+        runs = 2 * (len(layers) - len(fits)) * (1 + options.refine) + 8
         memory = self.folder / "measured.json"
         with Meter(model, chunks, self.threads, memory, self.on_run(runs)) as meter:
-            planner = Planner(shape, fits, meter, base, self.folder, self.progress.note)
-            if fits:
+            planner = Planner(shape, fits, meter, base, self.folder, self.progress.note, plain)
+            if layers:
                 planner.probe()
             chosen = planner.choose(target, options.refine)
             checked = planner.measure(chosen.plan, "check", "the final check")
             for _ in range(3):
-                if options.max_kl is None or checked.kl <= options.max_kl or not chosen.plan.pairs:
+                if options.max_kl is None or checked.kl <= options.max_kl or chosen.choices is None:
                     break
                 stricter = chosen.measured.kl * 0.95 * min(1.0, options.max_kl / checked.kl)
                 chosen = planner.choose(replace(target, max_kl=stricter), options.refine)
@@ -365,7 +369,7 @@ class _Calibration:
             notes = {
                 "target": str(target),
                 "why": chosen.why,
-                "pairs": rows,
+                "choices": rows,
                 "window": chosen.plan.window,
                 "measured": {"kl": chosen.measured.kl, "top1": chosen.measured.top1},
                 "checked": {"kl": checked.kl, "top1": checked.top1},
@@ -378,8 +382,12 @@ class _Calibration:
             "fingerprint": plan.fingerprint,
             "target": str(target),
             "why": chosen.why,
-            "pairs": rows,
-            "plain": {"type_k": plan.type_k, "type_v": plan.type_v},
+            "choices": rows,
+            "plain": {
+                "type_k": plan.type_k,
+                "type_v": plan.type_v,
+                "layers": {str(one.layer): list(one.types) for one in plan.plain},
+            },
             "rope_block": plan.rope_block,
             "retain": plan.retain,
             "window": plan.window,
@@ -444,15 +452,16 @@ class _Calibration:
 def table(found: dict[str, Any]) -> str:
     """What was chosen and why, and what came of it, for people."""
     lines = [f"{Path(found['model']).name}: {found['target']}; {found['why']}"]
-    if found["pairs"]:
+    if found["choices"]:
         lines += [
             "",
             "layers     bits/value K     V   error K      V   sensitivity K       V   share of the loss",
         ]
-        for row in found["pairs"]:
-            layers = "{}+{}".format(*row["layers"])
-            if row["bits_k"] is None:
-                lines.append(f"{layers:<8}  plain {row['kind']}{row['share']:>54.1%}")
+        for row in found["choices"]:
+            layers = "+".join(map(str, row["layers"]))
+            if row["types"]:
+                types = ", ".join(types_name(*names) for names in row["types"])
+                lines.append(f"{layers:<8}  {'plain ' + types:<61}   {row['share']:>17.1%}")
                 continue
             lines.append(
                 f"{layers:<8}  {row['bits_k']:>13.2f} {row['bits_v']:>5.2f}   {row['error_k']:>7.2%} "

@@ -1,21 +1,23 @@
-"""Choosing a plan: which pairs are coded with which widths, what stays plain, and whether tokens are retained.
+"""Choosing a plan: which pairs are coded with which widths, which layers stay plain in which types, and whether tokens
+are retained.
 
 What each part's errors do to the model's output is measured on the model: with all pairs at 8 bits but one part
-at 3, the KL divergence that this adds, per unit of squared error, is the part's sensitivity. One price for a byte then
-settles all widths (allocation.py). Plans and plain caches are compared by what they measure, so that no plan is worse
-than a plain cache of at most its size.
+at 3 (of a layer that is in no pair, one part in a small type), the KL divergence that this adds, per unit of squared
+error, is the part's sensitivity. One price for a byte then settles all widths and types (allocation.py). Plans and
+plain caches are compared by what they measure, so that no plan is worse than a plain cache of at most its size.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from . import kv_size
-from .allocation import PLAIN, Candidate, Choice, Part, allocate
+from .allocation import Candidate, Choice, Part, PlainPart, allocate
 from .code_format import Layout
 from .config import CacheSpec
 from .errors import MiniCacheError
@@ -23,13 +25,14 @@ from .ggml_types import CACHE_TYPES, GGML_TYPES
 from .kv_size import ModelShape
 from .measurement import Measured, Meter
 from .pair_fit import PairFit
-from .plan_file import Plan, write_plan
+from .plain_fit import PlainFit
+from .plan_file import PlainLayer, Plan, write_plan
 from .report import mib
 
 SIZED_AT = 4096  # tokens at which a ratio is taken: a few bytes are there once for many tokens
 PROBE_WIDTH = 3  # near to what a plan of a ratio of 5 has: sensitivities fall a little where errors are large
 LEAST_SHARE = 0.02  # of the mean: a part that measures less is not trusted to be that harmless
-PLAIN_TYPES = ("f16", "q8_0", "q4_0")  # what layers that are not coded can have
+PROBE_TYPE = "q4_0"  # of a layer that is in no pair
 RETAIN = 1 / 128  # tried beside retaining nothing
 POOL_TYPE = "q8_0"  # of what is retained, and of the window: f16 where heads can't have that
 ROUNDS = 7  # of the search for --max-kl
@@ -63,7 +66,7 @@ class Found:
     """A plan, with what was measured and expected of it."""
 
     plan: Plan
-    choices: list[Choice] | None  # None where all layers are plain
+    choices: list[Choice] | None  # of each candidate; None where all layers are plain in one type
     measured: Measured
     why: str
 
@@ -73,14 +76,21 @@ class Found:
 
 @dataclass
 class Sensitivities:
-    """KL divergence per unit of squared error, of K and V of each pair."""
+    """KL divergence per unit of squared error, of K and V of each pair, and of each layer that is in none."""
 
     k: list[float] = field(default_factory=list)
     v: list[float] = field(default_factory=list)
-    share: list[float] = field(default_factory=list)  # of what the probes of all pairs measured together
+    plain: float = (
+        1.0  # what a pair's plain types lose, as measured, over what is expected from its codes' losses
+    )
 
 
 class Planner:
+    """Plans for a model, from the fits of its pairs and of its layers.
+
+    Without fits of layers all layers that are not coded have one type.
+    """
+
     def __init__(
         self,
         shape: ModelShape,
@@ -89,9 +99,13 @@ class Planner:
         base: Plan,  # without pairs and types, with the window that plans with pairs have
         folder: Path,
         on_note: Callable[[str], None] = lambda text: None,
+        layers: Sequence[PlainFit] = (),
     ) -> None:
         self.shape, self.fits, self.meter, self.base, self.folder = shape, list(fits), meter, base, folder
         self.on_note = on_note
+        self.layers: Mapping[int, PlainFit] = {one.layer: one for one in layers}
+        paired = {layer for fit in self.fits for layer in (fit.a, fit.b)}
+        self.singles = [one for one in layers if one.layer not in paired]
         self.sensitivities = Sensitivities()
 
     #
@@ -110,7 +124,7 @@ class Planner:
 
     def measure(self, plan: Plan, kind: str, name: str) -> Measured:
         """What a plan costs; a plain one is measured as a plain cache."""
-        if not plan.pairs:
+        if not plan.pairs and not plan.plain:
             return self.meter.measure(CacheSpec(plan.type_k, plan.type_v), kind, name)
         path = self.write(replace(plan, notes={}), self.folder / f"tried-{os.getpid()}.gguf")
         return self.meter.measure(CacheSpec.parse(str(path)), kind, name)
@@ -123,8 +137,8 @@ class Planner:
     #
 
     def probe(self, tried: Sequence[Choice] | None = None) -> None:
-        """Measure the sensitivities, with each part at 3 bits in turn, or as it is in `tried`."""
-        exact = [Choice(uniform(fit.k.n_unit, 8), uniform(fit.v.n_unit, 8)) for fit in self.fits]
+        """Measure the sensitivities, with each part at 3 bits or in a small type in turn, or as it is in `tried`."""
+        exact = self.exact()
         base = self._probe(exact, "all pairs at 8 bits")
         added: dict[str, list[float]] = {"k": [], "v": []}
         errors: dict[str, list[float]] = {"k": [], "v": []}
@@ -134,10 +148,23 @@ class Planner:
                 if tried is not None:
                     layout = getattr(tried[number], kind) or layout
                 choices = list(exact)
-                choices[number] = replace(exact[number], **{kind: layout})
+                choices[number] = (
+                    replace(exact[number], k=layout) if kind == "k" else replace(exact[number], v=layout)
+                )
                 name = f"{kind.upper()} of layers {fit.a}+{fit.b}"
                 added[kind].append(self._probe(choices, name) - base)
                 errors[kind].append(part.error(layout) - part.error(getattr(exact[number], kind)))
+        for number, single in enumerate(self.singles, len(self.fits)):
+            for kind, part_errors, types in (
+                ("k", single.k, (PROBE_TYPE, "f16")),
+                ("v", single.v, ("f16", PROBE_TYPE)),
+            ):
+                known = PROBE_TYPE in part_errors  # else there is nothing to choose from
+                choices = list(exact)
+                choices[number] = Choice(types=(types if known else ("f16", "f16"),))
+                name = f"{kind.upper()} of layer {single.layer}"
+                added[kind].append(self._probe(choices, name) - base if known else 0.0)
+                errors[kind].append(part_errors[PROBE_TYPE] - part_errors["f16"] if known else 1.0)
         together = [max(one, 0.0) for kind in "kv" for one in added[kind]]
         least = max(LEAST_SHARE * sum(together) / max(1, len(together)), 1e-9)
         for kind in "kv":
@@ -146,53 +173,92 @@ class Planner:
                 for one, error in zip(added[kind], errors[kind], strict=True)
             ]
             setattr(self.sensitivities, kind, values)
-        if tried is None:
-            both = [max(k, least) + max(v, least) for k, v in zip(added["k"], added["v"], strict=True)]
-            self.sensitivities.share = [one / sum(both) for one in both]
+        self.sensitivities.plain = self._plain_factor()
+
+    def exact(self) -> list[Choice]:
+        """All parts as good as they can be as codes, other layers as f16."""
+        codes = [Choice(uniform(fit.k.n_unit, 8), uniform(fit.v.n_unit, 8)) for fit in self.fits]
+        return codes + [Choice(types=(("f16", "f16"),)) for _ in self.singles]
 
     def _probe(self, choices: Sequence[Choice], name: str) -> float:
-        return self.measure(self.plan_of(choices, "f16"), "measure", name).kl
+        return self.measure(self.plan_of(choices), "measure", name).kl
+
+    def _plain_factor(self) -> float:
+        """All layers in one type tell how well codes' sensitivities fit plain types."""
+        if not self.fits or not self.layers or PROBE_TYPE not in self.plain_types():
+            return 1.0
+        self.sensitivities.plain = 1.0
+        expected = [
+            sum(part.losses[PROBE_TYPE] for parts in one.plain for part in parts) for one in self.candidates()
+        ]
+        n_pair = len(self.fits)
+        measured = self.plain(PROBE_TYPE).kl - sum(expected[n_pair:])
+        return min(max(measured / max(sum(expected[:n_pair]), 1e-30), 0.1), 10.0)
 
     #
     # plans
     #
 
-    def plan_of(self, choices: Sequence[Choice], plain_type: str, retain: float = 0.0) -> Plan:
+    def plan_of(self, choices: Sequence[Choice], retain: float = 0.0) -> Plan:
+        """The plan of choices, one for each pair and each layer that is in none."""
         pairs = [
             fit.format(choice.k, choice.v)
-            for fit, choice in zip(self.fits, choices, strict=True)
+            for fit, choice in zip(self.fits, choices, strict=False)
             if choice.k is not None and choice.v is not None
+        ]
+        groups = [(fit.a, fit.b) for fit in self.fits] + [(one.layer,) for one in self.singles]
+        types = {
+            layer: names
+            for group, choice in zip(groups, choices, strict=True)
+            if choice.types
+            for layer, names in zip(group, choice.types, strict=True)
+        }
+        common = [
+            Counter(names[side] for names in types.values()).most_common(1)[0][0] if types else "f16"
+            for side in (0, 1)
         ]
         return replace(
             self.base,
             rope_block=self.base.rope_block if pairs else 0,
-            type_k=plain_type,
-            type_v=plain_type,
+            type_k=common[0],
+            type_v=common[1],
+            plain=tuple(
+                PlainLayer(layer, *types[layer]) for layer in sorted(types) if list(types[layer]) != common
+            ),
             pairs=tuple(pairs),
             retain=retain,
             pool_type=POOL_TYPE if retain or (pairs and self.base.window and self.can_retain()) else "f16",
             window=self.base.window if pairs else 0,
         )
 
-    def candidates(self, plain_type: str, plain_kl: float) -> list[Candidate]:
+    def candidates(self) -> list[Candidate]:
+        """What can be chosen for each pair, and for each layer that is in none."""
         found = []
-        for fit, k, v, share in zip(
-            self.fits, self.sensitivities.k, self.sensitivities.v, self.sensitivities.share, strict=True
-        ):
-            layer = self.shape.layers[fit.a]
-            n = layer.n_head_kv
-            row = GGML_TYPES[plain_type]
-            found.append(
-                Candidate(
-                    fit.a,
-                    fit.b,
-                    Part(fit.k.unit_errors, k, n),
-                    Part(fit.v.unit_errors, v, n),
-                    plain_kl * share,
-                    2 * (row.row_bytes(layer.n_k) + row.row_bytes(layer.n_v)),
-                )
-            )
+        known = self.sensitivities
+        for fit, k, v in zip(self.fits, known.k, known.v, strict=False):
+            n = self.shape.layers[fit.a].n_head_kv
+            plain = [self._plain(layer, k * known.plain, v * known.plain) for layer in (fit.a, fit.b)]
+            code = Part(fit.k.unit_errors, k, n), Part(fit.v.unit_errors, v, n)
+            found.append(Candidate((fit.a, fit.b), tuple(one for one in plain if one), code))
+        n_pair = len(self.fits)
+        for single, k, v in zip(self.singles, known.k[n_pair:], known.v[n_pair:], strict=True):
+            plain_one = self._plain(single.layer, k, v)
+            found.append(Candidate((single.layer,), (plain_one,) if plain_one else ()))
         return found
+
+    def _plain(self, number: int, k: float, v: float) -> tuple[PlainPart, PlainPart] | None:
+        """What a layer's K and V lose in each type, at these sensitivities."""
+        if number not in self.layers:
+            return None
+        fit, layer = self.layers[number], self.shape.layers[number]
+        parts = [
+            PlainPart(
+                {name: sensitivity * error for name, error in errors.items()},
+                {name: GGML_TYPES[name].row_bytes(size) for name in errors},
+            )
+            for errors, sensitivity, size in ((fit.k, k, layer.n_k), (fit.v, v, layer.n_v))
+        ]
+        return parts[0], parts[1]
 
     def plain_types(self) -> list[str]:
         """Those that this model's heads can have."""
@@ -200,42 +266,50 @@ class Planner:
         return [name for name in CACHE_TYPES if all(size % GGML_TYPES[name].block == 0 for size in sizes)]
 
     def coded(self, target: Target, retain: float = 0.0) -> tuple[Plan, list[Choice]] | None:
-        """The plan that is expected to lose least within the target, None where none fits."""
-        best: tuple[float, Plan, list[Choice]] | None = None
-        n_plain = len(self.shape.attention_layers) - 2 * len(self.fits)
-        for name in self.plain_types():
-            if name not in PLAIN_TYPES:
+        """The plan that is expected to lose least within the target, None where none fits, or none has codes."""
+        found = self._allocated(self.candidates(), target, retain)
+        return found if found and found[0].pairs else None
+
+    def mixed(self, target: Target) -> tuple[Plan, list[Choice]] | None:
+        """The same without codes."""
+        candidates = [replace(one, code=None) for one in self.candidates()]
+        return self._allocated(candidates, target) if self.layers else None
+
+    def _allocated(
+        self, candidates: Sequence[Candidate], target: Target, retain: float = 0.0
+    ) -> tuple[Plan, list[Choice]] | None:
+        def small_enough(choices: list[Choice]) -> bool:
+            return target.fits(self.shape, self.plan_of(choices, retain))
+
+        found = allocate(candidates, small_enough)
+        return (self.plan_of(found[0], retain), found[0]) if found else None
+
+    def best(self, target: Target) -> Found | None:
+        """The best, as measured, of plans with codes, with and without retained tokens, and with types by layer."""
+        tried = [
+            ("codes", "the least measured loss", self.coded(target) if self.fits else None),
+            (
+                "codes and retained tokens",
+                "the least measured loss; retained tokens lower it",
+                self.coded(target, RETAIN) if self.fits and self.can_retain() else None,
+            ),
+            ("types by layer", "plain types by layer measure best", self.mixed(target)),
+        ]
+        best: Found | None = None
+        for name, why, found in tried:
+            if found is None:
                 continue
-            plain_kl = self.plain(name).kl if name != "f16" else 0.0
-
-            def small_enough(choices: list[Choice], name: str = name) -> bool:
-                return target.fits(self.shape, self.plan_of(choices, name, retain))
-
-            found = allocate(self.candidates(name, plain_kl), small_enough)
-            if found is None or all(choice == PLAIN for choice in found[0]):
-                continue
-            loss = found[1] + plain_kl * n_plain / len(self.shape.attention_layers)
-            if best is None or loss < best[0]:
-                best = loss, self.plan_of(found[0], name, retain), found[0]
-        return best[1:] if best else None
-
-    def best_coded(self, target: Target) -> Found | None:
-        """The better, as measured, of a plan that retains nothing and one that retains a few tokens."""
-        plain = self.coded(target)
-        if plain is None:
-            return None
-        best = Found(*plain, self.measure(plain[0], "measure", f"codes, {target}"), "the least measured loss")
-        if self.can_retain() and (retaining := self.coded(target, RETAIN)):
-            measured = self.measure(retaining[0], "measure", f"codes, {target}, with retained tokens")
-            if measured.kl < best.measured.kl:
-                best = Found(*retaining, measured, "the least measured loss; retained tokens lower it")
+            measured = self.measure(found[0], "measure", f"{name}, {target}")
+            if best is None or measured.kl < best.measured.kl:
+                uniform_types = not found[0].pairs and not found[0].plain
+                best = Found(found[0], None if uniform_types else found[1], measured, why)
         return best
 
     def can_retain(self) -> bool:
         return POOL_TYPE in self.plain_types()
 
     def plain_plan(self, name: str) -> Plan:
-        return self.plan_of([PLAIN] * len(self.fits), name)
+        return replace(self.base, rope_block=0, type_k=name, type_v=name, pool_type="f16", window=0)
 
     def choose(self, target: Target, refine: int = 0) -> Found:
         """The plan for a target, at no more loss than any plain cache that fits it."""
@@ -257,15 +331,17 @@ class Planner:
     def _choose(self, target: Target) -> Found:
         if target.max_kl is not None:
             return self.smallest(target.max_kl)
-        coded = self.best_coded(target) if self.fits else None
+        best = self.best(target)
         for name in self.plain_types():
             plan = self.plain_plan(name)
             if target.fits(self.shape, plan):
                 measured = self.measure(plan, "measure", name)
-                if coded is None or measured.kl <= coded.measured.kl:
-                    coded = Found(plan, None, measured, f"plain {name} measures no worse than any code here")
-        if coded is not None:
-            return coded
+                if best is None or measured.kl <= best.measured.kl:
+                    best = Found(
+                        plan, None, measured, f"plain {name} measures no worse than anything else here"
+                    )
+        if best is not None:
+            return best
         if self.fits:
             raise MiniCacheError(f"{target} can't be had: {self.least()}{self.least_window(target)}")
         smallest = min(self.plain_types(), key=lambda one: GGML_TYPES[one].row_bytes(32))
@@ -276,8 +352,9 @@ class Planner:
     def least(self) -> str:
         """How small this model's cache can get."""
         if self.fits:
-            choices = [Choice(uniform(fit.k.n_unit, 0), uniform(fit.v.n_unit, 0)) for fit in self.fits]
-            plans = [self.plan_of(choices, name) for name in self.plain_types()]
+            empty = [Choice(Layout(), Layout()) for _ in self.fits]
+            types = [Choice(types=((name, name),)) for name in self.plain_types()]
+            plans = [self.plan_of([*empty, *[one] * len(self.singles)]) for one in types]
         else:
             plans = [self.plain_plan(name) for name in self.plain_types()]
         return f"its cache can be made at most {max(ratio(self.shape, plan) for plan in plans):.2f} times smaller"
@@ -286,7 +363,7 @@ class Planner:
         """What a budget pays for the window."""
         if target.budget is None or not self.base.window:
             return ""
-        coded = self.plan_of([Choice(Layout(), Layout()) for _ in self.fits], "f16")
+        coded = self.plan_of(self.exact())
         taken = mib(kv_size.plan_window_bytes(self.shape, coded))
         return f"; its window of {self.base.window} tokens takes {taken}, --window 0 does without"
 
@@ -301,9 +378,9 @@ class Planner:
             ):
                 best = Found(plan, None, measured, f"plain {name} is the smallest that loses no more")
         low, high = 1.0, 32.0
-        for _ in range(ROUNDS if self.fits else 0):
+        for _ in range(ROUNDS if self.layers else 0):
             middle = (low * high) ** 0.5
-            found = self.best_coded(Target(ratio=middle))
+            found = self.best(Target(ratio=middle))
             if found is None or found.measured.kl > max_kl:
                 high = middle
                 continue
@@ -332,32 +409,31 @@ def bits(layout: Layout, size: int) -> float:
 
 
 def choice_table(planner: Planner, found: Found) -> list[dict[str, Any]]:
-    """What was chosen for each pair, and why."""
+    """What was chosen for each pair and each layer that is in none, and why."""
     if found.choices is None:
         return []
     sensitivities = planner.sensitivities
-    name = found.plan.type_k
-    candidates = planner.candidates(name, planner.plain(name).kl if name != "f16" else 0.0)
+    candidates = planner.candidates()
     losses = [one.loss(choice) for one, choice in zip(candidates, found.choices, strict=True)]
     rows = []
-    for index, (fit, choice, loss) in enumerate(zip(planner.fits, found.choices, losses, strict=True)):
-        layer = planner.shape.layers[fit.a]
-        coded = choice.k is not None and choice.v is not None
-        rows.append(
-            {
-                "layers": [fit.a, fit.b],
-                "kind": "code" if coded else name,
-                "bits_k": bits(choice.k, layer.head_size_k) if choice.k else None,
-                "bits_v": bits(choice.v, layer.head_size_v) if choice.v else None,
-                "units_k": list(choice.k.units) if choice.k else None,
-                "units_v": list(choice.v.units) if choice.v else None,
-                "error_k": relative_error(fit.k.error(choice.k), fit.k.error(Layout())) if choice.k else None,
-                "error_v": relative_error(fit.v.error(choice.v), fit.v.error(Layout())) if choice.v else None,
-                "sensitivity_k": sensitivities.k[index],
-                "sensitivity_v": sensitivities.v[index],
-                "share": loss / sum(losses) if sum(losses) else 0.0,
+    for index, (candidate, choice, loss) in enumerate(zip(candidates, found.choices, losses, strict=True)):
+        layer = planner.shape.layers[candidate.layers[0]]
+        row: dict[str, Any] = {
+            "layers": list(candidate.layers),
+            "kind": "code" if choice.coded else "plain",
+            "types": [list(names) for names in choice.types] or None,
+            "sensitivity_k": sensitivities.k[index],
+            "sensitivity_v": sensitivities.v[index],
+            "share": loss / sum(losses) if sum(losses) else 0.0,
+        }
+        for kind, layout, size in (("k", choice.k, layer.head_size_k), ("v", choice.v, layer.head_size_v)):
+            part = getattr(planner.fits[index], kind) if layout else None
+            row |= {
+                f"bits_{kind}": bits(layout, size) if layout else None,
+                f"units_{kind}": list(layout.units) if layout else None,
+                f"error_{kind}": relative_error(part.error(layout), part.error(Layout())) if part else None,
             }
-        )
+        rows.append(row)
     return rows
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from minicache_cpp import CacheSpec, MiniCacheError, evaluation, kv_size, texts
 from minicache_cpp.alignment import Aligner, aligner
-from minicache_cpp.allocation import PLAIN, Candidate, allocate
+from minicache_cpp.allocation import Choice, allocate
 from minicache_cpp.bench_context import BenchModel
 from minicache_cpp.evaluate import finite
 from minicache_cpp.fingerprint import fingerprint
@@ -134,21 +134,18 @@ class Lab:
 
         def whole(choices: list[Any]) -> list[Any]:
             left = iter(choices)
-            return [next(left) if fit.a >= config.start else PLAIN for fit in planner.fits]
+            plain = Choice(types=(("f16", "f16"),) * 2)
+            return [next(left) if fit.a >= config.start else plain for fit in planner.fits]
 
-        # none of them may stay plain here
-        candidates: list[Candidate] = [
-            replace(one, plain_loss=float("inf"), plain_bytes=float("inf"))
-            for one in planner.candidates("f16", 0.0)
-            if one.a >= config.start
-        ]
+        # none of them may stay plain: the planner has no fits of layers
+        candidates = [one for one in planner.candidates() if one.layers[0] >= config.start]
         found = allocate(
-            candidates, lambda choices: ratio(self.shape, planner.plan_of(whole(choices), "f16")) >= least
+            candidates, lambda choices: ratio(self.shape, planner.plan_of(whole(choices))) >= least
         )
         if found is None:
             raise MiniCacheError(f"{config.label} can't be had: its ratio would be less than {least:.2f}")
         # the other layers have the type that SLERP's have
-        return replace(planner.plan_of(whole(found[0]), "f16"), type_k=config.kind, type_v=config.kind)
+        return replace(planner.plan_of(whole(found[0])), type_k=config.kind, type_v=config.kind)
 
     def slerp_ratio(self, config: Config) -> float:
         """What SLERP of the same pairs takes, over layers that are not merged as f16, as `ratio` counts."""
