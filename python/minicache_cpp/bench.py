@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import host_memory, kv_size
 from .chat import default_threads
-from .cli import check_numbers
+from .cli import add_json_option, add_machine_options, add_model_argument, check_numbers
 from .config import SPEC_HELP, CacheSpec
 from .demo_model import demo_model
 from .gguf_file import GGUFFile, read_gguf
@@ -50,7 +50,7 @@ class Samples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file (default: the demo model)")
+    add_model_argument(parser)
     parser.add_argument(
         "--ctx",
         type=int,
@@ -59,14 +59,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"tokens in the cache, again and again (default: {DEFAULT_CTX})",
     )
     parser.add_argument("--config", action="append", metavar="SPEC", help=f"a cache to measure: {SPEC_HELP}")
-    parser.add_argument("--threads", type=int, metavar="T", help="CPU threads (default: the cores there are)")
     parser.add_argument(
         "--reps", type=int, default=5, metavar="R", help="measurements of each number (default: 5)"
     )
-    parser.add_argument(
-        "--gpu-layers", type=int, default=0, metavar="N", help="layers on the GPU, -1 for all (default 0)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_machine_options(parser)
+    add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:

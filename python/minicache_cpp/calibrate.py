@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, kv_size, texts
+from .cli import add_json_option, add_machine_options, add_model_argument
 from .config import MAX_WINDOW, MiniCache
 from .demo_model import demo_model
 from .errors import MiniCacheError
@@ -59,7 +60,7 @@ class Options:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file (default: the demo model)")
+    add_model_argument(parser)
     parser.add_argument(
         "--text",
         action="append",
@@ -112,10 +113,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="rounds of measuring the sensitivities again, at what was chosen (default %(default)s)",
     )
-    parser.add_argument("--threads", type=int, metavar="T", help="CPU threads (default: the cores there are)")
-    parser.add_argument(
-        "--gpu-layers", type=int, default=0, metavar="N", help="layers on the GPU, -1 for all (default 0)"
-    )
+    add_machine_options(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -123,7 +121,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="PLAN",
         help="the plan file (default: in the user's cache directory, where minicache='auto' finds it)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json_option(parser)
     study = parser.add_argument_group(
         "for study", "SLERP in fitted bases in place of codes, with its settings as in a SPEC; needs -o"
     )

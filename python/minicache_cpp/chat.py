@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from . import auto, host_memory, kv_size
-from .cli import check_numbers
+from .cli import add_json_option, add_machine_options, add_model_argument, check_numbers
 from .config import SPEC_HELP, CacheSpec
 from .demo_model import demo_model
 from .errors import MiniCacheError, MiniCacheWarning
@@ -38,7 +38,7 @@ HELP = """\
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file (default: the demo model)")
+    add_model_argument(parser)
     cache = parser.add_argument_group("KV cache").add_mutually_exclusive_group()
     cache.add_argument(
         "--config", metavar="SPEC", help=f"{SPEC_HELP}; default: this model's plan, made now if there is none"
@@ -56,18 +56,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"context in tokens (default: the model's, at most {DEFAULT_CTX})",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the cores there are)")
-    parser.add_argument(
-        "--gpu-layers", type=int, default=0, metavar="N", help="layers on the GPU, -1 for all (default 0)"
-    )
+    add_machine_options(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--prompt", metavar="TEXT", help="answer this one message and leave")
     parser.add_argument(
         "--max-tokens", type=int, default=0, metavar="N", help="length of an answer (default: the context's)"
     )
-    parser.add_argument(
-        "--json", action="store_true", help="one answer, to --prompt or all of stdin, as one JSON object"
-    )
+    add_json_option(parser, "one answer, to --prompt or all of stdin, as one JSON object")
     parser.add_argument("--verbose", action="store_true", help="show llama.cpp's log")
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument(

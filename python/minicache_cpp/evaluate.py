@@ -13,7 +13,7 @@ from typing import Any
 from . import texts
 from .bench import progress
 from .chat import default_threads
-from .cli import check_numbers
+from .cli import add_json_option, add_machine_options, add_model_argument, check_numbers
 from .config import SPEC_HELP, CacheSpec
 from .demo_model import demo_model
 from .errors import MiniCacheError
@@ -31,7 +31,7 @@ DISK = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file (default: the demo model)")
+    add_model_argument(parser)
     parser.add_argument(
         "--text", action="append", metavar="FILE", help="UTF-8 text, again and again (default: ours)"
     )
@@ -76,11 +76,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help=f"rounds of {N_FACTS} facts for each distance (default: 4)",
     )
-    parser.add_argument("--threads", type=int, metavar="T", help="CPU threads (default: the cores there are)")
-    parser.add_argument(
-        "--gpu-layers", type=int, default=0, metavar="N", help="layers on the GPU, -1 for all (default 0)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_machine_options(parser)
+    add_json_option(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw KL over bytes, as .png, .svg or .pdf")
 
 

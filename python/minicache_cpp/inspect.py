@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import kv_size
+from .cli import add_json_option, add_model_argument
 from .config import SPEC_HELP, CacheSpec
 from .demo_model import demo_model
 from .errors import MiniCacheError
@@ -32,12 +33,12 @@ class Row:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file (default: the demo model)")
+    add_model_argument(parser)
     parser.add_argument(
         "--ctx", type=int, default=0, metavar="N", help="context in tokens (default: the model's)"
     )
     parser.add_argument("--config", action="append", metavar="SPEC", help=f"a row of the table: {SPEC_HELP}")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:

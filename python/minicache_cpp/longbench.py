@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .bench import progress
 from .chat import default_threads
-from .cli import check_numbers
+from .cli import add_json_option, add_machine_options, add_model_argument, check_numbers
 from .config import SPEC_HELP, CacheSpec
 from .demo_model import demo_model
 from .errors import MiniCacheError
@@ -30,7 +30,7 @@ Progress = Callable[[str], None]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file (default: the demo model)")
+    add_model_argument(parser)
     parser.add_argument(
         "--data", type=Path, required=True, metavar="DIR", help="folder of LongBench's files, <task>.jsonl"
     )
@@ -61,11 +61,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ubatch", type=int, default=64, metavar="N", help="tokens read at a time (default: 64)"
     )
-    parser.add_argument("--threads", type=int, metavar="T", help="CPU threads (default: the cores there are)")
-    parser.add_argument(
-        "--gpu-layers", type=int, default=0, metavar="N", help="layers on the GPU, -1 for all (default 0)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_machine_options(parser)
+    add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
