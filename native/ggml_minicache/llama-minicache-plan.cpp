@@ -103,14 +103,18 @@ class plan_reader {
     ggml_context_ptr data;
 };
 
-static minicache_code_layout layout_of(const std::string & path, const std::vector<int32_t> & counts, size_t pair) {
-    minicache_code_layout layout = {};
-    for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
-        const int32_t n = counts[pair * MINICACHE_CODE_WIDTHS + i];
-        check(n >= 0 && n <= UINT8_MAX, "plan " + path + " is damaged: a code has " + std::to_string(n) + " units of one width");
-        layout.n_unit[i] = (uint8_t) n;
+// of each pair, from the numbers of units of each width
+static std::vector<minicache_code_layout> layouts_of(
+    const std::string & path, const std::vector<int32_t> & counts, size_t n_pair) {
+    check(counts.size() == MINICACHE_CODE_WIDTHS * n_pair, "plan " + path + " is damaged: its lists differ in length");
+
+    std::vector<minicache_code_layout> layouts(n_pair);
+    for (size_t i = 0; i < counts.size(); ++i) {
+        check(counts[i] >= 0 && counts[i] <= UINT8_MAX,
+            "plan " + path + " is damaged: a code has " + std::to_string(counts[i]) + " units of one width");
+        layouts[i / MINICACHE_CODE_WIDTHS].n_unit[i % MINICACHE_CODE_WIDTHS] = (uint8_t) counts[i];
     }
-    return layout;
+    return layouts;
 }
 
 std::string minicache_codec_flaw(const minicache_code_shape & shape, const void * codec) {
@@ -134,18 +138,12 @@ std::string minicache_codec_flaw(const minicache_code_shape & shape, const void 
     return "";
 }
 
-// of pair i, whose sizes are known
-static void read_code(const plan_reader & reader, const minicache_plan & plan, size_t i, minicache_plan_pair & pair) {
-    const std::vector<int32_t> units_k = reader.ints("minicache.units_k");
-    const std::vector<int32_t> units_v = reader.ints("minicache.units_v");
-    check(
-        units_k.size() == MINICACHE_CODE_WIDTHS * (reader.ints("minicache.pairs").size() / 2) && units_v.size() == units_k.size(),
-        "plan " + plan.path + " is damaged: its lists differ in length");
-
-    pair.shape.layout_k = layout_of(plan.path, units_k, i);
-    pair.shape.layout_v = layout_of(plan.path, units_v, i);
-    check(minicache_code_size(pair.shape.layout_k) <= 2 * pair.shape.d_k &&
-              minicache_code_size(pair.shape.layout_v) <= 2 * pair.shape.d_v,
+// of a pair, whose sizes are known
+static void read_code(const plan_reader & reader, const minicache_plan & plan, const minicache_code_layout & layout_k,
+    const minicache_code_layout & layout_v, minicache_plan_pair & pair) {
+    pair.shape.layout_k = layout_k;
+    pair.shape.layout_v = layout_v;
+    check(minicache_code_size(layout_k) <= 2 * pair.shape.d_k && minicache_code_size(layout_v) <= 2 * pair.shape.d_v,
         "plan " + plan.path + " is damaged: a code is longer than what it codes");
 
     pair.codec = reader.bytes("pair." + std::to_string(pair.a) + ".codec");
@@ -164,6 +162,15 @@ static void read_pairs(const plan_reader & reader, minicache_plan & plan) {
     check(layers.size() == 2 * n_pair && sizes.size() == 3 * n_pair,
         "plan " + plan.path + " is damaged: its lists differ in length");
 
+    const bool coded = plan.mode == LLAMA_MINICACHE_MODE_CODE;
+
+    std::vector<minicache_code_layout> layouts_k;
+    std::vector<minicache_code_layout> layouts_v;
+    if (coded) {
+        layouts_k = layouts_of(plan.path, reader.ints("minicache.units_k"), n_pair);
+        layouts_v = layouts_of(plan.path, reader.ints("minicache.units_v"), n_pair);
+    }
+
     std::set<int32_t> seen;
     for (size_t i = 0; i < n_pair; ++i) {
         minicache_plan_pair pair = {};
@@ -179,8 +186,8 @@ static void read_pairs(const plan_reader & reader, minicache_plan & plan) {
         pair.shape.n_head_kv = (int16_t) sizes[3 * i];
         pair.shape.d_k       = (int16_t) sizes[3 * i + 1];
         pair.shape.d_v       = (int16_t) sizes[3 * i + 2];
-        if (plan.mode == LLAMA_MINICACHE_MODE_CODE) {
-            read_code(reader, plan, i, pair);
+        if (coded) {
+            read_code(reader, plan, layouts_k[i], layouts_v[i], pair);
         } else {
             const std::string name = "pair." + std::to_string(pair.a) + ".basis_";
             reader.bases(name + "k", pair.shape.d_k, pair.shape.n_head_kv, pair.basis_k);
