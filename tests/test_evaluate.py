@@ -64,7 +64,7 @@ def found(model: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 def test_json_has_the_keys_that_others_rely_on(found: Run) -> None:
     result = found("--ctx", 300, "--chunks", 2, "--no-recall", "--config", "q8_0", "--config", "slerp")
     assert (result["context"], result["tokens"], result["chunks"]) == (300, 300, 2)
-    assert (result["ubatch"], result["pos_offset"]) == (64, 0)
+    assert (result["ubatch"], result["prompt_ubatch"], result["pos_offset"]) == (1, 64, 0)
     assert "runs" not in result
     assert [row["name"] for row in result["rows"]] == ["f16", "q8_0", CacheSpec.parse("slerp").name]
     for row in result["rows"]:
@@ -94,9 +94,9 @@ def test_the_bytes_are_those_of_a_llama_of_this_context(found: Run, model: Path)
 
 def test_the_numbers_are_those_of_other_contexts(found: Run, model: Path, text: Path) -> None:
     # the same by hand: f16 and q4_0 read one chunk from position 500 on
-    row = found("--ctx", 200, "--chunks", 1, "--pos-offset", 500, "--no-recall", "--config", "q4_0")["rows"][
-        1
-    ]
+    row = found(
+        "--ctx", 200, "--chunks", 1, "--pos-offset", 500, "--no-recall", "--ubatch", 64, "--config", "q4_0"
+    )["rows"][1]
     with Vocabulary(model) as vocabulary:
         tokens = vocabulary.begun(vocabulary.tokenize(text.read_text()))[:200]
     loaded = lowlevel.Model(model)
@@ -136,6 +136,35 @@ def test_several_contexts_and_positions_are_runs_of_one_object(found: Run) -> No
     assert runs[0] == result
 
 
+def test_several_contexts_and_distances_are_one_table(
+    model: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["evaluate", model, "--text", text, "--threads", 1, "--chunks", 1, "--rounds", 1, "--config", "q8_0",
+             "--ctx", 64, "--ctx", 128, "--pos-offset", 0, "--pos-offset", 900]  # fmt: skip
+    assert cli.main(list(map(str, given))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head = next(line for line in lines if line.startswith("cache"))
+    # a quarter and three quarters of each context
+    assert head.split()[-8:] == ["recall", "16", "recall", "32", "recall", "48", "recall", "96"]
+    rows = [line.split() for line in lines if line.startswith(("f16 ", "q8_0 "))]
+    assert [row[:3] for row in rows] == [
+        [name, context, offset]
+        for context in ("64", "128")
+        for offset in ("0", "900")
+        for name in ("f16", "q8_0")
+    ]
+    assert all([cell == "-" for cell in row[-4:]] == [False, True, False, True] for row in rows[:4])
+    assert all([cell == "-" for cell in row[-4:]] == [True, False, True, False] for row in rows[4:])
+
+
+def test_decode_is_the_default(found: Run) -> None:
+    """One token at a time, all others come from the cache: what merging costs is seen."""
+    arguments = ("--ctx", 128, "--chunks", 1, "--no-recall", "--config", "slerp")
+    rows = found(*arguments)["rows"]
+    assert rows == found(*arguments, "--ubatch", 1)["rows"]
+    assert rows[1]["kl_mean"] > found(*arguments, "--ubatch", 64)["rows"][1]["kl_mean"]
+
+
 def test_current_tokens_are_exact_so_the_ubatch_matters(found: Run) -> None:
     arguments = ("--ctx", 128, "--chunks", 1, "--no-recall", "--config", "slerp")
     assert found(*arguments, "--ubatch", 32)["rows"][1]["kl_mean"] > 1e-3
@@ -149,7 +178,7 @@ def test_a_cache_that_is_not_merged_is_told(
     arguments = ["--ctx", "64", "--chunks", "1", "--no-recall", "--threads", "1", "--config", "slerp"]
     assert cli.main(["evaluate", str(model), "--text", str(text), *arguments]) == 0
     out = capsys.readouterr().out
-    assert "context 64 from position 0, ubatch 64" in out
+    assert "read one token at a time, as in decode" in out
     assert "note: slerp:start=0.5" in out
 
 

@@ -23,6 +23,8 @@ from .report import mib
 
 EXAMPLE = "minicache evaluate model.gguf --ctx 4096 --pos-offset 0 --pos-offset 20000 --config q4_0 --json"
 DEFAULT_CTX = 1024
+DECODE_UBATCH = 1
+PROMPT_UBATCH = 64
 DEFAULT_SPECS = ("f16", "q8_0", "q4_0", "slerp:type=f16", "slerp:type=q4_0")
 DISK = (
     "the f16 cache's distributions of one half chunk are kept in the temporary folder (TMPDIR): "
@@ -53,9 +55,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ubatch",
         type=int,
-        default=64,
         metavar="N",
-        help="tokens read at a time (default: 64); MiniCache sees these exactly, and merges earlier ones",
+        help="tokens read at a time, which MiniCache sees exactly while earlier ones are merged "
+        f"(default: 1, as in decode, and {PROMPT_UBATCH} for facts and the text after them, as prompts are read)",
     )
     parser.add_argument(
         "--chunks", type=int, metavar="N", help="chunks of text (default: 4, fewer if the text is short)"
@@ -109,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
         contexts=list(dict.fromkeys(args.ctx or [DEFAULT_CTX])),
         offsets=list(dict.fromkeys(args.pos_offset or [0])),
         specs=specs,
-        ubatch=args.ubatch,
+        ubatch=args.ubatch or DECODE_UBATCH,
+        prompt_ubatch=args.ubatch or PROMPT_UBATCH,
         chunks=args.chunks,
         recall=None if args.no_recall else list(dict.fromkeys(args.recall or [])),
         rounds=args.rounds,
@@ -124,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     runs = evaluation.measure(file, material, settings, progress)
     for found in runs:
         found |= {"text": [Path(path).name for path in paths], "rounds": args.rounds}
-    print(to_json(runs) if args.json else "\n\n".join(map(table, runs)))
+    print(to_json(runs) if args.json else table(runs))
     if args.plot:
         from .evaluation_plot import plot
 
@@ -157,47 +160,60 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def table(found: dict[str, Any]) -> str:
-    rows = found["rows"]
-    distances = list(rows[0]["recall_by_distance"])
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """One table of all contexts and first positions."""
+    found = runs[0]
+    scored = ", ".join(dict.fromkeys(f"{one['tokens']} at context {one['context']}" for one in runs))
+    reading = (
+        "one token at a time, as in decode" if found["ubatch"] == 1 else f"{found['ubatch']} tokens at a time"
+    )
     lines = [
-        f"{Path(found['model']).name}, context {found['context']} from position {found['pos_offset']}, "
-        f"ubatch {found['ubatch']}, threads {found['threads']}",
-        f"{found['tokens']} tokens scored, the second halves of {found['chunks']} chunks of "
-        f"{', '.join(found['text'])}",
-        "KL in nats ± its standard error, and top-1, against the model's own f16 cache; the f16 row is the floor",
+        f"{Path(found['model']).name}, read {reading}, threads {found['threads']}",
+        f"tokens scored: {scored}, the second halves of chunks of {', '.join(found['text'])}",
+        "KL in nats ± its standard error, and top-1, against the model's own f16 cache; the f16 rows are the floor",
     ]
+    distances = sorted({int(one) for run in runs for one in run["rows"][0]["recall_by_distance"]})
     if distances:
-        asked = rows[0]["recall_asked"] // len(distances)
+        asked = found["rows"][0]["recall_asked"] // len(found["rows"][0]["recall_by_distance"])
         lines.append(
-            f"recall: {asked} questions for each distance in tokens, chance 1 in {len(VALUES)} or less"
+            f"recall: {asked} questions for each distance in tokens, chance 1 in {len(VALUES)} or less, "
+            f"read {found['prompt_ubatch']} tokens at a time"
         )
-    head = ["cache", "KV", "ratio", "total", "bits", "mean KL", "±", "p99 KL", "max KL", "top-1", "ppl"]
-    cells = [head + [f"recall {distance}" for distance in distances]]
-    for row in rows:
-        cells.append(
-            [
-                row["name"],
-                mib(row["bytes"]),
-                f"{row['ratio']:.2f}",
-                f"{row['total_ratio']:.2f}",
-                f"{row['bits_per_value']:.2f}",
-                digits(row["kl_mean"]),
-                digits(row["kl_mean_stderr"], 1),
-                digits(row["kl_p99"]),
-                digits(row["kl_max"]),
-                f"{row['top1']:.1%}",
-                f"{row['ppl']:.3f}",
-                *(f"{share:.1%}" for share in row["recall_by_distance"].values()),
-            ]
-        )
+    sizes, losses = ["KV", "ratio", "total", "bits"], ["mean KL", "±", "p99 KL", "max KL", "top-1", "ppl"]
+    recalls = [f"recall {distance}" for distance in distances]
+    cells = [["cache", "context", "from", *sizes, *losses, *recalls]]
+    for run in runs:
+        for row in run["rows"]:
+            recalled = row["recall_by_distance"]
+            cells.append(
+                [
+                    row["name"],
+                    str(run["context"]),
+                    str(run["pos_offset"]),
+                    mib(row["bytes"]),
+                    f"{row['ratio']:.2f}",
+                    f"{row['total_ratio']:.2f}",
+                    f"{row['bits_per_value']:.2f}",
+                    digits(row["kl_mean"]),
+                    digits(row["kl_mean_stderr"], 1),
+                    digits(row["kl_p99"]),
+                    digits(row["kl_max"]),
+                    f"{row['top1']:.1%}",
+                    f"{row['ppl']:.3f}",
+                    *(f"{recalled[one]:.1%}" if one in recalled else "-" for one in map(str, distances)),
+                ]
+            )
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines.append("")
-    for first, *rest in cells:
+    for number, (first, *rest) in enumerate(cells):
+        if number > 1 and rest[:2] != cells[number - 1][1:3]:
+            lines.append("")  # a context and a position are a block of rows
         numbers = (f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
         lines.append("  ".join([f"{first:<{widths[0]}}", *numbers]).rstrip())
-    lines += [f"note: {row['name']}: {row['note']}" for row in rows if row["note"]]
-    return "\n".join(lines)
+    notes = {
+        f"note: {row['name']}: {row['note']}": None for run in runs for row in run["rows"] if row["note"]
+    }
+    return "\n".join([*lines, *notes])
 
 
 def digits(value: float, significant: int = 3) -> str:

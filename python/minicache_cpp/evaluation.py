@@ -40,7 +40,8 @@ class Settings:
     contexts: Sequence[int]
     offsets: Sequence[int]
     specs: Sequence[CacheSpec]
-    ubatch: int = 64
+    ubatch: int = 1  # tokens read at a time
+    prompt_ubatch: int = 64  # the same where facts are told and asked for
     chunks: int | None = None
     recall: Sequence[int] | None = ()
     rounds: int = 4
@@ -167,6 +168,7 @@ def measure(
                     "tokens": sum(len(chunk) - len(chunk) // 2 for chunk in chunks),
                     "pos_offset": offset,
                     "ubatch": settings.ubatch,
+                    "prompt_ubatch": settings.prompt_ubatch,
                     "chunks": len(chunks),
                     "threads": settings.threads,
                     "rows": rows,
@@ -195,8 +197,10 @@ class Bench:
     offset: int
     told: Progress
 
-    def opened(self, spec: CacheSpec, n_ctx: int) -> EvaluationContext:
-        return EvaluationContext(self.model, spec, n_ctx, self.settings.ubatch, self.settings.threads)
+    def opened(self, spec: CacheSpec, n_ctx: int, ubatch: int = 0) -> EvaluationContext:
+        return EvaluationContext(
+            self.model, spec, n_ctx, ubatch or self.settings.ubatch, self.settings.threads
+        )
 
     def divergences(self, chunks: list[list[int]], n_ctx: int) -> list[dict[str, Any]]:
         """A row for each configuration: what it allocates, and how far it is from the f16 cache."""
@@ -227,7 +231,7 @@ class Bench:
 
     def recall(self, spec: CacheSpec, material: Material, distance: int) -> tuple[int, int]:
         self.told(f"recall over {distance} tokens, {spec.name}")
-        with self.opened(spec, material.n_ctx(distance)) as context:
+        with self.opened(spec, material.n_ctx(distance), self.settings.prompt_ubatch) as context:
             return facts.recall(context, material.tasks[distance], self.offset)
 
 

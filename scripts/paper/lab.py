@@ -217,6 +217,7 @@ def measure(
         offsets=[0],
         specs=[],
         ubatch=settings.ubatch,
+        prompt_ubatch=settings.ubatch,
         chunks=settings.chunks,
         recall=[settings.n_ctx // 2] if settings.rounds else None,
         rounds=settings.rounds,
