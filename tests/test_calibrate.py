@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import subprocess
@@ -133,18 +132,36 @@ def test_chunks_of_a_short_text_are_disjoint_and_all_over_it(models: dict[str, P
     with Vocabulary(models["plain"]) as vocabulary:
         material = make_material(vocabulary, [text], 4096, 4096, "")
         tokens = vocabulary.tokenize(text.read_text())
-    chunks = [*material.fit, *material.measure, *material.check]
-    assert len(material.fit) >= len(material.measure) >= len(material.check) >= 1
-    found = []
+    assert len(material.fit) >= len(material.measure) >= 1
+    assert len(material.check) == 2 * len(material.measure)
     data = bytes(token % 256 for token in tokens)
-    for chunk in chunks:
-        part = bytes(token % 256 for token in chunk.tokens[1:])  # without the beginning-of-text token
-        found.append((data.index(part), len(part)))
-    found.sort()
-    assert all(start + n <= after for (start, n), (after, _) in itertools.pairwise(found))
-    assert found[0][0] < len(data) / 8 and found[-1][0] > len(data) * 6 / 8
-    positions = sorted(chunk.position for chunk in chunks)
+    taken: set[int] = set()
+    for chunk in [*material.fit, *material.measure, *material.check[::2]]:
+        own: set[int] = set()  # places of the text; a context is made of several stretches of it
+        part = bytes(token % 256 for token in chunk.tokens)
+        for start in range(len(part) - 90):  # each has a number in it that no other has
+            if (at := data.find(part[start : start + 90])) >= 0:
+                own |= set(range(at, at + 90))
+        assert len(own) > len(chunk.tokens) * 0.9
+        assert not own & taken
+        taken |= own
+    assert min(taken) < len(data) / 8 and max(taken) > len(data) * 6 / 8
+    positions = sorted(
+        chunk.position for kind in (material.fit, material.measure, material.check) for chunk in kind
+    )
     assert positions[0] == 0 and positions[-1] > 2500
+
+
+def test_both_halves_of_what_is_checked_with_are_scored(models: dict[str, Path], text: Path) -> None:
+    with Vocabulary(models["plain"]) as vocabulary:
+        material = make_material(vocabulary, [text], 8192, 4096, "")
+        begin = len(vocabulary.begun([]))
+    for chunk, again in zip(material.check[::2], material.check[1::2], strict=True):
+        half = len(chunk.tokens) // 2
+        first, second = chunk.tokens[begin:half], again.tokens[half + begin :]
+        assert first[: len(second)] == second[: len(first)]
+        assert len(first) > 0.9 * half
+        assert (chunk.first, again.first) == (half, half)
 
 
 @pytest.mark.parametrize(
@@ -156,15 +173,15 @@ def test_what_is_measured_lies_beyond_the_window(
     with Vocabulary(models["plain"]) as vocabulary:
         material = make_material(vocabulary, [text], n_tokens, 4096, "", window)
     assert min(len(material.fit), len(material.measure), len(material.check)) >= 1
-    for kind, most in (("measure", 128), ("check", 256)):
-        for chunk in getattr(material, kind):
-            coded = len(chunk.tokens) - window  # the last token sees so many of them
-            assert chunk.window == window
-            assert 16 <= coded <= most + 1  # the beginning-of-text token
-            assert chunk.first == window + coded // 2
-    whole = sum(
-        len(chunk.tokens) for kind in ("fit", "measure", "check") for chunk in getattr(material, kind)
-    )
+    for chunk in [*material.measure, *material.check]:
+        coded = len(chunk.tokens) - window  # the last token sees so many of them
+        assert chunk.window == window
+        assert coded >= 16
+        assert len(chunk.tokens) <= max(1024, 256 + window)
+        assert chunk.first == window + coded // 2
+    if n_tokens > 4000 and window < 600:  # of a long text contexts are long
+        assert min(len(chunk.tokens) for chunk in material.measure) >= 700
+    whole = sum(len(chunk.tokens) for chunk in [*material.fit, *material.measure, *material.check[::2]])
     assert whole <= n_tokens + 16  # such tokens
 
 
@@ -177,22 +194,39 @@ def test_a_window_needs_longer_chunks(models: dict[str, Path], text: Path, tmp_p
         made(models["plain"], short, tmp_path / "plan.gguf", window=64)
 
 
+def test_a_context_is_no_longer_than_the_model_was_trained_for(models: dict[str, Path], text: Path) -> None:
+    with Vocabulary(models["plain"]) as vocabulary:
+        for n_ctx, most in ((700, 700), (4096, 1024)):
+            material = make_material(vocabulary, [text], 8192, n_ctx, "", 64)
+            for chunk in [*material.measure, *material.check]:
+                assert len(chunk.tokens) <= most
+                assert chunk.position + len(chunk.tokens) <= n_ctx
+
+
 @pytest.mark.parametrize("kind", ["f16", "q8_0"])
-def test_what_fills_the_window_is_read_at_once_to_the_same_end(models: dict[str, Path], kind: str) -> None:
-    """Eight tokens of each text in a step give what one does, in other additions."""
-    prompts = [tiny_models.prompt(60, seed=seed) for seed in range(3)]
-    read = []
+def test_what_a_window_holds_is_read_at_once_to_the_same_end(models: dict[str, Path], kind: str) -> None:
+    """Several tokens of each text in a step give what one does, in other additions; texts differ in length."""
+    prompts = [tiny_models.prompt(60 + 7 * seed, seed=seed) for seed in range(3)]
+    read: list[dict[tuple[int, int], Any]] = []
     for window in (0, 30):
         chunks = [Chunk(prompt, 100 * i, window) for i, prompt in enumerate(prompts)]
         with (
             BenchModel(models["plain"]) as model,
             ParallelContext(model, CacheSpec(kind, kind), chunks, 1) as context,
         ):
-            read.append({at: logits.copy() for numbers, at, logits in context.read() if numbers == [0, 1, 2]})
-    assert list(read[0]) == list(range(30, 60))
-    assert list(read[1]) == list(range(45, 60))
-    for at, logits in read[1].items():
-        np.testing.assert_allclose(logits, read[0][at], atol=2e-2)
+            seen = [(numbers, at, logits.copy()) for numbers, at, logits in context.read()]
+        assert [at for _, at, _ in seen] == sorted({at for _, at, _ in seen})
+        read.append(
+            {
+                (number, at): row
+                for numbers, at, logits in seen
+                for number, row in zip(numbers, logits, strict=True)
+            }
+        )
+        wanted = {(i, at) for i, chunk in enumerate(chunks) for at in range(chunk.first, len(chunk.tokens))}
+        assert set(read[-1]) == wanted
+    for place, logits in read[1].items():
+        np.testing.assert_allclose(logits, read[0][place], atol=2e-2)
 
 
 def test_a_text_of_gigabytes_is_not_read_whole(models: dict[str, Path], tmp_path: Path) -> None:

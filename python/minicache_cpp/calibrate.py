@@ -28,7 +28,7 @@ from .work_folder import work_folder
 
 EXAMPLE = "minicache calibrate model.gguf --ratio 8 -o model.plan.gguf"
 DEFAULT_RATIO = 5.0
-DEFAULT_TOKENS = 8192
+DEFAULT_TOKENS = 12288
 DEFAULT_BLOCK = 128
 DEFAULT_WINDOW = 64
 COMPARED = ("f16", "q8_0", "q4_0")
@@ -352,6 +352,7 @@ class _Calibration:
         memory = self.folder / "measured.json"
         with Meter(model, chunks, self.threads, memory, self.on_run(runs)) as meter:
             planner = Planner(shape, fits, meter, base, self.folder, self.progress.note, plain)
+            planner.refuse(target)
             if layers:
                 planner.probe()
             chosen = planner.choose(target, options.refine)

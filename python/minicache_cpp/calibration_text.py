@@ -12,13 +12,12 @@ from .errors import MiniCacheError
 from .vocabulary import Vocabulary
 
 CHUNK = 512  # tokens of a chunk
+CONTEXT = 1024  # tokens of a context that is measured on: chunks one after the other
 SHORTEST = 16  # tokens that a chunk must have
-# a chunk that is measured on gives two pieces of so many tokens and a window's: pieces are read side by side, so short
-# ones are quick
-PIECES = {"measure": 128, "check": 256}
 TOKEN_BYTES = 16  # more than a token of any text takes, on average
 # what the chunks are for, in turn: different matters in a text come to all three
-TURNS = ("fit", "measure", "fit", "check", "fit", "measure", "fit", "fit")
+TURNS = ("fit", "measure", "fit", "check")
+LEAST_CHUNKS = 4
 GOLDEN = 0.6180339887498949
 
 
@@ -32,6 +31,11 @@ class Chunk:
     def first(self) -> int:
         """The first token that is measured at; those before it fill the window, and half of the rest the cache."""
         return (len(self.tokens) + self.window) // 2
+
+    @property
+    def at_once(self) -> int:
+        """Tokens that may be read in one step: so few that a window sees to it that it is next to what decode gives."""
+        return max(1, self.window // 8)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def make_material(
     """Chunks of so many tokens together from all over the texts, which are never read whole where they are long."""
     texts = Texts([Path(path) for path in paths])
     chunk = max(CHUNK, CHUNK // 2 + window)
-    n_chunk = max(len(TURNS) // 2, n_tokens // chunk)
+    n_chunk = max(LEAST_CHUNKS, n_tokens // chunk)
     length = min(chunk, n_tokens // n_chunk)
     shortest = SHORTEST + window
     if texts.size <= TOKEN_BYTES * length * n_chunk:
@@ -72,21 +76,41 @@ def make_material(
         data = (texts.read(i * step, min(step, TOKEN_BYTES * length)) for i in range(n_chunk))
         parts = [vocabulary.tokenize(piece)[:length] for piece in data]
     parts = [part for part in parts if len(part) >= shortest]
-    if len(parts) < len(TURNS) // 2:
+    if len(parts) < LEAST_CHUNKS:
         raise MiniCacheError(
-            f"the text has too few tokens to calibrate with: {len(TURNS) // 2} chunks of {shortest} and more "
+            f"the text has too few tokens to calibrate with: {LEAST_CHUNKS} chunks of {shortest} and more "
             "are needed, thousands of tokens are better; give more --text"
         )
-    found: dict[str, list[Chunk]] = {turn: [] for turn in TURNS}
-    for number, part in enumerate(parts):
-        turn = TURNS[number % len(TURNS)]
-        # positions all over the context, and evenly: statistics must not depend on the place
-        position = int(GOLDEN * number % 1 * max(0, n_ctx_train - length))
-        size = PIECES[turn] + window if turn in PIECES else length
-        pieces = [part[:size], part[size : 2 * size]]
-        pieces = [piece for piece in pieces if len(piece) >= shortest]
-        found[turn] += [Chunk(vocabulary.begun(piece)[:length], position, window) for piece in pieces]
+    most = max(length, min(CONTEXT, n_ctx_train or CONTEXT))
+    kinds = {turn: [part for number, part in enumerate(parts) if TURNS[number % 4] == turn] for turn in TURNS}
+    kinds["measure"] = joined(kinds["measure"], most)
+    # no token is measured at in the first half: read the other way round, each half has its turn
+    kinds["check"] = [one for text in joined(kinds["check"], most) for one in (text, halves_swapped(text))]
+    found: dict[str, list[Chunk]] = {}
+    number = 0
+    for kind, texts_of in kinds.items():
+        found[kind] = []
+        for part in texts_of:
+            tokens = vocabulary.begun(part)[: max(len(part), shortest)]
+            # positions all over the context, and evenly: statistics must not depend on the place
+            position = int(GOLDEN * number % 1 * max(0, n_ctx_train - len(tokens)))
+            found[kind].append(Chunk(tokens, position, window))
+            number += 1
     return Material(found["fit"], found["measure"], found["check"], description)
+
+
+def halves_swapped(tokens: list[int]) -> list[int]:
+    middle = len(tokens) // 2
+    return tokens[middle:] + tokens[:middle]
+
+
+def joined(parts: Sequence[list[int]], most: int) -> list[list[int]]:
+    """Parts one after the other in contexts of about equal length, of at most so many tokens."""
+    per_context = max(1, most // max(len(part) for part in parts))
+    n_context = -(-len(parts) // per_context)
+    per_context = -(-len(parts) // n_context)
+    groups = [parts[i : i + per_context] for i in range(0, len(parts), per_context)]
+    return [[token for part in group for token in part] for group in groups]
 
 
 def _cut(tokens: list[int], n_chunk: int, length: int, window: int) -> list[list[int]]:
@@ -94,7 +118,7 @@ def _cut(tokens: list[int], n_chunk: int, length: int, window: int) -> list[list
     if len(tokens) < n_chunk * length:
         length = max(SHORTEST + window, min(length, len(tokens) // n_chunk))
         long = CHUNK // 4 + window
-        if len(tokens) >= len(TURNS) * long:  # enough for fewer chunks that are long
+        if len(tokens) >= 2 * LEAST_CHUNKS * long:  # enough for fewer chunks that are long
             length = max(length, long)
         n_chunk = min(n_chunk, len(tokens) // length)
     step = len(tokens) // n_chunk if n_chunk else 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 
@@ -16,14 +17,15 @@ from .errors import MiniCacheError
 from .ggml_types import GGML_TYPES
 from .kv_size import n_cells
 
-STEP = 8  # tokens of each chunk that are read at once where only the window is filled
+PROMPT_STEP = 64  # tokens of each chunk in a step that is not measured at
 
 
 class ParallelContext:
     """A context with a stream of the cache for each chunk.
 
-    As in decode, a token sees itself exactly and all others from the cache, the nearest ones, which matter most,
-    included. Many chunks make a step worth its while. What a window keeps as it is may be read more quickly.
+    The tokens before those that are measured at are read as a prompt is, several of each chunk in every step. From then
+    on it is as in decode: a token sees itself exactly and all others from the cache, the nearest ones, which matter
+    most, included; with a window, which keeps those as they are, a step has an eighth as many tokens of each chunk.
     """
 
     def __init__(self, model: BenchModel, spec: CacheSpec, chunks: Sequence[Chunk], threads: int) -> None:
@@ -32,8 +34,8 @@ class ParallelContext:
         params.n_seq_max = len(chunks)
         params.kv_unified = False
         params.n_ctx = len(chunks) * n_cells(max(len(chunk.tokens) for chunk in chunks))
-        self.n_fill = min(chunk.window for chunk in chunks)
-        params.n_batch = params.n_ubatch = len(chunks) * (STEP if self.n_fill else 1)
+        self.step = chunks[0].at_once
+        params.n_batch = params.n_ubatch = len(chunks) * max(PROMPT_STEP, self.step)
         params.n_threads = params.n_threads_batch = threads
         params.type_k, params.type_v = GGML_TYPES[spec.type_k].number, GGML_TYPES[spec.type_v].number
         params.flash_attn_type = bindings.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -50,26 +52,34 @@ class ParallelContext:
 
         The logits are llama.cpp's own memory: they last until the next step.
         """
-        everything = range(len(self.chunks))
-        for start in range(0, self.n_fill, STEP):
-            end = min(start + STEP, self.n_fill)
-            self._decode([(number, at) for number in everything for at in range(start, end)], [])
-        for at in range(self.n_fill, max(len(chunk.tokens) for chunk in self.chunks)):
-            read = [number for number in everything if at < len(self.chunks[number].tokens)]
-            wanted = [number for number in read if at >= self.chunks[number].first]
-            self._decode([(number, at) for number in read], wanted)
+        first = min(chunk.first for chunk in self.chunks)
+        longest = max(len(chunk.tokens) for chunk in self.chunks)
+        starts = [*range(0, first, PROMPT_STEP), *range(first, longest, self.step), longest]
+        for start, end in itertools.pairwise(starts):
+            tokens = [
+                (number, at)
+                for number, chunk in enumerate(self.chunks)
+                for at in range(start, min(end, len(chunk.tokens)))
+            ]
+            wanted = [one for one in tokens if one[1] >= self.chunks[one[0]].first]
+            self._decode(tokens, set(wanted))
             if wanted:
-                logits = bindings.llama_get_logits(self.ctx)
-                yield wanted, at, np.ctypeslib.as_array(logits, (len(wanted), self.n_vocab))
+                logits = np.ctypeslib.as_array(
+                    bindings.llama_get_logits(self.ctx), (len(wanted), self.n_vocab)
+                )
+                for at in range(start, end):
+                    rows = [row for row, one in enumerate(wanted) if one[1] == at]
+                    if rows:
+                        yield [wanted[row][0] for row in rows], at, logits[rows]
 
-    def _decode(self, tokens: Sequence[tuple[int, int]], wanted: Sequence[int]) -> None:
-        """Tokens as (chunk, index); the logits after those of the chunks that are wanted are computed."""
+    def _decode(self, tokens: Sequence[tuple[int, int]], wanted: Set[tuple[int, int]]) -> None:
+        """Tokens as (chunk, index); the logits after those that are wanted are computed."""
         batch = self.batch
         batch.n_tokens = len(tokens)
         for i, (number, at) in enumerate(tokens):
             chunk = self.chunks[number]
             batch.token[i], batch.pos[i] = chunk.tokens[at], chunk.position + at
-            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, number, number in wanted
+            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, number, (number, at) in wanted
         if status := bindings.llama_decode(self.ctx, batch):
             raise MiniCacheError(f"llama_decode failed with {status} at token {tokens[0][1]}")
 

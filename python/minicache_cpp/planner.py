@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,10 @@ class Sensitivities:
 
     k: list[float] = field(default_factory=list)
     v: list[float] = field(default_factory=list)
-    plain: float = (
-        1.0  # what a pair's plain types lose, as measured, over what is expected from its codes' losses
-    )
+    plain: float = 1.0  # what plain types of pairs lose, as measured, over what codes' losses let expect
+
+
+Probe = tuple[str, str, list[Choice], float]  # "k" or "v", of which layers, choices, the error that they add
 
 
 class Planner:
@@ -138,42 +139,44 @@ class Planner:
 
     def probe(self, tried: Sequence[Choice] | None = None) -> None:
         """Measure the sensitivities, with each part at 3 bits or in a small type in turn, or as it is in `tried`."""
-        exact = self.exact()
-        base = self._probe(exact, "all pairs at 8 bits")
+        base = self._probe(self.exact(), "all pairs at 8 bits")
         added: dict[str, list[float]] = {"k": [], "v": []}
         errors: dict[str, list[float]] = {"k": [], "v": []}
-        for number, fit in enumerate(self.fits):
-            for kind, part in (("k", fit.k), ("v", fit.v)):
-                layout = uniform(part.n_unit, PROBE_WIDTH)
-                if tried is not None:
-                    layout = getattr(tried[number], kind) or layout
-                choices = list(exact)
-                choices[number] = (
-                    replace(exact[number], k=layout) if kind == "k" else replace(exact[number], v=layout)
-                )
-                name = f"{kind.upper()} of layers {fit.a}+{fit.b}"
-                added[kind].append(self._probe(choices, name) - base)
-                errors[kind].append(part.error(layout) - part.error(getattr(exact[number], kind)))
-        for number, single in enumerate(self.singles, len(self.fits)):
-            for kind, part_errors, types in (
-                ("k", single.k, (PROBE_TYPE, "f16")),
-                ("v", single.v, ("f16", PROBE_TYPE)),
-            ):
-                known = PROBE_TYPE in part_errors  # else there is nothing to choose from
-                choices = list(exact)
-                choices[number] = Choice(types=(types if known else ("f16", "f16"),))
-                name = f"{kind.upper()} of layer {single.layer}"
-                added[kind].append(self._probe(choices, name) - base if known else 0.0)
-                errors[kind].append(part_errors[PROBE_TYPE] - part_errors["f16"] if known else 1.0)
+        for kind, name, choices, error in (*self._pair_probes(tried), *self._layer_probes()):
+            added[kind].append(self._probe(choices, f"{kind.upper()} of {name}") - base)
+            errors[kind].append(error)
         together = [max(one, 0.0) for kind in "kv" for one in added[kind]]
         least = max(LEAST_SHARE * sum(together) / max(1, len(together)), 1e-9)
-        for kind in "kv":
-            values = [
+        k, v = (
+            [
                 max(one, least) / max(error, 1e-30)
                 for one, error in zip(added[kind], errors[kind], strict=True)
             ]
-            setattr(self.sensitivities, kind, values)
+            for kind in "kv"
+        )
+        self.sensitivities = Sensitivities(k, v)
         self.sensitivities.plain = self._plain_factor()
+
+    def _pair_probes(self, tried: Sequence[Choice] | None) -> Iterator[Probe]:
+        for number, fit in enumerate(self.fits):
+            for kind, part in (("k", fit.k), ("v", fit.v)):
+                layout = (getattr(tried[number], kind) if tried else None) or uniform(
+                    part.n_unit, PROBE_WIDTH
+                )
+                choices = self.exact()
+                error = part.error(layout) - part.error(getattr(choices[number], kind))
+                changed = {"k": choices[number].k, "v": choices[number].v} | {kind: layout}
+                choices[number] = Choice(**changed)
+                yield kind, f"layers {fit.a}+{fit.b}", choices, error
+
+    def _layer_probes(self) -> Iterator[Probe]:
+        """Of layers that are in no pair. Where heads can't have the type there is nothing to choose from."""
+        for number, single in enumerate(self.singles, len(self.fits)):
+            for kind, errors in (("k", single.k), ("v", single.v)):
+                small = PROBE_TYPE if PROBE_TYPE in errors else "f16"
+                choices = self.exact()
+                choices[number] = Choice(types=((small, "f16") if kind == "k" else ("f16", small),))
+                yield kind, f"layer {single.layer}", choices, errors[small] - errors["f16"] or 1.0
 
     def exact(self) -> list[Choice]:
         """All parts as good as they can be as codes, other layers as f16."""
@@ -317,7 +320,7 @@ class Planner:
         for _ in range(refine):
             if found.choices is None:
                 break
-            before, self.sensitivities = self.sensitivities, replace(self.sensitivities)
+            before = self.sensitivities
             self.probe(found.choices)
             again = self._choose(target)
             smaller = ratio(self.shape, again.plan) > ratio(self.shape, found.plan)
@@ -342,22 +345,30 @@ class Planner:
                     )
         if best is not None:
             return best
-        if self.fits:
-            raise MiniCacheError(f"{target} can't be had: {self.least()}{self.least_window(target)}")
+        self.refuse(target)
         smallest = min(self.plain_types(), key=lambda one: GGML_TYPES[one].row_bytes(32))
         plan = self.plain_plan(smallest)
         self.on_note(f"{target} can't be had, as no layers of this model can be paired: {self.least()}")
         return Found(plan, None, self.measure(plan, "measure", smallest), "the smallest plain type")
 
-    def least(self) -> str:
-        """How small this model's cache can get."""
+    def refuse(self, target: Target) -> None:
+        """Raise where nothing fits. A model whose layers can't be paired gets the smallest there is, all the same."""
+        if self.fits and not any(target.fits(self.shape, plan) for plan in self.least_plans()):
+            raise MiniCacheError(f"{target} can't be had: {self.least()}{self.least_window(target)}")
+
+    def least_plans(self) -> list[Plan]:
+        """The smallest plans, without a thought of what they lose."""
+        plans = [self.plain_plan(name) for name in self.plain_types()]
         if self.fits:
             empty = [Choice(Layout(), Layout()) for _ in self.fits]
             types = [Choice(types=((name, name),)) for name in self.plain_types()]
-            plans = [self.plan_of([*empty, *[one] * len(self.singles)]) for one in types]
-        else:
-            plans = [self.plain_plan(name) for name in self.plain_types()]
-        return f"its cache can be made at most {max(ratio(self.shape, plan) for plan in plans):.2f} times smaller"
+            plans += [self.plan_of([*empty, *[one] * len(self.singles)]) for one in types]
+        return plans
+
+    def least(self) -> str:
+        """How small this model's cache can get."""
+        most = max(ratio(self.shape, plan) for plan in self.least_plans())
+        return f"its cache can be made at most {most:.2f} times smaller"
 
     def least_window(self, target: Target) -> str:
         """What a budget pays for the window."""
