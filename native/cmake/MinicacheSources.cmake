@@ -48,7 +48,8 @@ function(minicache_add_native_tests)
 
     add_executable(minicache-test ${sources})
     target_compile_features(minicache-test PRIVATE cxx_std_17)
-    target_link_libraries(minicache-test PRIVATE ggml)
+    find_package(Threads REQUIRED)  # the measurement of memory
+    target_link_libraries(minicache-test PRIVATE ggml Threads::Threads)
     target_include_directories(minicache-test PRIVATE
         "${MINICACHE_SOURCE_DIR}"
         "${MINICACHE_UPSTREAM_DIR}/ggml/src"

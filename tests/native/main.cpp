@@ -4,6 +4,7 @@
 #include "ggml-cpp.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
+#include "perf.h"
 #include "test-case.h"
 
 #include <algorithm>
@@ -14,10 +15,11 @@
 #include <string>
 
 struct options {
-    bool        perf    = false;
-    bool        verbose = false;
-    std::string filter;
-    unsigned    seed = 1;
+    bool         perf    = false;
+    bool         verbose = false;
+    std::string  filter;
+    unsigned     seed = 1;
+    perf_options speed;
 };
 
 // the graph of one case, allocated and filled
@@ -26,13 +28,13 @@ struct test_graph {
     ggml_backend_buffer_ptr buffer;
     ggml_cgraph *           gf = nullptr;
 
-    test_graph(test_case & test, ggml_backend_t backend, bool perf, unsigned seed) {
+    test_graph(test_case & test, ggml_backend_t backend, unsigned seed) {
         const size_t           size   = 256 * ggml_tensor_overhead() + ggml_graph_overhead();
         const ggml_init_params params = { size, nullptr, true };
 
         ctx.reset(ggml_init(params));
         gf = ggml_new_graph(ctx.get());
-        test.build(ctx.get(), gf, perf);
+        test.build(ctx.get(), gf, false);
         buffer.reset(ggml_backend_alloc_ctx_tensors(ctx.get(), backend));
 
         rng_t rng(seed);
@@ -56,7 +58,7 @@ static int run_tests(ggml_backend_t backend, const test_cases & cases, const opt
         const unsigned seed = opts.seed + n_run++;
 
         ggml_backend_cpu_set_n_threads(backend, test->n_threads());
-        const test_graph graph(*test, backend, false, seed);
+        const test_graph graph(*test, backend, seed);
 
         const bool   computed = ggml_backend_graph_compute(backend, graph.gf) == GGML_STATUS_SUCCESS;
         const double error    = computed ? test->error() : INFINITY;
@@ -74,44 +76,14 @@ static int run_tests(ggml_backend_t backend, const test_cases & cases, const opt
     return n_run == 0 || n_failed > 0;
 }
 
-static int run_perf(ggml_backend_t backend, const test_cases & cases, const options & opts) {
-    const int64_t min_us = 200 * 1000;
-
-    for (const auto & test : cases) {
-        if (!selected(*test, opts)) {
-            continue;
-        }
-        ggml_backend_cpu_set_n_threads(backend, test->n_threads());
-        const test_graph graph(*test, backend, true, opts.seed);
-
-        ggml_backend_graph_compute(backend, graph.gf);
-
-        const int64_t start = ggml_time_us();
-        int64_t       time  = 0;
-        int           n_run = 0;
-        do {
-            if (ggml_backend_graph_compute(backend, graph.gf) != GGML_STATUS_SUCCESS) {
-                printf("%s(%s): failed\n", test->op(), test->vars().c_str());
-                return 1;
-            }
-            ++n_run;
-            time = ggml_time_us() - start;
-        } while (time < min_us);
-
-        const double us = (double) time / n_run;
-        printf("%s(%s): %.1f us, %.2f GB/s\n", test->op(), test->vars().c_str(), us, test->bytes() / us * 1e-3);
-        fflush(stdout);
-    }
-    return 0;
-}
-
 static void usage(const char * program) {
-    printf("usage: %s [test|perf] [-o TEXT] [-s SEED] [-v]\n\n", program);
+    printf("usage: %s [test|perf] [-o TEXT] [-s SEED] [-v] [options of perf]\n\n", program);
     printf("  test     compare the ops with scalar code (default); exit code 1 if any differs\n");
-    printf("  perf     time the ops\n");
+    printf("  perf     time the ops, each beside upstream's where there is one, in turns\n");
     printf("  -o TEXT  only cases whose name contains TEXT, such as ATTN or type_k=q4_0\n");
     printf("  -s SEED  first seed, 1 without\n");
-    printf("  -v       show every case\n");
+    printf("  -v       show every case\n\n");
+    perf_usage();
 }
 
 static bool parse(int argc, char ** argv, options & opts) {
@@ -125,10 +97,12 @@ static bool parse(int argc, char ** argv, options & opts) {
             opts.filter = argv[++i];
         } else if (arg == "-s" && i + 1 < argc) {
             opts.seed = (unsigned) strtoul(argv[++i], nullptr, 10);
-        } else {
+        } else if (!perf_parse(argc, argv, i, opts.speed)) {
             return false;
         }
     }
+    opts.speed.filter = opts.filter;
+    opts.speed.seed   = opts.seed;
     return true;
 }
 
@@ -146,13 +120,16 @@ int main(int argc, char ** argv) {
     ggml_time_init();
     const ggml_backend_ptr backend(ggml_backend_cpu_init());
 
+    if (opts.perf) {
+        return run_perf(backend.get(), opts.speed);
+    }
     test_cases cases;
-    add_merge_cases(cases, opts.perf);
-    add_index_cases(cases, opts.perf);
-    add_retain_cases(cases, opts.perf);
-    add_attn_cases(cases, opts.perf);
-    add_encode_cases(cases, opts.perf);
-    add_attn_code_cases(cases, opts.perf);
+    add_merge_cases(cases, false);
+    add_index_cases(cases, false);
+    add_retain_cases(cases, false);
+    add_attn_cases(cases);
+    add_encode_cases(cases, false);
+    add_attn_code_cases(cases);
 
-    return opts.perf ? run_perf(backend.get(), cases, opts) : run_tests(backend.get(), cases, opts);
+    return run_tests(backend.get(), cases, opts);
 }

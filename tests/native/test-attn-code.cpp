@@ -82,6 +82,37 @@ class test_attn_code : public test_attn {
         ggml_backend_tensor_set(index, base_data.data(), index->nb[2], base_data.size() * sizeof(int32_t));
     }
 
+    std::string perf_type() const override { return "code-" + units_name(c.units_k) + "-" + units_name(c.units_v); }
+
+    void fill_cache(rng_t & rng) override {
+        codec.draw(rng, GAUSSIAN);
+        codec.set(codec_data);
+        for (ggml_tensor * code : { code_k, code_v }) {
+            std::vector<uint8_t> data(ggml_nbytes(code));
+            for (size_t i = 0; i < data.size(); ++i) {
+                data[i] = (uint8_t) (rng() & 127);  // magnitudes up to about 3
+            }
+            ggml_backend_tensor_set(code, data.data(), 0, data.size());
+        }
+        for (int i = 0; i < p.n_stream * p.n_kv; ++i) {
+            base_data.push_back(i % p.n_kv / c.run * c.run);
+        }
+        ggml_backend_tensor_set(index, base_data.data(), index->nb[2], base_data.size() * sizeof(int32_t));
+        fill_rows(rng, rows_k);
+        fill_rows(rng, rows_v);
+    }
+
+    // the same layer kept as q4_0
+    std::vector<rival> rivals(ggml_context * ctx) override {
+        rows_k = ggml_new_tensor_4d(ctx, GGML_TYPE_Q4_0, p.d_k, p.n_head_kv, n_cells(), p.n_stream);
+        rows_v = ggml_new_tensor_4d(ctx, GGML_TYPE_Q4_0, p.d_v, p.n_head_kv, n_cells(), p.n_stream);
+
+        const size_t  bytes = bytes_with(ggml_nbytes(rows_k) + ggml_nbytes(rows_v));
+        ggml_tensor * ours  = ggml_minicache_attn(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), seen(ctx, rows_k), seen(ctx, rows_v),
+            nullptr, nullptr, nullptr, nullptr, mask, index, nullptr, params(0));
+        return { { "ours q4_0", ours, bytes }, { "upstream q4_0", attend_upstream(ctx, rows_k, rows_v), bytes } };
+    }
+
     size_t cache_bytes() const override { return ggml_nbytes(code_k) + ggml_nbytes(code_v); }
 
     std::vector<double> shared_entry(int stream, int cell, int head_kv, bool is_v) const override {
@@ -106,6 +137,8 @@ class test_attn_code : public test_attn {
     ggml_tensor * code_k     = nullptr;
     ggml_tensor * code_v     = nullptr;
     ggml_tensor * codec_data = nullptr;
+    ggml_tensor * rows_k     = nullptr;  // of the rivals
+    ggml_tensor * rows_v     = nullptr;
 
     std::vector<uint8_t> k_data;
     std::vector<uint8_t> v_data;
@@ -128,33 +161,28 @@ class test_attn_code : public test_attn {
     }
 };
 
-static void add_perf_cases(test_cases & cases) {
-    for (const code_units & units : { code_units{ 1, 2, 2, 3, 2, 2, 0 }, code_units{ 0, 1, 1, 1, 2, 2, 0 } }) {
-        for (const int n_kv : { 512, 4096, 16384 }) {
-            for (const int n_tps : { 1, 64 }) {
-                for (const int run : { 64, 128, 256 }) {
-                    coded_shape p;
-                    p.units_k = p.units_v = units;
-                    p.type_pool           = GGML_TYPE_Q8_0;
-                    p.d_k = p.d_v = 128;
-                    p.n_rot       = 128;
-                    p.n_head_kv   = 8;
-                    p.n_gqa       = 4;
-                    p.n_kv        = n_kv;
-                    p.n_tps       = n_tps;
-                    p.run         = run;
-                    cases.push_back(std::make_unique<test_attn_code>(p));
-                }
-            }
+// units of 16 of the widest to the narrowest, for heads of 128: 3, 2 and 1 bits for each number of both layers
+static const code_units BITS_3 = { 1, 2, 2, 2, 1, 1, 5 };
+static const code_units BITS_2 = { 0, 1, 2, 2, 2, 1, 0 };
+static const code_units BITS_1 = { 0, 0, 1, 1, 1, 1, 2 };
+
+std::unique_ptr<test_case> new_attn_code_perf(const perf_shape & shape) {
+    const auto units = [&](code_units units) {
+        for (int & n : units) {
+            n = (n * shape.head_size + 64) / 128;
         }
-    }
+        return units;
+    };
+    coded_shape p;
+    set_perf_shape(p, shape);
+    p.units_k = units(shape.type == "code2" ? BITS_2 : BITS_3);
+    p.units_v = units(shape.type == "code2" ? BITS_2 : shape.type == "code3" ? BITS_3 : BITS_1);
+    p.n_rot   = p.d_k;
+    p.run     = 128;
+    return std::make_unique<test_attn_code>(p);
 }
 
-void add_attn_code_cases(test_cases & cases, bool perf) {
-    if (perf) {
-        add_perf_cases(cases);
-        return;
-    }
+void add_attn_code_cases(test_cases & cases) {
     const auto add = [&](const coded_shape & p) {
         if (p.n_tps <= p.n_kv) {
             cases.push_back(std::make_unique<test_attn_code>(p));

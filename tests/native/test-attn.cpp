@@ -1,5 +1,7 @@
 #include "test-attn.h"
 
+#include <map>
+
 struct merged_shape : attn_shape {
     ggml_type type_k = GGML_TYPE_F16;
     ggml_type type_v = GGML_TYPE_F16;
@@ -14,6 +16,21 @@ class test_attn_merged : public test_attn {
 
     // the sums are taken in another order and in float32, and exp is approximate to 1e-7 or so
     double max_nmse() const override { return 1e-10; }
+
+    void build(ggml_context * ctx, ggml_cgraph * gf, bool perf) override {
+        test_attn::build(ctx, gf, perf);
+        if (!perf && is_plain()) {
+            upstream = attend_upstream(ctx, cache_k, cache_v);
+            ggml_build_forward_expand(gf, upstream);
+        }
+    }
+
+    double error() const override {
+        // upstream rounds queries, K and V as it goes: the bound is that of its own tests
+        return upstream && !(nmse(get_rows(upstream).data(), get_rows(out).data(), ggml_nelements(out)) <= 5e-4) ?
+                   INFINITY :
+                   test_attn::error();
+    }
 
   protected:
     void add_vars(var_list & vars) const override {
@@ -47,6 +64,22 @@ class test_attn_merged : public test_attn {
         }
     }
 
+    std::string perf_type() const override { return m.mags ? "slerp" : ggml_type_name(m.type_k); }
+
+    void fill_cache(rng_t & rng) override {
+        fill_rows(rng, cache_k, 1.0f / sqrtf((float) p.d_k));
+        fill_rows(rng, cache_v, 1.0f / sqrtf((float) p.d_v));
+        if (mag) {
+            const std::vector<ggml_fp16_t> ones(ggml_nelements(mag), ggml_fp32_to_fp16(1.0f));
+            ggml_backend_tensor_set(mag, ones.data(), 0, ggml_nbytes(mag));
+        }
+    }
+
+    std::vector<rival> rivals(ggml_context * ctx) override {
+        return { { "upstream", attend_upstream(ctx, cache_k, cache_v),
+            bytes_with(ggml_nbytes(cache_k) + ggml_nbytes(cache_v)) } };
+    }
+
     size_t cache_bytes() const override { return ggml_nbytes(cache_k) + ggml_nbytes(cache_v) + (mag ? ggml_nbytes(mag) : 0); }
 
     std::vector<double> shared_entry(int stream, int cell, int head_kv, bool is_v) const override {
@@ -64,6 +97,11 @@ class test_attn_merged : public test_attn {
 
   private:
     const merged_shape m;
+
+    ggml_tensor * upstream = nullptr;
+
+    // what upstream's op computes too
+    bool is_plain() const { return !m.mags && p.block == 0 && !p.sinks && (p.cells == NO_CURRENT || p.cells == ALL_MASKED); }
 
     ggml_tensor * cache_k = nullptr;
     ggml_tensor * cache_v = nullptr;
@@ -99,29 +137,24 @@ static const ggml_type TYPES[] = {
     GGML_TYPE_IQ4_NL,
 };
 
-static void add_perf_cases(test_cases & cases) {
-    for (const ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
-        for (const int n_kv : { 512, 4096, 16384 }) {
-            for (const int n_tps : { 1, 64 }) {
-                merged_shape p;
-                p.type_k = p.type_v = type;
-                p.type_pool         = GGML_TYPE_Q8_0;
-                p.d_k = p.d_v = 128;
-                p.n_head_kv   = 8;
-                p.n_gqa       = 4;
-                p.n_kv        = n_kv;
-                p.n_tps       = n_tps;
-                cases.push_back(std::make_unique<test_attn_merged>(p));
-            }
-        }
+std::unique_ptr<test_case> new_attn_perf(const perf_shape & shape) {
+    static const std::map<std::string, ggml_type> types = { { "f16", GGML_TYPE_F16 }, { "q8_0", GGML_TYPE_Q8_0 },
+        { "q4_0", GGML_TYPE_Q4_0 }, { "slerp", GGML_TYPE_Q4_0 } };
+
+    const auto type = types.find(shape.type);
+    if (type == types.end()) {
+        return nullptr;
     }
+    merged_shape p;
+    set_perf_shape(p, shape);
+    p.type_k = p.type_v = type->second;
+    p.mags              = shape.type == "slerp";
+    p.block             = p.mags ? 20 : 0;
+    p.type_pool         = GGML_TYPE_Q8_0;
+    return std::make_unique<test_attn_merged>(p);
 }
 
-void add_attn_cases(test_cases & cases, bool perf) {
-    if (perf) {
-        add_perf_cases(cases);
-        return;
-    }
+void add_attn_cases(test_cases & cases) {
     const auto add = [&](const merged_shape & p) {
         if (p.n_tps <= p.n_kv) {
             cases.push_back(std::make_unique<test_attn_merged>(p));
@@ -196,6 +229,23 @@ void add_attn_cases(test_cases & cases, bool perf) {
                 p.sinks   = sinks;
                 p.n_kv    = cells == ALL_CURRENT ? 33 : 600;
                 p.n_tps   = cells == ALL_CURRENT ? 33 : 1;
+                add(p);
+            }
+        }
+    }
+    for (const ggml_type type : TYPES) {
+        for (const int n_tps : { 1, 7, 40 }) {
+            for (const int n_gqa : { 1, 4 }) {
+                merged_shape p;
+                p.type_k = p.type_v = type;
+                p.mags              = false;
+                p.block             = 0;
+                p.cells             = NO_CURRENT;
+                p.d_k = p.d_v = n_tps == 7 ? 128 : 64;
+                p.n_kv        = 300;
+                p.n_tps       = n_tps;
+                p.n_gqa       = n_gqa;
+                p.threads     = 1 + n_tps % 3;
                 add(p);
             }
         }

@@ -2,6 +2,7 @@
 
 #include "ggml-backend.h"
 #include "ggml-minicache.h"
+#include "perf.h"
 #include "test-case.h"
 
 #include <algorithm>
@@ -36,6 +37,18 @@ struct attn_shape {
     int       threads   = 1;
 };
 
+// a case of perf mode: every cell is seen, none is current
+inline void set_perf_shape(attn_shape & p, const perf_shape & shape) {
+    p.d_k = p.d_v = shape.head_size;
+    p.n_head_kv   = shape.n_head_kv;
+    p.n_gqa       = shape.n_gqa;
+    p.n_kv        = shape.n_kv;
+    p.n_tps       = shape.n_tps;
+    p.n_stream    = shape.n_stream;
+    p.block       = 0;
+    p.cells       = NO_CURRENT;
+}
+
 // Attention against the test's own double arithmetic, for any format of the shared entries.
 class test_attn : public test_case {
   public:
@@ -65,9 +78,25 @@ class test_attn : public test_case {
 
     int n_threads() const override { return p.threads; }
 
-    size_t bytes() const override { return ggml_nbytes(q) + ggml_nbytes(out) + cache_bytes() * p.n_kv / n_cells(); }
+    size_t bytes() const override {
+        // of the retained and the merged entry of a cell, one is read
+        return bytes_with(cache_bytes());
+    }
+
+    std::string perf_name() const override {
+        return var_list()
+            .add("type", perf_type())
+            .add("n_kv", p.n_kv)
+            .add("d", p.d_k)
+            .add("n_head_kv", p.n_head_kv)
+            .add("n_gqa", p.n_gqa)
+            .add("n_stream", p.n_stream)
+            .add("n_tps", p.n_tps)
+            .str();
+    }
 
     void build(ggml_context * ctx, ggml_cgraph * gf, bool perf) override {
+        timed = perf;
         // as llama.cpp has them: queries permuted, the cache longer than what the graph sees
         build_cache(ctx);
         q     = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, p.d_k, n_head, p.n_tps, p.n_stream);
@@ -89,6 +118,10 @@ class test_attn : public test_case {
     }
 
     void initialize(rng_t & rng) override {
+        if (timed) {
+            initialize_timed(rng);
+            return;
+        }
         q_data = set_rows(q, random_floats(rng, ggml_nelements(q)));
         if (p.block > 0) {
             pool_k_data = set_rows(pool_k, random_floats(rng, ggml_nelements(pool_k)));
@@ -134,6 +167,11 @@ class test_attn : public test_case {
 
     virtual void add_vars(var_list & vars) const = 0;
 
+    virtual std::string perf_type() const = 0;
+
+    // rows of any content
+    virtual void fill_cache(rng_t & rng) = 0;
+
     virtual void build_cache(ggml_context * ctx) = 0;
 
     virtual ggml_tensor * new_index(ggml_context * ctx) const = 0;
@@ -150,6 +188,19 @@ class test_attn : public test_case {
 
     int n_cells() const { return p.n_kv + 5; }
 
+    // the bytes that attention over the cells has to move
+    size_t bytes_with(size_t cache) const { return ggml_nbytes(q) + ggml_nbytes(out) + cache * p.n_kv / n_cells(); }
+
+    // upstream's attention with the case's queries and mask, over rows of [d, n_head_kv, n_cells, n_stream]
+    ggml_tensor * attend_upstream(ggml_context * ctx, ggml_tensor * cache_k, ggml_tensor * cache_v) const {
+        const auto permuted = [&](ggml_tensor * x) { return ggml_permute(ctx, x, 0, 2, 1, 3); };
+
+        ggml_tensor * result = ggml_flash_attn_ext(
+            ctx, permuted(q), permuted(seen(ctx, cache_k)), permuted(seen(ctx, cache_v)), mask, scale(), p.max_bias, p.softcap);
+        ggml_prec_set_acc(result, GGML_PREC_F32);
+        return result;
+    }
+
     int32_t state(int stream, int cell) const { return cells[stream * p.n_kv + cell]; }
 
     float scale() const { return 1.5f / sqrtf((float) p.d_k); }
@@ -164,6 +215,8 @@ class test_attn : public test_case {
     }
 
   private:
+    bool timed = false;
+
     // what the tensors hold, rounding included
     std::vector<float> q_data;
     std::vector<float> pool_k_data;
@@ -179,6 +232,21 @@ class test_attn : public test_case {
     int n_slot() const { return (int) ggml_minicache_n_slot(n_cells(), p.block); }
 
     bool has_current() const { return p.cells == MIXED || p.cells == ALL_CURRENT; }
+
+    void initialize_timed(rng_t & rng) {
+        for (ggml_tensor * x : { q, pool_k, pool_v, kv_cur }) {
+            if (x) {
+                fill_rows(rng, x);
+            }
+        }
+        initialize_cells(rng);
+        fill_cache(rng);
+        if (mask) {
+            const std::vector<ggml_fp16_t> all_seen(ggml_nelements(mask), 0);
+            ggml_backend_tensor_set(mask, all_seen.data(), 0, ggml_nbytes(mask));
+        }
+        ggml_backend_tensor_set(index, cells.data(), 0, cells.size() * sizeof(int32_t));
+    }
 
     void initialize_cells(rng_t & rng) {
         for (int s = 0; s < p.n_stream; ++s) {

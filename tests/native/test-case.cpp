@@ -2,6 +2,7 @@
 
 #include "ggml-backend.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -56,6 +57,23 @@ std::vector<float> get_rows(const ggml_tensor * tensor) {
     ggml_get_type_traits(tensor->type)->to_float(data.data(), x.data(), x.size());
 
     return x;
+}
+
+void fill_rows(rng_t & rng, ggml_tensor * tensor, float scale) {
+    GGML_ASSERT(ggml_is_contiguous(tensor));
+
+    const int64_t            n       = std::min<int64_t>(1021, ggml_nrows(tensor));
+    const std::vector<float> x       = random_floats(rng, n * tensor->ne[0], scale);
+    const size_t             n_bytes = ggml_row_size(tensor->type, n * tensor->ne[0]);
+    std::vector<uint8_t>     data(n_bytes);
+    if (tensor->type == GGML_TYPE_F32) {
+        memcpy(data.data(), x.data(), n_bytes);
+    } else {
+        ggml_quantize_chunk(tensor->type, x.data(), data.data(), 0, n, tensor->ne[0], nullptr);
+    }
+    for (size_t at = 0; at < ggml_nbytes(tensor); at += n_bytes) {
+        ggml_backend_tensor_set(tensor, data.data(), at, std::min(n_bytes, ggml_nbytes(tensor) - at));
+    }
 }
 
 int random_int(rng_t & rng, int first, int last) { return std::uniform_int_distribution<int>(first, last)(rng); }

@@ -14,6 +14,13 @@
 
 using rng_t = std::mt19937;
 
+// another way to compute what a case is about, for perf mode
+struct rival {
+    std::string   name;
+    ggml_tensor * out;
+    size_t        bytes;  // read and written at least
+};
+
 class test_case {
   public:
     virtual ~test_case() = default;
@@ -35,8 +42,14 @@ class test_case {
     // normalised mean squared error of the worst output, infinite where something that must be exact is not
     virtual double error() const = 0;
 
-    // bytes that the op has to read and write once, for perf mode
-    virtual size_t bytes() const { return 0; }
+    // perf mode: what the case is called, bytes that the op has to read and write once, and what it is compared with, built
+    // after build()
+    virtual std::string        perf_name() const { return vars(); }
+    virtual size_t             bytes() const { return 0; }
+    virtual std::vector<rival> rivals(ggml_context * ctx) {
+        (void) ctx;
+        return {};
+    }
 };
 
 using test_cases = std::vector<std::unique_ptr<test_case>>;
@@ -44,9 +57,9 @@ using test_cases = std::vector<std::unique_ptr<test_case>>;
 void add_merge_cases(test_cases & cases, bool perf);
 void add_index_cases(test_cases & cases, bool perf);
 void add_retain_cases(test_cases & cases, bool perf);
-void add_attn_cases(test_cases & cases, bool perf);
+void add_attn_cases(test_cases & cases);
 void add_encode_cases(test_cases & cases, bool perf);
-void add_attn_code_cases(test_cases & cases, bool perf);
+void add_attn_code_cases(test_cases & cases);
 
 //
 // helpers
@@ -77,6 +90,9 @@ std::vector<float> random_floats(rng_t & rng, size_t n, float scale = 1.0f);
 // rows of ne[0] numbers, converted to the tensor's type and back; the result is what the tensor then holds
 std::vector<float> set_rows(ggml_tensor * tensor, const std::vector<float> & x);
 std::vector<float> get_rows(const ggml_tensor * tensor);
+
+// some random rows again and again, for tensors that are large and whose numbers don't matter
+void fill_rows(rng_t & rng, ggml_tensor * tensor, float scale = 1.0f);
 
 int   random_int(rng_t & rng, int first, int last);  // both included
 bool  chance(rng_t & rng, double p);
