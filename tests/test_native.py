@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -41,9 +42,28 @@ def test_other_seeds(build: str) -> None:
 
 
 def test_speed_can_be_measured() -> None:
-    result = run("plain", "perf", "-o", "MERGE")
+    result = run("plain", "perf", "-o", "MERGE", "--threads", "1", "--seconds", "0.1")
     assert result.returncode == 0, result.stderr
     assert len(re.findall(r"^MERGE\(.*GB/s$", result.stdout, re.MULTILINE)) == 3
+
+
+def test_speed_beside_upstream() -> None:
+    options = ["--type", "q4_0,code", "--kv", "1024", "--head-size", "64", "--threads", "1", "--rounds", "1"]
+    result = run("plain", "perf", "-o", "ATTN", "--seconds", "0.01", "--json", *options)
+    assert result.returncode == 0, result.stderr
+    plain, coded = json.loads(result.stdout)["rows"]
+    assert [x["name"] for x in plain["results"]] == ["ours", "upstream"]
+    assert [x["name"] for x in coded["results"]] == ["ours", "ours q4_0", "upstream q4_0"]
+    for row in (plain, coded):
+        assert row["threads"] == 1
+        for x in row["results"]:
+            assert 0 < x["min_us"] <= x["q1_us"] <= x["median_us"] <= x["q3_us"]
+            assert x["gbps"] == pytest.approx(x["bytes"] / x["median_us"] * 1e-3, rel=0.01)
+
+
+@pytest.mark.parametrize("option", [("--kv", "0"), ("--kv", "1,x"), ("--type", "q3_0"), ("--head-size", "40")])
+def test_bad_options_of_speed(option: tuple[str, str]) -> None:
+    assert run("plain", "perf", *option).returncode == 2
 
 
 def test_usage() -> None:

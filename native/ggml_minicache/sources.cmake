@@ -19,6 +19,7 @@ set(MINICACHE_GGML_CPU_SOURCES
     cpu/minicache-cpu-encode.h
     cpu/minicache-cpu-encode.cpp
     cpu/minicache-cpu-encode-ref.cpp
+    cpu/minicache-cpu-kernels.h
     cpu/minicache-cpu-rows.h
     cpu/minicache-cpu-rows.cpp
     cpu/minicache-cpu-simd.h

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <numeric>
 #include <thread>
 
@@ -182,18 +183,20 @@ static test_cases attn_cases(const perf_options & o) {
 // measurement
 //
 
+static double quantile(std::vector<double> x, double q) {
+    std::sort(x.begin(), x.end());
+    return x[(size_t) (q * (double) (x.size() - 1) + 0.5)];
+}
+
 struct timed_op {
     rival               what;
     ggml_cgraph *       gf;
     std::vector<double> us;
+    std::vector<double> cpu_us;  // processor time of all threads: what a busy machine tells best
 
-    double quantile(double q) const {
-        std::vector<double> sorted = us;
-        std::sort(sorted.begin(), sorted.end());
-        return sorted[(size_t) (q * (double) (sorted.size() - 1) + 0.5)];
-    }
+    double median() const { return quantile(us, 0.5); }
 
-    double median() const { return quantile(0.5); }
+    double cpu_median() const { return quantile(cpu_us, 0.5); }
 
     double gbps() const { return (double) what.bytes / median() * 1e-3; }
 };
@@ -234,10 +237,12 @@ static double measure_memory_read(int n_threads) {
 // the ops' graphs in turns
 static bool time_ops(ggml_backend_t backend, const perf_options & opts, std::vector<timed_op> & ops) {
     const auto once = [&](timed_op & op, bool count) {
-        const int64_t start = ggml_time_us();
-        const bool    ok    = ggml_backend_graph_compute(backend, op.gf) == GGML_STATUS_SUCCESS;
+        const std::clock_t cpu_start = std::clock();
+        const int64_t      start     = ggml_time_us();
+        const bool         ok        = ggml_backend_graph_compute(backend, op.gf) == GGML_STATUS_SUCCESS;
         if (count) {
             op.us.push_back((double) std::max<int64_t>(1, ggml_time_us() - start));
+            op.cpu_us.push_back(std::max(1.0, (double) (std::clock() - cpu_start) * 1e6 / CLOCKS_PER_SEC));
         }
         return ok;
     };
@@ -267,18 +272,22 @@ static void print_json(const test_case & test, int n_threads, double memory_read
         const timed_op & op = ops[i];
         printf("%s\n    {\"name\": \"%s\", \"rounds\": %zu, \"median_us\": %.1f, \"q1_us\": %.1f, \"q3_us\": %.1f, \"min_us\": "
                "%.1f, "
-               "\"bytes\": %zu, \"gbps\": %.3f, \"times_ours\": %.3f}",
-            i ? "," : "", op.what.name.c_str(), op.us.size(), op.median(), op.quantile(0.25), op.quantile(0.75), op.quantile(0.0),
-            op.what.bytes, op.gbps(), op.median() / ops[0].median());
+               "\"cpu_us\": %.1f, \"bytes\": %zu, \"gbps\": %.3f, \"times_ours\": %.3f, \"cpu_times_ours\": %.3f}",
+            i ? "," : "", op.what.name.c_str(), op.us.size(), op.median(), quantile(op.us, 0.25), quantile(op.us, 0.75),
+            quantile(op.us, 0.0), op.cpu_median(), op.what.bytes, op.gbps(), op.median() / ops[0].median(),
+            op.cpu_median() / ops[0].cpu_median());
     }
     printf("]}");
 }
 
 static void print_text(const test_case & test, int n_threads, double memory_read, const std::vector<timed_op> & ops) {
     for (const timed_op & op : ops) {
-        printf("%s(%s,threads=%d): %-13s %10.1f us (%.1f to %.1f, least %.1f), x%.2f, %4.0f %% of memory read, %.2f GB/s\n",
-            test.op(), test.perf_name().c_str(), n_threads, op.what.name.c_str(), op.median(), op.quantile(0.25),
-            op.quantile(0.75), op.quantile(0.0), op.median() / ops[0].median(), 100.0 * op.gbps() / memory_read, op.gbps());
+        printf(
+            "%s(%s,threads=%d): %-13s %10.1f us (%.1f to %.1f, least %.1f), x%.2f; CPU %.1f us, x%.2f; %.0f %% of memory read, "
+            "%.2f GB/s\n",
+            test.op(), test.perf_name().c_str(), n_threads, op.what.name.c_str(), op.median(), quantile(op.us, 0.25),
+            quantile(op.us, 0.75), quantile(op.us, 0.0), op.median() / ops[0].median(), op.cpu_median(),
+            op.cpu_median() / ops[0].cpu_median(), 100.0 * op.gbps() / memory_read, op.gbps());
     }
 }
 
@@ -315,10 +324,10 @@ int run_perf(ggml_backend_t backend, const perf_options & opts) {
         const ggml_context_ptr ctx(ggml_init(params));
 
         std::vector<timed_op> ops;
-        ops.push_back({ { "ours", nullptr, 0 }, ggml_new_graph(ctx.get()), {} });
+        ops.push_back({ { "ours", nullptr, 0 }, ggml_new_graph(ctx.get()), {}, {} });
         test->build(ctx.get(), ops[0].gf, true);
         for (const rival & r : test->rivals(ctx.get())) {
-            ops.push_back({ r, ggml_new_graph(ctx.get()), {} });
+            ops.push_back({ r, ggml_new_graph(ctx.get()), {}, {} });
             ggml_build_forward_expand(ops.back().gf, r.out);
         }
         const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx.get(), backend));
@@ -329,6 +338,7 @@ int run_perf(ggml_backend_t backend, const perf_options & opts) {
         for (size_t i = 0; i < threads.size(); ++i) {
             for (timed_op & op : ops) {
                 op.us.clear();
+                op.cpu_us.clear();
             }
             ggml_backend_cpu_set_n_threads(backend, threads[i]);
             if (!time_ops(backend, opts, ops)) {

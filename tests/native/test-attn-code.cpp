@@ -38,10 +38,19 @@ class test_attn_code : public test_attn {
 
     const char * op() const override { return "ATTN_CODE"; }
 
-    // float32 sums over the code on top of those over the entries, and angles that are good to 1e-5
-    double max_nmse() const override { return 1e-10; }
-
   protected:
+    bool has_levels() const override { return true; }
+
+    double score_size(int stream, int cell, int head_kv, const float * query) const override {
+        const uint8_t * row = row_of(codec.k, k_data, stream, cell, head_kv);
+
+        std::vector<double> q(query, query + p.d_k);
+        codec.turn(-base_data[stream * p.n_kv + cell], q);
+
+        const double top = codec.k.largest_factor(head_kv, p.side, q);
+        return scale() * top * length(codec.k.coefficients(row)) * codec.k.magnitude(head_kv, p.side, row);
+    }
+
     void add_vars(var_list & vars) const override {
         vars.add("units_k", units_name(c.units_k))
             .add("units_v", units_name(c.units_v))
@@ -117,8 +126,7 @@ class test_attn_code : public test_attn {
 
     std::vector<double> shared_entry(int stream, int cell, int head_kv, bool is_v) const override {
         const codec_part & part = is_v ? codec.v : codec.k;
-        const size_t       at   = ((size_t) stream * n_cells() + cell) * p.n_head_kv + head_kv;
-        const uint8_t *    row  = (is_v ? v_data : k_data).data() + at * part.row_bytes();
+        const uint8_t *    row  = row_of(part, is_v ? v_data : k_data, stream, cell, head_kv);
 
         std::vector<double> e = part.decode(head_kv, p.side, row);
         if (!is_v) {
@@ -143,6 +151,10 @@ class test_attn_code : public test_attn {
     std::vector<uint8_t> k_data;
     std::vector<uint8_t> v_data;
     std::vector<int32_t> base_data;
+
+    const uint8_t * row_of(const codec_part & part, const std::vector<uint8_t> & data, int stream, int cell, int head_kv) const {
+        return data.data() + (((size_t) stream * n_cells() + cell) * p.n_head_kv + head_kv) * part.row_bytes();
+    }
 
     // any bytes are a code row; magnitudes up to about 4 where they count, any where they must not
     std::vector<uint8_t> random_rows(rng_t & rng, ggml_tensor * code, const codec_part & part) const {

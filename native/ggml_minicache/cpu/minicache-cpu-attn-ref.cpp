@@ -80,7 +80,6 @@ void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * ds
         const int64_t s      = ir / a.n_tps / a.n_head;
         const int64_t head_k = head / a.n_gqa;
 
-        const int32_t *     cells = a.cells(s);
         const ggml_fp16_t * mask  = a.mask_row(s, i);
         const float         slope = a.slope(head);
 
@@ -88,12 +87,12 @@ void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * ds
 
         for (int64_t cell = 0; cell < a.n_kv; ++cell) {
             const float bias = mask ? slope * GGML_CPU_FP16_TO_FP32(mask[cell]) : 0.0f;
-            if (cells[cell] == GGML_MINICACHE_CELL_EMPTY || bias == -INFINITY) {
+            if (a.state(s, cell) == GGML_MINICACHE_CELL_EMPTY || bias == -INFINITY) {
                 scores[cell] = -INFINITY;
                 continue;
             }
-            read(false, s, head_k, cell, cells[cell]);
-            const bool  merged = cells[cell] == GGML_MINICACHE_CELL_MERGED;
+            read(false, s, head_k, cell, a.state(s, cell));
+            const bool  merged = a.state(s, cell) == GGML_MINICACHE_CELL_MERGED;
             const float mag_k  = merged ? magnitude(MINICACHE_MAG_K, s, head_k, cell) : 1.0f;
 
             scores[cell] = a.score((float) dot(a.query(s, head, i), entry, a.d_k), mag_k, bias);
@@ -108,8 +107,8 @@ void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * ds
             if (scores[cell] == -INFINITY) {
                 continue;
             }
-            read(true, s, head_k, cell, cells[cell]);
-            const bool   merged = cells[cell] == GGML_MINICACHE_CELL_MERGED;
+            read(true, s, head_k, cell, a.state(s, cell));
+            const bool   merged = a.state(s, cell) == GGML_MINICACHE_CELL_MERGED;
             const float  mag_v  = merged ? magnitude(MINICACHE_MAG_V, s, head_k, cell) : 1.0f;
             const double weight = exp(scores[cell] - score_max);
 

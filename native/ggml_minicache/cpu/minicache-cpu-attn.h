@@ -7,6 +7,7 @@
 #include "minicache-cpu.h"
 #include "simd-mappings.h"
 
+#include <algorithm>
 #include <cmath>
 
 // magnitudes of a cell: [4][n_head_kv]
@@ -67,7 +68,12 @@ struct minicache_attn {
         return mask ? (const ggml_fp16_t *) ((const char *) mask->data + stream * mask->nb[3] + token * mask->nb[1]) : nullptr;
     }
 
-    const int32_t * cells(int64_t stream) const { return (const int32_t *) ((const char *) index->data + stream * index->nb[1]); }
+    // what each cell holds; null: merged entries all
+    const int32_t * cells(int64_t stream) const {
+        return index ? (const int32_t *) ((const char *) index->data + stream * index->nb[1]) : nullptr;
+    }
+
+    int32_t state(int64_t stream, int64_t cell) const { return index ? cells(stream)[cell] : GGML_MINICACHE_CELL_MERGED; }
 
     // position that the K of each coded cell is relative to
     const int32_t * bases(int64_t stream) const { return (const int32_t *) ((const char *) cells(stream) + index->nb[2]); }
@@ -80,29 +86,49 @@ struct minicache_attn {
         return GGML_CPU_FP16_TO_FP32(((const ggml_fp16_t *) row)[head_kv]);
     }
 
+    // the bytes of an entry that both layers share
+    const void * shared_k(int64_t stream, int64_t head_kv, int64_t cell) const { return row(cache_k, stream, head_kv, cell); }
+
+    const void * shared_v(int64_t stream, int64_t head_kv, int64_t cell) const { return row(cache_v, stream, head_kv, cell); }
+
     void read_merged(int64_t stream, int64_t head_kv, int64_t cell, float * k, float * v) const {
-        read_cache_k(row(cache_k, stream, head_kv, cell), k, d_k);
-        read_cache_v(row(cache_v, stream, head_kv, cell), v, d_v);
+        read_cache_k(shared_k(stream, head_kv, cell), k, d_k);
+        read_cache_v(shared_v(stream, head_kv, cell), v, d_v);
     }
 
     const uint8_t * code_k(int64_t stream, int64_t head_kv, int64_t cell) const {
-        return (const uint8_t *) row(cache_k, stream, head_kv, cell);
+        return (const uint8_t *) shared_k(stream, head_kv, cell);
     }
 
     const uint8_t * code_v(int64_t stream, int64_t head_kv, int64_t cell) const {
-        return (const uint8_t *) row(cache_v, stream, head_kv, cell);
+        return (const uint8_t *) shared_v(stream, head_kv, cell);
     }
 
-    // a retained token, or the current token `state` of the stream
+    // the bytes of a retained token
+    const void * retained_k(int64_t stream, int64_t head_kv, int64_t cell, int32_t state) const {
+        return row(pool_k, stream, head_kv, slot(cell, state));
+    }
+
+    const void * retained_v(int64_t stream, int64_t head_kv, int64_t cell, int32_t state) const {
+        return row(pool_v, stream, head_kv, slot(cell, state));
+    }
+
+    // the current token `state` of the stream
+    const float * current_k(int64_t stream, int64_t head_kv, int32_t state) const {
+        return (const float *) ((const char *) kv_cur->data + (stream * n_tps + state) * kv_cur->nb[1]) + head_kv * d_k;
+    }
+
+    const float * current_v(int64_t stream, int64_t head_kv, int32_t state) const {
+        return current_k(stream, 0, state) + n_head_kv * d_k + head_kv * d_v;
+    }
+
     void read_exact(int64_t stream, int64_t head_kv, int64_t cell, int32_t state, float * k, float * v) const {
         if (state < 0) {
-            const int64_t slot = state == GGML_MINICACHE_CELL_WINDOW ? cell % p.window : p.window + cell / p.block;
-            read_pool_k(row(pool_k, stream, head_kv, slot), k, d_k);
-            read_pool_v(row(pool_v, stream, head_kv, slot), v, d_v);
+            read_pool_k(retained_k(stream, head_kv, cell, state), k, d_k);
+            read_pool_v(retained_v(stream, head_kv, cell, state), v, d_v);
         } else {
-            const auto * x = (const float *) ((const char *) kv_cur->data + (stream * n_tps + state) * kv_cur->nb[1]);
-            memcpy(k, x + head_kv * d_k, d_k * sizeof(float));
-            memcpy(v, x + n_head_kv * d_k + head_kv * d_v, d_v * sizeof(float));
+            std::copy_n(current_k(stream, head_kv, state), d_k, k);
+            std::copy_n(current_v(stream, head_kv, state), d_v, v);
         }
     }
 
@@ -127,6 +153,10 @@ struct minicache_attn {
     }
 
   private:
+    int64_t slot(int64_t cell, int32_t state) const {
+        return state == GGML_MINICACHE_CELL_WINDOW ? cell % p.window : p.window + cell / p.block;
+    }
+
     static const void * row(const ggml_tensor * x, int64_t stream, int64_t head_kv, int64_t i) {
         return (const char *) x->data + stream * x->nb[3] + i * x->nb[2] + head_kv * x->nb[1];
     }

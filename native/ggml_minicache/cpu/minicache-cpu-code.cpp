@@ -198,3 +198,104 @@ void minicache_code_read(const minicache_code_layout & layout, const uint8_t * c
     read_segment<2, 0>(layout.n_unit[5], rows, n, offset, out, stride);
     read_segment<1, 0>(layout.n_unit[6], rows, n, offset, out, stride);
 }
+
+//
+// levels
+//
+
+#if MINICACHE_LANES == 16 && defined(__AVX512BW__)
+// n coefficients, up to 64, of a plane of P bits to bytes; no byte behind the plane is touched
+template <int P>
+static inline __m512i plane_bytes(const uint8_t * plane, int n) {
+    if constexpr (P == 8) {
+        return _mm512_maskz_loadu_epi8(n == 64 ? ~0ull : (1ull << n) - 1, plane);
+    } else {
+        const __m512i x = _mm512_maskz_loadu_epi8((1ull << n * P / 8) - 1, plane);
+        if constexpr (P == 4) {
+            const __m512i y = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(x));
+            return _mm512_and_si512(_mm512_or_si512(y, _mm512_slli_epi16(y, 4)), _mm512_set1_epi8(0x0F));
+        } else if constexpr (P == 2) {
+            __m512i y = _mm512_cvtepu8_epi32(_mm512_castsi512_si128(x));
+            y         = _mm512_or_si512(y, _mm512_slli_epi32(y, 12));
+            y         = _mm512_or_si512(y, _mm512_slli_epi32(y, 6));
+            return _mm512_and_si512(y, _mm512_set1_epi8(0x03));
+        } else {
+            const auto bits = (__mmask64) _mm_cvtsi128_si64(_mm512_castsi512_si128(x));
+            return _mm512_maskz_set1_epi8(bits, 1);
+        }
+    }
+}
+
+template <int UPPER, int LOWER>
+static inline void segment_levels(int n_coef, const uint8_t *& plane, uint8_t *& out) {
+    const uint8_t * lower = plane + n_coef * UPPER / 8;
+    for (int i = 0; i < n_coef; i += 64) {
+        const int n = n_coef - i < 64 ? n_coef - i : 64;
+        __m512i   x = plane_bytes<UPPER>(plane + i * UPPER / 8, n);
+        if constexpr (LOWER > 0) {
+            // a shift of words carries nothing from byte to byte: levels have up to 6 bits
+            x = _mm512_or_si512(_mm512_slli_epi32(x, LOWER), plane_bytes<LOWER>(lower + i * LOWER / 8, n));
+        }
+        _mm512_storeu_si512(out + i, x);
+    }
+    plane += n_coef * (UPPER + LOWER) / 8;
+    out += n_coef;
+}
+#else
+template <int P>
+static inline void plane_bytes(const uint8_t * plane, uint8_t * out) {
+    if constexpr (P == 8) {
+        memcpy(out, plane, MINICACHE_CODE_UNIT);
+    } else {
+        uint8_t bytes[2 * P];
+        memcpy(bytes, plane, sizeof(bytes));
+        for (int i = 0; i < MINICACHE_CODE_UNIT; ++i) {
+            out[i] = bytes[i * P / 8] >> (i * P % 8) & ((1 << P) - 1);
+        }
+    }
+}
+
+template <int UPPER, int LOWER>
+static inline void segment_levels(int n_coef, const uint8_t *& plane, uint8_t *& out) {
+    const uint8_t * lower = plane + n_coef * UPPER / 8;
+    for (int i = 0; i < n_coef; i += MINICACHE_CODE_UNIT) {
+        uint8_t x[MINICACHE_CODE_UNIT];
+        plane_bytes<UPPER>(plane + i * UPPER / 8, x);
+        if constexpr (LOWER > 0) {
+            uint8_t y[MINICACHE_CODE_UNIT];
+            plane_bytes<LOWER>(lower + i * LOWER / 8, y);
+            for (int j = 0; j < MINICACHE_CODE_UNIT; ++j) {
+                x[j] = (uint8_t) (x[j] << LOWER | y[j]);
+            }
+        }
+        memcpy(out + i, x, sizeof(x));
+    }
+    plane += n_coef * (UPPER + LOWER) / 8;
+    out += n_coef;
+}
+#endif
+
+void minicache_code_levels(
+    const minicache_code_layout & layout, const void * const * rows, int n, uint8_t * out, int64_t stride) {
+    for (int c = 0; c < n; ++c) {
+        const uint8_t * plane = (const uint8_t *) rows[c] + MINICACHE_CODE_MAG_BYTES;
+        uint8_t *       at    = out + c * stride;
+
+        segment_levels<8, 0>(MINICACHE_CODE_UNIT * layout.n_unit[0], plane, at);
+        segment_levels<4, 2>(MINICACHE_CODE_UNIT * layout.n_unit[1], plane, at);
+        segment_levels<4, 1>(MINICACHE_CODE_UNIT * layout.n_unit[2], plane, at);
+        segment_levels<4, 0>(MINICACHE_CODE_UNIT * layout.n_unit[3], plane, at);
+        segment_levels<2, 1>(MINICACHE_CODE_UNIT * layout.n_unit[4], plane, at);
+        segment_levels<2, 0>(MINICACHE_CODE_UNIT * layout.n_unit[5], plane, at);
+        segment_levels<1, 0>(MINICACHE_CODE_UNIT * layout.n_unit[6], plane, at);
+    }
+}
+
+void minicache_code_zeros(const minicache_code_layout & layout, float * out) {
+    for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
+        const float half = 0.5f * (float) ((1 << minicache_code_width(i)) - 1);
+        for (int c = 0; c < MINICACHE_CODE_UNIT * layout.n_unit[i]; ++c) {
+            *out++ = half;
+        }
+    }
+}

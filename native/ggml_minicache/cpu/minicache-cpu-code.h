@@ -44,9 +44,16 @@ static inline int minicache_code_n_pair(const minicache_code_shape & shape) {
     return shape.rope == MINICACHE_ROPE_NONE ? 0 : shape.n_rot / 2;
 }
 
+#if defined(_MSC_VER)
+#define MINICACHE_RESTRICT __restrict
+#else
+#define MINICACHE_RESTRICT __restrict__
+#endif
+
 // R(b)x, or R(-b)x, in place, from the cosine and sine of each pair's angle at position b
 template <typename T>
-static inline void minicache_code_turn(const minicache_code_shape & shape, const T * cos_b, const T * sin_b, bool back, T * x) {
+static inline void minicache_code_turn(const minicache_code_shape & shape, const T * MINICACHE_RESTRICT cos_b,
+    const T * MINICACHE_RESTRICT sin_b, bool back, T * MINICACHE_RESTRICT x) {
     const int n    = minicache_code_n_pair(shape);
     const T   sign = back ? (T) -1 : (T) 1;
 
@@ -107,3 +114,9 @@ void minicache_code_write(const minicache_code_layout & layout, const uint8_t * 
 
 // minicache_code_coefficients() of n rows, vectorised, to every `stride` numbers of `out`
 void minicache_code_read(const minicache_code_layout & layout, const uint8_t * const * rows, int n, float * out, int64_t stride);
+
+// the levels of n rows, from 0 on, to every `stride` bytes of `out`; up to 63 bytes behind a row's levels may be written
+void minicache_code_levels(const minicache_code_layout & layout, const void * const * rows, int n, uint8_t * out, int64_t stride);
+
+// what a coefficient's level is counted from: (2^w - 1)/2, to `out` [r]
+void minicache_code_zeros(const minicache_code_layout & layout, float * out);

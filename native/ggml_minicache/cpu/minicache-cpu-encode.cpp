@@ -1,7 +1,7 @@
 #include "minicache-cpu-encode.h"
 
 #include "ggml-cpu.h"
-#include "minicache-cpu-simd.h"
+#include "minicache-cpu-kernels.h"
 
 // One KV head's K or V at a time, for a tile of tokens: both products with the decoder are the attention's inner loops.
 //
@@ -80,7 +80,7 @@ struct encode_tile {
             }
         }
         std::fill(coef, coef + n * r, 0.0f);
-        minicache_accumulate(coef, n, y, d, dec, (int) d, r);
+        minicache_accumulate(coef, r, n, y, d, dec, d, r);
 
         for (int64_t t = 0; t < n; ++t) {
             quantize(coef + t * r);

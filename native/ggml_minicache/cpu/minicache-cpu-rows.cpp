@@ -1,9 +1,11 @@
 #include "minicache-cpu-rows.h"
 
 #include "ggml-cpu.h"
+#include "minicache-cpu-simd.h"
 #include "quants.h"
 #include "simd-mappings.h"
 
+#include <algorithm>
 #include <cstring>
 
 static void read_f32(const void * row, float * out, int64_t n) { memcpy(out, row, n * sizeof(float)); }
@@ -62,5 +64,175 @@ minicache_read_row_t minicache_row_reader(ggml_type type) {
             return read_q4_0;
         default:
             return ggml_get_type_traits(type)->to_float;
+    }
+}
+
+//
+// levels
+//
+
+// A nibble each of the first half of a block, then of the second; eight at a time, as compilers make a mess of the bytes.
+static inline void unpack_nibbles(const uint8_t * bytes, uint8_t * out) {
+    static const uint64_t MASK = 0x0F0F0F0F0F0F0F0Full;
+
+    uint64_t x[2];
+    memcpy(x, bytes, sizeof(x));
+    const uint64_t y[4] = { x[0] & MASK, x[1] & MASK, x[0] >> 4 & MASK, x[1] >> 4 & MASK };
+    memcpy(out, y, sizeof(y));
+}
+
+// the fifth bits of nibbles
+static inline void add_fifth_bits(const uint8_t * bytes, uint8_t * out) {
+    uint32_t bits;
+    memcpy(&bits, bytes, sizeof(bits));
+    for (int j = 0; j < MINICACHE_LEVEL_GROUP; ++j) {
+        out[j] |= (uint8_t) ((bits >> j & 1) << 4);
+    }
+}
+
+struct levels_q8_0 {
+    typedef block_q8_0 block;
+
+    static constexpr float zero    = 128.0f;
+    static constexpr bool  has_min = false;
+
+    static void unpack(const block & b, uint8_t * out) {
+        uint64_t x[QK8_0 / 8];
+        memcpy(x, b.qs, sizeof(x));
+        for (uint64_t & y : x) {
+            y ^= 0x8080808080808080ull;
+        }
+        memcpy(out, x, sizeof(x));
+    }
+};
+
+struct levels_q4_0 {
+    typedef block_q4_0 block;
+
+    static constexpr float zero    = 8.0f;
+    static constexpr bool  has_min = false;
+
+    static void unpack(const block & b, uint8_t * out) { unpack_nibbles(b.qs, out); }
+};
+
+struct levels_q5_0 {
+    typedef block_q5_0 block;
+
+    static constexpr float zero    = 16.0f;
+    static constexpr bool  has_min = false;
+
+    static void unpack(const block & b, uint8_t * out) {
+        unpack_nibbles(b.qs, out);
+        add_fifth_bits(b.qh, out);
+    }
+};
+
+struct levels_q4_1 {
+    typedef block_q4_1 block;
+
+    static constexpr float zero    = 0.0f;
+    static constexpr bool  has_min = true;
+
+    static void unpack(const block & b, uint8_t * out) { unpack_nibbles(b.qs, out); }
+};
+
+struct levels_q5_1 {
+    typedef block_q5_1 block;
+
+    static constexpr float zero    = 0.0f;
+    static constexpr bool  has_min = true;
+
+    static void unpack(const block & b, uint8_t * out) {
+        unpack_nibbles(b.qs, out);
+        add_fifth_bits(b.qh, out);
+    }
+};
+
+// the 16 numbers that a nibble of iq4_nl stands for, as levels
+struct iq4_nl_table {
+    uint8_t level[16];
+
+    iq4_nl_table() {
+        block_iq4_nl b;
+        float        x[QK4_NL];
+        b.d = GGML_CPU_FP32_TO_FP16(1.0f);
+        for (int j = 0; j < QK4_NL / 2; ++j) {
+            b.qs[j] = (uint8_t) j;
+        }
+        ggml_get_type_traits(GGML_TYPE_IQ4_NL)->to_float(&b, x, QK4_NL);
+        for (int j = 0; j < 16; ++j) {
+            level[j] = (uint8_t) (x[j] + 128.0f);
+        }
+    }
+};
+
+struct levels_iq4_nl {
+    typedef block_iq4_nl block;
+
+    static constexpr float zero    = 128.0f;
+    static constexpr bool  has_min = false;
+
+    static void unpack(const block & b, uint8_t * out) {
+        static const iq4_nl_table table;
+        unpack_nibbles(b.qs, out);
+#if defined(__SSSE3__)
+        const __m128i levels = _mm_loadu_si128((const __m128i *) table.level);
+        for (int j = 0; j < QK4_NL; j += 16) {
+            auto * x = (__m128i *) (out + j);
+            _mm_storeu_si128(x, _mm_shuffle_epi8(levels, _mm_loadu_si128(x)));
+        }
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+        for (int j = 0; j < QK4_NL; j += 16) {
+            vst1q_u8(out + j, vqtbl1q_u8(vld1q_u8(table.level), vld1q_u8(out + j)));
+        }
+#else
+        for (int j = 0; j < QK4_NL; ++j) {
+            out[j] = table.level[out[j]];
+        }
+#endif
+    }
+};
+
+template <typename F>
+static void read_levels(const void * const * rows, int n, int64_t d, const minicache_level_rows & out) {
+    for (int c = 0; c < n; ++c) {
+        for (int64_t g = 0; g < d / MINICACHE_LEVEL_GROUP; ++g) {
+            const auto & b = ((const typename F::block *) rows[c])[g];
+            F::unpack(b, out.levels + c * out.ld + g * MINICACHE_LEVEL_GROUP);
+            out.scale[g * MINICACHE_BLOCK + c] = GGML_CPU_FP16_TO_FP32(b.d);
+            if constexpr (F::has_min) {
+                out.min[g * MINICACHE_BLOCK + c] = GGML_CPU_FP16_TO_FP32(b.m);
+            }
+        }
+    }
+    for (int64_t g = 0; g < d / MINICACHE_LEVEL_GROUP && n < MINICACHE_BLOCK; ++g) {
+        std::fill(out.scale + g * MINICACHE_BLOCK + n, out.scale + (g + 1) * MINICACHE_BLOCK, 0.0f);
+        if constexpr (F::has_min) {
+            std::fill(out.min + g * MINICACHE_BLOCK + n, out.min + (g + 1) * MINICACHE_BLOCK, 0.0f);
+        }
+    }
+}
+
+template <typename F>
+static minicache_level_format format_of() {
+    return { read_levels<F>, F::zero, F::has_min };
+}
+
+minicache_level_format minicache_levels_of(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_Q8_0:
+            return format_of<levels_q8_0>();
+        case GGML_TYPE_Q4_0:
+            return format_of<levels_q4_0>();
+        case GGML_TYPE_Q4_1:
+            return format_of<levels_q4_1>();
+        case GGML_TYPE_Q5_0:
+            return format_of<levels_q5_0>();
+        case GGML_TYPE_Q5_1:
+            return format_of<levels_q5_1>();
+        case GGML_TYPE_IQ4_NL:
+            return format_of<levels_iq4_nl>();
+        default:
+            return { nullptr, 0.0f, false };
     }
 }

@@ -4,8 +4,37 @@
 
 #include "ggml.h"
 
+#include <cstdint>
+
 // n elements at `row` to float32; n is a multiple of the type's block size
 typedef void (*minicache_read_row_t)(const void * row, float * out, int64_t n);
 
 // never null for a type that a cache or a pool may have
 minicache_read_row_t minicache_row_reader(enum ggml_type type);
+
+//
+// levels: rows as integers from 0 to 255, which dot products of integers take as they are
+//
+
+static const int MINICACHE_BLOCK       = 64;  // entries that are read at a time, at most
+static const int MINICACHE_LEVEL_GROUP = 32;  // levels that share a scale
+
+// Rows of a block of entries: number i of entry c is scale[g][c]*(level - zero[i]) + min[g][c], with g = i/32.
+struct minicache_level_rows {
+    uint8_t *     levels;  // [MINICACHE_BLOCK][ld]
+    int64_t       ld;
+    float *       scale;  // [ld/32][MINICACHE_BLOCK], null: all 1
+    float *       min;    // as scale, null: all 0
+    const float * zero;   // [ld], whole or half numbers
+};
+
+// n rows of d elements to levels, scales and minima; scales and minima behind the n are 0
+typedef void (*minicache_read_levels_t)(const void * const * rows, int n, int64_t d, const minicache_level_rows & out);
+
+struct minicache_level_format {
+    minicache_read_levels_t read;  // null for a type that is not made of levels
+    float                   zero;  // of all numbers
+    bool                    min;   // whether there are minima
+};
+
+minicache_level_format minicache_levels_of(enum ggml_type type);

@@ -1,11 +1,16 @@
 #pragma once
 
-// The two inner loops of the attention, over rows padded with zeros to a multiple of MINICACHE_PAD floats:
-//   minicache_scores      s[r][c] = q[r]·k[c]
-//   minicache_accumulate  acc[r] += Σ_c w[r][c]*v[c]
-// written once over a vector type of AVX-512, AVX2, NEON or a single float.
+// Vectors of AVX-512, AVX2, NEON or a single number, chosen where this is compiled: with upstream's CPU variants each of them
+// compiles it for itself and the one that fits is loaded.
+//
+//   minicache_vec   MINICACHE_LANES floats
+//   minicache_ivec  as many int32, where MINICACHE_LEVELS is 1: there are integer dot products
+
+#include "ggml.h"
+#include "simd-mappings.h"
 
 #include <cstdint>
+#include <cstring>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -16,9 +21,19 @@ static inline minicache_vec vec_set(float x) { return _mm512_set1_ps(x); }
 static inline minicache_vec vec_load(const float * p) { return _mm512_loadu_ps(p); }
 static inline void          vec_store(float * p, minicache_vec x) { _mm512_storeu_ps(p, x); }
 static inline minicache_vec vec_fma(minicache_vec a, minicache_vec b, minicache_vec c) { return _mm512_fmadd_ps(a, b, c); }
+static inline minicache_vec vec_add(minicache_vec a, minicache_vec b) { return _mm512_add_ps(a, b); }
 static inline minicache_vec vec_mul(minicache_vec a, minicache_vec b) { return _mm512_mul_ps(a, b); }
+static inline minicache_vec vec_max(minicache_vec a, minicache_vec b) { return _mm512_max_ps(a, b); }
+static inline float         vec_top(minicache_vec x) { return _mm512_reduce_max_ps(x); }
 static inline float         vec_sum(minicache_vec x) { return _mm512_reduce_add_ps(x); }
-#elif defined(__AVX2__) && defined(__FMA__)
+static inline minicache_vec vec_load(const ggml_fp16_t * p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
+static inline minicache_vec vec_load(const ggml_bf16_t * p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) p)), 16));
+}
+static inline minicache_vec vec_load(const uint8_t * p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) p)));
+}
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include <immintrin.h>
 typedef __m256              minicache_vec;
 #define MINICACHE_LANES 8
@@ -27,12 +42,27 @@ static inline minicache_vec vec_set(float x) { return _mm256_set1_ps(x); }
 static inline minicache_vec vec_load(const float * p) { return _mm256_loadu_ps(p); }
 static inline void          vec_store(float * p, minicache_vec x) { _mm256_storeu_ps(p, x); }
 static inline minicache_vec vec_fma(minicache_vec a, minicache_vec b, minicache_vec c) { return _mm256_fmadd_ps(a, b, c); }
+static inline minicache_vec vec_add(minicache_vec a, minicache_vec b) { return _mm256_add_ps(a, b); }
 static inline minicache_vec vec_mul(minicache_vec a, minicache_vec b) { return _mm256_mul_ps(a, b); }
-static inline float         vec_sum(minicache_vec x) {
+static inline minicache_vec vec_max(minicache_vec a, minicache_vec b) { return _mm256_max_ps(a, b); }
+static inline float         vec_top(minicache_vec x) {
+    __m128 r = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    r        = _mm_max_ps(r, _mm_movehl_ps(r, r));
+    r        = _mm_max_ss(r, _mm_movehdup_ps(r));
+    return _mm_cvtss_f32(r);
+}
+static inline float vec_sum(minicache_vec x) {
     __m128 r = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     r        = _mm_add_ps(r, _mm_movehl_ps(r, r));
     r        = _mm_add_ss(r, _mm_movehdup_ps(r));
     return _mm_cvtss_f32(r);
+}
+static inline minicache_vec vec_load(const ggml_fp16_t * p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p)); }
+static inline minicache_vec vec_load(const ggml_bf16_t * p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) p)), 16));
+}
+static inline minicache_vec vec_load(const uint8_t * p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *) p)));
 }
 #elif defined(__ARM_NEON) && defined(__aarch64__)
 #include <arm_neon.h>
@@ -43,8 +73,20 @@ static inline minicache_vec vec_set(float x) { return vdupq_n_f32(x); }
 static inline minicache_vec vec_load(const float * p) { return vld1q_f32(p); }
 static inline void          vec_store(float * p, minicache_vec x) { vst1q_f32(p, x); }
 static inline minicache_vec vec_fma(minicache_vec a, minicache_vec b, minicache_vec c) { return vfmaq_f32(c, a, b); }
+static inline minicache_vec vec_add(minicache_vec a, minicache_vec b) { return vaddq_f32(a, b); }
 static inline minicache_vec vec_mul(minicache_vec a, minicache_vec b) { return vmulq_f32(a, b); }
+static inline minicache_vec vec_max(minicache_vec a, minicache_vec b) { return vmaxq_f32(a, b); }
+static inline float         vec_top(minicache_vec x) { return vmaxvq_f32(x); }
 static inline float         vec_sum(minicache_vec x) { return vaddvq_f32(x); }
+static inline minicache_vec vec_load(const ggml_fp16_t * p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+static inline minicache_vec vec_load(const ggml_bf16_t * p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const uint16_t *) p), 16));
+}
+static inline minicache_vec vec_load(const uint8_t * p) {
+    uint32_t four;
+    memcpy(&four, p, sizeof(four));
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four)))));
+}
 #else
 typedef float               minicache_vec;
 #define MINICACHE_LANES 1
@@ -53,116 +95,191 @@ static inline minicache_vec vec_set(float x) { return x; }
 static inline minicache_vec vec_load(const float * p) { return *p; }
 static inline void          vec_store(float * p, minicache_vec x) { *p = x; }
 static inline minicache_vec vec_fma(minicache_vec a, minicache_vec b, minicache_vec c) { return a * b + c; }
+static inline minicache_vec vec_add(minicache_vec a, minicache_vec b) { return a + b; }
 static inline minicache_vec vec_mul(minicache_vec a, minicache_vec b) { return a * b; }
+static inline minicache_vec vec_max(minicache_vec a, minicache_vec b) { return a > b ? a : b; }
+static inline float         vec_top(minicache_vec x) { return x; }
 static inline float         vec_sum(minicache_vec x) { return x; }
+static inline minicache_vec vec_load(const ggml_fp16_t * p) { return GGML_CPU_FP16_TO_FP32(*p); }
+static inline minicache_vec vec_load(const ggml_bf16_t * p) { return GGML_BF16_TO_FP32(*p); }
+static inline minicache_vec vec_load(const uint8_t * p) { return (float) *p; }
 #endif
+
+//
+// Integer dot products of levels, 0 to 255, with factors of 16 bits. Four levels are a word; four factors are two, in the form
+// that the instruction wants. With MINICACHE_BYTE_DOT those are the factors' upper and their lower bytes, both signed; else they
+// are the even and the odd factors, and so are the levels taken apart.
+//
+
+#if MINICACHE_LANES == 16 && defined(__AVX512BW__)
+#define MINICACHE_LEVELS 1
+typedef __m512i              minicache_ivec;
+static inline minicache_ivec ivec_zero() { return _mm512_setzero_si512(); }
+static inline minicache_ivec ivec_set(int32_t x) { return _mm512_set1_epi32(x); }
+static inline minicache_ivec ivec_load(const void * p) { return _mm512_loadu_si512(p); }
+static inline void           ivec_store(void * p, minicache_ivec x) { _mm512_storeu_si512(p, x); }
+static inline minicache_ivec ivec_add(minicache_ivec a, minicache_ivec b) { return _mm512_add_epi32(a, b); }
+static inline minicache_ivec ivec_shl8(minicache_ivec x) { return _mm512_slli_epi32(x, 8); }
+static inline minicache_vec  ivec_float(minicache_ivec x) { return _mm512_cvtepi32_ps(x); }
+#if defined(__AVX512VNNI__)
+#define MINICACHE_BYTE_DOT 1
+static inline minicache_ivec ivec_dot(minicache_ivec sum, minicache_ivec levels, minicache_ivec factors) {
+    return _mm512_dpbusd_epi32(sum, levels, factors);
+}
+#else
+static inline minicache_ivec ivec_even(minicache_ivec x) { return _mm512_and_si512(x, _mm512_set1_epi16(0xFF)); }
+static inline minicache_ivec ivec_odd(minicache_ivec x) { return _mm512_srli_epi16(x, 8); }
+static inline minicache_ivec ivec_dot(minicache_ivec sum, minicache_ivec levels, minicache_ivec factors) {
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(levels, factors));
+}
+#endif
+#elif MINICACHE_LANES == 8
+#define MINICACHE_LEVELS 1
+typedef __m256i              minicache_ivec;
+static inline minicache_ivec ivec_zero() { return _mm256_setzero_si256(); }
+static inline minicache_ivec ivec_set(int32_t x) { return _mm256_set1_epi32(x); }
+static inline minicache_ivec ivec_load(const void * p) { return _mm256_loadu_si256((const __m256i *) p); }
+static inline void           ivec_store(void * p, minicache_ivec x) { _mm256_storeu_si256((__m256i *) p, x); }
+static inline minicache_ivec ivec_add(minicache_ivec a, minicache_ivec b) { return _mm256_add_epi32(a, b); }
+static inline minicache_ivec ivec_shl8(minicache_ivec x) { return _mm256_slli_epi32(x, 8); }
+static inline minicache_vec  ivec_float(minicache_ivec x) { return _mm256_cvtepi32_ps(x); }
+#if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
+#define MINICACHE_BYTE_DOT 1
+static inline minicache_ivec ivec_dot(minicache_ivec sum, minicache_ivec levels, minicache_ivec factors) {
+#if defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(sum, levels, factors);
+#else
+    return _mm256_dpbusd_epi32(sum, levels, factors);
+#endif
+}
+#else
+static inline minicache_ivec ivec_even(minicache_ivec x) { return _mm256_and_si256(x, _mm256_set1_epi16(0xFF)); }
+static inline minicache_ivec ivec_odd(minicache_ivec x) { return _mm256_srli_epi16(x, 8); }
+static inline minicache_ivec ivec_dot(minicache_ivec sum, minicache_ivec levels, minicache_ivec factors) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(levels, factors));
+}
+#endif
+#elif MINICACHE_LANES == 4 && defined(__ARM_FEATURE_DOTPROD)
+#define MINICACHE_LEVELS       1
+#define MINICACHE_BYTE_DOT     1
+typedef int32x4_t            minicache_ivec;
+static inline minicache_ivec ivec_zero() { return vdupq_n_s32(0); }
+static inline minicache_ivec ivec_set(int32_t x) { return vdupq_n_s32(x); }
+static inline minicache_ivec ivec_load(const void * p) { return vld1q_s32((const int32_t *) p); }
+static inline void           ivec_store(void * p, minicache_ivec x) { vst1q_s32((int32_t *) p, x); }
+static inline minicache_ivec ivec_add(minicache_ivec a, minicache_ivec b) { return vaddq_s32(a, b); }
+static inline minicache_ivec ivec_shl8(minicache_ivec x) { return vshlq_n_s32(x, 8); }
+static inline minicache_vec  ivec_float(minicache_ivec x) { return vcvtq_f32_s32(x); }
+// signed bytes on both sides, so levels count from MINICACHE_LEVEL_ORIGIN
+#define MINICACHE_LEVEL_ORIGIN 128
+static inline minicache_ivec ivec_dot(minicache_ivec sum, minicache_ivec levels, minicache_ivec factors) {
+    return vdotq_s32(sum, veorq_s8(vreinterpretq_s8_s32(levels), vdupq_n_s8(-128)), vreinterpretq_s8_s32(factors));
+}
+#else
+#define MINICACHE_LEVELS 0
+#endif
+
+#if !defined(MINICACHE_LEVEL_ORIGIN)
+#define MINICACHE_LEVEL_ORIGIN 0
+#endif
+
+//
+// transposition of words
+//
+
+#if MINICACHE_LANES == 16
+// x[i][j] to x[j][i]
+static inline void vec_transpose(__m512 * x) {
+    __m512d y[16];
+    for (int i = 0; i < 16; i += 4) {
+        const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(x[i], x[i + 1]));
+        const __m512d b = _mm512_castps_pd(_mm512_unpackhi_ps(x[i], x[i + 1]));
+        const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(x[i + 2], x[i + 3]));
+        const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(x[i + 2], x[i + 3]));
+        y[i]            = _mm512_unpacklo_pd(a, c);
+        y[i + 1]        = _mm512_unpackhi_pd(a, c);
+        y[i + 2]        = _mm512_unpacklo_pd(b, d);
+        y[i + 3]        = _mm512_unpackhi_pd(b, d);
+    }
+    for (int j = 0; j < 4; ++j) {
+        const __m512d a = _mm512_shuffle_f64x2(y[j], y[4 + j], 0x88);
+        const __m512d b = _mm512_shuffle_f64x2(y[j], y[4 + j], 0xDD);
+        const __m512d c = _mm512_shuffle_f64x2(y[8 + j], y[12 + j], 0x88);
+        const __m512d d = _mm512_shuffle_f64x2(y[8 + j], y[12 + j], 0xDD);
+        x[j]            = _mm512_castpd_ps(_mm512_shuffle_f64x2(a, c, 0x88));
+        x[8 + j]        = _mm512_castpd_ps(_mm512_shuffle_f64x2(a, c, 0xDD));
+        x[4 + j]        = _mm512_castpd_ps(_mm512_shuffle_f64x2(b, d, 0x88));
+        x[12 + j]       = _mm512_castpd_ps(_mm512_shuffle_f64x2(b, d, 0xDD));
+    }
+}
+#elif MINICACHE_LANES == 8
+static inline void vec_transpose(__m256 * x) {
+    __m256d y[8];
+    for (int i = 0; i < 8; i += 4) {
+        const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(x[i], x[i + 1]));
+        const __m256d b = _mm256_castps_pd(_mm256_unpackhi_ps(x[i], x[i + 1]));
+        const __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(x[i + 2], x[i + 3]));
+        const __m256d d = _mm256_castps_pd(_mm256_unpackhi_ps(x[i + 2], x[i + 3]));
+        y[i]            = _mm256_unpacklo_pd(a, c);
+        y[i + 1]        = _mm256_unpackhi_pd(a, c);
+        y[i + 2]        = _mm256_unpacklo_pd(b, d);
+        y[i + 3]        = _mm256_unpackhi_pd(b, d);
+    }
+    for (int j = 0; j < 4; ++j) {
+        x[j]     = _mm256_castpd_ps(_mm256_permute2f128_pd(y[j], y[4 + j], 0x20));
+        x[4 + j] = _mm256_castpd_ps(_mm256_permute2f128_pd(y[j], y[4 + j], 0x31));
+    }
+}
+#elif MINICACHE_LANES == 4
+static inline void vec_transpose(float32x4_t * x) {
+    const float32x4x2_t a = vtrnq_f32(x[0], x[1]);
+    const float32x4x2_t b = vtrnq_f32(x[2], x[3]);
+    x[0]                  = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
+    x[1]                  = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
+    x[2]                  = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
+    x[3]                  = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
+}
+#else
+static inline void vec_transpose(float *) {}
+#endif
+
+// the sum of each of MINICACHE_LANES vectors
+static inline minicache_vec vec_sums(minicache_vec * x) {
+#if MINICACHE_LANES == 16
+    // halves of two at a time are added, so that what is left is half as much
+    const auto fold = [](__m512 a, __m512 b, auto low, auto high) { return _mm512_add_ps(low(a, b), high(a, b)); };
+    const auto lo1  = [](__m512 a, __m512 b) { return _mm512_unpacklo_ps(a, b); };
+    const auto hi1  = [](__m512 a, __m512 b) { return _mm512_unpackhi_ps(a, b); };
+    const auto lo2  = [](__m512 a, __m512 b) {
+        return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+    };
+    const auto hi2 = [](__m512 a, __m512 b) {
+        return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+    };
+    const auto lo4 = [](__m512 a, __m512 b) { return _mm512_shuffle_f32x4(a, b, 0x88); };
+    const auto hi4 = [](__m512 a, __m512 b) { return _mm512_shuffle_f32x4(a, b, 0xDD); };
+
+    __m512 y[4];
+    for (int i = 0; i < 4; ++i) {
+        const __m512 a = fold(x[4 * i], x[4 * i + 1], lo1, hi1);
+        const __m512 b = fold(x[4 * i + 2], x[4 * i + 3], lo1, hi1);
+        y[i]           = fold(a, b, lo2, hi2);
+    }
+    return fold(fold(y[0], y[1], lo4, hi4), fold(y[2], y[3], lo4, hi4), lo4, hi4);
+#elif MINICACHE_LANES == 8
+    const auto a = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+    const auto b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+#elif MINICACHE_LANES == 4
+    return vpaddq_f32(vpaddq_f32(x[0], x[1]), vpaddq_f32(x[2], x[3]));
+#else
+    return x[0];
+#endif
+}
 
 static const int64_t MINICACHE_PAD = 32;  // two of the widest vectors
 
 static inline int64_t minicache_padded(int64_t d) { return (d + MINICACHE_PAD - 1) / MINICACHE_PAD * MINICACHE_PAD; }
-
-// R query rows against C keys; 4x2 accumulators and their operands fit 16 registers
-template <int R, int C>
-static inline void minicache_scores_tile(const float * q, const float * k, int64_t d, float * s, int64_t lds) {
-    minicache_vec acc[R][C];
-    for (int r = 0; r < R; ++r) {
-        for (int c = 0; c < C; ++c) {
-            acc[r][c] = vec_zero();
-        }
-    }
-    for (int64_t i = 0; i < d; i += MINICACHE_LANES) {
-        minicache_vec x[C];
-        for (int c = 0; c < C; ++c) {
-            x[c] = vec_load(k + c * d + i);
-        }
-        for (int r = 0; r < R; ++r) {
-            const minicache_vec y = vec_load(q + r * d + i);
-            for (int c = 0; c < C; ++c) {
-                acc[r][c] = vec_fma(y, x[c], acc[r][c]);
-            }
-        }
-    }
-    for (int r = 0; r < R; ++r) {
-        for (int c = 0; c < C; ++c) {
-            s[r * lds + c] = vec_sum(acc[r][c]);
-        }
-    }
-}
-
-template <int R>
-static inline void minicache_scores_rows(const float * q, const float * k, int n, int64_t d, float * s, int64_t lds) {
-    int c = 0;
-    for (; c + 2 <= n; c += 2) {
-        minicache_scores_tile<R, 2>(q, k + c * d, d, s + c, lds);
-    }
-    if (c < n) {
-        minicache_scores_tile<R, 1>(q, k + c * d, d, s + c, lds);
-    }
-}
-
-// q [n_rows][d], k [n_keys][d], s [n_rows][lds]
-static inline void minicache_scores(
-    const float * q, int64_t n_rows, const float * k, int n_keys, int64_t d, float * s, int64_t lds) {
-    int64_t r = 0;
-    for (; r + 4 <= n_rows; r += 4) {
-        minicache_scores_rows<4>(q + r * d, k, n_keys, d, s + r * lds, lds);
-    }
-    switch (n_rows - r) {
-        case 3:
-            minicache_scores_rows<3>(q + r * d, k, n_keys, d, s + r * lds, lds);
-            break;
-        case 2:
-            minicache_scores_rows<2>(q + r * d, k, n_keys, d, s + r * lds, lds);
-            break;
-        case 1:
-            minicache_scores_rows<1>(q + r * d, k, n_keys, d, s + r * lds, lds);
-            break;
-    }
-}
-
-template <int R>
-static inline void minicache_accumulate_rows(float * acc, const float * w, int64_t ldw, const float * v, int n, int64_t d) {
-    for (int64_t i = 0; i < d; i += 2 * MINICACHE_LANES) {
-        minicache_vec x[R][2];
-        for (int r = 0; r < R; ++r) {
-            x[r][0] = vec_load(acc + r * d + i);
-            x[r][1] = vec_load(acc + r * d + i + MINICACHE_LANES);
-        }
-        for (int c = 0; c < n; ++c) {
-            const minicache_vec y0 = vec_load(v + c * d + i);
-            const minicache_vec y1 = vec_load(v + c * d + i + MINICACHE_LANES);
-            for (int r = 0; r < R; ++r) {
-                const minicache_vec z = vec_set(w[r * ldw + c]);
-                x[r][0]               = vec_fma(z, y0, x[r][0]);
-                x[r][1]               = vec_fma(z, y1, x[r][1]);
-            }
-        }
-        for (int r = 0; r < R; ++r) {
-            vec_store(acc + r * d + i, x[r][0]);
-            vec_store(acc + r * d + i + MINICACHE_LANES, x[r][1]);
-        }
-    }
-}
-
-// acc [n_rows][d], w [n_rows][ldw], v [n_keys][d]
-static inline void minicache_accumulate(
-    float * acc, int64_t n_rows, const float * w, int64_t ldw, const float * v, int n_keys, int64_t d) {
-    int64_t r = 0;
-    for (; r + 4 <= n_rows; r += 4) {
-        minicache_accumulate_rows<4>(acc + r * d, w + r * ldw, ldw, v, n_keys, d);
-    }
-    switch (n_rows - r) {
-        case 3:
-            minicache_accumulate_rows<3>(acc + r * d, w + r * ldw, ldw, v, n_keys, d);
-            break;
-        case 2:
-            minicache_accumulate_rows<2>(acc + r * d, w + r * ldw, ldw, v, n_keys, d);
-            break;
-        case 1:
-            minicache_accumulate_rows<1>(acc + r * d, w + r * ldw, ldw, v, n_keys, d);
-            break;
-    }
-}
 
 static inline void minicache_rescale(float * x, float factor, int64_t d) {
     const minicache_vec f = vec_set(factor);

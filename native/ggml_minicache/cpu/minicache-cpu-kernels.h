@@ -1,0 +1,535 @@
+#pragma once
+
+// The inner loops of the attention, for up to MINICACHE_BLOCK entries at a time. Rows of float32 scratch are padded with zeros
+// to a multiple of MINICACHE_PAD.
+//
+//   scores   s[r][c] = q[r]·k[c]
+//   values   acc[r] += Σ_c w[r][c]*v[c]
+//
+// Three forms of each: over rows as they lie in memory where they are floats, for few queries; over levels, integers with a scale
+// for each 32 of them (see minicache-cpu-rows.h), for few queries, and scores for any number; over float32 columns in scratch, a
+// matrix product, where the queries are many enough to pay for what brings the entries into that form.
+
+#include "minicache-cpu-rows.h"
+#include "minicache-cpu-simd.h"
+
+#include <cmath>
+#include <type_traits>
+
+static_assert(MINICACHE_BLOCK % MINICACHE_LANES == 0, "");
+
+// fn(r, R) for the rows r, r + 1, ... r + R - 1: MAX_R at a time, then what is left, R as a type
+template <int MAX_R, typename F>
+static inline void for_rows(int64_t n_rows, const F & fn) {
+    int64_t r = 0;
+    for (; r + MAX_R <= n_rows; r += MAX_R) {
+        fn(r, std::integral_constant<int, MAX_R>());
+    }
+    if constexpr (MAX_R > 1) {
+        if (r < n_rows) {
+            for_rows<MAX_R - 1>(n_rows - r, [&](int64_t i, auto R) { fn(r + i, R); });
+        }
+    }
+}
+
+//
+// matrix products
+//
+
+// rows and vectors of a tile: its sums and what they are made of fit the registers
+static const int MINICACHE_TILE_ROWS = 6;
+static const int MINICACHE_TILE_VECS = MINICACHE_LANES == 8 ? 2 : 4;
+
+template <int R, int V, typename T>
+static inline void accumulate_tile(
+    float * acc, int64_t ld_acc, const float * w, int64_t ldw, const T * v, int64_t ldv, int64_t n) {
+    minicache_vec x[R][V];
+    for (int r = 0; r < R; ++r) {
+        for (int i = 0; i < V; ++i) {
+            x[r][i] = vec_load(acc + r * ld_acc + i * MINICACHE_LANES);
+        }
+    }
+    for (int64_t c = 0; c < n; ++c) {
+        minicache_vec y[V];
+        for (int i = 0; i < V; ++i) {
+            y[i] = vec_load(v + c * ldv + i * MINICACHE_LANES);
+        }
+        for (int r = 0; r < R; ++r) {
+            const minicache_vec z = vec_set(w[r * ldw + c]);
+            for (int i = 0; i < V; ++i) {
+                x[r][i] = vec_fma(z, y[i], x[r][i]);
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        for (int i = 0; i < V; ++i) {
+            vec_store(acc + r * ld_acc + i * MINICACHE_LANES, x[r][i]);
+        }
+    }
+}
+
+template <int V, typename T>
+static inline void accumulate_columns(
+    float * acc, int64_t ld_acc, int64_t n_rows, const float * w, int64_t ldw, const T * v, int64_t ldv, int64_t n) {
+    for_rows<MINICACHE_TILE_ROWS>(
+        n_rows, [&](int64_t r, auto R) { accumulate_tile<R(), V>(acc + r * ld_acc, ld_acc, w + r * ldw, ldw, v, ldv, n); });
+}
+
+// acc [n_rows][ld_acc] += w [n_rows][ldw] times v [n][d], of float32 or float16, d a multiple of MINICACHE_LANES
+template <typename T>
+static inline void minicache_accumulate(
+    float * acc, int64_t ld_acc, int64_t n_rows, const float * w, int64_t ldw, const T * v, int64_t n, int64_t d) {
+    int64_t i = 0;
+    for (; i + MINICACHE_TILE_VECS * MINICACHE_LANES <= d; i += MINICACHE_TILE_VECS * MINICACHE_LANES) {
+        accumulate_columns<MINICACHE_TILE_VECS>(acc + i, ld_acc, n_rows, w, ldw, v + i, d, n);
+    }
+    for (; i < d; i += MINICACHE_LANES) {
+        accumulate_columns<1>(acc + i, ld_acc, n_rows, w, ldw, v + i, d, n);
+    }
+}
+
+// k [n][d] to columns [d][MINICACHE_BLOCK]; k has room for whole vectors of rows, d is a multiple of MINICACHE_LANES
+static inline void minicache_columns(const float * k, int64_t n, int64_t d, float * columns) {
+    for (int64_t c = 0; c < n; c += MINICACHE_LANES) {
+        for (int64_t i = 0; i < d; i += MINICACHE_LANES) {
+            minicache_vec x[MINICACHE_LANES];
+            for (int j = 0; j < MINICACHE_LANES; ++j) {
+                x[j] = vec_load(k + (c + j) * d + i);
+            }
+            vec_transpose(x);
+            for (int j = 0; j < MINICACHE_LANES; ++j) {
+                vec_store(columns + (i + j) * MINICACHE_BLOCK + c, x[j]);
+            }
+        }
+    }
+}
+
+// q [n_rows][d], columns [d][MINICACHE_BLOCK], s [n_rows][MINICACHE_BLOCK]
+static inline void minicache_scores_columns(const float * q, int64_t n_rows, const float * columns, int64_t d, float * s) {
+    memset(s, 0, n_rows * MINICACHE_BLOCK * sizeof(float));
+    minicache_accumulate(s, MINICACHE_BLOCK, n_rows, q, d, columns, d, MINICACHE_BLOCK);
+}
+
+//
+// rows as they lie in memory: float32, float16 or bfloat16, of a multiple of MINICACHE_LANES numbers
+//
+
+// `rows` has an address for each of the last vector's entries
+template <typename T, int R>
+static inline void scores_rows(const float * q, int64_t ldq, const T * const * rows, int n, int64_t d, float * s) {
+    static const int C = MINICACHE_LANES == 1 ? 1 : 2;
+
+    for (int c = 0; c < n; c += MINICACHE_LANES) {
+        minicache_vec sums[R][MINICACHE_LANES];
+        for (int j = 0; j < MINICACHE_LANES; j += C) {
+            minicache_vec acc[R][C];
+            for (int r = 0; r < R; ++r) {
+                for (int k = 0; k < C; ++k) {
+                    acc[r][k] = vec_zero();
+                }
+            }
+            for (int64_t i = 0; i < d; i += MINICACHE_LANES) {
+                minicache_vec x[C];
+                for (int k = 0; k < C; ++k) {
+                    x[k] = vec_load(rows[c + j + k] + i);
+                }
+                for (int r = 0; r < R; ++r) {
+                    const minicache_vec y = vec_load(q + r * ldq + i);
+                    for (int k = 0; k < C; ++k) {
+                        acc[r][k] = vec_fma(y, x[k], acc[r][k]);
+                    }
+                }
+            }
+            for (int r = 0; r < R; ++r) {
+                for (int k = 0; k < C; ++k) {
+                    sums[r][j + k] = acc[r][k];
+                }
+            }
+        }
+        for (int r = 0; r < R; ++r) {
+            vec_store(s + r * MINICACHE_BLOCK + c, vec_sums(sums[r]));
+        }
+    }
+}
+
+// q [n_rows][ldq], s [n_rows][MINICACHE_BLOCK]
+template <typename T>
+static inline void minicache_scores_rows(
+    const float * q, int64_t ldq, int64_t n_rows, const void * const * rows, int n, int64_t d, float * s) {
+    for_rows<4>(n_rows, [&](int64_t r, auto R) {
+        scores_rows<T, R()>(q + r * ldq, ldq, (const T * const *) rows, n, d, s + r * MINICACHE_BLOCK);
+    });
+}
+
+// q [n_rows][d], keys [n_keys][d], s [n_rows][lds]
+static inline void minicache_scores(
+    const float * q, int64_t n_rows, const float * keys, int64_t n_keys, int64_t d, float * s, int64_t lds) {
+    for (int64_t i = 0; i < n_keys; i += MINICACHE_BLOCK) {
+        const int    n = (int) (n_keys - i < MINICACHE_BLOCK ? n_keys - i : MINICACHE_BLOCK);
+        const void * rows[MINICACHE_BLOCK];
+        for (int c = 0; c < MINICACHE_BLOCK; ++c) {
+            rows[c] = keys + (i + (c < n ? c : n - 1)) * d;
+        }
+        for (int64_t r = 0; r < n_rows; ++r) {
+            float x[MINICACHE_BLOCK];
+            minicache_scores_rows<float>(q + r * d, d, 1, rows, n, d, x);
+            memcpy(s + r * lds + i, x, n * sizeof(float));
+        }
+    }
+}
+
+template <typename T, int R, int V>
+static inline void values_rows(float * acc, int64_t ld_acc, const float * w, const T * const * rows, int n, int64_t i) {
+    minicache_vec x[R][V];
+    for (int r = 0; r < R; ++r) {
+        for (int k = 0; k < V; ++k) {
+            x[r][k] = vec_load(acc + r * ld_acc + i + k * MINICACHE_LANES);
+        }
+    }
+    for (int c = 0; c < n; ++c) {
+        minicache_vec y[V];
+        for (int k = 0; k < V; ++k) {
+            y[k] = vec_load(rows[c] + i + k * MINICACHE_LANES);
+        }
+        for (int r = 0; r < R; ++r) {
+            const minicache_vec z = vec_set(w[r * MINICACHE_BLOCK + c]);
+            for (int k = 0; k < V; ++k) {
+                x[r][k] = vec_fma(z, y[k], x[r][k]);
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        for (int k = 0; k < V; ++k) {
+            vec_store(acc + r * ld_acc + i + k * MINICACHE_LANES, x[r][k]);
+        }
+    }
+}
+
+template <typename T, int R>
+static inline void values_rows(float * acc, int64_t ld_acc, const float * w, const T * const * rows, int n, int64_t d) {
+    int64_t i = 0;
+    for (; i + MINICACHE_TILE_VECS * MINICACHE_LANES <= d; i += MINICACHE_TILE_VECS * MINICACHE_LANES) {
+        values_rows<T, R, MINICACHE_TILE_VECS>(acc, ld_acc, w, rows, n, i);
+    }
+    for (; i < d; i += MINICACHE_LANES) {
+        values_rows<T, R, 1>(acc, ld_acc, w, rows, n, i);
+    }
+}
+
+// acc [n_rows][ld_acc], w [n_rows][MINICACHE_BLOCK]
+template <typename T>
+static inline void minicache_values_rows(
+    float * acc, int64_t ld_acc, int64_t n_rows, const float * w, const void * const * rows, int n, int64_t d) {
+    for_rows<4>(n_rows, [&](int64_t r, auto R) {
+        values_rows<T, R()>(acc + r * ld_acc, ld_acc, w + r * MINICACHE_BLOCK, (const T * const *) rows, n, d);
+    });
+}
+
+//
+// levels
+//
+
+#if MINICACHE_LEVELS
+// Queries as integers of 16 bits. What 8 bits would cost is an error of 1/127 of the largest number; with 16 it is that of
+// float32 rows to five digits.
+struct minicache_level_queries {
+    int32_t * first;   // [n_rows][ld/4], see minicache-cpu-simd.h
+    int32_t * second;  // [n_rows][ld/4]
+    int32_t * bias;    // [n_rows][ld/32]: -Σ zero*q
+    float *   sum;     // [n_rows][ld/32]: Σ q
+    float *   unit;    // [n_rows][ld/32], all the same for levels with scales
+    int64_t   ld;
+
+    static int64_t n_word(int64_t n_rows, int64_t ld) { return n_rows * (ld / 2 + 3 * (ld / MINICACHE_LEVEL_GROUP)); }
+
+    minicache_level_queries(float * scratch, int64_t n_rows, int64_t ld) :
+        first((int32_t *) scratch), second(first + n_rows * ld / 4), bias(second + n_rows * ld / 4),
+        sum((float *) (bias + n_rows * ld / MINICACHE_LEVEL_GROUP)), unit(sum + n_rows * ld / MINICACHE_LEVEL_GROUP), ld(ld) {}
+
+    // the rows from r on
+    minicache_level_queries from(int64_t r) const {
+        minicache_level_queries x = *this;
+        x.first += r * ld / 4;
+        x.second += r * ld / 4;
+        x.bias += r * (ld / MINICACHE_LEVEL_GROUP);
+        x.sum += r * (ld / MINICACHE_LEVEL_GROUP);
+        x.unit += r * (ld / MINICACHE_LEVEL_GROUP);
+        return x;
+    }
+
+    // query r from n floats, n up to ld
+    //   by_group: a unit for each group of its own; for levels without scales, whose factors may differ much
+    void set(int64_t r, const float * q, int64_t n, const float * zero, bool by_group) {
+        const int64_t n_group = ld / MINICACHE_LEVEL_GROUP;
+        const float   top     = largest(q, n);
+        for (int64_t g = 0; g < n_group; ++g) {
+            const int64_t at = g * MINICACHE_LEVEL_GROUP;
+            const int64_t m  = n - at < 0 ? 0 : n - at < MINICACHE_LEVEL_GROUP ? n - at : MINICACHE_LEVEL_GROUP;
+            set_group(r * n_group + g, q + at, m, by_group ? largest(q + at, m) : top, zero + at);
+        }
+    }
+
+  private:
+    // absolute value, more than any float if there is one that is not finite
+    static float largest(const float * q, int64_t n) {
+        int32_t bits = 0;
+        for (int64_t i = 0; i < n; ++i) {
+            int32_t x;
+            memcpy(&x, q + i, sizeof(x));
+            bits = (x & 0x7FFFFFFF) > bits ? x & 0x7FFFFFFF : bits;
+        }
+        float x;
+        memcpy(&x, &bits, sizeof(x));
+        return bits < 0x7F800000 ? x : INFINITY;
+    }
+
+    // group i of all, of n numbers
+    void set_group(int64_t i, const float * q, int64_t n, float top, const float * zero) {
+        static const int32_t TOP = 127 * 256 + 127;
+
+        const bool  finite  = top < INFINITY;
+        const float inverse = finite && top > 1e-30f ? (float) TOP / top : 0.0f;
+        unit[i]             = finite ? top / (float) TOP : NAN;
+
+        int32_t x[MINICACHE_LEVEL_GROUP] = {};
+        int32_t total                    = 0;
+        int32_t twice                    = 0;  // of Σ (zero - origin)*x
+        for (int64_t j = 0; j < n; ++j) {
+            const float y = finite ? inverse * q[j] : 0.0f;
+            x[j]          = (int32_t) (y + (y < 0.0f ? -0.5f : 0.5f));
+            total += x[j];
+            twice += x[j] * ((int32_t) (2.0f * zero[j]) - 2 * MINICACHE_LEVEL_ORIGIN);
+        }
+        bias[i] = -twice / 2;
+        sum[i]  = (float) total;
+        split(x, first + 8 * i, second + 8 * i);
+    }
+
+    static void split(const int32_t * x, int32_t * a, int32_t * b) {
+#if defined(MINICACHE_BYTE_DOT)
+        int8_t upper[MINICACHE_LEVEL_GROUP];
+        int8_t lower[MINICACHE_LEVEL_GROUP];
+        for (int i = 0; i < MINICACHE_LEVEL_GROUP; ++i) {
+            upper[i] = (int8_t) ((x[i] + 128) >> 8);
+            lower[i] = (int8_t) (x[i] - 256 * ((x[i] + 128) >> 8));
+        }
+        memcpy(a, upper, sizeof(upper));
+        memcpy(b, lower, sizeof(lower));
+#else
+        int16_t even[MINICACHE_LEVEL_GROUP / 2];
+        int16_t odd[MINICACHE_LEVEL_GROUP / 2];
+        for (int i = 0; i < MINICACHE_LEVEL_GROUP / 2; ++i) {
+            even[i] = (int16_t) x[2 * i];
+            odd[i]  = (int16_t) x[2 * i + 1];
+        }
+        memcpy(a, even, sizeof(even));
+        memcpy(b, odd, sizeof(odd));
+#endif
+    }
+};
+
+// levels [MINICACHE_BLOCK][ld] to words [ld/4][MINICACHE_BLOCK]; ld is a multiple of 4*MINICACHE_LANES
+static inline void minicache_level_words(const uint8_t * levels, int64_t ld, int n, int32_t * words) {
+    for (int c = 0; c < n; c += MINICACHE_LANES) {
+        for (int64_t i = 0; i < ld / 4; i += MINICACHE_LANES) {
+            minicache_vec x[MINICACHE_LANES];
+            for (int j = 0; j < MINICACHE_LANES; ++j) {
+                memcpy(&x[j], levels + (c + j) * ld + 4 * i, sizeof(x[j]));
+            }
+            vec_transpose(x);
+            for (int j = 0; j < MINICACHE_LANES; ++j) {
+                memcpy(words + (i + j) * MINICACHE_BLOCK + c, &x[j], sizeof(x[j]));
+            }
+        }
+    }
+}
+
+template <int R, int C>
+static inline void scores_levels(const minicache_level_queries & q, int64_t r0, int64_t n, const int32_t * words,
+    const minicache_level_rows & k, int c0, float * s) {
+    const int64_t n_group = q.ld / MINICACHE_LEVEL_GROUP;
+
+    minicache_vec sums[R][C];
+    for (int r = 0; r < R; ++r) {
+        for (int c = 0; c < C; ++c) {
+            sums[r][c] = vec_zero();
+        }
+    }
+    for (int64_t g = 0; g < n; ++g) {
+        const int32_t * x     = words + 8 * g * MINICACHE_BLOCK + c0;
+        const int32_t * one   = q.first + r0 * q.ld / 4 + 8 * g;
+        const int32_t * other = q.second + r0 * q.ld / 4 + 8 * g;
+
+        minicache_ivec acc[R][C];
+        for (int r = 0; r < R; ++r) {
+            for (int c = 0; c < C; ++c) {
+                acc[r][c] = ivec_zero();
+            }
+        }
+#if defined(MINICACHE_BYTE_DOT)
+        for (int i = 0; i < 8; ++i) {
+            minicache_ivec y[C];
+            for (int c = 0; c < C; ++c) {
+                y[c] = ivec_load(x + i * MINICACHE_BLOCK + c * MINICACHE_LANES);
+            }
+            for (int r = 0; r < R; ++r) {
+                const minicache_ivec z = ivec_set(one[r * q.ld / 4 + i]);
+                for (int c = 0; c < C; ++c) {
+                    acc[r][c] = ivec_dot(acc[r][c], y[c], z);
+                }
+            }
+        }
+        for (int r = 0; r < R; ++r) {
+            const minicache_ivec bias = ivec_set(q.bias[(r0 + r) * n_group + g]);
+            for (int c = 0; c < C; ++c) {
+                acc[r][c] = ivec_add(ivec_shl8(acc[r][c]), bias);
+            }
+        }
+        for (int i = 0; i < 8; ++i) {
+            minicache_ivec y[C];
+            for (int c = 0; c < C; ++c) {
+                y[c] = ivec_load(x + i * MINICACHE_BLOCK + c * MINICACHE_LANES);
+            }
+            for (int r = 0; r < R; ++r) {
+                const minicache_ivec z = ivec_set(other[r * q.ld / 4 + i]);
+                for (int c = 0; c < C; ++c) {
+                    acc[r][c] = ivec_dot(acc[r][c], y[c], z);
+                }
+            }
+        }
+#else
+        for (int r = 0; r < R; ++r) {
+            for (int c = 0; c < C; ++c) {
+                acc[r][c] = ivec_set(q.bias[(r0 + r) * n_group + g]);
+            }
+        }
+        for (int i = 0; i < 8; ++i) {
+            for (int c = 0; c < C; ++c) {
+                const minicache_ivec y = ivec_load(x + i * MINICACHE_BLOCK + c * MINICACHE_LANES);
+                for (int r = 0; r < R; ++r) {
+                    acc[r][c] = ivec_dot(acc[r][c], ivec_even(y), ivec_set(one[r * q.ld / 4 + i]));
+                    acc[r][c] = ivec_dot(acc[r][c], ivec_odd(y), ivec_set(other[r * q.ld / 4 + i]));
+                }
+            }
+        }
+#endif
+        for (int c = 0; c < C; ++c) {
+            const int64_t at = g * MINICACHE_BLOCK + c0 + c * MINICACHE_LANES;
+            if (k.scale) {
+                const minicache_vec scale = vec_load(k.scale + at);
+                for (int r = 0; r < R; ++r) {
+                    sums[r][c] = vec_fma(ivec_float(acc[r][c]), scale, sums[r][c]);
+                }
+            } else {
+                for (int r = 0; r < R; ++r) {
+                    sums[r][c] = vec_fma(ivec_float(acc[r][c]), vec_set(q.unit[(r0 + r) * n_group + g]), sums[r][c]);
+                }
+            }
+            if (k.min) {
+                const minicache_vec min = vec_load(k.min + at);
+                for (int r = 0; r < R; ++r) {
+                    sums[r][c] = vec_fma(vec_set(q.sum[(r0 + r) * n_group + g]), min, sums[r][c]);
+                }
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        for (int c = 0; c < C; ++c) {
+            const minicache_vec unit = vec_set(k.scale ? q.unit[(r0 + r) * n_group] : 1.0f);
+            vec_store(s + r * MINICACHE_BLOCK + c0 + c * MINICACHE_LANES, vec_mul(unit, sums[r][c]));
+        }
+    }
+}
+
+template <int R>
+static inline void scores_levels_rows(const minicache_level_queries & q, int64_t r0, int64_t n_group, const int32_t * words,
+    const minicache_level_rows & k, int n, float * s) {
+    static const int C = MINICACHE_LANES == 16 ? 2 : 1;  // as many as there are registers for
+
+    int c = 0;
+    for (; c + (C - 1) * MINICACHE_LANES < n; c += C * MINICACHE_LANES) {
+        scores_levels<R, C>(q, r0, n_group, words, k, c, s);
+    }
+    if (c < n) {
+        scores_levels<R, 1>(q, r0, n_group, words, k, c, s);
+    }
+}
+
+// queries of d numbers, words of the keys, s [n_rows][MINICACHE_BLOCK]; entries behind the n of the last vector get any score
+static inline void minicache_scores_levels(const minicache_level_queries & q, int64_t n_rows, int64_t d, const int32_t * words,
+    const minicache_level_rows & k, int n, float * s) {
+    const int64_t n_group = (d + MINICACHE_LEVEL_GROUP - 1) / MINICACHE_LEVEL_GROUP;
+    for_rows<4>(n_rows, [&](int64_t r, auto R) { scores_levels_rows<R()>(q, r, n_group, words, k, n, s + r * MINICACHE_BLOCK); });
+}
+
+// the weights of one row as each group of levels counts them, w [n_group][4][MINICACHE_BLOCK]; what zeros and minima give goes
+// to `acc`
+static inline void scale_weights(
+    const float * weights, const minicache_level_rows & v, int n, int64_t d, float * w, float * acc) {
+    for (int64_t i = 0; i < d; i += MINICACHE_LEVEL_GROUP) {
+        const int64_t at  = i / MINICACHE_LEVEL_GROUP * MINICACHE_BLOCK;
+        minicache_vec sum = vec_zero();
+        minicache_vec min = vec_zero();
+        for (int c = 0; c < n; c += MINICACHE_LANES) {
+            const minicache_vec x = vec_load(weights + c);
+            const minicache_vec y = v.scale ? vec_mul(x, vec_load(v.scale + at + c)) : x;
+            vec_store(w + 4 * at + c, y);
+            sum = vec_add(sum, y);
+            min = v.min ? vec_fma(x, vec_load(v.min + at + c), min) : min;
+        }
+        const minicache_vec all_sum = vec_set(-vec_sum(sum));
+        const minicache_vec all_min = vec_set(v.min ? vec_sum(min) : 0.0f);
+        for (int64_t j = i; j < i + MINICACHE_LEVEL_GROUP && j < d; j += MINICACHE_LANES) {
+            vec_store(acc + j, vec_add(vec_load(acc + j), vec_fma(all_sum, vec_load(v.zero + j), all_min)));
+        }
+    }
+}
+
+template <int R, int V>
+static inline void values_levels(float * acc, int64_t ld_acc, const float * w, const minicache_level_rows & v, int n, int64_t i) {
+    const float * weights[V];
+    minicache_vec x[R][V];
+    for (int k = 0; k < V; ++k) {
+        weights[k] = w + (i + k * MINICACHE_LANES) / MINICACHE_LEVEL_GROUP * 4 * MINICACHE_BLOCK;
+        for (int r = 0; r < R; ++r) {
+            x[r][k] = vec_load(acc + r * ld_acc + i + k * MINICACHE_LANES);
+        }
+    }
+    for (int c = 0; c < n; ++c) {
+        for (int k = 0; k < V; ++k) {
+            const minicache_vec y = vec_load(v.levels + c * v.ld + i + k * MINICACHE_LANES);
+            for (int r = 0; r < R; ++r) {
+                x[r][k] = vec_fma(vec_set(weights[k][r * MINICACHE_BLOCK + c]), y, x[r][k]);
+            }
+        }
+    }
+    for (int k = 0; k < V; ++k) {
+        for (int r = 0; r < R; ++r) {
+            vec_store(acc + r * ld_acc + i + k * MINICACHE_LANES, x[r][k]);
+        }
+    }
+}
+
+template <int R>
+static inline void values_levels_rows(
+    float * acc, int64_t ld_acc, const float * weights, const minicache_level_rows & v, int n, int64_t d, float * w) {
+    for (int r = 0; r < R; ++r) {
+        scale_weights(weights + r * MINICACHE_BLOCK, v, n, d, w + r * MINICACHE_BLOCK, acc + r * ld_acc);
+    }
+    int64_t i = 0;
+    for (; i + MINICACHE_TILE_VECS * MINICACHE_LANES <= d; i += MINICACHE_TILE_VECS * MINICACHE_LANES) {
+        values_levels<R, MINICACHE_TILE_VECS>(acc, ld_acc, w, v, n, i);
+    }
+    for (; i < d; i += MINICACHE_LANES) {
+        values_levels<R, 1>(acc, ld_acc, w, v, n, i);
+    }
+}
+
+// acc [n_rows][ld_acc], weights [n_rows][MINICACHE_BLOCK], zero behind the n; d is a multiple of 16; scratch [ld/32][4][MINICACHE_BLOCK]
+static inline void minicache_values_levels(float * acc, int64_t ld_acc, int64_t n_rows, const float * weights,
+    const minicache_level_rows & v, int n, int64_t d, float * scratch) {
+    for_rows<4>(n_rows, [&](int64_t r, auto R) {
+        values_levels_rows<R()>(acc + r * ld_acc, ld_acc, weights + r * MINICACHE_BLOCK, v, n, d, scratch);
+    });
+}
+#endif
