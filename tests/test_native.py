@@ -61,7 +61,9 @@ def test_speed_beside_upstream() -> None:
             assert x["gbps"] == pytest.approx(x["bytes"] / x["median_us"] * 1e-3, rel=0.01)
 
 
-@pytest.mark.parametrize("option", [("--kv", "0"), ("--kv", "1,x"), ("--type", "q3_0"), ("--head-size", "40")])
+@pytest.mark.parametrize(
+    "option", [("--kv", "0"), ("--kv", "1,x"), ("--type", "q3_0"), ("--head-size", "40")]
+)
 def test_bad_options_of_speed(option: tuple[str, str]) -> None:
     assert run("plain", "perf", *option).returncode == 2
 

@@ -86,6 +86,49 @@ class base_angles {
     }
 };
 
+// The angles of the bases that were asked for last: each KV head asks for the same ones.
+class angle_table {
+  public:
+    static int64_t n_float(const minicache_code_shape & shape) {
+        return base_angles::n_float(shape) + SIZE * 2 * (int64_t) minicache_code_n_pair(shape);
+    }
+
+    angle_table(const minicache_code_shape & shape, const void * codec, float * scratch) :
+        n_pair(minicache_code_n_pair(shape)), angles(shape, codec, scratch), scratch(scratch),
+        first(base_angles::n_float(shape)) {}
+
+    // cosines, then sines
+    const float * at(int32_t b) {
+        for (int i = 0; i < n; ++i) {
+            if (base[i] == b) {
+                return row(i);
+            }
+        }
+        angles.set(b);
+        const int i = next;
+        std::copy_n(angles.cosines(), n_pair, row(i));
+        std::copy_n(angles.sines(), n_pair, row(i) + n_pair);
+        base[i] = b;
+        next    = (next + 1) % SIZE;
+        n       = std::max(n, i + 1);
+        return row(i);
+    }
+
+  private:
+    static const int SIZE = 16;
+
+    const int     n_pair;
+    base_angles   angles;
+    float * const scratch;
+    const int64_t first;
+
+    int32_t base[SIZE];
+    int     n    = 0;
+    int     next = 0;
+
+    float * row(int i) const { return scratch + first + (int64_t) i * 2 * n_pair; }
+};
+
 // what a block is made of
 enum entry_kind { SHARED, RETAINED, CURRENT, N_ENTRY_KIND };
 
@@ -116,6 +159,11 @@ struct entry_rows {
 
 static int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+// bytes from one entry's levels to the next one's: whole vectors, of d numbers and r coefficients
+static int64_t level_stride(const minicache_attn & a, int64_t d, int64_t r) {
+    return padded(a.coded ? std::max(d, r + MINICACHE_CODE_SLACK) : d, 64);
+}
+
 // how the op is cut into pieces of work, and what scratch a piece needs
 struct attn_plan {
     attn_plan(const minicache_attn & a, int n_threads) :
@@ -126,7 +174,7 @@ struct attn_plan {
                     std::max<int64_t>(1, std::min<int64_t>(n_threads, a.n_kv / MIN_CHUNK))),
         chunk(padded((a.n_kv + n_chunk - 1) / n_chunk, MINICACHE_BLOCK)), rows(tile * a.n_gqa), d_k(minicache_padded(a.d_k)),
         d_v(minicache_padded(a.d_v)), r_k(minicache_padded(a.r_k)), r_v(minicache_padded(a.r_v)), row_k(std::max(d_k, r_k)),
-        row_v(std::max(d_v, r_v)), ld_k(padded(std::max(a.d_k, a.r_k), 64)), ld_v(padded(std::max(a.d_v, a.r_v), 64)) {
+        row_v(std::max(d_v, r_v)), ld_k(level_stride(a, a.d_k, a.r_k)), ld_v(level_stride(a, a.d_v, a.r_v)) {
         rows_k[SHARED]   = a.coded ? entry_rows::of_code() : entry_rows::of_type(a.cache_k->type, a.d_k);
         rows_v[SHARED]   = a.coded ? entry_rows::of_code() : entry_rows::of_type(a.cache_v->type, a.d_v);
         rows_k[RETAINED] = a.pool_k ? entry_rows::of_type(a.pool_k->type, a.d_k) : entry_rows();
@@ -331,11 +379,8 @@ struct head_rows {
     float * max;         // [rows]
     float * sum;         // [rows]
 
-    float * q_code;     // [rows][r_k], as coded entries of `base` see the queries
-    float * levels[2];  // queries for levels of shared and of retained entries, as far as they are asked for so
-    bool    turned;     // q_code is there
+    float * levels[2];  // queries for levels of shared and of retained entries, where those are read as levels
     bool    coded;      // some coded entry was seen
-    int32_t base;
 
     static head_rows take(scratch_memory & memory, const minicache_attn & a, const attn_plan & plan) {
         head_rows x  = {};
@@ -344,10 +389,9 @@ struct head_rows {
         x.acc_exact  = memory.floats(plan.rows * plan.d_v);
         x.max        = memory.floats(plan.rows);
         x.sum        = memory.floats(plan.rows);
-        x.q_code     = a.coded ? memory.floats(plan.rows * plan.r_k) : nullptr;
 #if MINICACHE_LEVELS
         for (const entry_kind kind : { SHARED, RETAINED }) {
-            if (plan.rows_k[kind].is_level) {
+            if (plan.rows_k[kind].is_level && !(kind == SHARED && a.coded)) {
                 x.levels[kind] = memory.floats(minicache_level_queries::n_word(plan.rows, plan.ld_k));
             }
         }
@@ -356,21 +400,55 @@ struct head_rows {
     }
 };
 
+// The queries of one KV head as the coded entries of some bases see them.
+struct base_queries {
+    static const int MAX_BASES = 8;
+
+    int     n = 0;  // bases
+    int32_t base[MAX_BASES];
+
+    float * turned;  // [MAX_BASES][rows][d_k] before the decoder
+    float * q;       // [MAX_BASES][rows][r_k]
+    float * levels;  // the same for levels
+
+    base_queries(const minicache_attn & a, const attn_plan & plan, scratch_memory & memory) :
+        turned(a.coded ? memory.floats(max_rows(plan) * plan.d_k) : nullptr),
+        q(a.coded ? memory.floats(max_rows(plan) * plan.r_k) : nullptr), levels(nullptr) {
+#if MINICACHE_LEVELS
+        levels = a.coded ? memory.floats(minicache_level_queries::n_word(max_rows(plan), plan.ld_k)) : nullptr;
+#endif
+    }
+
+    // many queries are turned for one base at a time, if at all
+    static int max_bases(const attn_plan & plan) { return plan.few ? MAX_BASES : 1; }
+
+    static int64_t max_rows(const attn_plan & plan) { return max_bases(plan) * plan.rows; }
+
+    // -1 where there is none
+    int find(int32_t b) const {
+        for (int i = 0; i < n; ++i) {
+            if (base[i] == b) {
+                return i;
+            }
+        }
+        return -1;
+    }
+};
+
 // A piece of work: the queries of a tile of tokens on one KV head, or on all.
 class attn_tile {
   public:
     attn_tile(const minicache_attn & a, const attn_plan & plan, scratch_memory & memory) :
-        a(a), plan(plan), group(a, plan, memory),
+        a(a), plan(plan), group(a, plan, memory), turned(a, plan, memory),
         heads((head_rows *) memory.floats(plan.heads * (int64_t) (sizeof(head_rows) / sizeof(float)))),
         scores(memory.floats(plan.rows * MINICACHE_BLOCK)), k(memory.floats(MINICACHE_BLOCK * plan.row_k)),
         v(memory.floats(MINICACHE_BLOCK * plan.row_v)), columns(memory.floats(plan.row_k * MINICACHE_BLOCK)),
-        turned(a.coded ? memory.floats(plan.rows * plan.d_k) : nullptr),
         code_rows(a.coded ? memory.floats(MINICACHE_BLOCK * plan.r_k) : nullptr),
         decoder(a.coded && !plan.few ? memory.floats(a.r_k * plan.d_k) : nullptr),
         weights(memory.floats(plan.ld_v / MINICACHE_LEVEL_GROUP * 4 * MINICACHE_BLOCK)),
         words((int32_t *) memory.floats(plan.ld_k / 4 * MINICACHE_BLOCK)), levels_k(take_levels(memory, plan.ld_k)),
         levels_v(take_levels(memory, plan.ld_v)),
-        angles(a.shape, a.coded ? a.codec->data : nullptr, memory.floats(base_angles::n_float(a.shape))) {
+        angles(a.shape, a.coded ? a.codec->data : nullptr, memory.floats(angle_table::n_float(a.shape))) {
         for (const entry_kind kind : { SHARED, RETAINED }) {
             zero_k[kind] = memory.floats(plan.ld_k);
             zero_v[kind] = memory.floats(plan.ld_v);
@@ -410,11 +488,11 @@ class attn_tile {
             std::fill(x.acc_exact, x.acc_exact + n_row() * plan.d_v, 0.0f);
             std::fill(x.max, x.max + n_row(), -INFINITY);
             std::fill(x.sum, x.sum + n_row(), 0.0f);
-            x.turned = x.coded = false;
+            x.coded = false;
             if (!a.coded) {
-                set_level_queries(x, SHARED, x.q, plan.d_k, a.d_k);
+                set_level_queries(x.levels[SHARED], n_row(), plan.rows, x.q, plan.d_k, a.d_k, SHARED);
             }
-            set_level_queries(x, RETAINED, x.q, plan.d_k, a.d_k);
+            set_level_queries(x.levels[RETAINED], n_row(), plan.rows, x.q, plan.d_k, a.d_k, RETAINED);
         }
         has_decoder = false;
     }
@@ -423,6 +501,7 @@ class attn_tile {
         for (int64_t cell = cell_0; cell < cell_1; cell += GROUP) {
             group.gather(stream, token_0, n_token, cell, std::min(cell_1, cell + GROUP));
             for (int64_t h = 0; h < plan.heads; ++h) {
+                turned.n = 0;
                 for (const entry_block & block : group) {
                     join(h, block);
                 }
@@ -460,14 +539,14 @@ class attn_tile {
     const minicache_attn & a;
     const attn_plan &      plan;
 
-    cell_group  group;
-    head_rows * heads;
+    cell_group   group;
+    base_queries turned;
+    head_rows *  heads;
 
     float *   scores;     // [rows][MINICACHE_BLOCK]
     float *   k;          // [MINICACHE_BLOCK][row_k]
     float *   v;          // [MINICACHE_BLOCK][row_v]
     float *   columns;    // [row_k][MINICACHE_BLOCK]
-    float *   turned;     // [rows][d_k]
     float *   code_rows;  // [MINICACHE_BLOCK][r_k]
     float *   decoder;    // [r_k][d_k] of K, transposed
     float *   weights;    // scratch of minicache_values_levels()
@@ -478,7 +557,7 @@ class attn_tile {
     float *              zero_k[2];  // of shared and of retained entries
     float *              zero_v[2];
 
-    base_angles angles;
+    angle_table angles;
     bool        has_decoder = false;
 
     int64_t stream    = 0;
@@ -508,16 +587,18 @@ class attn_tile {
 
     minicache_code_head code_v(int64_t h) const { return minicache_code_head_v(a.shape, a.codec->data, head_kv_0 + h); }
 
-    void set_level_queries(head_rows & x, entry_kind kind, const float * q, int64_t ldq, int64_t d) const {
+    // n of up to n_max queries q of d numbers; nothing where there are no levels
+    void set_level_queries(
+        float * levels, int64_t n, int64_t n_max, const float * q, int64_t ldq, int64_t d, entry_kind kind) const {
 #if MINICACHE_LEVELS
-        if (x.levels[kind]) {
-            minicache_level_queries levels(x.levels[kind], plan.rows, plan.ld_k);
-            for (int64_t r = 0; r < n_row(); ++r) {
-                levels.set(r, q + r * ldq, d, zero_k[kind], a.coded && kind == SHARED);
+        if (levels) {
+            minicache_level_queries x(levels, n_max, plan.ld_k);
+            for (int64_t r = 0; r < n; ++r) {
+                x.set(r, q + r * ldq, d, zero_k[kind], a.coded && kind == SHARED);
             }
         }
 #else
-        (void) x, (void) kind, (void) q, (void) ldq, (void) d;
+        (void) levels, (void) n, (void) n_max, (void) q, (void) ldq, (void) d, (void) kind;
 #endif
     }
 
@@ -600,49 +681,56 @@ class attn_tile {
     // of the rows r_0 to r_0 + n, magnitudes left out
     void score(int64_t h, head_rows & x, const entry_block & block, int64_t r_0, int64_t n) {
         if (!is_coded(block)) {
-            score_entries(x, block, r_0, n, x.q, plan.d_k, a.d_k);
-        } else if (!plan.few && block.n < n && !(x.turned && x.base == block.base)) {
+            score_entries(block, n, x.q + r_0 * plan.d_k, plan.d_k, a.d_k, x.levels[block.kind], plan.rows, r_0);
+            return;
+        }
+        int i = turned.find(block.base);
+        if (i < 0 && !plan.few && block.n < n) {
             decode_keys(h, block);
             minicache_columns(k, block.n, plan.d_k, columns);
             minicache_scores_columns(x.q + r_0 * plan.d_k, n, columns, plan.d_k, scores);
-        } else {
-            turn_queries(h, x, block.base);
-            score_entries(x, block, r_0, n, x.q_code, plan.r_k, a.r_k);
+            return;
         }
+        if (i < 0) {
+            turn_queries(h, x, block);
+            i = 0;
+        }
+        const int64_t row = i * n_row() + r_0;
+        score_entries(block, n, turned.q + row * plan.r_k, plan.r_k, a.r_k, turned.levels, base_queries::max_rows(plan), row);
     }
 
-    void score_entries(
-        const head_rows & x, const entry_block & block, int64_t r_0, int64_t n, const float * q, int64_t ldq, int64_t d) {
+    // n queries q of d numbers; the same as levels from row r_levels on
+    void score_entries(const entry_block & block, int64_t n, const float * q, int64_t ldq, int64_t d, float * levels,
+        int64_t n_levels, int64_t r_levels) {
         const entry_rows & format = plan.rows_k[block.kind];
-        const float *      q_0    = q + r_0 * ldq;
 #if MINICACHE_LEVELS
         if (format.is_level) {
             const minicache_level_rows rows = read_levels(block, format, a.shape.layout_k, rows_k, d, levels_k, zero_k);
-            minicache_level_words(rows.levels, rows.ld, block.n, words);
-            const minicache_level_queries all(x.levels[block.kind], plan.rows, plan.ld_k);
-            minicache_scores_levels(all.from(r_0), n, d, words, rows, block.n, scores);
+            minicache_level_words(rows.levels, rows.ld, d, block.n, words);
+            const minicache_level_queries all(levels, n_levels, plan.ld_k);
+            minicache_scores_levels(all.from(r_levels), n, d, words, rows, block.n, scores);
             return;
         }
 #else
-        (void) x;
+        (void) levels, (void) n_levels, (void) r_levels;
 #endif
         if (plan.few && format.is_plain) {
             switch (format.type) {
                 case GGML_TYPE_F32:
-                    minicache_scores_rows<float>(q_0, ldq, n, rows_k, block.n, d, scores);
+                    minicache_scores_rows<float>(q, ldq, n, rows_k, block.n, d, scores);
                     break;
                 case GGML_TYPE_F16:
-                    minicache_scores_rows<ggml_fp16_t>(q_0, ldq, n, rows_k, block.n, d, scores);
+                    minicache_scores_rows<ggml_fp16_t>(q, ldq, n, rows_k, block.n, d, scores);
                     break;
                 default:
-                    minicache_scores_rows<ggml_bf16_t>(q_0, ldq, n, rows_k, block.n, d, scores);
+                    minicache_scores_rows<ggml_bf16_t>(q, ldq, n, rows_k, block.n, d, scores);
                     break;
             }
             return;
         }
         restore(block, format, a.shape.layout_k, rows_k, d, k, ldq);
         minicache_columns(k, block.n, ldq, columns);
-        minicache_scores_columns(q_0, n, columns, ldq, scores);
+        minicache_scores_columns(q, n, columns, ldq, scores);
     }
 
     // K's decoder transposed, once for the tile
@@ -663,30 +751,37 @@ class attn_tile {
     // R(b)û of each entry to k: the cheaper way where the entries of a base are fewer than the queries
     void decode_keys(int64_t h, const entry_block & block) {
         prepare_decoder(code_k(h));
-        angles.set(block.base);
         minicache_code_read(a.shape.layout_k, (const uint8_t * const *) rows_k, block.n, code_rows, plan.r_k);
         std::fill(k, k + block.n * plan.d_k, 0.0f);
         minicache_accumulate(k, plan.d_k, block.n, code_rows, plan.r_k, decoder, a.r_k, plan.d_k);
+        const float * turn = angles.at(block.base);
         for (int c = 0; c < block.n; ++c) {
-            minicache_code_turn(a.shape, angles.cosines(), angles.sines(), false, k + c * plan.d_k);
+            minicache_code_turn(a.shape, turn, turn + minicache_code_n_pair(a.shape), false, k + c * plan.d_k);
         }
     }
 
-    // (R(-b)q)ᵀD of each row: a product with the decoder for all entries of the base
-    void turn_queries(int64_t h, head_rows & x, int32_t base) {
-        if (x.turned && x.base == base) {
-            return;
+    // (R(-b)q)ᵀD of each row, for the block's base and the next ones of the group: one product with the decoder
+    void turn_queries(int64_t h, const head_rows & x, const entry_block & block) {
+        turned.n = 0;
+        for (const entry_block * next = &block; next != group.end() && next->kind == SHARED; ++next) {
+            if (turned.find(next->base) >= 0) {
+                continue;
+            }
+            if (turned.n == base_queries::max_bases(plan)) {
+                break;
+            }
+            float * q = turned.turned + turned.n * n_row() * plan.d_k;
+            std::copy(x.q, x.q + n_row() * plan.d_k, q);
+            const float * turn = angles.at(next->base);
+            for (int64_t r = 0; r < n_row(); ++r) {
+                minicache_code_turn(a.shape, turn, turn + minicache_code_n_pair(a.shape), true, q + r * plan.d_k);
+            }
+            turned.base[turned.n++] = next->base;
         }
-        angles.set(base);
-        std::copy(x.q, x.q + n_row() * plan.d_k, turned);
-        for (int64_t r = 0; r < n_row(); ++r) {
-            minicache_code_turn(a.shape, angles.cosines(), angles.sines(), true, turned + r * plan.d_k);
-        }
-        std::fill(x.q_code, x.q_code + n_row() * plan.r_k, 0.0f);
-        minicache_accumulate(x.q_code, plan.r_k, n_row(), turned, plan.d_k, code_k(h).decoder(a.p.side), a.d_k, a.r_k);
-        set_level_queries(x, SHARED, x.q_code, plan.r_k, a.r_k);
-        x.turned = true;
-        x.base   = base;
+        const int64_t n = turned.n * n_row();
+        std::fill(turned.q, turned.q + n * plan.r_k, 0.0f);
+        minicache_accumulate(turned.q, plan.r_k, n, turned.turned, plan.d_k, code_k(h).decoder(a.p.side), a.d_k, a.r_k);
+        set_level_queries(turned.levels, n, base_queries::max_rows(plan), turned.q, plan.r_k, a.r_k, SHARED);
     }
 
     //

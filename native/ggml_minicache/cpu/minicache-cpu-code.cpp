@@ -204,91 +204,107 @@ void minicache_code_read(const minicache_code_layout & layout, const uint8_t * c
 //
 
 #if MINICACHE_LANES == 16 && defined(__AVX512BW__)
-// n coefficients, up to 64, of a plane of P bits to bytes; no byte behind the plane is touched
+// coefficients that are read at a time, and what of a plane that is
+static const int LEVELS_AT_ONCE = 64;
+
+typedef __mmask64 plane_part;
+
+static inline plane_part first_bytes(int n_coef, int p) { return n_coef * p == 512 ? ~0ull : (1ull << n_coef * p / 8) - 1; }
+
+// the levels of a plane of P bits, a byte each; no byte beyond the part is touched
 template <int P>
-static inline __m512i plane_bytes(const uint8_t * plane, int n) {
+static inline __m512i plane_bytes(const uint8_t * plane, plane_part part) {
+    const __m512i x = _mm512_maskz_loadu_epi8(part, plane);
     if constexpr (P == 8) {
-        return _mm512_maskz_loadu_epi8(n == 64 ? ~0ull : (1ull << n) - 1, plane);
+        return x;
+    } else if constexpr (P == 4) {
+        const __m512i y = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(x));
+        return _mm512_and_si512(_mm512_or_si512(y, _mm512_slli_epi16(y, 4)), _mm512_set1_epi8(0x0F));
+    } else if constexpr (P == 2) {
+        __m512i y = _mm512_cvtepu8_epi32(_mm512_castsi512_si128(x));
+        y         = _mm512_or_si512(y, _mm512_slli_epi32(y, 12));
+        y         = _mm512_or_si512(y, _mm512_slli_epi32(y, 6));
+        return _mm512_and_si512(y, _mm512_set1_epi8(0x03));
     } else {
-        const __m512i x = _mm512_maskz_loadu_epi8((1ull << n * P / 8) - 1, plane);
-        if constexpr (P == 4) {
-            const __m512i y = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(x));
-            return _mm512_and_si512(_mm512_or_si512(y, _mm512_slli_epi16(y, 4)), _mm512_set1_epi8(0x0F));
-        } else if constexpr (P == 2) {
-            __m512i y = _mm512_cvtepu8_epi32(_mm512_castsi512_si128(x));
-            y         = _mm512_or_si512(y, _mm512_slli_epi32(y, 12));
-            y         = _mm512_or_si512(y, _mm512_slli_epi32(y, 6));
-            return _mm512_and_si512(y, _mm512_set1_epi8(0x03));
-        } else {
-            const auto bits = (__mmask64) _mm_cvtsi128_si64(_mm512_castsi512_si128(x));
-            return _mm512_maskz_set1_epi8(bits, 1);
-        }
+        return _mm512_maskz_set1_epi8((__mmask64) _mm_cvtsi128_si64(_mm512_castsi512_si128(x)), 1);
     }
 }
 
-template <int UPPER, int LOWER>
-static inline void segment_levels(int n_coef, const uint8_t *& plane, uint8_t *& out) {
-    const uint8_t * lower = plane + n_coef * UPPER / 8;
-    for (int i = 0; i < n_coef; i += 64) {
-        const int n = n_coef - i < 64 ? n_coef - i : 64;
-        __m512i   x = plane_bytes<UPPER>(plane + i * UPPER / 8, n);
-        if constexpr (LOWER > 0) {
-            // a shift of words carries nothing from byte to byte: levels have up to 6 bits
-            x = _mm512_or_si512(_mm512_slli_epi32(x, LOWER), plane_bytes<LOWER>(lower + i * LOWER / 8, n));
-        }
-        _mm512_storeu_si512(out + i, x);
-    }
-    plane += n_coef * (UPPER + LOWER) / 8;
-    out += n_coef;
+// a shift of words carries nothing from byte to byte: levels of two planes have up to 6 bits
+template <int LOWER>
+static inline __m512i join_bytes(__m512i upper, __m512i lower) {
+    return _mm512_or_si512(_mm512_slli_epi32(upper, LOWER), lower);
 }
+
+static inline void store_bytes(uint8_t * out, __m512i x) { _mm512_storeu_si512(out, x); }
 #else
+static const int LEVELS_AT_ONCE = MINICACHE_CODE_UNIT;
+
+struct plane_part {};
+
+struct level_bytes {
+    uint8_t x[LEVELS_AT_ONCE];
+};
+
+static inline plane_part first_bytes(int, int) { return {}; }
+
 template <int P>
-static inline void plane_bytes(const uint8_t * plane, uint8_t * out) {
-    if constexpr (P == 8) {
-        memcpy(out, plane, MINICACHE_CODE_UNIT);
-    } else {
-        uint8_t bytes[2 * P];
-        memcpy(bytes, plane, sizeof(bytes));
-        for (int i = 0; i < MINICACHE_CODE_UNIT; ++i) {
-            out[i] = bytes[i * P / 8] >> (i * P % 8) & ((1 << P) - 1);
-        }
+static inline level_bytes plane_bytes(const uint8_t * plane, plane_part) {
+    uint8_t bytes[2 * P];
+    memcpy(bytes, plane, sizeof(bytes));
+
+    level_bytes y;
+    for (int i = 0; i < LEVELS_AT_ONCE; ++i) {
+        y.x[i] = bytes[i * P / 8] >> (i * P % 8) & ((1 << P) - 1);
     }
+    return y;
 }
 
-template <int UPPER, int LOWER>
-static inline void segment_levels(int n_coef, const uint8_t *& plane, uint8_t *& out) {
-    const uint8_t * lower = plane + n_coef * UPPER / 8;
-    for (int i = 0; i < n_coef; i += MINICACHE_CODE_UNIT) {
-        uint8_t x[MINICACHE_CODE_UNIT];
-        plane_bytes<UPPER>(plane + i * UPPER / 8, x);
-        if constexpr (LOWER > 0) {
-            uint8_t y[MINICACHE_CODE_UNIT];
-            plane_bytes<LOWER>(lower + i * LOWER / 8, y);
-            for (int j = 0; j < MINICACHE_CODE_UNIT; ++j) {
-                x[j] = (uint8_t) (x[j] << LOWER | y[j]);
-            }
-        }
-        memcpy(out + i, x, sizeof(x));
+template <int LOWER>
+static inline level_bytes join_bytes(level_bytes upper, level_bytes lower) {
+    for (int i = 0; i < LEVELS_AT_ONCE; ++i) {
+        lower.x[i] = (uint8_t) (upper.x[i] << LOWER | lower.x[i]);
     }
-    plane += n_coef * (UPPER + LOWER) / 8;
+    return lower;
+}
+
+static inline void store_bytes(uint8_t * out, level_bytes x) { memcpy(out, x.x, sizeof(x.x)); }
+#endif
+
+// LEVELS_AT_ONCE of a segment at a time for all rows, so that what does not depend on the row is set up once; what is written
+// behind a segment is the next one's to overwrite
+template <int UPPER, int LOWER>
+static inline void segment_levels(
+    int n_unit, const void * const * rows, int n, int64_t & offset, uint8_t *& out, int64_t stride) {
+    const int n_coef = MINICACHE_CODE_UNIT * n_unit;
+    for (int i = 0; i < n_coef; i += LEVELS_AT_ONCE) {
+        const int        m          = n_coef - i < LEVELS_AT_ONCE ? n_coef - i : LEVELS_AT_ONCE;
+        const plane_part upper_part = first_bytes(m, UPPER);
+        const plane_part lower_part = first_bytes(m, LOWER);
+        for (int c = 0; c < n; ++c) {
+            const uint8_t * plane = (const uint8_t *) rows[c] + offset;
+            auto            x     = plane_bytes<UPPER>(plane + i * UPPER / 8, upper_part);
+            if constexpr (LOWER > 0) {
+                x = join_bytes<LOWER>(x, plane_bytes<LOWER>(plane + n_coef * UPPER / 8 + i * LOWER / 8, lower_part));
+            }
+            store_bytes(out + c * stride + i, x);
+        }
+    }
+    offset += n_coef * (UPPER + LOWER) / 8;
     out += n_coef;
 }
-#endif
 
 void minicache_code_levels(
     const minicache_code_layout & layout, const void * const * rows, int n, uint8_t * out, int64_t stride) {
-    for (int c = 0; c < n; ++c) {
-        const uint8_t * plane = (const uint8_t *) rows[c] + MINICACHE_CODE_MAG_BYTES;
-        uint8_t *       at    = out + c * stride;
+    int64_t offset = MINICACHE_CODE_MAG_BYTES;
 
-        segment_levels<8, 0>(MINICACHE_CODE_UNIT * layout.n_unit[0], plane, at);
-        segment_levels<4, 2>(MINICACHE_CODE_UNIT * layout.n_unit[1], plane, at);
-        segment_levels<4, 1>(MINICACHE_CODE_UNIT * layout.n_unit[2], plane, at);
-        segment_levels<4, 0>(MINICACHE_CODE_UNIT * layout.n_unit[3], plane, at);
-        segment_levels<2, 1>(MINICACHE_CODE_UNIT * layout.n_unit[4], plane, at);
-        segment_levels<2, 0>(MINICACHE_CODE_UNIT * layout.n_unit[5], plane, at);
-        segment_levels<1, 0>(MINICACHE_CODE_UNIT * layout.n_unit[6], plane, at);
-    }
+    segment_levels<8, 0>(layout.n_unit[0], rows, n, offset, out, stride);
+    segment_levels<4, 2>(layout.n_unit[1], rows, n, offset, out, stride);
+    segment_levels<4, 1>(layout.n_unit[2], rows, n, offset, out, stride);
+    segment_levels<4, 0>(layout.n_unit[3], rows, n, offset, out, stride);
+    segment_levels<2, 1>(layout.n_unit[4], rows, n, offset, out, stride);
+    segment_levels<2, 0>(layout.n_unit[5], rows, n, offset, out, stride);
+    segment_levels<1, 0>(layout.n_unit[6], rows, n, offset, out, stride);
 }
 
 void minicache_code_zeros(const minicache_code_layout & layout, float * out) {

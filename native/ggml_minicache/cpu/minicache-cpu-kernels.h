@@ -328,10 +328,10 @@ struct minicache_level_queries {
     }
 };
 
-// levels [MINICACHE_BLOCK][ld] to words [ld/4][MINICACHE_BLOCK]; ld is a multiple of 4*MINICACHE_LANES
-static inline void minicache_level_words(const uint8_t * levels, int64_t ld, int n, int32_t * words) {
+// the first d of levels [MINICACHE_BLOCK][ld] to words [d/4][MINICACHE_BLOCK], whole vectors of words
+static inline void minicache_level_words(const uint8_t * levels, int64_t ld, int64_t d, int n, int32_t * words) {
     for (int c = 0; c < n; c += MINICACHE_LANES) {
-        for (int64_t i = 0; i < ld / 4; i += MINICACHE_LANES) {
+        for (int64_t i = 0; 4 * i < d; i += MINICACHE_LANES) {
             minicache_vec x[MINICACHE_LANES];
             for (int j = 0; j < MINICACHE_LANES; ++j) {
                 memcpy(&x[j], levels + (c + j) * ld + 4 * i, sizeof(x[j]));
