@@ -59,8 +59,12 @@ static ggml_tensor * attn_impl(ggml_context * ctx, ggml_tensor * q, ggml_tensor 
     GGML_ASSERT(n_head % n_head_kv == 0);
     GGML_ASSERT(cache_k->ne[3] == n_stream);
     GGML_ASSERT(cache_v->ne[1] == n_head_kv && cache_v->ne[2] == n_kv && cache_v->ne[3] == n_stream);
-    GGML_ASSERT(index->type == GGML_TYPE_I32 && index->nb[0] == sizeof(int32_t));
-    GGML_ASSERT(index->ne[0] == n_kv && index->ne[1] == n_stream);
+    if (index) {
+        GGML_ASSERT(index->type == GGML_TYPE_I32 && index->nb[0] == sizeof(int32_t));
+        GGML_ASSERT(index->ne[0] == n_kv && index->ne[1] == n_stream);
+    } else {
+        GGML_ASSERT(!pool_k && !kv_cur);
+    }
     GGML_ASSERT(params.side == 0 || params.side == 1);
 
     if (pool_k) {
@@ -227,7 +231,7 @@ ggml_tensor * ggml_minicache_attn_code(ggml_context * ctx, ggml_tensor * q, ggml
     GGML_ASSERT(code_v->type == GGML_TYPE_I8 && code_v->nb[0] == 1);
     GGML_ASSERT(code_k->ne[0] == minicache_code_bytes(shape.layout_k));
     GGML_ASSERT(code_v->ne[0] == minicache_code_bytes(shape.layout_v));
-    GGML_ASSERT(index->ne[2] == 2);
+    GGML_ASSERT(index && index->ne[2] == 2);
 
     ggml_tensor * result =
         attn_impl(ctx, q, code_k, code_v, codec, pool_k, pool_v, kv_cur, mask, index, sinks, params, shape.d_v);

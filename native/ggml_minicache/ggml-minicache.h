@@ -76,9 +76,11 @@ struct ggml_minicache_attn_params {
 //   pool_v  any [d_v, n_head_kv, window + n_slot, n_stream]
 //   kv_cur  F32 [(d_k + d_v)*n_head_kv, n_tokens]  this layer's current K and V, heads of K first; NULL: none
 //   mask    F16 [n_kv, n_tps, 1, n_stream]         of all cells, those of the current tokens included; NULL: all seen
-//   index   I32 [n_kv, n_stream]                   of ggml_minicache_index(), or its `cells` without a pool
+//   index   I32 [n_kv, n_stream]                   of ggml_minicache_index(), or its `cells` without a pool; NULL: every cell
+//                                                  holds a merged entry, and the mask says what is seen
 //   sinks   F32 [n_head] or NULL
 //   result  F32 [d_v, n_head, n_tps, n_stream]
+// Without mag, pools, kv_cur and index it is what ggml_flash_attn_ext() computes: attention over the rows of a plain layer.
 GGML_API struct ggml_tensor * ggml_minicache_attn(struct ggml_context * ctx, struct ggml_tensor * q, struct ggml_tensor * dir_k,
     struct ggml_tensor * dir_v, struct ggml_tensor * mag, struct ggml_tensor * pool_k, struct ggml_tensor * pool_v,
     struct ggml_tensor * kv_cur, struct ggml_tensor * mask, struct ggml_tensor * index, struct ggml_tensor * sinks,

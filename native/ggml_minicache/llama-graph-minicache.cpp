@@ -182,6 +182,45 @@ void llama_minicache_begin_layer(llm_graph_input_attn_kv * inp_kv, int il) {
     }
 }
 
+// x [d, n_head, n_tokens] as the ops take queries: [d, n_tps, n_head, n_stream]
+static ggml_tensor * view_queries(ggml_context * ctx, ggml_tensor * x, int64_t n_stream) {
+    const int64_t n_tps = x->ne[2] / n_stream;
+    return ggml_permute(
+        ctx, ggml_view_4d(ctx, x, x->ne[0], x->ne[1], n_tps, n_stream, x->nb[1], x->nb[2], x->nb[2] * n_tps, 0), 0, 2, 1, 3);
+}
+
+static ggml_minicache_attn_params attn_params(
+    const llm_graph_context & graph, const llama_kv_cache_minicache & kv, float kq_scale, bool is_b) {
+    return {
+        /*.scale     =*/kq_scale,
+        /*.max_bias  =*/graph.hparams.f_max_alibi_bias,
+        /*.softcap   =*/graph.hparams.attn_soft_cap ? graph.hparams.f_attn_logit_softcapping : 0.0f,
+        /*.side      =*/is_b ? 1 : 0,
+        /*.block     =*/kv.get_block(),
+        /*.reference =*/0,
+        /*.window    =*/kv.get_window(),
+    };
+}
+
+// A layer that is not merged and lies in main memory attends by the same kernels; null for one on another device, where
+// upstream's own are the ones to take.
+static ggml_tensor * build_plain(const llm_graph_context & graph, llm_graph_input_attn_kv_minicache & inp, ggml_tensor * q_cur,
+    ggml_tensor * k_cur, ggml_tensor * v_cur, ggml_tensor * sinks, float kq_scale, int il) {
+    ggml_context * ctx = graph.ctx0;
+
+    ggml_tensor * k = inp.mctx->get_k(ctx, il);
+    ggml_tensor * v = inp.mctx->get_v(ctx, il);
+    if (ggml_backend_buffer_get_type(k->view_src->buffer) != ggml_backend_cpu_buffer_type()) {
+        return nullptr;
+    }
+    ggml_build_forward_expand(graph.gf, inp.mctx->cpy_k(ctx, k_cur, inp.get_k_idxs(), il));
+    ggml_build_forward_expand(graph.gf, inp.mctx->cpy_v(ctx, v_cur, inp.get_v_idxs(), il));
+
+    ggml_tensor * cur = ggml_minicache_attn(ctx, view_queries(ctx, q_cur, k->ne[3]), k, v, nullptr, nullptr, nullptr, nullptr,
+        inp.get_kq_mask(), nullptr, sinks, attn_params(graph, *inp.kv, kq_scale, false));
+    return ggml_reshape_2d(ctx, cur, cur->ne[0] * cur->ne[1], cur->ne[2] * cur->ne[3]);
+}
+
 ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_graph_input_attn_kv * inp_kv, ggml_tensor * q_cur,
     ggml_tensor * k_cur, ggml_tensor * v_cur, ggml_tensor * kq_b, ggml_tensor * sinks, float kq_scale, int il) {
     auto * inp = dynamic_cast<llm_graph_input_attn_kv_minicache *>(inp_kv);
@@ -189,9 +228,13 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
     if (inp && inp->kv->is_observed()) {
         observe(graph.gf, q_cur, k_cur, v_cur, il);
     }
-    const int32_t ip = inp ? inp->kv->find_pair(il) : -1;
-    if (ip < 0) {
+    if (!inp) {
         return nullptr;
+    }
+    const int32_t ip = inp->kv->find_pair(il);
+    if (ip < 0) {
+        const bool by_upstream = kq_b || graph.cparams.training;
+        return by_upstream ? nullptr : build_plain(graph, *inp, q_cur, k_cur, v_cur, sinks, kq_scale, il);
     }
     if (kq_b) {
         throw std::runtime_error("MiniCache: attention with a KQ bias is not supported");
@@ -205,7 +248,6 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
     const int64_t n_kv     = inp->mctx->get_n_kv();
     const int64_t n_slot   = inp->kv->get_window() + ggml_minicache_n_slot(n_kv, inp->kv->get_block());
     const int64_t n_stream = inp->cells->ne[1];
-    const int64_t n_tps    = q_cur->ne[2] / n_stream;
 
     q_cur = in_basis(ctx, q_cur, pair.basis_k[is_b]);
     k_cur = in_basis(ctx, k_cur, pair.basis_k[is_b]);
@@ -217,19 +259,9 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
         inp->index[ip] = build_index(ctx, *inp, pair);
     }
 
-    ggml_tensor * q = ggml_view_4d(
-        ctx, q_cur, q_cur->ne[0], q_cur->ne[1], n_tps, n_stream, q_cur->nb[1], q_cur->nb[2], q_cur->nb[2] * n_tps, 0);
-    q = ggml_permute(ctx, q, 0, 2, 1, 3);
+    ggml_tensor * q = view_queries(ctx, q_cur, n_stream);
 
-    const ggml_minicache_attn_params params = {
-        /*.scale     =*/kq_scale,
-        /*.max_bias  =*/graph.hparams.f_max_alibi_bias,
-        /*.softcap   =*/graph.hparams.attn_soft_cap ? graph.hparams.f_attn_logit_softcapping : 0.0f,
-        /*.side      =*/is_b ? 1 : 0,
-        /*.block     =*/inp->kv->get_block(),
-        /*.reference =*/0,
-        /*.window    =*/inp->kv->get_window(),
-    };
+    const ggml_minicache_attn_params params = attn_params(graph, *inp->kv, kq_scale, is_b);
 
     // codes have their own length in place of the head size
     const int64_t d_k = pair.dir_k->ne[0] / pair.n_head_kv;

@@ -13,7 +13,8 @@
 //   - all memory is allocated here, once; a state that does not fit this cache is refused before anything is changed.
 //
 // Layers that are not merged are the base class's as well, each with its own types: it stores, reads, shifts and saves them. It
-// allocates one type for all, so the allocation is done here (llama-kv-cache-minicache-plain.cpp).
+// allocates one type for all, so the allocation is done here (llama-kv-cache-minicache-plain.cpp). In main memory they attend by
+// our kernels.
 
 #include "llama-kv-cache.h"
 #include "llama-minicache-pairs.h"

@@ -3,9 +3,10 @@
 #include <map>
 
 struct merged_shape : attn_shape {
-    ggml_type type_k = GGML_TYPE_F16;
-    ggml_type type_v = GGML_TYPE_F16;
-    bool      mags   = true;
+    ggml_type type_k    = GGML_TYPE_F16;
+    ggml_type type_v    = GGML_TYPE_F16;
+    bool      mags      = true;
+    bool      has_index = true;  // false: a plain layer of a context
 };
 
 class test_attn_merged : public test_attn {
@@ -38,7 +39,10 @@ class test_attn_merged : public test_attn {
     }
 
     void add_vars(var_list & vars) const override {
-        vars.add("type_k", ggml_type_name(m.type_k)).add("type_v", ggml_type_name(m.type_v)).add("mags", m.mags);
+        vars.add("type_k", ggml_type_name(m.type_k))
+            .add("type_v", ggml_type_name(m.type_v))
+            .add("mags", m.mags)
+            .add("index", m.has_index);
     }
 
     void build_cache(ggml_context * ctx) override {
@@ -53,7 +57,8 @@ class test_attn_merged : public test_attn {
 
     ggml_tensor * attend(ggml_context * ctx, int reference) override {
         return ggml_minicache_attn(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), seen(ctx, cache_k), seen(ctx, cache_v),
-            mag ? seen(ctx, mag) : nullptr, pool_k, pool_v, kv_cur, mask, index, sinks, params(reference));
+            mag ? seen(ctx, mag) : nullptr, pool_k, pool_v, kv_cur, mask, m.has_index ? index : nullptr, sinks,
+            params(reference));
     }
 
     void initialize_cache(rng_t & rng) override {
@@ -243,6 +248,7 @@ void add_attn_cases(test_cases & cases) {
                 merged_shape p;
                 p.type_k = p.type_v = type;
                 p.mags              = false;
+                p.has_index         = n_gqa == 1;
                 p.block             = 0;
                 p.cells             = NO_CURRENT;
                 p.d_k = p.d_v = n_tps == 7 ? 128 : 64;

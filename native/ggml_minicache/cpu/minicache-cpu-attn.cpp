@@ -20,10 +20,11 @@
 // prefill: a piece of work is a KV head and a tile of tokens, and a block is brought into columns once for all of its queries;
 // only scores with levels go as in decode.
 
-static const int64_t GROUP     = 512;  // cells
-static const int64_t FEW_ROWS  = 12;   // queries on a KV head for which nothing is brought into columns
-static const int64_t MAX_ROWS  = 256;  // queries in a tile
-static const int64_t MIN_CHUNK = 256;  // cells that are worth a piece of work of their own
+static const int64_t GROUP     = 512;         // cells, at most
+static const int64_t IN_CACHE  = 192 * 1024;  // bytes of a group that all KV heads go through in turn
+static const int64_t FEW_ROWS  = 12;          // queries on a KV head for which nothing is brought into columns
+static const int64_t MAX_ROWS  = 256;         // queries in a tile
+static const int64_t MIN_CHUNK = 256;         // cells that are worth a piece of work of their own
 
 // The cosines and sines of a base, in float32. Where bases advance by the same step, those of the next are the product of
 // the last ones and the step's; a fresh start from double now and then keeps the error below 1e-5.
@@ -172,9 +173,12 @@ struct attn_plan {
         n_chunk(n_item % n_threads == 0 || n_item > 8 * n_threads ?
                     1 :
                     std::max<int64_t>(1, std::min<int64_t>(n_threads, a.n_kv / MIN_CHUNK))),
-        chunk(padded((a.n_kv + n_chunk - 1) / n_chunk, MINICACHE_BLOCK)), rows(tile * a.n_gqa), d_k(minicache_padded(a.d_k)),
-        d_v(minicache_padded(a.d_v)), r_k(minicache_padded(a.r_k)), r_v(minicache_padded(a.r_v)), row_k(std::max(d_k, r_k)),
-        row_v(std::max(d_v, r_v)), ld_k(level_stride(a, a.d_k, a.r_k)), ld_v(level_stride(a, a.d_v, a.r_v)) {
+        chunk(padded((a.n_kv + n_chunk - 1) / n_chunk, MINICACHE_BLOCK)),
+        group(few ? std::min(GROUP, padded(IN_CACHE / (int64_t) (a.cache_k->nb[2] + a.cache_v->nb[2]) + 1, MINICACHE_BLOCK)) :
+                    GROUP),
+        rows(tile * a.n_gqa), d_k(minicache_padded(a.d_k)), d_v(minicache_padded(a.d_v)), r_k(minicache_padded(a.r_k)),
+        r_v(minicache_padded(a.r_v)), row_k(std::max(d_k, r_k)), row_v(std::max(d_v, r_v)), ld_k(level_stride(a, a.d_k, a.r_k)),
+        ld_v(level_stride(a, a.d_v, a.r_v)) {
         rows_k[SHARED]   = a.coded ? entry_rows::of_code() : entry_rows::of_type(a.cache_k->type, a.d_k);
         rows_v[SHARED]   = a.coded ? entry_rows::of_code() : entry_rows::of_type(a.cache_v->type, a.d_v);
         rows_k[RETAINED] = a.pool_k ? entry_rows::of_type(a.pool_k->type, a.d_k) : entry_rows();
@@ -190,6 +194,7 @@ struct attn_plan {
     const int64_t n_item;  // (stream, KV heads, tile)
     const int64_t n_chunk;
     const int64_t chunk;  // cells
+    const int64_t group;  // cells
     const int64_t rows;   // queries of a KV head in a whole tile
     const int64_t d_k;    // padded, as the following
     const int64_t d_v;
@@ -498,14 +503,30 @@ class attn_tile {
     }
 
     void attend(int64_t cell_0, int64_t cell_1) {
-        for (int64_t cell = cell_0; cell < cell_1; cell += GROUP) {
-            group.gather(stream, token_0, n_token, cell, std::min(cell_1, cell + GROUP));
+        for (int64_t cell = cell_0; cell < cell_1; cell += plan.group) {
+            const int64_t next = std::min(cell_1, cell + plan.group);
+            group.gather(stream, token_0, n_token, cell, next);
             for (int64_t h = 0; h < plan.heads; ++h) {
+                if (plan.few) {
+                    fetch_ahead(a.cache_k, h, next, std::min(cell_1, next + plan.group));
+                    fetch_ahead(a.cache_v, h, next, std::min(cell_1, next + plan.group));
+                }
                 turned.n = 0;
                 for (const entry_block & block : group) {
                     join(h, block);
                 }
             }
+        }
+    }
+
+    // The heads' share of head h in the memory of cells that come next. It is read head by head, in steps that no prefetcher
+    // follows, but lies in one piece.
+    void fetch_ahead(const ggml_tensor * cache, int64_t h, int64_t cell_0, int64_t cell_1) const {
+        const char *  data  = (const char *) cache->data + stream * cache->nb[3] + cell_0 * cache->nb[2];
+        const int64_t n     = (cell_1 - cell_0) * (int64_t) cache->nb[2];
+        const int64_t share = padded(n / plan.heads + 1, 64);
+        for (int64_t i = h * share; i < std::min(n, (h + 1) * share); i += 64) {
+            minicache_prefetch(data + i);
         }
     }
 

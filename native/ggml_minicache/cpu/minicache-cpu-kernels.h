@@ -261,30 +261,51 @@ struct minicache_level_queries {
     //   by_group: a unit for each group of its own; for levels without scales, whose factors may differ much
     void set(int64_t r, const float * q, int64_t n, const float * zero, bool by_group) {
         const int64_t n_group = ld / MINICACHE_LEVEL_GROUP;
-        const float   top     = largest(q, n);
+
+        float top = 0.0f;
+        for (int64_t i = 0; i < n && !by_group; i += MINICACHE_LEVEL_GROUP) {
+            const float x = largest(group(q, i, n).x);
+            top           = x > top ? x : top;
+        }
         for (int64_t g = 0; g < n_group; ++g) {
-            const int64_t at = g * MINICACHE_LEVEL_GROUP;
-            const int64_t m  = n - at < 0 ? 0 : n - at < MINICACHE_LEVEL_GROUP ? n - at : MINICACHE_LEVEL_GROUP;
-            set_group(r * n_group + g, q + at, m, by_group ? largest(q + at, m) : top, zero + at);
+            const int64_t  at = g * MINICACHE_LEVEL_GROUP;
+            const floats_t x  = group(q, at, n);
+            set_group(r * n_group + g, x.x, by_group ? largest(x.x) : top, zero + at);
         }
     }
 
   private:
-    // absolute value, more than any float if there is one that is not finite
-    static float largest(const float * q, int64_t n) {
-        int32_t bits = 0;
-        for (int64_t i = 0; i < n; ++i) {
-            int32_t x;
-            memcpy(&x, q + i, sizeof(x));
-            bits = (x & 0x7FFFFFFF) > bits ? x & 0x7FFFFFFF : bits;
+    // Loops of a length that is known: compilers turn them into vectors whole.
+    struct floats_t {
+        float x[MINICACHE_LEVEL_GROUP];
+    };
+
+    // padded with zeros
+    static floats_t group(const float * q, int64_t at, int64_t n) {
+        floats_t x = {};
+        if (at < n) {
+            memcpy(x.x, q + at, sizeof(float) * (n - at < MINICACHE_LEVEL_GROUP ? n - at : MINICACHE_LEVEL_GROUP));
         }
-        float x;
-        memcpy(&x, &bits, sizeof(x));
-        return bits < 0x7F800000 ? x : INFINITY;
+        return x;
     }
 
-    // group i of all, of n numbers
-    void set_group(int64_t i, const float * q, int64_t n, float top, const float * zero) {
+    // absolute value, infinite if there is one that is not finite
+    static float largest(const float * q) {
+        int32_t bits[MINICACHE_LEVEL_GROUP];
+        memcpy(bits, q, sizeof(bits));
+
+        int32_t top = 0;
+        for (int i = 0; i < MINICACHE_LEVEL_GROUP; ++i) {
+            const int32_t x = bits[i] & 0x7FFFFFFF;
+            top             = x > top ? x : top;
+        }
+        float x;
+        memcpy(&x, &top, sizeof(x));
+        return top < 0x7F800000 ? x : INFINITY;
+    }
+
+    // group i of all
+    void set_group(int64_t i, const float * q, float top, const float * zero) {
         static const int32_t TOP = 127 * 256 + 127;
 
         const bool  finite  = top < INFINITY;
@@ -294,9 +315,13 @@ struct minicache_level_queries {
         int32_t x[MINICACHE_LEVEL_GROUP] = {};
         int32_t total                    = 0;
         int32_t twice                    = 0;  // of Σ (zero - origin)*x
-        for (int64_t j = 0; j < n; ++j) {
-            const float y = finite ? inverse * q[j] : 0.0f;
-            x[j]          = (int32_t) (y + (y < 0.0f ? -0.5f : 0.5f));
+        if (finite) {
+            for (int j = 0; j < MINICACHE_LEVEL_GROUP; ++j) {
+                const float y = inverse * q[j];
+                x[j]          = (int32_t) (y + (y < 0.0f ? -0.5f : 0.5f));
+            }
+        }
+        for (int j = 0; j < MINICACHE_LEVEL_GROUP; ++j) {
             total += x[j];
             twice += x[j] * ((int32_t) (2.0f * zero[j]) - 2 * MINICACHE_LEVEL_ORIGIN);
         }

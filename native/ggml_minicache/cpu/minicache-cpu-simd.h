@@ -277,6 +277,15 @@ static inline minicache_vec vec_sums(minicache_vec * x) {
 #endif
 }
 
+// the line of memory at p is soon read; to the second level of the cache
+static inline void minicache_prefetch(const void * p) {
+#if defined(__GNUC__)
+    __builtin_prefetch(p, 0, 2);
+#else
+    (void) p;
+#endif
+}
+
 static const int64_t MINICACHE_PAD = 32;  // two of the widest vectors
 
 static inline int64_t minicache_padded(int64_t d) { return (d + MINICACHE_PAD - 1) / MINICACHE_PAD * MINICACHE_PAD; }
