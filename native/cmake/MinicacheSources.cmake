@@ -38,6 +38,34 @@ function(minicache_link_sources target sources)
     set_source_files_properties(${sources} TARGET_DIRECTORY ${target} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 endfunction()
 
+# The CUDA kernels compiled as C++ and run by fibers, see tests/native/cuda-on-cpu. Not in a CUDA build, whose library has
+# functions of the same names.
+function(minicache_add_cuda_on_cpu target)
+    if (GGML_CUDA OR NOT CMAKE_SYSTEM_NAME STREQUAL "Linux")
+        return()
+    endif()
+
+    set(directory "${CMAKE_CURRENT_SOURCE_DIR}/../tests/native/cuda-on-cpu")
+    file(GLOB sources CONFIGURE_DEPENDS "${directory}/*.cpp")
+
+    set(kernels ${MINICACHE_GGML_CUDA_SOURCES})
+    list(FILTER kernels INCLUDE REGEX "\\.cu$")
+    list(TRANSFORM kernels PREPEND "${MINICACHE_SOURCE_DIR}/")
+    set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
+
+    add_library(minicache-cuda-on-cpu OBJECT ${sources} ${kernels})
+    target_compile_features(minicache-cuda-on-cpu PUBLIC cxx_std_17)
+    target_compile_definitions(minicache-cuda-on-cpu INTERFACE MINICACHE_CUDA_ON_CPU)
+    target_link_libraries(minicache-cuda-on-cpu PRIVATE ggml)
+    # before everything else: the files of ggml-cuda's names
+    target_include_directories(minicache-cuda-on-cpu BEFORE PRIVATE
+        "${directory}"
+        "${MINICACHE_SOURCE_DIR}"
+        "${MINICACHE_SOURCE_DIR}/cuda"
+        "${MINICACHE_UPSTREAM_DIR}/ggml/src")
+    target_link_libraries(${target} PRIVATE minicache-cuda-on-cpu)
+endfunction()
+
 # minicache-test needs ggml alone, so that it is built under sanitizers without all of llama.cpp's models
 function(minicache_add_native_tests)
     file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/../tests/native/*.cpp")
@@ -49,6 +77,7 @@ function(minicache_add_native_tests)
     add_executable(minicache-test ${sources})
     target_compile_features(minicache-test PRIVATE cxx_std_17)
     find_package(Threads REQUIRED)  # the measurement of memory
+    minicache_add_cuda_on_cpu(minicache-test)
     target_link_libraries(minicache-test PRIVATE ggml Threads::Threads)
     target_include_directories(minicache-test PRIVATE
         "${MINICACHE_SOURCE_DIR}"

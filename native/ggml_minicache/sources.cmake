@@ -26,6 +26,27 @@ set(MINICACHE_GGML_CPU_SOURCES
     minicache-code.h
     minicache-math.h)
 
+set(MINICACHE_GGML_CUDA_SOURCES
+    cuda/minicache-cuda.cuh
+    cuda/minicache-cuda.cu
+    cuda/minicache-cuda-launch.cuh
+    cuda/minicache-cuda-index.cu
+    cuda/minicache-cuda-merge.cu
+    cuda/minicache-cuda-retain.cu
+    cuda/minicache-cuda-encode.cu
+    cuda/minicache-cuda-rows.cuh
+    cuda/minicache-cuda-turn.cuh
+    cuda/minicache-cuda-attn.cuh
+    cuda/minicache-cuda-attn.cu
+    cuda/minicache-cuda-attn-kernel.cuh
+    cuda/minicache-cuda-queries.cu
+    cuda/minicache-cuda-restore.cu
+    minicache-attn-plan.h
+    minicache-code-unit.h
+    minicache-turn.h
+    minicache-code.h
+    minicache-math.h)
+
 set(MINICACHE_LLAMA_SOURCES
     llama-minicache.h
     llama-minicache.cpp

@@ -1,4 +1,4 @@
-// Tests of the MiniCache ops on the CPU backend: correctness against scalar code of the tests' own, and speed.
+// Tests of the MiniCache ops: correctness against scalar code of the tests' own, and speed.
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -6,6 +6,7 @@
 #include "ggml.h"
 #include "perf.h"
 #include "test-case.h"
+#include "test-device.h"
 
 #include <algorithm>
 #include <cmath>
@@ -18,7 +19,8 @@ struct options {
     bool         perf    = false;
     bool         verbose = false;
     std::string  filter;
-    unsigned     seed = 1;
+    std::string  device = "CPU";
+    unsigned     seed   = 1;
     perf_options speed;
 };
 
@@ -28,14 +30,15 @@ struct test_graph {
     ggml_backend_buffer_ptr buffer;
     ggml_cgraph *           gf = nullptr;
 
-    test_graph(test_case & test, ggml_backend_t backend, unsigned seed) {
+    test_graph(test_case & test, const test_device & device, unsigned seed) {
         const size_t           size   = 256 * ggml_tensor_overhead() + ggml_graph_overhead();
         const ggml_init_params params = { size, nullptr, true };
 
         ctx.reset(ggml_init(params));
-        gf = ggml_new_graph(ctx.get());
-        test.build(ctx.get(), gf, false);
-        buffer.reset(ggml_backend_alloc_ctx_tensors(ctx.get(), backend));
+        gf          = ggml_new_graph(ctx.get());
+        test.on_gpu = !device.is_cpu();
+        test.build(ctx.get(), gf, test.on_gpu);
+        buffer.reset(ggml_backend_alloc_ctx_tensors(ctx.get(), device.get()));
 
         rng_t rng(seed);
         test.initialize(rng);
@@ -46,40 +49,50 @@ static bool selected(const test_case & test, const options & opts) {
     return (std::string(test.op()) + "(" + test.vars() + ")").find(opts.filter) != std::string::npos;
 }
 
-static int run_tests(ggml_backend_t backend, const test_cases & cases, const options & opts) {
-    int    n_run    = 0;
-    int    n_failed = 0;
-    double worst    = 0.0;
+static int run_tests(const test_device & device, const test_cases & cases, const options & opts) {
+    int    n_run     = 0;
+    int    n_skipped = 0;
+    int    n_failed  = 0;
+    double worst     = 0.0;
 
     for (const auto & test : cases) {
         if (!selected(*test, opts)) {
             continue;
         }
-        const unsigned seed = opts.seed + n_run++;
-
-        ggml_backend_cpu_set_n_threads(backend, test->n_threads());
-        const test_graph graph(*test, backend, seed);
-
-        const bool   computed = ggml_backend_graph_compute(backend, graph.gf) == GGML_STATUS_SUCCESS;
+        const unsigned   seed = opts.seed + n_run++;
+        const test_graph graph(*test, device, seed);
+        if (!device.supports(graph.gf)) {
+            --n_run;
+            ++n_skipped;
+            if (opts.verbose) {
+                printf("not supported: %s(%s)\n", test->op(), test->vars().c_str());
+            }
+            continue;
+        }
+        const bool   computed = device.compute(graph.gf, test->n_threads());
         const double error    = computed ? test->error() : INFINITY;
-        const bool   ok       = error <= test->max_nmse();  // not so for NaN
+        const double bound    = device.is_cpu() ? test->max_nmse() : test->max_nmse_on_gpu();
+        const bool   ok       = error <= bound;  // not so for NaN
 
         n_failed += !ok;
         worst = std::max(worst, ok ? error : 0.0);
         if (opts.verbose || !ok) {
             printf("%s %s(%s): nmse %.3g, bound %.3g, seed %u\n", ok ? "ok  " : "FAIL", test->op(), test->vars().c_str(), error,
-                test->max_nmse(), seed);
+                bound, seed);
         }
     }
-    printf("%d of %d tests passed, seeds from %u on, largest nmse of those %.3g\n", n_run - n_failed, n_run, opts.seed, worst);
+    printf("%d of %d tests passed on %s, seeds from %u on, largest nmse of those %.3g", n_run - n_failed, n_run,
+        opts.device.c_str(), opts.seed, worst);
+    printf(n_skipped > 0 ? "; %d not supported there\n" : "\n", n_skipped);
 
     return n_run == 0 || n_failed > 0;
 }
 
 static void usage(const char * program) {
-    printf("usage: %s [test|perf] [-o TEXT] [-s SEED] [-v] [options of perf]\n\n", program);
+    printf("usage: %s [test|perf] [-d DEVICE] [-o TEXT] [-s SEED] [-v] [options of perf]\n\n", program);
     printf("  test     compare the ops with scalar code (default); exit code 1 if any differs\n");
     printf("  perf     time the ops, each beside upstream's where there is one, in turns\n");
+    printf("  -d NAME  where: CPU (default), CUDA0 and so on, or %s, which runs the CUDA kernels on the CPU\n", CUDA_ON_CPU);
     printf("  -o TEXT  only cases whose name contains TEXT, such as ATTN or type_k=q4_0\n");
     printf("  -s SEED  first seed, 1 without\n");
     printf("  -v       show every case\n\n");
@@ -95,6 +108,8 @@ static bool parse(int argc, char ** argv, options & opts) {
             opts.verbose = true;
         } else if (arg == "-o" && i + 1 < argc) {
             opts.filter = argv[++i];
+        } else if (arg == "-d" && i + 1 < argc) {
+            opts.device = argv[++i];
         } else if (arg == "-s" && i + 1 < argc) {
             opts.seed = (unsigned) strtoul(argv[++i], nullptr, 10);
         } else if (!perf_parse(argc, argv, i, opts.speed)) {
@@ -118,10 +133,14 @@ int main(int argc, char ** argv) {
     }
 
     ggml_time_init();
-    const ggml_backend_ptr backend(ggml_backend_cpu_init());
+    const test_device device(opts.device);
+    if (!device.get()) {
+        fprintf(stderr, "there is no device %s\n", opts.device.c_str());
+        return 2;
+    }
 
     if (opts.perf) {
-        return run_perf(backend.get(), opts.speed);
+        return run_perf(device, opts.speed);
     }
     test_cases cases;
     add_merge_cases(cases, false);
@@ -131,5 +150,5 @@ int main(int argc, char ** argv) {
     add_encode_cases(cases, false);
     add_attn_code_cases(cases);
 
-    return run_tests(backend.get(), cases, opts);
+    return run_tests(device, cases, opts);
 }

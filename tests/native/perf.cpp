@@ -1,7 +1,6 @@
 #include "perf.h"
 
 #include "ggml-cpp.h"
-#include "ggml-cpu.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -235,11 +234,11 @@ static double measure_memory_read(int n_threads) {
 }
 
 // the ops' graphs in turns
-static bool time_ops(ggml_backend_t backend, const perf_options & opts, std::vector<timed_op> & ops) {
+static bool time_ops(const test_device & device, int n_threads, const perf_options & opts, std::vector<timed_op> & ops) {
     const auto once = [&](timed_op & op, bool count) {
         const std::clock_t cpu_start = std::clock();
         const int64_t      start     = ggml_time_us();
-        const bool         ok        = ggml_backend_graph_compute(backend, op.gf) == GGML_STATUS_SUCCESS;
+        const bool         ok        = device.compute(op.gf, n_threads);
         if (count) {
             op.us.push_back((double) std::max<int64_t>(1, ggml_time_us() - start));
             op.cpu_us.push_back(std::max(1.0, (double) (std::clock() - cpu_start) * 1e6 / CLOCKS_PER_SEC));
@@ -291,7 +290,7 @@ static void print_text(const test_case & test, int n_threads, double memory_read
     }
 }
 
-int run_perf(ggml_backend_t backend, const perf_options & opts) {
+int run_perf(const test_device & device, const perf_options & opts) {
     test_cases cases = attn_cases(opts);
     add_merge_cases(cases, true);
     add_index_cases(cases, true);
@@ -299,7 +298,9 @@ int run_perf(ggml_backend_t backend, const perf_options & opts) {
     add_encode_cases(cases, true);
 
     std::vector<int> threads = opts.n_threads;
-    if (threads.empty()) {
+    if (!device.is_cpu()) {
+        threads = { 1 };
+    } else if (threads.empty()) {
         threads = { 1, std::max(1, (int) std::thread::hardware_concurrency()) };
         threads.resize(threads[1] == 1 ? 1 : 2);
     }
@@ -325,12 +326,19 @@ int run_perf(ggml_backend_t backend, const perf_options & opts) {
 
         std::vector<timed_op> ops;
         ops.push_back({ { "ours", nullptr, 0 }, ggml_new_graph(ctx.get()), {}, {} });
+        test->on_gpu = !device.is_cpu();
         test->build(ctx.get(), ops[0].gf, true);
         for (const rival & r : test->rivals(ctx.get())) {
             ops.push_back({ r, ggml_new_graph(ctx.get()), {}, {} });
             ggml_build_forward_expand(ops.back().gf, r.out);
         }
-        const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx.get(), backend));
+        const auto unsupported = [&](const timed_op & op) { return !device.supports(op.gf); };
+        if (unsupported(ops[0])) {
+            fprintf(stderr, "%s(%s): not supported\n", test->op(), test->perf_name().c_str());
+            continue;
+        }
+        ops.erase(std::remove_if(ops.begin(), ops.end(), unsupported), ops.end());
+        const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx.get(), device.get()));
         rng_t                         rng(opts.seed);
         test->initialize(rng);
         ops[0].what.bytes = test->bytes();
@@ -340,8 +348,7 @@ int run_perf(ggml_backend_t backend, const perf_options & opts) {
                 op.us.clear();
                 op.cpu_us.clear();
             }
-            ggml_backend_cpu_set_n_threads(backend, threads[i]);
-            if (!time_ops(backend, opts, ops)) {
+            if (!time_ops(device, threads[i], opts, ops)) {
                 fprintf(stderr, "%s(%s): failed\n", test->op(), test->perf_name().c_str());
                 return 1;
             }

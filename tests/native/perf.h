@@ -3,8 +3,8 @@
 // Speed: every case beside its rivals, other ways to compute the same, in turns within one process, so that whatever else the
 // machine does falls on all of them alike.
 
-#include "ggml-backend.h"
 #include "test-case.h"
+#include "test-device.h"
 
 #include <string>
 #include <vector>
@@ -38,7 +38,7 @@ bool perf_parse(int argc, char ** argv, int & i, perf_options & opts);
 void perf_usage();
 
 // the exit code
-int run_perf(ggml_backend_t backend, const perf_options & opts);
+int run_perf(const test_device & device, const perf_options & opts);
 
 // an attention case of the table
 struct perf_shape {

@@ -78,6 +78,9 @@ class test_attn : public test_case {
 
     int n_threads() const override { return p.threads; }
 
+    // f16 queries, entries and weights; upstream allows its flash attention 5e-4
+    double max_nmse_on_gpu() const override { return 1e-5; }
+
     size_t bytes() const override {
         // of the retained and the merged entry of a cell, one is read
         return bytes_with(cache_bytes());
@@ -148,10 +151,13 @@ class test_attn : public test_case {
 
     double error() const override {
         const std::vector<float> x        = get_rows(out);
-        const std::vector<float> x_ref    = get_rows(out_ref);
         const std::vector<float> expected = expect();
-
-        return std::max(nmse(x.data(), expected.data(), x.size()), nmse(x_ref.data(), expected.data(), x.size()));
+        const double             error    = nmse(x.data(), expected.data(), x.size());
+        if (!out_ref) {
+            return error;
+        }
+        const std::vector<float> x_ref = get_rows(out_ref);
+        return std::max(error, nmse(x_ref.data(), expected.data(), x.size()));
     }
 
   protected:

@@ -1,6 +1,6 @@
 #pragma once
 
-// The shape of a test of one MiniCache op on the CPU backend: a case builds a small graph, fills its inputs, and says how
+// The shape of a test of one MiniCache op: a case builds a small graph, fills its inputs, and says how
 // far the computed outputs are from what its own scalar code expects.
 
 #include "ggml.h"
@@ -31,9 +31,13 @@ class test_case {
     // what error() may return
     virtual double max_nmse() const = 0;
 
+    // the same on a GPU
+    virtual double max_nmse_on_gpu() const { return max_nmse(); }
+
     virtual int n_threads() const { return 1; }
 
-    // tensors of the graph, the ops under test expanded into gf; in perf mode only what users run
+    // tensors of the graph, the ops under test expanded into gf; without the scalar references where `perf`, and on a GPU,
+    // which has none
     virtual void build(ggml_context * ctx, ggml_cgraph * gf, bool perf) = 0;
 
     // fill the inputs; called once, the tensors are allocated
@@ -50,6 +54,8 @@ class test_case {
         (void) ctx;
         return {};
     }
+
+    bool on_gpu = false;  // set before build()
 };
 
 using test_cases = std::vector<std::unique_ptr<test_case>>;

@@ -1,0 +1,281 @@
+#include "minicache-code-unit.h"
+#include "minicache-cuda-launch.cuh"
+#include "minicache-cuda.cuh"
+#include "minicache-turn.h"
+
+#include <cfloat>
+
+// Both layers' K, or V, of one KV head, for a tile of tokens, to code rows. Products with the decoder are in float32: levels are
+// rounded from them, and a code is made once and read for as long as its token is in the cache.
+
+static const int TOKENS  = 8;
+static const int WARPS   = 4;
+static const int THREADS = WARPS * WARP_SIZE;
+
+struct encode_args {
+    minicache_code_shape    shape;
+    minicache_codec_offsets at;
+
+    const char *    kv[2];
+    int64_t         kv_token;  // in bytes
+    const char *    codec;
+    char *          code[2];  // K, V
+    int64_t         code_cell[2];
+    int64_t         code_stream[2];
+    int32_t         code_bytes[2];  // of a head's row
+    int64_t         n_cells;
+    const int64_t * rows;
+    const int32_t * bases;
+    float *         out;
+    int32_t         n_tokens;
+};
+
+// what one block of threads works on
+struct encode_part {
+    minicache_code_layout layout;
+
+    int           is_v;
+    int           head;
+    int           d;
+    int           r;
+    int           first;   // number in a token's row
+    const float * mag;     // [2][2]
+    const float * weight;  // [2*d]
+    const float * gain;    // [r]
+    const half *  decoder;
+
+    __device__ encode_part(const encode_args & a, int i) {
+        const int n = a.shape.n_head_kv;
+        is_v        = i / n;
+        head        = i % n;
+        layout      = is_v ? a.shape.layout_v : a.shape.layout_k;
+        d           = is_v ? a.shape.d_v : a.shape.d_k;
+        r           = minicache_code_size(layout);
+        first       = is_v ? a.shape.d_k * n + head * d : head * d;
+        mag         = (const float *) (a.codec + a.at.mag) + (head * 4 + 2 * is_v) * 2;
+        weight      = (const float *) (a.codec + (is_v ? a.at.weight_v : a.at.weight_k)) + head * 2 * d;
+        gain        = (const float *) (a.codec + (is_v ? a.at.gain_v : a.at.gain_k)) + head * r;
+        decoder     = (const half *) (a.codec + (is_v ? a.at.dec_v : a.at.dec_k)) + (int64_t) head * 2 * d * r;
+    }
+
+    __device__ uint8_t * row(const encode_args & a, int token) const {
+        const int64_t at = a.rows[token];
+        return (uint8_t *) a.code[is_v] + at / a.n_cells * a.code_stream[is_v] + at % a.n_cells * a.code_cell[is_v] +
+               (int64_t) head * a.code_bytes[is_v];
+    }
+};
+
+// One warp: both layers' unit vectors, zeros for a zero vector, and their lengths. The numbers are divided by the largest
+// first, so that no square of a finite one overflows, nor do all of them vanish.
+static __device__ void unit_vectors(const encode_args & a, const encode_part & part, int token, const float * angles,
+    float * scratch, float * u, double * length) {
+    const int n_pair = part.is_v ? 0 : minicache_turn_pairs(a.shape);
+
+    for (int side = 0; side < 2; ++side) {
+        const float * x = (const float *) (a.kv[side] + token * a.kv_token) + part.first;
+        float *       y = scratch + side * part.d;
+
+        float top = 0.0f;
+        for (int i = threadIdx.x; i < part.d; i += WARP_SIZE) {
+            top = fmaxf(top, fabsf(x[i]));
+        }
+        top = warp_reduce_max(top);
+        for (int i = threadIdx.x; i < part.d; i += WARP_SIZE) {
+            y[i] = top > 0.0f ? x[i] / top : 0.0f;
+        }
+        __syncwarp();
+        float sum = 0.0f;
+        for (int i = threadIdx.x; i < part.d; i += WARP_SIZE) {
+            const float z        = minicache_turned(a.shape.rope, n_pair, angles, angles + n_pair, 1, y, i);
+            u[side * part.d + i] = z;
+            sum += z * z;
+        }
+        sum = warp_reduce_sum(sum);
+
+        const float norm = sqrtf(sum);
+        for (int i = threadIdx.x; i < part.d; i += WARP_SIZE) {
+            u[side * part.d + i] = norm > 0.0f ? u[side * part.d + i] / norm : 0.0f;
+        }
+        if (threadIdx.x == 0) {
+            length[side] = (double) top * norm;
+        }
+        __syncwarp();
+    }
+}
+
+// One warp: as minicache_encode_magnitudes() on the CPU.
+static __device__ void write_magnitudes(
+    const encode_part & part, const float * u, const float * u_hat, const double * length, uint8_t * row, float * distance) {
+    float error = 0.0f;
+    for (int side = 0; side < 2; ++side) {
+        const float * w  = part.weight + side * part.d;
+        const float * x  = u + side * part.d;
+        const float * y  = u_hat + side * part.d;
+        float         xx = 0.0f;
+        float         yy = 0.0f;
+        for (int i = threadIdx.x; i < part.d; i += WARP_SIZE) {
+            xx += w[i] * x[i] * x[i];
+            yy += w[i] * y[i] * y[i];
+        }
+        xx = warp_reduce_sum(xx);
+        yy = warp_reduce_sum(yy);
+
+        const double  mag     = yy > 0.0f ? sqrt((double) xx / yy) * length[side] : 0.0;
+        const float * range   = part.mag + 2 * side;
+        const float   largest = mag < (double) FLT_MAX ? (float) mag : FLT_MAX;
+        const uint8_t q       = minicache_code_mag(largest, range[0], range[1]);
+        if (threadIdx.x == 0) {
+            row[side] = q;
+        }
+        if (length[side] == 0.0) {
+            continue;
+        }
+        const float scale = (float) (minicache_code_mag_value(q, range[0], range[1]) / length[side]);
+        float       sum   = 0.0f;
+        for (int i = threadIdx.x; i < part.d; i += WARP_SIZE) {
+            const float difference = x[i] - scale * y[i];
+            sum += difference * difference;
+        }
+        error += 0.5f * warp_reduce_sum(sum);
+    }
+    if (threadIdx.x == 0) {
+        *distance = error < 1.0f ? error : 1.0f;  // 1 for NaN too
+    }
+}
+
+struct encode_writer {
+    const uint8_t * levels;
+    uint16_t *      upper;
+    uint16_t *      lower;
+
+    template <int UPPER, int LOWER>
+    __device__ void operator()() const {
+        minicache_unit_write<UPPER, LOWER>(levels, upper, lower);
+    }
+};
+
+static __global__ void __launch_bounds__(THREADS) encode_kernel(const encode_args a) {
+    MINICACHE_SHARED(shared);
+
+    const encode_part part(a, blockIdx.y);
+
+    const int token_0 = blockIdx.x * TOKENS;
+    const int n_token = min(TOKENS, a.n_tokens - token_0);
+    const int thread  = threadIdx.y * WARP_SIZE + threadIdx.x;
+    const int d       = 2 * part.d;
+    const int r       = part.r;
+
+    __shared__ double lengths[TOKENS][2];
+
+    float *   u      = (float *) shared;                       // [TOKENS][2*d]
+    float *   u_hat  = u + TOKENS * d;                         // the same: weighted, then decoded
+    float *   coef   = u_hat + TOKENS * d;                     // [TOKENS][r]
+    float *   angles = coef + TOKENS * r;                      // [WARPS][d]
+    uint8_t * levels = (uint8_t *) (angles + WARPS * part.d);  // [TOKENS][r]
+
+    for (int t = threadIdx.y; t < n_token; t += WARPS) {
+        float *   turns  = angles + threadIdx.y * part.d;
+        const int n_pair = part.is_v ? 0 : minicache_turn_pairs(a.shape);
+        for (int i = threadIdx.x; i < n_pair; i += WARP_SIZE) {
+            minicache_turn_angle(a.bases[token_0 + t], ((const float *) (a.codec + a.at.freq))[i], turns + i, turns + n_pair + i);
+        }
+        __syncwarp();
+        unit_vectors(a, part, token_0 + t, turns, u_hat + t * d, u + t * d, lengths[t]);
+        for (int i = threadIdx.x; i < d; i += WARP_SIZE) {
+            u_hat[t * d + i] = part.weight[i] * u[t * d + i];
+        }
+    }
+    for (int i = thread + n_token * d; i < TOKENS * d; i += THREADS) {
+        u_hat[i] = 0.0f;
+    }
+    __syncthreads();
+
+    for (int c = thread; c < r; c += THREADS) {
+        const int   width    = minicache_code_unit_at(part.layout, c / MINICACHE_CODE_UNIT).width;
+        const float half_top = 0.5f * (float) ((1 << width) - 1);
+
+        float z[TOKENS] = { 0.0f };
+        for (int i = 0; i < d; ++i) {
+            const float x = __half2float(part.decoder[i * r + c]);
+#pragma unroll
+            for (int t = 0; t < TOKENS; ++t) {
+                z[t] += x * u_hat[t * d + i];
+            }
+        }
+#pragma unroll
+        for (int t = 0; t < TOKENS; ++t) {
+            const int level   = minicache_code_level(part.gain[c] * z[t], width);
+            levels[t * r + c] = (uint8_t) level;
+            coef[t * r + c]   = (float) level - half_top;
+        }
+    }
+    __syncthreads();
+
+    for (int i = thread; i < d; i += THREADS) {
+        const half2 * x = (const half2 *) (part.decoder + i * r);
+
+        float y[TOKENS] = { 0.0f };
+        for (int c = 0; c < r; c += 2) {
+            const float2 z = __half22float2(x[c / 2]);
+#pragma unroll
+            for (int t = 0; t < TOKENS; ++t) {
+                y[t] += z.x * coef[t * r + c] + z.y * coef[t * r + c + 1];
+            }
+        }
+#pragma unroll
+        for (int t = 0; t < TOKENS; ++t) {
+            u_hat[t * d + i] = y[t];
+        }
+    }
+    __syncthreads();
+
+    const int n_unit = r / MINICACHE_CODE_UNIT;
+    for (int i = thread; i < n_token * n_unit; i += THREADS) {
+        const int                 t    = i / n_unit;
+        const minicache_code_unit unit = minicache_code_unit_at(part.layout, i % n_unit);
+        uint8_t *                 row  = part.row(a, token_0 + t);
+        minicache_unit_dispatch(unit.width, encode_writer{ levels + t * r + i % n_unit * MINICACHE_CODE_UNIT,
+                                                (uint16_t *) (row + unit.upper), (uint16_t *) (row + unit.lower) });
+    }
+    for (int t = threadIdx.y; t < n_token; t += WARPS) {
+        float * distance = a.out + (int64_t) (token_0 + t) * 2 * a.shape.n_head_kv + blockIdx.y;
+        write_magnitudes(part, u + t * d, u_hat + t * d, lengths[t], part.row(a, token_0 + t), distance);
+    }
+}
+
+static size_t encode_shared(const minicache_code_shape & shape) {
+    const int d = 2 * std::max(shape.d_k, shape.d_v);
+    const int r = std::max(minicache_code_size(shape.layout_k), minicache_code_size(shape.layout_v));
+    return sizeof(float) * (2 * TOKENS * d + TOKENS * r + WARPS * d / 2) + TOKENS * r;
+}
+
+void minicache_cuda_encode_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    encode_args a = {};
+    a.shape       = minicache_cuda_params<ggml_minicache_encode_params>(dst).shape;
+    a.at          = minicache_codec_offsets_of(a.shape);
+    for (int side = 0; side < 2; ++side) {
+        a.kv[side] = (const char *) dst->src[side]->data;
+    }
+    a.kv_token = dst->src[0]->nb[1];
+    a.codec    = (const char *) dst->src[2]->data;
+    for (int is_v = 0; is_v < 2; ++is_v) {
+        const ggml_tensor * code = dst->src[3 + is_v];
+        a.code[is_v]             = (char *) code->data;
+        a.code_cell[is_v]        = code->nb[1];
+        a.code_stream[is_v]      = code->nb[2];
+        a.code_bytes[is_v]       = (int32_t) code->ne[0] / a.shape.n_head_kv;
+    }
+    a.n_cells  = dst->src[3]->ne[1];
+    a.rows     = (const int64_t *) dst->src[5]->data;
+    a.bases    = (const int32_t *) dst->src[6]->data;
+    a.out      = (float *) dst->data;
+    a.n_tokens = (int32_t) dst->ne[1];
+
+    minicache_cuda_launch(encode_kernel, dim3((a.n_tokens + TOKENS - 1) / TOKENS, 2 * a.shape.n_head_kv), dim3(WARP_SIZE, WARPS),
+        encode_shared(a.shape), ctx.stream(), a);
+}
+
+bool minicache_cuda_encode_supported(const ggml_tensor * op) {
+    const auto params = minicache_cuda_params<ggml_minicache_encode_params>(op);
+    return params.reference == 0 && encode_shared(params.shape) <= 96 * 1024;
+}

@@ -1,0 +1,69 @@
+#pragma once
+
+// Queries as coded entries of a base see them.
+
+#include "minicache-cuda-attn.cuh"
+#include "minicache-turn.h"
+
+// The whole block of 4 warps: cosines, then sines, of the angles at base b. A barrier has to follow.
+//   angles [2*n_pair]
+static __device__ void minicache_turn_angles(const minicache_cuda_attn & a, int32_t b, float * angles) {
+    const int n = minicache_turn_pairs(a.shape);
+    for (int i = threadIdx.y * WARP_SIZE + threadIdx.x; i < n; i += MINICACHE_ATTN_WARPS * WARP_SIZE) {
+        minicache_turn_angle(b, a.freq()[i], angles + i, angles + n + i);
+    }
+}
+
+// The whole block: (R(-b)x)ᵀD for one query, with coefficients at their places and of absolute value 1 at most, and the
+// factor that it was divided by. Barriers are within, before and after.
+//   x        [d_k], null for zeros
+//   scratch  [d_k] and the angles behind it
+static __device__ void minicache_turn_query(
+    const minicache_cuda_attn & a, int head_kv, const float * x, float * scratch, half * out, float * out_scale) {
+    const int THREADS = MINICACHE_ATTN_WARPS * WARP_SIZE;
+    const int thread  = threadIdx.y * WARP_SIZE + threadIdx.x;
+    const int n_pair  = minicache_turn_pairs(a.shape);
+
+    const float * cosines = scratch + a.dims.d_k;
+
+    __shared__ float tops[MINICACHE_ATTN_WARPS];
+
+    __syncthreads();
+    for (int i = thread; i < a.dims.d_k; i += THREADS) {
+        scratch[i] = x ? minicache_turned(a.shape.rope, n_pair, cosines, cosines + n_pair, 1, x, i) : 0.0f;
+    }
+    __syncthreads();
+
+    const half * decoder = a.decoder_k(head_kv);
+    float        z[512 / (MINICACHE_ATTN_WARPS * WARP_SIZE)];
+    float        top = 0.0f;
+#pragma unroll
+    for (int j = 0; j < 512 / (MINICACHE_ATTN_WARPS * WARP_SIZE); ++j) {
+        const int c = j * THREADS + thread;
+        z[j]        = 0.0f;
+        if (c < a.dims.r_k) {
+            for (int i = 0; i < a.dims.d_k; ++i) {
+                z[j] += scratch[i] * __half2float(decoder[i * a.dims.r_k + c]);
+            }
+        }
+        top = fmaxf(top, fabsf(z[j]));
+    }
+    top = warp_reduce_max(top);
+    if (threadIdx.x == 0) {
+        tops[threadIdx.y] = top;
+    }
+    __syncthreads();
+    for (int w = 0; w < MINICACHE_ATTN_WARPS; ++w) {
+        top = fmaxf(top, tops[w]);
+    }
+#pragma unroll
+    for (int j = 0; j < 512 / (MINICACHE_ATTN_WARPS * WARP_SIZE); ++j) {
+        const int c = j * THREADS + thread;
+        if (c < a.dims.r_k) {
+            out[minicache_code_place(c)] = __float2half(top > 0.0f ? z[j] / top : 0.0f);
+        }
+    }
+    if (thread == 0) {
+        *out_scale = top;
+    }
+}

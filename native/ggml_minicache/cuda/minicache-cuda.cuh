@@ -1,0 +1,31 @@
+#pragma once
+
+// GGML_OP_MINICACHE on CUDA devices: what ggml-cuda calls, and the ops behind it.
+
+#include "common.cuh"
+#include "ggml-minicache.h"
+
+#include <cstring>
+
+void ggml_cuda_minicache(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
+
+// False too where the op's part of the cache lies elsewhere: it is read, and written, where it is.
+bool ggml_cuda_minicache_supported(int device, const ggml_tensor * op);
+
+// the parameter struct behind the kind of op
+template <typename T>
+static T minicache_cuda_params(const ggml_tensor * op) {
+    T params;
+    memcpy(&params, op->op_params + 1, sizeof(params));
+    return params;
+}
+
+void minicache_cuda_index_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
+void minicache_cuda_merge_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
+void minicache_cuda_retain_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
+void minicache_cuda_encode_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
+void minicache_cuda_attn_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
+
+bool minicache_cuda_retain_supported(const ggml_tensor * op);
+bool minicache_cuda_encode_supported(const ggml_tensor * op);
+bool minicache_cuda_attn_supported(const ggml_tensor * op);

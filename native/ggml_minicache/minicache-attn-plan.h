@@ -1,0 +1,135 @@
+#pragma once
+
+// How the attention kernel of a GPU cuts its work, and what shared memory a block of threads has; the host and the device
+// compile this very text.
+//
+// A block of 4 warps takes, of one stream and KV head, a tile of `rows` queries (row = token*n_gqa + head of the group) and a
+// chunk of the cells, which it goes through in tiles. Partial results of the chunks are combined by a second kernel.
+
+#include "minicache-code.h"
+
+#define MINICACHE_ATTN_WARPS  4
+#define MINICACHE_ATTN_TILE   64           // cells, half of it where rows are long
+#define MINICACHE_ATTN_GROUP  256          // cells that share a table of turned queries
+#define MINICACHE_ATTN_BASES  5            // turned queries in it: for bases of 64 positions, wherever the first one begins
+#define MINICACHE_ATTN_SHARED (96 * 1024)  // bytes a block may use: sm_86, sm_89 and sm_120 have 99 KiB
+
+struct minicache_attn_plan {
+    int32_t tile;        // cells
+    int32_t rows;        // queries in a tile, 8 or 16
+    int32_t n_row;       // queries of a KV head, n_tps*n_gqa
+    int32_t n_row_tile;  // tiles of them
+    int32_t chunk;       // cells, a whole number of tiles
+    int32_t n_split;     // chunks
+    int32_t n_group;     // of MINICACHE_ATTN_GROUP cells
+    int32_t wide;        // tiles of 16 numbers of V for each warp: 2, 4 or 8
+
+    // numbers of a row in the tiles of K and V, in the queries: multiples of 8, odd ones, so that rows of a matrix of 8x8
+    // lie in different banks
+    int32_t ld_k;
+    int32_t ld_v;
+    int32_t ld_q;
+    int32_t ld_q_code;
+    int32_t ld_p;
+    int32_t raw_k;  // bytes of a code row that is not unpacked yet
+    int32_t raw_v;
+
+    // offsets in bytes
+    int32_t at_v;
+    int32_t at_q;
+    int32_t at_q_code;
+    int32_t at_p;
+    int32_t at_scores;
+    int32_t at_raw;
+    int32_t at_cells;
+    int32_t shared;
+};
+
+static inline MINICACHE_HD int minicache_round_up(int x, int n) { return (x + n - 1) / n * n; }
+
+// what a kernel needs of the op's shape
+struct minicache_attn_dims {
+    int32_t d_k;
+    int32_t d_v;
+    int32_t r_k;  // d_k without codes
+    int32_t r_v;
+    int32_t n_tps;
+    int32_t n_head;
+    int32_t n_head_kv;
+    int32_t n_gqa;
+    int32_t n_kv;
+    int32_t n_stream;
+    int32_t coded;
+    int32_t bytes_k;  // of a code row
+    int32_t bytes_v;
+};
+
+static inline MINICACHE_HD int minicache_max(int a, int b) { return a > b ? a : b; }
+
+static inline MINICACHE_HD int minicache_min(int a, int b) { return a < b ? a : b; }
+
+// bytes of a code row as it is staged: it may begin two bytes into its first word, and rows lie an odd number of words apart
+static inline MINICACHE_HD int minicache_raw_stride(int bytes) { return 4 * ((bytes + 2 + 3) / 4 | 1); }
+
+// partial result of one row and chunk, in floats: maximum of the scores, sum of the weights, maximum of scores and magnitudes,
+// the accumulator of exact entries, of coded ones
+static inline MINICACHE_HD int minicache_attn_partial(struct minicache_attn_dims d) { return 4 + d.d_v + (d.coded ? d.r_v : 0); }
+
+static inline MINICACHE_HD void minicache_attn_plan_shared(struct minicache_attn_plan * p, struct minicache_attn_dims d) {
+    const int longest_k = minicache_max(d.d_k, d.r_k);
+    const int longest_v = minicache_max(d.d_v, d.r_v);
+
+    p->ld_k      = longest_k + 8;
+    p->ld_v      = longest_v + 8;
+    p->ld_q      = d.d_k + 8;
+    p->ld_q_code = d.coded ? d.r_k + 8 : 0;
+    p->ld_p      = p->tile + 8;
+    p->raw_k     = d.coded ? minicache_raw_stride(d.bytes_k) : 0;
+    p->raw_v     = d.coded ? minicache_raw_stride(d.bytes_v) : 0;
+
+    p->at_v      = 2 * p->tile * p->ld_k;
+    p->at_q      = p->at_v + 2 * p->tile * p->ld_v;
+    p->at_q_code = p->at_q + 2 * p->rows * p->ld_q;
+    p->at_p      = p->at_q_code + 2 * p->rows * p->ld_q_code;
+    p->at_scores = p->at_p + 2 * p->rows * p->ld_p;
+    p->at_raw    = p->at_scores + 4 * p->tile * (p->rows + 1);
+    // the raw rows make room for a turned query and the angles where a base is not in the table
+    p->at_cells = minicache_round_up(p->at_raw + minicache_max((p->raw_k + p->raw_v) * p->tile, d.coded ? 8 * d.d_k : 0), 16);
+    p->shared   = p->at_cells + 4 * p->tile * 8;
+}
+
+//   n_block  blocks of threads that the device runs at a time
+static inline struct minicache_attn_plan minicache_attn_plan_of(struct minicache_attn_dims d, int n_block) {
+    struct minicache_attn_plan p;
+
+    p.n_row      = d.n_tps * d.n_gqa;
+    p.rows       = p.n_row <= 8 ? 8 : 16;
+    p.n_row_tile = (p.n_row + p.rows - 1) / p.rows;
+    p.n_group    = (d.n_kv + MINICACHE_ATTN_GROUP - 1) / MINICACHE_ATTN_GROUP;
+
+    const int longest_v = minicache_max(d.d_v, d.r_v);
+    p.wide              = longest_v <= 128 ? 2 : longest_v <= 256 ? 4 : 8;
+
+    p.tile = MINICACHE_ATTN_TILE;
+    minicache_attn_plan_shared(&p, d);
+    if (p.shared > MINICACHE_ATTN_SHARED) {
+        p.tile = MINICACHE_ATTN_TILE / 2;
+        minicache_attn_plan_shared(&p, d);
+    }
+
+    // Chunks as long as keeps all of the device busy: a whole number of waves, nearly.
+    const int n_tile = (d.n_kv + p.tile - 1) / p.tile;
+    const int n_item = d.n_stream * d.n_head_kv * p.n_row_tile;
+    const int n      = minicache_max(1, minicache_min(n_tile, n_block / n_item));
+
+    p.chunk   = p.tile * ((n_tile + n - 1) / n);
+    p.n_split = (d.n_kv + p.chunk - 1) / p.chunk;
+    return p;
+}
+
+// the longest rows that the kernels have registers for
+static inline int minicache_attn_fits(struct minicache_attn_dims d) {
+    const int multiples = d.d_k % 16 == 0 && d.d_v % 16 == 0 && d.d_k <= 256 && d.d_v <= 256 && d.d_k > 0 && d.d_v > 0;
+    return multiples && d.r_k <= 512 && d.r_v <= 512 && d.n_gqa <= 16 &&
+           minicache_attn_plan_of(d, 1).shared <= MINICACHE_ATTN_SHARED;
+}

@@ -1,0 +1,203 @@
+#include "block-of-fibers.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <ucontext.h>
+#include <vector>
+
+#include <algorithm>
+
+uint3 threadIdx;
+uint3 blockIdx;
+dim3  blockDim;
+dim3  gridDim;
+
+static const int    WARP       = 32;
+static const size_t STACK      = 256 * 1024;
+static const size_t GIVEN      = 64;  // bytes
+static const size_t SHARED_MAX = 99 * 1024;
+
+enum wait_kind { READY, AT_WARP, AT_BLOCK, DONE };
+
+struct fiber {
+    ucontext_t              context;
+    std::unique_ptr<char[]> stack;
+    wait_kind               wait;
+    uint3                   index;
+    const char *            place;
+    int                     turn;  // parity of the exchanges: what was handed in last time may still be read
+};
+
+struct block {
+    std::vector<fiber>   fibers;
+    std::vector<uint8_t> given[2];  // [thread][GIVEN]
+    std::vector<char>    shared;
+    ucontext_t           scheduler;
+    int                  running;
+    bool                 any;
+    std::mt19937         order{ 1 };
+
+    const std::function<void()> * kernel;
+};
+
+static block b;
+
+char * shared_memory() { return b.shared.data(); }
+
+static void fail(const char * what, const char * place) {
+    fprintf(stderr, "block of threads: %s (%s), block %u %u %u, thread %u %u %u\n", what, place, blockIdx.x, blockIdx.y,
+        blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
+    abort();
+}
+
+static void give_way(wait_kind kind) {
+    fiber & f = b.fibers[b.running];
+    f.wait    = kind;
+    swapcontext(&f.context, &b.scheduler);
+}
+
+void wait_for_block() { give_way(AT_BLOCK); }
+
+int lane_of_thread() { return b.running % WARP; }
+
+bool lane_takes_part(int lane) {
+    const size_t i = b.running / WARP * WARP + lane;
+    return i < b.fibers.size() && b.fibers[i].wait != DONE;
+}
+
+const uint8_t * exchange(const char * place, const void * x, size_t size) {
+    fiber & f = b.fibers[b.running];
+    if (size > GIVEN) {
+        fail("too much is handed in", place);
+    }
+    f.turn ^= 1;
+    f.place = place;
+    memcpy(b.given[f.turn].data() + b.running * GIVEN, x, size);
+    give_way(AT_WARP);
+    return b.given[f.turn].data() + b.running / WARP * WARP * GIVEN;
+}
+
+bool any_of_block(bool x) {
+    // all hand in before the first barrier, all have read before the next
+    b.any = b.any || x;
+    wait_for_block();
+    const bool result = b.any;
+    wait_for_block();
+    b.any = false;
+    wait_for_block();
+    return result;
+}
+
+static void run_fiber() {
+    (*b.kernel)();
+    b.fibers[b.running].wait = DONE;
+    swapcontext(&b.fibers[b.running].context, &b.scheduler);
+}
+
+// threads that all wait for each other go on; false where nobody does
+static bool release(int first, int last, wait_kind kind) {
+    const char * place = nullptr;
+    bool         some  = false;
+    for (int i = first; i < last; ++i) {
+        const fiber & f = b.fibers[i];
+        if (f.wait == DONE) {
+            continue;
+        }
+        if (f.wait != kind) {
+            return false;
+        }
+        if (kind == AT_WARP && some && place != f.place) {
+            fail("threads of a warp are at different places", f.place);
+        }
+        place = f.place;
+        some  = true;
+    }
+    for (int i = first; i < last; ++i) {
+        fiber & f = b.fibers[i];
+        f.wait    = f.wait == DONE ? DONE : READY;
+    }
+    return some;
+}
+
+static void run_block() {
+    const int n = (int) b.fibers.size();
+
+    std::vector<int> order(n);
+    std::iota(order.begin(), order.end(), 0);
+    while (true) {
+        std::shuffle(order.begin(), order.end(), b.order);
+        for (const int i : order) {
+            fiber & f = b.fibers[i];
+            if (f.wait == READY) {
+                b.running = i;
+                threadIdx = f.index;
+                swapcontext(&b.scheduler, &f.context);
+            }
+        }
+        bool goes_on = false;
+        for (int first = 0; first < n; first += WARP) {
+            goes_on = release(first, std::min(n, first + WARP), AT_WARP) || goes_on;
+        }
+        if (goes_on) {
+            continue;
+        }
+        if (release(0, n, AT_BLOCK)) {
+            continue;
+        }
+        for (const fiber & f : b.fibers) {
+            if (f.wait != DONE) {
+                fail("threads wait for others that never come", f.place ? f.place : "a barrier");
+            }
+        }
+        return;
+    }
+}
+
+static void start(dim3 threads) {
+    const size_t n = (size_t) threads.x * threads.y * threads.z;
+    b.fibers.resize(n);
+    for (auto & given : b.given) {
+        given.resize(n * GIVEN);
+    }
+    for (size_t i = 0; i < n; ++i) {
+        fiber & f = b.fibers[i];
+        if (!f.stack) {
+            f.stack.reset(new char[STACK]);
+        }
+        f.wait  = READY;
+        f.place = nullptr;
+        f.turn  = 0;
+        f.index = { (unsigned) i % threads.x, (unsigned) i / threads.x % threads.y, (unsigned) i / threads.x / threads.y };
+        getcontext(&f.context);
+        f.context.uc_stack.ss_sp   = f.stack.get();
+        f.context.uc_stack.ss_size = STACK;
+        f.context.uc_link          = nullptr;
+        makecontext(&f.context, run_fiber, 0);
+    }
+    b.any = false;
+}
+
+void run_blocks(dim3 blocks, dim3 threads, size_t shared, const std::function<void()> & kernel) {
+    if (shared > SHARED_MAX || threads.x * threads.y * threads.z > 1024 || blocks.y > 65535 || blocks.z > 65535 ||
+        blocks.x * blocks.y * blocks.z == 0) {
+        fprintf(stderr, "a device would not launch this: %u x %u x %u blocks, %u threads, %zu bytes\n", blocks.x, blocks.y,
+            blocks.z, threads.x * threads.y * threads.z, shared);
+        abort();
+    }
+    b.kernel = &kernel;
+    blockDim = threads;
+    gridDim  = blocks;
+    for (unsigned z = 0; z < blocks.z; ++z) {
+        for (unsigned y = 0; y < blocks.y; ++y) {
+            for (unsigned x = 0; x < blocks.x; ++x) {
+                blockIdx = { x, y, z };
+                b.shared.assign(shared, (char) 0xFF);  // NaN in every format
+                start(threads);
+                run_block();
+            }
+        }
+    }
+}
