@@ -12,6 +12,10 @@ function(minicache_add_sources libraries)
             minicache_link_sources(${library} "${MINICACHE_GGML_BASE_SOURCES}")
         elseif (library STREQUAL "ggml-cuda")
             minicache_link_sources(${library} "${MINICACHE_GGML_CUDA_SOURCES}")
+            minicache_set_cuda_options(${library})
+        elseif (library STREQUAL "ggml-hip" OR library STREQUAL "ggml-musa")
+            # built from ggml-cuda's files, without our kernels: minicache-cuda.cuh says so to them
+            target_include_directories(${library} PRIVATE "${MINICACHE_SOURCE_DIR}" "${MINICACHE_SOURCE_DIR}/cuda")
         elseif (library MATCHES "^ggml-cpu($|-)")
             # with GGML_CPU_ALL_VARIANTS one library for each instruction set: each compiles them with its own flags
             minicache_link_sources(${library} "${MINICACHE_GGML_CPU_SOURCES}")
@@ -36,6 +40,19 @@ function(minicache_link_sources target sources)
     target_sources(${target} PRIVATE ${sources})
     # upstream compiles its many model files in batches; ours are not written for that
     set_source_files_properties(${sources} TARGET_DIRECTORY ${target} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+endfunction()
+
+# Upstream compiles with -use_fast_math. Of that ours go without what would lose the smallest numbers or change which of two
+# distances is the larger one.
+set(MINICACHE_CUDA_OPTIONS -ftz=false -prec-div=true -prec-sqrt=true)
+
+function(minicache_set_cuda_options target)
+    target_include_directories(${target} PRIVATE "${MINICACHE_UPSTREAM_DIR}/ggml/src/ggml-cuda")
+
+    set(kernels ${MINICACHE_GGML_CUDA_SOURCES})
+    list(FILTER kernels INCLUDE REGEX "\\.cu$")
+    list(TRANSFORM kernels PREPEND "${MINICACHE_SOURCE_DIR}/")
+    set_source_files_properties(${kernels} TARGET_DIRECTORY ${target} PROPERTIES COMPILE_OPTIONS "${MINICACHE_CUDA_OPTIONS}")
 endfunction()
 
 # The CUDA kernels compiled as C++ and run by fibers, see tests/native/cuda-on-cpu. Not in a CUDA build, whose library has

@@ -210,16 +210,71 @@ std::vector<minicache_rope_turn> llama_kv_cache_minicache::add_shapes(
     return turns;
 }
 
-// whether the device's backend has the op; any other runs it on the CPU, so its pairs are kept there
-static bool has_minicache_op(ggml_backend_dev_t dev) {
+// Which of the ops of a pair like this the device's backend has not, "" if it has all. The graph's own ops are the same but for
+// the numbers of cells and tokens, which no backend looks at.
+std::string llama_kv_cache_minicache::missing_ops(ggml_backend_dev_t dev, const minicache_pair & pair) const {
     if (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU) {
-        return true;
+        return "";
     }
-    ggml_init_params params = { /*.mem_size =*/8 * ggml_tensor_overhead(), /*.mem_buffer =*/nullptr, /*.no_alloc =*/true };
-    ggml_context_ptr ctx{ ggml_init(params) };
+    ggml_init_params params = { /*.mem_size =*/64 * ggml_tensor_overhead(), /*.mem_buffer =*/nullptr, /*.no_alloc =*/true };
+    ggml_context_ptr owner{ ggml_init(params) };
+    ggml_context *   ctx = owner.get();
 
-    ggml_tensor * kv = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 128, 1);
-    return ggml_backend_dev_supports_op(dev, ggml_minicache_merge(ctx.get(), kv, kv, { 64, 64, 1, 0.5f, 0 }));
+    const int64_t n_cells  = 256;
+    const int64_t n_slot   = window + ggml_minicache_n_slot(n_cells, block);
+    const int64_t n_embd_k = pair.d_k * pair.n_head_kv;
+    const int64_t n_embd_v = pair.d_v * pair.n_head_kv;
+    const bool    own      = settings.pool_type == GGML_TYPE_COUNT;
+
+    const auto rows = [&](ggml_type type, int64_t row, int64_t n) {
+        return ggml_new_tensor_4d(ctx, type, row, pair.n_head_kv, n, 1);
+    };
+    const auto pool = [&](ggml_type type, int64_t d) {
+        return n_slot > 0 ? rows(own ? type : settings.pool_type, d, n_slot) : nullptr;
+    };
+    const auto flat = [&](ggml_tensor * x) { return x ? ggml_reshape_2d(ctx, x, x->ne[0] * x->ne[1], x->ne[2]) : nullptr; };
+
+    ggml_tensor * q     = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, pair.d_k, 1, hparams.n_head(pair.il_a), 1);
+    ggml_tensor * kv    = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_embd_k + n_embd_v, 1);
+    ggml_tensor * mask  = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_cells, 1, 1, 1);
+    ggml_tensor * cells = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, n_cells, 1, is_coded() ? 2 : 1);
+    ggml_tensor * slots = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, 2, n_slot + GGML_MINICACHE_SLOT_STATS, 1);
+    ggml_tensor * at    = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, 1);
+
+    ggml_tensor * pool_k = pool(cache_type_k, pair.d_k);
+    ggml_tensor * pool_v = pool(cache_type_v, pair.d_v);
+
+    std::string missing;
+    const auto  look = [&](const char * name, ggml_tensor * op) {
+        if (!ggml_backend_dev_supports_op(dev, op)) {
+            missing += (missing.empty() ? "" : ", ") + std::string(name);
+        }
+        return op;
+    };
+    if (n_slot > 0) {
+        look("index", ggml_minicache_index(ctx, cells, slots, block, window));
+    }
+    const ggml_minicache_attn_params attn = { 1.0f, hparams.f_max_alibi_bias, 0.0f, 0, block, 0, window };
+
+    ggml_tensor * stored;
+    if (is_coded()) {
+        ggml_tensor * codec  = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, minicache_codec_offsets_of(pair.shape).size);
+        ggml_tensor * code_k = rows(GGML_TYPE_I8, minicache_code_bytes(pair.shape.layout_k), n_cells);
+        ggml_tensor * code_v = rows(GGML_TYPE_I8, minicache_code_bytes(pair.shape.layout_v), n_cells);
+        ggml_tensor * bases  = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, 1);
+        look("attention over codes",
+            ggml_minicache_attn_code(ctx, q, code_k, code_v, codec, pool_k, pool_v, kv, mask, cells, nullptr, attn, pair.shape));
+        stored = look("encode", ggml_minicache_encode(ctx, kv, kv, codec, flat(code_k), flat(code_v), at, bases, pair.shape));
+    } else {
+        look("attention", ggml_minicache_attn(ctx, q, rows(cache_type_k, pair.d_k, n_cells),
+                              rows(cache_type_v, pair.d_v, n_cells), nullptr, pool_k, pool_v, kv, mask, cells, nullptr, attn));
+        stored = look("merge",
+            ggml_minicache_merge(ctx, kv, kv, { (int32_t) pair.d_k, (int32_t) pair.d_v, (int32_t) pair.n_head_kv, 0.5f, 0 }));
+    }
+    look("retain",
+        ggml_minicache_retain(ctx, slots, stored, at, cells, kv, kv, flat(pool_k), flat(pool_v), flat(pool_k), flat(pool_v),
+            { (int32_t) pair.d_k, (int32_t) pair.d_v, (int32_t) pair.n_head_kv, block, n_cells, 0, window }));
+    return missing;
 }
 
 ggml_backend_buffer_t llama_kv_cache_minicache::allocate_tensors(
@@ -234,8 +289,14 @@ ggml_backend_buffer_t llama_kv_cache_minicache::allocate_tensors(
         buf = ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft);
     }
     if (!buf) {
-        throw std::runtime_error(format("failed to allocate %.2f MiB for the KV cache on %s",
-            ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft) / 1024.0 / 1024.0, ggml_backend_buft_name(buft)));
+        size_t free  = 0;
+        size_t total = 0;
+        if (ggml_backend_dev_t dev = ggml_backend_buft_get_device(buft)) {
+            ggml_backend_dev_memory(dev, &free, &total);
+        }
+        throw std::runtime_error(format("failed to allocate %.2f MiB for the KV cache on %s, of whose %.2f MiB %.2f are free",
+            ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft) / 1024.0 / 1024.0, ggml_backend_buft_name(buft),
+            total / 1024.0 / 1024.0, free / 1024.0 / 1024.0));
     }
     LLAMA_LOG_INFO("%s: %10s KV buffer size = %8.2f MiB\n", __func__, ggml_backend_buffer_name(buf),
         ggml_backend_buffer_get_size(buf) / 1024.0 / 1024.0);
@@ -246,19 +307,19 @@ void llama_kv_cache_minicache::allocate(const minicache_plan * plan, bool offloa
     std::map<ggml_backend_buffer_type_t, ggml_context_ptr> contexts;
     std::map<ggml_backend_buffer_type_t, ggml_context_ptr> codec_contexts;
 
-    bool told = false;
-
     for (minicache_pair & pair : pairs) {
         ggml_backend_buffer_type_t buft = ggml_backend_cpu_buffer_type();
         if (offload) {
-            ggml_backend_dev_t dev = model.dev_layer(pair.il_a);
-            if (has_minicache_op(dev)) {
+            ggml_backend_dev_t dev     = model.dev_layer(pair.il_a);
+            const std::string  missing = missing_ops(dev, pair);
+            if (missing.empty()) {
                 buft = ggml_backend_dev_buffer_type(dev);
-            } else if (!told) {
-                LLAMA_LOG_WARN("%s: %s has no MiniCache kernels: merged layers attend on the CPU, which is SLOW for a model "
-                               "on that device\n",
-                    __func__, ggml_backend_dev_name(dev));
-                told = true;
+            } else if (fallback.empty()) {
+                fallback = format("%s has no MiniCache kernels for %s (head size %d, %s, %s)", ggml_backend_dev_name(dev),
+                    missing.c_str(), (int) pair.d_k, is_coded() ? "codes" : ggml_type_name(cache_type_k),
+                    is_coded() ? "codes" : ggml_type_name(cache_type_v));
+                LLAMA_LOG_WARN("%s: %s: merged layers attend on the CPU, which is SLOW for a model on that device\n", __func__,
+                    fallback.c_str());
             }
         }
 

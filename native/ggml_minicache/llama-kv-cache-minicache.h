@@ -112,6 +112,9 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     bool     is_coded() const { return mode == LLAMA_MINICACHE_MODE_CODE; }
     bool     is_observed() const { return settings.observe; }
 
+    // why pairs of a device are kept, and attended to, on the CPU; "" if none are
+    const std::string & get_fallback() const { return fallback; }
+
     llama_minicache_mode get_mode() const { return mode; }
 
     bool is_cell_used(uint32_t strm, uint32_t cell) const { return !v_cells[strm].is_empty(cell); }
@@ -148,10 +151,11 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     // the pairs' codes; the result is how RoPE turns each of them
     std::vector<minicache_rope_turn> add_shapes(const minicache_plan & plan, const llama_cparams & cparams);
 
-    void allocate(const minicache_plan * plan, bool offload);
-    void write_codecs(const minicache_plan & plan, const std::vector<minicache_rope_turn> & turns);
-    void write_bases(const minicache_plan & plan);
-    void init_rotation();
+    std::string missing_ops(ggml_backend_dev_t dev, const minicache_pair & pair) const;
+    void        allocate(const minicache_plan * plan, bool offload);
+    void        write_codecs(const minicache_plan & plan, const std::vector<minicache_rope_turn> & turns);
+    void        write_bases(const minicache_plan & plan);
+    void        init_rotation();
 
     int32_t base_of(uint32_t strm, uint32_t cell) const { return v_cells[strm].pos_get(cell) - offsets[strm][cell]; }
 
@@ -184,6 +188,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     std::vector<minicache_pair> pairs;
     std::vector<int32_t>        pair_of_layer;
+    std::string                 fallback;
 
     // Codecs and bases stay when the cache is cleared, so they are not among the base class's buffers.
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> codec_bufs;

@@ -157,6 +157,7 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
     r.bytes_padding = r.bytes - (r.bytes_directions + r.bytes_magnitudes + r.bytes_pool + r.bytes_window + r.bytes_index +
                                     r.bytes_codec + r.bytes_plain);
 
+    copy_text(r.fallback, kv.get_fallback());
     if (!r.active && kv.get_plan_hash() == 0 && !kv.is_observed()) {
         copy_text(r.note, "no two layers of this model can be merged with these settings");
     }

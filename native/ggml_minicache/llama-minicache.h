@@ -138,7 +138,8 @@ struct llama_minicache_report {
 
     bool can_shift;  // as llama_memory_can_shift(); not where layers are merged in bases of their own, after RoPE
 
-    char note[256];  // why no layer is merged where some were asked for, else ""
+    char note[256];      // why no layer is merged where some were asked for, else ""
+    char fallback[256];  // which ops of which device run on the CPU in place of it, else ""
 };
 
 enum llama_minicache_layer_kind {

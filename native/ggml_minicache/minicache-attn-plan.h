@@ -12,6 +12,7 @@
 #define MINICACHE_ATTN_TILE   64           // cells, half of it where rows are long
 #define MINICACHE_ATTN_GROUP  256          // cells that share a table of turned queries
 #define MINICACHE_ATTN_BASES  5            // turned queries in it: for bases of 64 positions, wherever the first one begins
+#define MINICACHE_ATTN_CELL   4            // words that are kept of a cell: which, its base, its magnitudes; of three tiles
 #define MINICACHE_ATTN_SHARED (96 * 1024)  // bytes a block may use: sm_86, sm_89 and sm_120 have 99 KiB
 
 struct minicache_attn_plan {
@@ -31,8 +32,9 @@ struct minicache_attn_plan {
     int32_t ld_q;
     int32_t ld_q_code;
     int32_t ld_p;
-    int32_t raw_k;  // bytes of a code row that is not unpacked yet
+    int32_t raw_k;  // bytes of a row of the cache that is not unpacked yet
     int32_t raw_v;
+    int32_t raw;  // bytes of all of a tile's
 
     // offsets in bytes
     int32_t at_v;
@@ -60,7 +62,7 @@ struct minicache_attn_dims {
     int32_t n_kv;
     int32_t n_stream;
     int32_t coded;
-    int32_t bytes_k;  // of a code row
+    int32_t bytes_k;  // of a row of the cache
     int32_t bytes_v;
 };
 
@@ -68,8 +70,11 @@ static inline MINICACHE_HD int minicache_max(int a, int b) { return a > b ? a : 
 
 static inline MINICACHE_HD int minicache_min(int a, int b) { return a < b ? a : b; }
 
-// bytes of a code row as it is staged: it may begin two bytes into its first word, and rows lie an odd number of words apart
-static inline MINICACHE_HD int minicache_raw_stride(int bytes) { return 4 * ((bytes + 2 + 3) / 4 | 1); }
+// Bytes from one row to the next as they are staged; a row may begin two bytes into its first word. Threads read code rows side
+// by side, so these lie an odd number of words apart; other rows are read by a whole warp and begin where any word may.
+static inline MINICACHE_HD int minicache_raw_stride(int bytes, int coded) {
+    return coded ? 4 * ((bytes + 2 + 3) / 4 | 1) : minicache_round_up(bytes + 2, 16);
+}
 
 // partial result of one row and chunk, in floats: maximum of the scores, sum of the weights, maximum of scores and magnitudes,
 // the accumulator of exact entries, of coded ones
@@ -84,18 +89,19 @@ static inline MINICACHE_HD void minicache_attn_plan_shared(struct minicache_attn
     p->ld_q      = d.d_k + 8;
     p->ld_q_code = d.coded ? d.r_k + 8 : 0;
     p->ld_p      = p->tile + 8;
-    p->raw_k     = d.coded ? minicache_raw_stride(d.bytes_k) : 0;
-    p->raw_v     = d.coded ? minicache_raw_stride(d.bytes_v) : 0;
+    p->raw_k     = minicache_raw_stride(d.bytes_k, d.coded);
+    p->raw_v     = minicache_raw_stride(d.bytes_v, d.coded);
+    // raw rows make room for a turned query and the angles where a base is not in the table
+    p->raw = minicache_round_up(minicache_max((p->raw_k + p->raw_v) * p->tile, d.coded ? 8 * d.d_k : 0), 16);
 
     p->at_v      = 2 * p->tile * p->ld_k;
     p->at_q      = p->at_v + 2 * p->tile * p->ld_v;
     p->at_q_code = p->at_q + 2 * p->rows * p->ld_q;
     p->at_p      = p->at_q_code + 2 * p->rows * p->ld_q_code;
     p->at_scores = p->at_p + 2 * p->rows * p->ld_p;
-    p->at_raw    = p->at_scores + 4 * p->tile * (p->rows + 1);
-    // the raw rows make room for a turned query and the angles where a base is not in the table
-    p->at_cells = minicache_round_up(p->at_raw + minicache_max((p->raw_k + p->raw_v) * p->tile, d.coded ? 8 * d.d_k : 0), 16);
-    p->shared   = p->at_cells + 4 * p->tile * 8;
+    p->at_raw    = minicache_round_up(p->at_scores + 4 * p->tile * (p->rows + 1), 16);
+    p->at_cells  = p->at_raw + 2 * p->raw;
+    p->shared    = p->at_cells + 4 * p->tile * (3 * MINICACHE_ATTN_CELL + 2);
 }
 
 //   n_block  blocks of threads that the device runs at a time

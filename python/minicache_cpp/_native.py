@@ -85,6 +85,7 @@ struct llama_minicache_report {
     int32_t rope_block;
     bool can_shift;
     char note[256];
+    char fallback[256];
 };
 
 enum llama_minicache_layer_kind {

@@ -81,6 +81,7 @@ class KVReport:
     pairs: list[tuple[int, int]]
     layers: list[LayerReport]
     note: str  # why no layer is merged where that was asked for
+    fallback: str  # which ops of which device run on the CPU in place of it, "" for none
 
     @property
     def distance(self) -> float | None:
@@ -124,6 +125,8 @@ class KVReport:
         others = self._other_types()
         if others:
             lines.append(f"unmerged layers with other types: {others}")
+        if self.fallback:
+            lines.append(f"{self.fallback}: merged layers attend on the CPU")
         rows = [("taken", mib(self.bytes), "")]
         if self.active:
             fixed = "bases" if self.mode == "aligned" else "codecs"
@@ -249,6 +252,7 @@ def read_report(ctx: Any) -> KVReport:
         ],
         layers=layers,
         note=_native.text(raw.note),
+        fallback=_native.text(raw.fallback),
     )
 
 

@@ -2,7 +2,8 @@
 
 // The attention over a chunk of cells, for a tile of queries of one KV head.
 //
-// Entries are read once for all those queries: rows of K and V of a tile of cells are unpacked to f16 in shared memory, scores
+// Entries are read once for all those queries: the rows of K and V of a tile of cells are copied to shared memory while the tile
+// before is worked on, and unpacked there to f16; what tells which rows those are is read one tile earlier still. Scores
 // are the product of the tile with the queries on tensor cores, the softmax is the online one (Milakov and Gimelshein 2018,
 // arXiv 1805.02867), and the weights' product with V goes to accumulators in registers, dimensions by queries. Coded and exact
 // entries have each their queries and accumulator, under one softmax; merged entries and exact ones share both.
@@ -49,14 +50,9 @@ struct minicache_attn_block {
     half *  q_code;
     half *  weights;
     float * scores;
-    char *  raw_k;
-    char *  raw_v;
+    char *  raw_rows;
 
-    // of the tile: what is read, -1 for none, and how it enters
-    int32_t * cell;
-    int32_t * base;
-    float *   mag_k;
-    float *   log_v;
+    int32_t * cells;  // [3][MINICACHE_ATTN_CELL][tile]
     int32_t * exact;  // cells that wait, two tiles of them
 
     row_state *           rows;
@@ -67,9 +63,34 @@ struct minicache_attn_block {
     matrix_c acc[WIDE][COLUMNS];
     matrix_c acc_code[CODED ? WIDE : 1][COLUMNS];
 
+    // Of the tile that is worked on: which cells, -1 for none, and how they enter. Two tiles of shared entries take turns, a
+    // third has exact ones.
+    int32_t * cell;
+    int32_t * base;
+    float *   mag_k;
+    float *   log_v;
+    char *    raw_k;
+    char *    raw_v;
+
+    // this thread's cell of the tile to come
+    int   next_state;
+    int   next_base;
+    bool  next_seen;
+    float next_mag_k;
+    float next_mag_v;
+
     int  n_exact    = 0;
     bool has_query  = false;  // q_code is for entries of query_base
     int  query_base = 0;
+
+    __device__ void use(int tile) {
+        cell  = cells + tile * MINICACHE_ATTN_CELL * plan.tile;
+        base  = cell + plan.tile;
+        mag_k = (float *) (base + plan.tile);
+        log_v = mag_k + plan.tile;
+        raw_k = raw_rows + (tile & 1) * plan.raw;
+        raw_v = raw_k + plan.tile * plan.raw_k;
+    }
 
     __device__ int thread() const { return threadIdx.y * WARP_SIZE + threadIdx.x; }
 
@@ -135,94 +156,107 @@ struct minicache_attn_block {
         return false;
     }
 
-    // cells [cell_0, cell_1) of a tile: those that are shared to `cell`, those that are exact to the ones that wait
-    __device__ bool sort(int cell_0, int cell_1) {
+    // what this thread's cell of the tile from cell_0 on holds
+    __device__ void look(int cell_0, int cell_1) {
+        const int at = cell_0 + thread();
+        next_state   = GGML_MINICACHE_CELL_EMPTY;
+        next_seen    = false;
+        if (thread() < plan.tile && at < cell_1) {
+            next_state = a.state(stream, at);
+            next_base  = CODED ? a.base(stream, at) : 0;
+            next_seen  = seen(at);
+        }
+    }
+
+    // After look(): the shared cells of the tile are noted and their rows on their way, the exact ones wait. False where
+    // no cell is shared.
+    __device__ bool sort(int tile, int cell_0) {
+        use(tile);
         const int  at     = cell_0 + thread();
-        const bool inside = thread() < plan.tile && at < cell_1;
-        const int  state  = inside ? a.state(stream, at) : (int) GGML_MINICACHE_CELL_EMPTY;
-        const bool used   = state != GGML_MINICACHE_CELL_EMPTY && seen(at);
-        const bool merged = state == GGML_MINICACHE_CELL_MERGED;
+        const bool used   = next_seen && next_state != GGML_MINICACHE_CELL_EMPTY;
+        const bool merged = used && next_state == GGML_MINICACHE_CELL_MERGED;
+        const bool waits  = used && !merged;
 
         if (thread() < plan.tile) {
-            cell[thread()] = used && merged ? at : -1;
-            if (used && merged) {
-                read_magnitudes(at);
+            cell[thread()] = merged ? at : -1;
+            if (CODED) {
+                base[thread()] = next_base;
+            } else if (merged) {
+                next_mag_k = a.magnitude(0, stream, head_kv, at);
+                next_mag_v = a.magnitude(2, stream, head_kv, at);
             }
         }
-        vote(used && !merged);
-        const bool any = __syncthreads_or(used && merged);
+        vote(waits);
+        const bool any = __syncthreads_or(merged);
 
         int before = n_exact;
         for (int w = 0; w < MINICACHE_ATTN_WARPS; ++w) {
             before += w < (int) threadIdx.y ? __popc(ballots[w]) : 0;
             n_exact += __popc(ballots[w]);
         }
-        if (used && !merged) {
+        if (waits) {
             exact[before + __popc(ballots[threadIdx.y] & ((1u << threadIdx.x) - 1))] = at;
         }
+        for (int c = threadIdx.y; any && c < plan.tile; c += MINICACHE_ATTN_WARPS) {
+            if (cell[c] >= 0) {
+                minicache_stage_row(a.k.row(stream, head_kv, cell[c]), a.dims.bytes_k, raw_k + c * plan.raw_k);
+                minicache_stage_row(a.v.row(stream, head_kv, cell[c]), a.dims.bytes_v, raw_v + c * plan.raw_v);
+            }
+        }
+        __pipeline_commit();
         __syncthreads();
         return any;
     }
 
-    __device__ void read_magnitudes(int at) {
-        if (CODED) {
-            base[thread()]  = a.base(stream, at);
-            mag_k[thread()] = expf(a.log_magnitude(0, head_kv, a.k.row(stream, head_kv, at)));
-            log_v[thread()] = a.log_magnitude(2, head_kv, a.v.row(stream, head_kv, at));
-        } else {
-            const float m   = a.magnitude(2, stream, head_kv, at);
-            mag_k[thread()] = a.magnitude(0, stream, head_kv, at);
-            log_v[thread()] = m > 0.0f ? logf(m) : -INFINITY;
+    // the tile's rows are there for all threads
+    __device__ void arrive(int tile) {
+        use(tile);
+        if (!CODED && thread() < plan.tile && cell[thread()] >= 0) {
+            mag_k[thread()] = next_mag_k;
+            log_v[thread()] = next_mag_v > 0.0f ? logf(next_mag_v) : -INFINITY;
         }
+        __pipeline_wait_prior(0);
+        __syncthreads();
+    }
+
+    // where a row is among the staged ones
+    __device__ int staged(const minicache_cuda_rows & from, int c, int stride) const {
+        return c * stride + (int) ((uintptr_t) from.row(stream, head_kv, cell[c]) & 2);
     }
 
     // K and V of the tile's shared entries
     __device__ void read_shared() {
-        for (int c = threadIdx.y; c < plan.tile; c += MINICACHE_ATTN_WARPS) {
-            const int    at    = cell[c];
-            const char * row_k = at >= 0 ? a.k.row(stream, head_kv, at) : nullptr;
-            const char * row_v = at >= 0 ? a.v.row(stream, head_kv, at) : nullptr;
-            if (!CODED) {
-                minicache_read_row(row_k, a.k.type, a.dims.d_k, k + c * plan.ld_k);
-                minicache_read_row(row_v, a.v.type, a.dims.d_v, v + c * plan.ld_v);
-            } else if (at >= 0) {
-                minicache_stage_row(row_k, a.dims.bytes_k, raw_k + c * plan.raw_k);
-                minicache_stage_row(row_v, a.dims.bytes_v, raw_v + c * plan.raw_v);
+        if (!CODED) {
+            for (int c = threadIdx.y; c < plan.tile; c += MINICACHE_ATTN_WARPS) {
+                const bool there = cell[c] >= 0;
+                minicache_read_row(there ? raw_k + staged(a.k, c, plan.raw_k) : nullptr, a.k.type, a.dims.d_k, k + c * plan.ld_k);
+                minicache_read_row(there ? raw_v + staged(a.v, c, plan.raw_v) : nullptr, a.v.type, a.dims.d_v, v + c * plan.ld_v);
+            }
+            __syncthreads();
+            return;
+        }
+        // until scores and weights are there, their places tell where the staged rows are
+        int32_t * rows_k = (int32_t *) scores;
+        int32_t * rows_v = rows_k + plan.tile;
+        if (thread() < plan.tile) {
+            const int c = thread();
+            rows_k[c] = rows_v[c] = -1;
+            if (cell[c] >= 0) {
+                rows_k[c] = staged(a.k, c, plan.raw_k);
+                rows_v[c] = staged(a.v, c, plan.raw_v);
+                mag_k[c]  = expf(a.log_magnitude(0, head_kv, raw_k + rows_k[c]));
+                log_v[c]  = a.log_magnitude(2, head_kv, raw_v + rows_v[c]);
             }
         }
         __syncthreads();
-        if (CODED) {
-            unpack(a.k, units_k, a.dims.r_k, raw_k, plan.raw_k, k, plan.ld_k);
-            unpack(a.v, units_v, a.dims.r_v, raw_v, plan.raw_v, v, plan.ld_v);
-            __syncthreads();
-        }
-    }
-
-    __device__ void unpack(const minicache_cuda_rows & from, const minicache_code_unit * units, int r, const char * raw,
-        int stride, half * out, int ld) const {
-        for (int u = threadIdx.y; u < r / MINICACHE_CODE_UNIT; u += MINICACHE_ATTN_WARPS) {
-            for (int c = threadIdx.x; c < plan.tile; c += WARP_SIZE) {
-                half2 x[MINICACHE_CODE_UNIT / 2];
-                if (cell[c] >= 0) {
-                    const int shift = (uintptr_t) from.row(stream, head_kv, cell[c]) & 2;
-                    minicache_read_unit(raw + c * stride + shift, units[u], x);
-                } else {
-#pragma unroll
-                    for (int j = 0; j < MINICACHE_CODE_UNIT / 2; ++j) {
-                        x[j] = __floats2half2_rn(0.0f, 0.0f);
-                    }
-                }
-                int4 words[2];
-                memcpy(words, x, sizeof(words));
-                int4 * to = (int4 *) (out + c * ld + u * MINICACHE_CODE_UNIT);
-                to[0]     = words[0];
-                to[1]     = words[1];
-            }
-        }
+        minicache_read_units(raw_k, rows_k, plan.tile, units_k, a.dims.r_k / MINICACHE_CODE_UNIT, k, plan.ld_k);
+        minicache_read_units(raw_v, rows_v, plan.tile, units_v, a.dims.r_v / MINICACHE_CODE_UNIT, v, plan.ld_v);
+        __syncthreads();
     }
 
     // the first of the exact entries that wait to the tile
     __device__ void read_exact(int n) {
+        use(2);
         if (thread() < plan.tile) {
             cell[thread()]  = thread() < n ? exact[thread()] : -1;
             mag_k[thread()] = 1.0f;
@@ -238,7 +272,7 @@ struct minicache_attn_block {
             }
         }
         if (thread() < plan.tile && n + thread() < n_exact) {
-            // what is left moves up; it is less than a tile
+            // what is left, a tile at most, moves up
             const int left  = exact[n + thread()];
             exact[thread()] = left;
         }
@@ -427,8 +461,20 @@ struct minicache_attn_block {
     }
 
     __device__ void attend(int cell_0, int cell_1) {
-        for (int at = cell_0; at < cell_1; at += plan.tile) {
-            if (sort(at, minicache_min(cell_1, at + plan.tile))) {
+        look(cell_0, cell_1);
+        bool any = sort(0, cell_0);
+        look(cell_0 + plan.tile, cell_1);
+
+        int tile = 0;
+        for (int at = cell_0; at < cell_1; at += plan.tile, tile ^= 1) {
+            arrive(tile);
+            bool any_next = false;
+            if (at + plan.tile < cell_1) {
+                any_next = sort(tile ^ 1, at + plan.tile);
+                look(at + 2 * plan.tile, cell_1);
+            }
+            if (any) {
+                use(tile);
                 read_shared();
                 update(CODED);
             }
@@ -436,6 +482,7 @@ struct minicache_attn_block {
                 read_exact(plan.tile);
                 update(false);
             }
+            any = any_next;
         }
         if (n_exact > 0) {
             read_exact(n_exact);
@@ -509,12 +556,8 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE) minic
         (half *) (shared + plan.at_p),
         (float *) (shared + plan.at_scores),
         shared + plan.at_raw,
-        shared + plan.at_raw + plan.tile * plan.raw_k,
         cells,
-        cells + plan.tile,
-        (float *) (cells + 2 * plan.tile),
-        (float *) (cells + 3 * plan.tile),
-        cells + 4 * plan.tile,
+        cells + 3 * MINICACHE_ATTN_CELL * plan.tile,
         &rows,
         ballots,
         units_k,

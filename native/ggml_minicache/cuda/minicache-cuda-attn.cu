@@ -27,13 +27,11 @@ minicache_cuda_attn minicache_cuda_attn_of(const ggml_tensor * dst) {
     if (coded) {
         const auto params = minicache_cuda_params<ggml_minicache_attn_code_params>(dst);
 
-        a.p            = params.attn;
-        a.shape        = params.shape;
-        a.at           = minicache_codec_offsets_of(a.shape);
-        a.codec        = (const char *) mag->data;
-        a.dims.bytes_k = minicache_code_bytes(a.shape.layout_k);
-        a.dims.bytes_v = minicache_code_bytes(a.shape.layout_v);
-        a.cells_bases  = index->nb[2] / sizeof(int32_t);
+        a.p           = params.attn;
+        a.shape       = params.shape;
+        a.at          = minicache_codec_offsets_of(a.shape);
+        a.codec       = (const char *) mag->data;
+        a.cells_bases = index->nb[2] / sizeof(int32_t);
     } else {
         a.p = minicache_cuda_params<ggml_minicache_attn_params>(dst);
     }
@@ -41,6 +39,8 @@ minicache_cuda_attn minicache_cuda_attn_of(const ggml_tensor * dst) {
     a.dims.d_v       = (int32_t) dst->ne[0];
     a.dims.r_k       = coded ? minicache_code_size(a.shape.layout_k) : a.dims.d_k;
     a.dims.r_v       = coded ? minicache_code_size(a.shape.layout_v) : a.dims.d_v;
+    a.dims.bytes_k   = (int32_t) ggml_row_size(k->type, k->ne[0]);
+    a.dims.bytes_v   = (int32_t) ggml_row_size(dst->src[2]->type, dst->src[2]->ne[0]);
     a.dims.n_tps     = (int32_t) q->ne[1];
     a.dims.n_head    = (int32_t) q->ne[2];
     a.dims.n_head_kv = (int32_t) k->ne[1];

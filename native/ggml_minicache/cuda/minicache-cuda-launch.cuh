@@ -8,6 +8,8 @@
 
 #ifdef __CUDACC__
 
+#include <cuda_pipeline.h>
+
 #define MINICACHE_SHARED(name) extern __shared__ __align__(16) char name[]
 
 template <typename... Parameters, typename... Args>

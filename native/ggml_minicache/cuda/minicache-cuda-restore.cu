@@ -27,7 +27,7 @@ static restore_shape restore_shape_of(const minicache_attn_dims & d) {
     if (d.coded) {
         s.ld_code   = minicache_max(d.r_k, d.r_v) + 8;
         s.ld_row    = minicache_max(d.d_k, d.d_v) + 1;
-        s.raw       = minicache_raw_stride(minicache_max(d.bytes_k, d.bytes_v));
+        s.raw       = minicache_raw_stride(minicache_max(d.bytes_k, d.bytes_v), 1);
         s.at_row    = 2 * CELLS * s.ld_code;
         s.at_raw    = s.at_row + 4 * CELLS * s.ld_row;
         s.at_angles = s.at_raw + CELLS * s.raw;
@@ -63,6 +63,8 @@ static __device__ void decode_tile(const minicache_cuda_attn & a, const restore_
             minicache_stage_row(from.row(stream, head_kv, cell_0 + c), bytes, raw + c * shape.raw);
         }
     }
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
     __syncthreads();
     for (int u = threadIdx.y; u < r / MINICACHE_CODE_UNIT; u += MINICACHE_ATTN_WARPS) {
         const int c = threadIdx.x;

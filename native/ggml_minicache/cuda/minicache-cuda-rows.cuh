@@ -4,6 +4,7 @@
 // attention reads them with, those of code rows by minicache-code-unit.h.
 
 #include "fattn-common.cuh"
+#include "minicache-cuda-launch.cuh"
 #include "minicache-code-unit.h"
 
 // the rows of one tensor: [d, head, i, stream] with strides in bytes
@@ -84,7 +85,7 @@ static inline bool minicache_cuda_reads(ggml_type type) {
 }
 
 // one warp: d numbers of a row to `out`, zeros where there is no row
-static __device__ __forceinline__ void minicache_read_row(const char * row, int32_t type, int d, half * out) {
+static __device__ __noinline__ void minicache_read_row(const char * row, int32_t type, int d, half * out) {
     for (int i = 4 * threadIdx.x; i < d; i += 4 * WARP_SIZE) {
         half2 x[2] = { __floats2half2_rn(0.0f, 0.0f), __floats2half2_rn(0.0f, 0.0f) };
         if (row) {
@@ -102,21 +103,25 @@ static __device__ __forceinline__ void minicache_read_row_f32(const float * row,
     }
 }
 
+// One warp: the bytes of a row on their way to shared memory, where they are once the thread has waited for its pipeline and
+// the block for its threads. A row begins at an even address: where that is in the middle of a word, its first two bytes
+// there are another row's.
+static __device__ __forceinline__ void minicache_stage_row(const char * row, int bytes, char * out) {
+    if (((uintptr_t) row | (uintptr_t) out | (uintptr_t) bytes) % 16 == 0) {
+        for (int i = 16 * threadIdx.x; i < bytes; i += 16 * WARP_SIZE) {
+            __pipeline_memcpy_async(out + i, row + i, 16);
+        }
+        return;
+    }
+    const int shift = (uintptr_t) row & 2;
+    for (int i = 4 * threadIdx.x; i < bytes + shift; i += 4 * WARP_SIZE) {
+        __pipeline_memcpy_async(out + i, row - shift + i, 4);
+    }
+}
+
 //
 // code rows
 //
-
-// One warp: the bytes of a code row to shared memory, in words. A row begins at an even address: where that is in the middle
-// of a word, its first two bytes here are another row's.
-static __device__ __forceinline__ void minicache_stage_row(const char * row, int bytes, char * out) {
-    const int shift = (uintptr_t) row & 2;
-
-    const uint32_t * words  = (const uint32_t *) (row - shift);
-    const int        n_word = (bytes + shift + 3) / 4;
-    for (int w = threadIdx.x; w < n_word; w += WARP_SIZE) {
-        ((uint32_t *) out)[w] = words[w];
-    }
-}
 
 // coefficients L - (2^w - 1)/2 of a unit from its staged row, at their places: out [16]
 struct minicache_unit_reader {
@@ -146,4 +151,30 @@ struct minicache_unit_reader {
 static __device__ __forceinline__ void minicache_read_unit(const char * staged, minicache_code_unit unit, half2 * out) {
     minicache_unit_dispatch(unit.width,
         minicache_unit_reader{ (const uint16_t *) (staged + unit.upper), (const uint16_t *) (staged + unit.lower), out });
+}
+
+// All warps of a block: a tile of staged code rows to f16. Lanes take the same unit of many rows.
+//   rows   [n] where the rows lie in the staged memory, -1 for zeros
+//   units  [n_unit]
+//   out    [n][ld], rows of 16-byte words
+static __device__ __noinline__ void minicache_read_units(
+    const char * staged, const int32_t * rows, int n, const minicache_code_unit * units, int n_unit, half * out, int ld) {
+    for (int u = threadIdx.y; u < n_unit; u += blockDim.y) {
+        for (int c = threadIdx.x; c < n; c += WARP_SIZE) {
+            half2 x[MINICACHE_CODE_UNIT / 2];
+            if (rows[c] >= 0) {
+                minicache_read_unit(staged + rows[c], units[u], x);
+            } else {
+#pragma unroll
+                for (int j = 0; j < MINICACHE_CODE_UNIT / 2; ++j) {
+                    x[j] = __floats2half2_rn(0.0f, 0.0f);
+                }
+            }
+            int4 words[2];
+            memcpy(words, x, sizeof(words));
+            int4 * to = (int4 *) (out + c * ld + u * MINICACHE_CODE_UNIT);
+            to[0]     = words[0];
+            to[1]     = words[1];
+        }
+    }
 }

@@ -7,6 +7,15 @@
 
 #include <cstring>
 
+#if defined(GGML_USE_HIP) || defined(GGML_USE_MUSA)
+
+// these build ggml-cuda's files too; the kernels are for NVIDIA's tensor cores
+static inline void ggml_cuda_minicache(ggml_backend_cuda_context &, ggml_tensor *) { GGML_ABORT("not supported"); }
+
+static inline bool ggml_cuda_minicache_supported(int, const ggml_tensor *) { return false; }
+
+#else
+
 void ggml_cuda_minicache(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 
 // False too where the op's part of the cache lies elsewhere: it is read, and written, where it is.
@@ -29,3 +38,5 @@ void minicache_cuda_attn_forward(ggml_backend_cuda_context & ctx, ggml_tensor * 
 bool minicache_cuda_retain_supported(const ggml_tensor * op);
 bool minicache_cuda_encode_supported(const ggml_tensor * op);
 bool minicache_cuda_attn_supported(const ggml_tensor * op);
+
+#endif

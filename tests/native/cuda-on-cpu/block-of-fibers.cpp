@@ -22,12 +22,19 @@ static const size_t SHARED_MAX = 99 * 1024;
 
 enum wait_kind { READY, AT_WARP, AT_BLOCK, DONE };
 
+struct copy {
+    void *       to;
+    const void * from;
+    size_t       size;
+};
+
 struct fiber {
     ucontext_t              context;
     std::unique_ptr<char[]> stack;
     wait_kind               wait;
     uint3                   index;
     const char *            place;
+    std::vector<copy>       copies;
     int                     turn;  // parity of the exchanges: what was handed in last time may still be read
 };
 
@@ -78,6 +85,20 @@ const uint8_t * exchange(const char * place, const void * x, size_t size) {
     memcpy(b.given[f.turn].data() + b.running * GIVEN, x, size);
     give_way(AT_WARP);
     return b.given[f.turn].data() + b.running / WARP * WARP * GIVEN;
+}
+
+void copy_later(void * to, const void * from, size_t size) {
+    if ((uintptr_t) to % size != 0 || (uintptr_t) from % size != 0) {
+        fail("a copy is not aligned", "copy_later");
+    }
+    b.fibers[b.running].copies.push_back({ to, from, size });
+}
+
+void wait_for_copies() {
+    for (const copy & c : b.fibers[b.running].copies) {
+        memcpy(c.to, c.from, c.size);
+    }
+    b.fibers[b.running].copies.clear();
 }
 
 bool any_of_block(bool x) {
@@ -170,6 +191,7 @@ static void start(dim3 threads) {
         f.wait  = READY;
         f.place = nullptr;
         f.turn  = 0;
+        f.copies.clear();
         f.index = { (unsigned) i % threads.x, (unsigned) i / threads.x % threads.y, (unsigned) i / threads.x / threads.y };
         getcontext(&f.context);
         f.context.uc_stack.ss_sp   = f.stack.get();

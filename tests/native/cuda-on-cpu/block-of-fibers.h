@@ -23,6 +23,10 @@ extern uint3 blockIdx;
 extern dim3  blockDim;
 extern dim3  gridDim;
 
+// bytes that are there when the thread has waited for them
+void copy_later(void * to, const void * from, size_t size);
+void wait_for_copies();
+
 // Runs `kernel` in every thread of every block, one block after the other.
 void run_blocks(dim3 blocks, dim3 threads, size_t shared, const std::function<void()> & kernel);
 

@@ -20,6 +20,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __noinline__
 #define __launch_bounds__(n)
 #define __shared__ static  // blocks run one after the other
 
@@ -111,6 +112,16 @@ template <typename T>
 static T __shfl_xor_sync(uint32_t, T x, int lanes) {
     const uint8_t * values = exchange("__shfl_xor_sync", &x, sizeof(x));
     return lane_value<T>(values, lane_of_thread() ^ lanes);
+}
+
+static inline void __pipeline_memcpy_async(void * to, const void * from, size_t size) { copy_later(to, from, size); }
+
+static inline void __pipeline_commit() {}
+
+// `left` is 0 here: all of them
+static inline void __pipeline_wait_prior(int left) {
+    GGML_ASSERT(left == 0);
+    wait_for_copies();
 }
 
 template <typename T, typename F>
