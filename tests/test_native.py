@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 
 import pytest
 from conftest import required
@@ -16,11 +17,11 @@ BUILDS = {
 }
 
 
-def run(build: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(build: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     binary = required(BUILDS[build], "minicache-test, built with -DMINICACHE_TESTS=ON")
     strict = os.environ | {"UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
     return subprocess.run(
-        [binary, *arguments], capture_output=True, text=True, timeout=300, env=strict, check=False
+        [binary, *arguments], capture_output=True, text=True, timeout=timeout, env=strict, check=False
     )
 
 
@@ -39,6 +40,21 @@ def test_ops(build: str) -> None:
 def test_other_seeds(build: str) -> None:
     result = run(build, "-s", "1000", "-o", "n_tps=2,")
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fibers are for Linux here")
+@pytest.mark.parametrize(
+    ("build", "filter"), [("plain", ""), ("sanitized", "n_tps=2,"), ("sanitized", "ENCODE")]
+)
+def test_cuda_kernels_on_the_cpu(build: str, filter: str) -> None:
+    """The CUDA sources as C++, each thread a fiber: see tests/native/cuda-on-cpu."""
+    result = run(build, "-d", "cuda-on-cpu", "-o", filter, timeout=1200)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    assert "runtime error" not in result.stderr
+    passed = re.search(r"(\d+) of (\d+) tests passed on cuda-on-cpu", result.stdout)
+    assert passed, result.stdout
+    assert int(passed[2]) > (700 if build == "plain" else 100)
+    assert "not supported" not in result.stdout  # no case is left to the CPU's own kernels
 
 
 def test_speed_can_be_measured() -> None:
@@ -72,3 +88,4 @@ def test_usage() -> None:
     assert "usage:" in run("plain", "--help").stdout
     assert run("plain", "--nonsense").returncode == 2
     assert run("plain", "-o", "no such case").returncode == 1
+    assert "there is no device" in run("plain", "-d", "no such device").stderr

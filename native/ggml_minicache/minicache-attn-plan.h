@@ -9,7 +9,7 @@
 #include "minicache-code.h"
 
 #define MINICACHE_ATTN_WARPS  4
-#define MINICACHE_ATTN_TILE   64           // cells, half of it where rows are long
+#define MINICACHE_ATTN_TILE   64           // cells, fewer where rows are long
 #define MINICACHE_ATTN_GROUP  256          // cells that share a table of turned queries
 #define MINICACHE_ATTN_BASES  5            // turned queries in it: for bases of 64 positions, wherever the first one begins
 #define MINICACHE_ATTN_CELL   4            // words that are kept of a cell: which, its base, its magnitudes; of three tiles
@@ -23,7 +23,7 @@ struct minicache_attn_plan {
     int32_t chunk;       // cells, a whole number of tiles
     int32_t n_split;     // chunks
     int32_t n_group;     // of MINICACHE_ATTN_GROUP cells
-    int32_t wide;        // tiles of 16 numbers of V for each warp: 2, 4 or 8
+    int32_t wide;        // tiles of 16 numbers of V, or of its code, for each warp: 2, 4 or 8
 
     // numbers of a row in the tiles of K and V, in the queries: multiples of 8, odd ones, so that rows of a matrix of 8x8
     // lie in different banks
@@ -113,13 +113,17 @@ static inline struct minicache_attn_plan minicache_attn_plan_of(struct minicache
     p.n_row_tile = (p.n_row + p.rows - 1) / p.rows;
     p.n_group    = (d.n_kv + MINICACHE_ATTN_GROUP - 1) / MINICACHE_ATTN_GROUP;
 
-    const int longest_v = minicache_max(d.d_v, d.r_v);
-    p.wide              = longest_v <= 128 ? 2 : longest_v <= 256 ? 4 : 8;
+    if (d.coded) {
+        // half as many for exact entries, but for the least
+        p.wide = d.d_v > 128 || d.r_v > 256 ? 8 : d.r_v > 128 ? 4 : 2;
+    } else {
+        p.wide = d.d_v > 128 ? 4 : 2;
+    }
 
     p.tile = MINICACHE_ATTN_TILE;
     minicache_attn_plan_shared(&p, d);
-    if (p.shared > MINICACHE_ATTN_SHARED) {
-        p.tile = MINICACHE_ATTN_TILE / 2;
+    while (p.shared > MINICACHE_ATTN_SHARED && p.tile > 16) {
+        p.tile /= 2;
         minicache_attn_plan_shared(&p, d);
     }
 

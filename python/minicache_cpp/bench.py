@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import host_memory, kv_size
+from . import devices, host_memory, kv_size
 from .chat import default_threads
 from .cli import add_json_option, add_machine_options, add_model_argument, check_numbers
 from .config import SPEC_HELP, CacheSpec
 from .demo_model import demo_model
+from .errors import MiniCacheError
 from .gguf_file import GGUFFile, read_gguf
 from .report import mib
 
@@ -63,6 +64,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--reps", type=int, default=5, metavar="R", help="measurements of each number (default: 5)"
     )
     add_machine_options(parser)
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="cuda: all layers on the GPU, an error without one"
+    )
     add_json_option(parser)
 
 
@@ -72,8 +76,13 @@ def run(args: argparse.Namespace) -> int:
     threads = args.threads or default_threads()
     for name, value in (("ctx", contexts[0]), ("threads", threads), ("reps", args.reps)):
         check_numbers(f"--{name}", [value], 1)
+    if args.device and args.gpu_layers:
+        raise MiniCacheError("--device says where all layers are: leave --gpu-layers out")
+    if args.device == "cuda":
+        devices.require_gpu()
+    gpu_layers = -1 if args.device == "cuda" else args.gpu_layers
     file = read_gguf(args.model or demo_model())
-    found = measure(file, contexts, specs, threads, args.reps, args.gpu_layers, progress)
+    found = measure(file, contexts, specs, threads, args.reps, gpu_layers, progress)
     print(json.dumps(found, indent=2) if args.json else table(found))
     return 0
 
@@ -102,7 +111,8 @@ def measure(
                 fill(pairs, n_kv, reps, on_progress)
                 decode(pairs, n_kv, reps, on_progress)
             rows += [row(samples) for _, samples in pairs]
-        device = model.device if gpu_layers else cpu_name()
+        found = devices.gpus() if gpu_layers else []
+        device = found[0].description if found else cpu_name()
     compare(rows)
     return {"model": str(file.path), "device": device, "threads": threads, "reps": reps, "rows": rows}
 

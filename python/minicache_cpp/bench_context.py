@@ -27,11 +27,6 @@ class BenchModel:
             raise MiniCacheError(f"{path} can't be used: {self.log.reason()}")
         self.n_vocab = bindings.llama_vocab_n_tokens(bindings.llama_model_get_vocab(self.model))
 
-    @property
-    def device(self) -> str:
-        info = bindings.llama_print_system_info().decode("utf-8", "replace")
-        return info.split("|")[0].strip() or "GPU"
-
     def __enter__(self) -> BenchModel:
         return self
 

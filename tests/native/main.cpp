@@ -21,6 +21,7 @@ struct options {
     std::string  filter;
     std::string  device = "CPU";
     unsigned     seed   = 1;
+    int          most   = -1;  // cases to run, -1 for all
     perf_options speed;
 };
 
@@ -56,7 +57,7 @@ static int run_tests(const test_device & device, const test_cases & cases, const
     double worst     = 0.0;
 
     for (const auto & test : cases) {
-        if (!selected(*test, opts)) {
+        if (!selected(*test, opts) || n_run == opts.most) {
             continue;
         }
         const unsigned   seed = opts.seed + n_run++;
@@ -89,11 +90,12 @@ static int run_tests(const test_device & device, const test_cases & cases, const
 }
 
 static void usage(const char * program) {
-    printf("usage: %s [test|perf] [-d DEVICE] [-o TEXT] [-s SEED] [-v] [options of perf]\n\n", program);
+    printf("usage: %s [test|perf] [-d DEVICE] [-o TEXT] [-n COUNT] [-s SEED] [-v] [options of perf]\n\n", program);
     printf("  test     compare the ops with scalar code (default); exit code 1 if any differs\n");
     printf("  perf     time the ops, each beside upstream's where there is one, in turns\n");
     printf("  -d NAME  where: CPU (default), CUDA0 and so on, or %s, which runs the CUDA kernels on the CPU\n", CUDA_ON_CPU);
     printf("  -o TEXT  only cases whose name contains TEXT, such as ATTN or type_k=q4_0\n");
+    printf("  -n COUNT the first of them only\n");
     printf("  -s SEED  first seed, 1 without\n");
     printf("  -v       show every case\n\n");
     perf_usage();
@@ -108,6 +110,8 @@ static bool parse(int argc, char ** argv, options & opts) {
             opts.verbose = true;
         } else if (arg == "-o" && i + 1 < argc) {
             opts.filter = argv[++i];
+        } else if (arg == "-n" && i + 1 < argc) {
+            opts.most = atoi(argv[++i]);
         } else if (arg == "-d" && i + 1 < argc) {
             opts.device = argv[++i];
         } else if (arg == "-s" && i + 1 < argc) {
@@ -143,6 +147,7 @@ int main(int argc, char ** argv) {
         return run_perf(device, opts.speed);
     }
     test_cases cases;
+    add_shared_cases(cases, false);
     add_merge_cases(cases, false);
     add_index_cases(cases, false);
     add_retain_cases(cases, false);

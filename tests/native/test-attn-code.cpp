@@ -245,6 +245,20 @@ void add_attn_code_cases(test_cases & cases) {
             }
         }
     }
+    // rows so long that tiles are of fewer cells
+    for (const int n : { 12, 20, 32 }) {
+        for (const int n_gqa : { 2, 16 }) {
+            coded_shape p;
+            p.d_k = p.d_v = 256;
+            p.n_rot       = 256;
+            p.units_k = p.units_v = { 2, 0, 0, n - 6, 0, 4, 0 };
+            p.n_gqa               = n_gqa;
+            p.n_head_kv           = 1;
+            p.n_kv                = 70;
+            p.n_tps               = 1;
+            add(p);
+        }
+    }
     for (const minicache_rope rope : { MINICACHE_ROPE_NONE, MINICACHE_ROPE_NEIGHBOURS, MINICACHE_ROPE_HALVES }) {
         for (int base = 0; base < N_CELL_BASES; ++base) {
             for (const int run : { 1, 3, 64, 100 }) {

@@ -60,6 +60,7 @@ class test_case {
 
 using test_cases = std::vector<std::unique_ptr<test_case>>;
 
+void add_shared_cases(test_cases & cases, bool perf);
 void add_merge_cases(test_cases & cases, bool perf);
 void add_index_cases(test_cases & cases, bool perf);
 void add_retain_cases(test_cases & cases, bool perf);

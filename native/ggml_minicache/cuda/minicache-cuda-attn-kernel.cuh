@@ -16,24 +16,117 @@
 #include "minicache-cuda-turn.cuh"
 #include "mma.cuh"
 
-// WIDE: tiles of 16 numbers of V for each warp; ROWS: queries, 8 or 16
+// what all warps share of the queries
+template <int ROWS>
+struct minicache_attn_rows {
+    float max_score[ROWS];  // of the scores so far
+    float sum[ROWS];        // of the weights, relative to it
+    float max_value[ROWS];  // of the scores and the logarithms of V's magnitudes
+    float rescale[ROWS];    // of the accumulators, by the last tile
+    float scale[ROWS];      // of the queries
+    float scale_code[ROWS];
+    int   head[ROWS];
+    int   token[ROWS];
+};
+
+// What follows is no member of the block's state: that is to stay in registers, and these in one copy.
+
+// Scores of a tile's entries, or of those with base b where bases are given, without the op's scale: the product of keys
+// [tile][ld_k] and queries [ROWS][ld_q] over n numbers.
+template <int ROWS>
+static __device__ __noinline__ void minicache_attn_multiply(const half * keys, int ld_k, int tile, const half * queries, int ld_q,
+    int n, const float * scale, const int32_t * bases, int b, float * scores) {
+    typedef ggml_cuda_mma::tile<16, 8, float> matrix_c;
+
+    for (int m = threadIdx.y; m < tile / 16; m += MINICACHE_ATTN_WARPS) {
+        matrix_c c[ROWS / 8];
+#pragma unroll 2
+        for (int i = 0; i < n; i += 16) {
+            ggml_cuda_mma::tile<16, 8, half2> x;
+            ggml_cuda_mma::load_ldmatrix(x, (const half2 *) (keys + m * 16 * ld_k + i), ld_k / 2);
+#pragma unroll
+            for (int j = 0; j < ROWS / 8; ++j) {
+                ggml_cuda_mma::tile<8, 8, half2> y;
+                ggml_cuda_mma::load_ldmatrix(y, (const half2 *) (queries + j * 8 * ld_q + i), ld_q / 2);
+                ggml_cuda_mma::mma(c[j], x, y);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < ROWS / 8; ++j) {
+#pragma unroll
+            for (int l = 0; l < matrix_c::ne; ++l) {
+                const int at = m * 16 + matrix_c::get_i(l);
+                const int r  = j * 8 + matrix_c::get_j(l);
+                if (!bases || bases[at] == b) {
+                    scores[at * (ROWS + 1) + r] = c[j].x[l] * scale[r];
+                }
+            }
+        }
+    }
+}
+
+// The tile joins the softmax: scores to weights, magnitudes of V included.
+template <int ROWS>
+static __device__ __noinline__ void minicache_attn_soften(const minicache_cuda_attn & a, const minicache_attn_plan & plan,
+    minicache_attn_rows<ROWS> & rows, int stream, int n_row, const int32_t * cell, const float * mag_k, const float * log_v,
+    const float * scores, half * weights) {
+    for (int r = threadIdx.y; r < ROWS; r += MINICACHE_ATTN_WARPS) {
+        float x[MINICACHE_ATTN_TILE / WARP_SIZE];
+        float top_score = rows.max_score[r];
+        float top_value = rows.max_value[r];
+
+        const float slope = r < n_row ? a.slope(rows.head[r]) : 0.0f;
+#pragma unroll
+        for (int i = 0; i < MINICACHE_ATTN_TILE / WARP_SIZE; ++i) {
+            const int c = i * WARP_SIZE + threadIdx.x;
+            x[i]        = -INFINITY;
+            if (c < plan.tile && cell[c] >= 0 && r < n_row) {
+                const float bias = a.bias(stream, rows.token[r], cell[c]);
+                if (bias != -INFINITY) {
+                    x[i]      = a.score(scores[c * (ROWS + 1) + r] * mag_k[c], slope * bias);
+                    top_score = fmaxf(top_score, x[i]);
+                    top_value = fmaxf(top_value, x[i] + log_v[c]);
+                }
+            }
+        }
+        top_score = warp_reduce_max(top_score);
+        top_value = warp_reduce_max(top_value);
+
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < MINICACHE_ATTN_TILE / WARP_SIZE; ++i) {
+            const int c = i * WARP_SIZE + threadIdx.x;
+            if (c < plan.tile) {
+                const bool some = x[i] != -INFINITY;
+                sum += some ? expf(x[i] - top_score) : 0.0f;
+                weights[r * plan.ld_p + c] =
+                    __float2half(some && top_value != -INFINITY ? expf(x[i] + log_v[c] - top_value) : 0.0f);
+            }
+        }
+        sum = warp_reduce_sum(sum);
+        if (threadIdx.x == 0) {
+            const float before = rows.max_score[r] == -INFINITY ? 0.0f : expf(rows.max_score[r] - top_score);
+            rows.rescale[r]    = rows.max_value[r] == -INFINITY ? 0.0f : expf(rows.max_value[r] - top_value);
+            rows.sum[r]        = rows.sum[r] * before + sum;
+            rows.max_score[r]  = top_score;
+            rows.max_value[r]  = top_value;
+        }
+    }
+    __syncthreads();
+}
+
+// WIDE: tiles of 16 numbers of V, or of its code, for each warp, see minicache_attn_plan; ROWS: queries, 8 or 16
 template <bool CODED, int WIDE, int ROWS>
 struct minicache_attn_block {
     typedef ggml_cuda_mma::tile<16, 8, half2> matrix_a;
     typedef ggml_cuda_mma::tile<8, 8, half2>  matrix_b;
     typedef ggml_cuda_mma::tile<16, 8, float> matrix_c;
 
-    static const int COLUMNS = ROWS / 8;
+    typedef minicache_attn_rows<ROWS> row_state;
 
-    // what all warps share
-    struct row_state {
-        float max_score[ROWS];  // of the scores so far
-        float sum[ROWS];        // of the weights, relative to it
-        float max_value[ROWS];  // of the scores and the logarithms of V's magnitudes
-        float rescale[ROWS];    // of the accumulators, by the last tile
-        float scale[ROWS];      // of the queries
-        float scale_code[ROWS];
-    };
+    static const int COLUMNS    = ROWS / 8;
+    static const int WIDE_EXACT = CODED && WIDE > 2 ? WIDE / 2 : WIDE;
+    static const int WIDE_CODE  = CODED ? WIDE : 1;
 
     const minicache_cuda_attn &   a;
     const minicache_attn_plan &   plan;
@@ -55,13 +148,13 @@ struct minicache_attn_block {
     int32_t * cells;  // [3][MINICACHE_ATTN_CELL][tile]
     int32_t * exact;  // cells that wait, two tiles of them
 
-    row_state *           rows;
+    row_state &           rows;
     uint32_t *            ballots;  // [warps]
     minicache_code_unit * units_k;
     minicache_code_unit * units_v;
 
-    matrix_c acc[WIDE][COLUMNS];
-    matrix_c acc_code[CODED ? WIDE : 1][COLUMNS];
+    matrix_c acc[WIDE_EXACT][COLUMNS];
+    matrix_c acc_code[WIDE_CODE][COLUMNS];
 
     // Of the tile that is worked on: which cells, -1 for none, and how they enter. Two tiles of shared entries take turns, a
     // third has exact ones.
@@ -121,7 +214,7 @@ struct minicache_attn_block {
                 q[r * plan.ld_q + i] = __float2half(top > 0.0f ? x[i] / top : 0.0f);
             }
             if (threadIdx.x == 0) {
-                rows->scale[r] = top;
+                rows.scale[r] = top;
             }
         }
     }
@@ -129,9 +222,11 @@ struct minicache_attn_block {
     __device__ void begin() {
         load_queries();
         if (thread() < ROWS) {
-            rows->max_score[thread()] = -INFINITY;
-            rows->max_value[thread()] = -INFINITY;
-            rows->sum[thread()]       = 0.0f;
+            rows.head[thread()]      = head(thread());
+            rows.token[thread()]     = token(thread());
+            rows.max_score[thread()] = -INFINITY;
+            rows.max_value[thread()] = -INFINITY;
+            rows.sum[thread()]       = 0.0f;
         }
         if (CODED) {
             for (int u = thread(); u < a.dims.r_k / MINICACHE_CODE_UNIT; u += MINICACHE_ATTN_WARPS * WARP_SIZE) {
@@ -300,47 +395,19 @@ struct minicache_attn_block {
                     ((const int4 *) (table.query + (first + r) * a.dims.r_k))[i % n];
             }
             if (thread() < ROWS) {
-                rows->scale_code[thread()] = table.scale[first + thread()];
+                rows.scale_code[thread()] = table.scale[first + thread()];
             }
         } else {
             float * scratch = (float *) raw_k;
             minicache_turn_angles(a, b, scratch + a.dims.d_k);
             for (int r = 0; r < ROWS; ++r) {
                 const float * x = r < n_row ? a.query(stream, head(r), token(r)) : nullptr;
-                minicache_turn_query(a, head_kv, x, scratch, q_code + r * plan.ld_q_code, rows->scale_code + r);
+                minicache_turn_query(a, head_kv, x, scratch, q_code + r * plan.ld_q_code, rows.scale_code + r);
             }
         }
         has_query  = true;
         query_base = b;
         __syncthreads();
-    }
-
-    // scores of the tile's entries, or of those with base b, without the op's scale
-    __device__ void multiply(const half * queries, int ld, const float * scale, int n, bool one_base, int b) {
-        for (int m = threadIdx.y; m < plan.tile / 16; m += MINICACHE_ATTN_WARPS) {
-            matrix_c c[COLUMNS];
-            for (int i = 0; i < n; i += 16) {
-                matrix_a x;
-                ggml_cuda_mma::load_ldmatrix(x, (const half2 *) (k + m * 16 * plan.ld_k + i), plan.ld_k / 2);
-#pragma unroll
-                for (int j = 0; j < COLUMNS; ++j) {
-                    matrix_b y;
-                    ggml_cuda_mma::load_ldmatrix(y, (const half2 *) (queries + j * 8 * ld + i), ld / 2);
-                    ggml_cuda_mma::mma(c[j], x, y);
-                }
-            }
-#pragma unroll
-            for (int j = 0; j < COLUMNS; ++j) {
-#pragma unroll
-                for (int l = 0; l < matrix_c::ne; ++l) {
-                    const int at = m * 16 + matrix_c::get_i(l);
-                    const int r  = j * 8 + matrix_c::get_j(l);
-                    if (!one_base || base[at] == b) {
-                        scores[at * (ROWS + 1) + r] = c[j].x[l] * scale[r];
-                    }
-                }
-            }
-        }
     }
 
     // one base of the tile after the other; most tiles have one
@@ -350,7 +417,7 @@ struct minicache_attn_block {
             vote(waits);
             __syncthreads();
             int first = -1;
-            for (int w = plan.tile / WARP_SIZE - 1; w >= 0; --w) {
+            for (int w = MINICACHE_ATTN_WARPS - 1; w >= 0; --w) {
                 first = ballots[w] ? w * WARP_SIZE + __ffs(ballots[w]) - 1 : first;
             }
             if (first < 0) {
@@ -358,57 +425,11 @@ struct minicache_attn_block {
             }
             const int b = base[first];
             load_code_query(b, cell[first]);
-            multiply(q_code, plan.ld_q_code, rows->scale_code, a.dims.r_k, true, b);
+            minicache_attn_multiply<ROWS>(
+                k, plan.ld_k, plan.tile, q_code, plan.ld_q_code, a.dims.r_k, rows.scale_code, base, b, scores);
             waits = waits && base[thread()] != b;
             __syncthreads();
         }
-    }
-
-    // scores to weights, magnitudes of V included
-    __device__ void soften() {
-        for (int r = threadIdx.y; r < ROWS; r += MINICACHE_ATTN_WARPS) {
-            float x[MINICACHE_ATTN_TILE / WARP_SIZE];
-            float top_score = rows->max_score[r];
-            float top_value = rows->max_value[r];
-
-            const float slope = r < n_row ? a.slope(head(r)) : 0.0f;
-#pragma unroll
-            for (int i = 0; i < MINICACHE_ATTN_TILE / WARP_SIZE; ++i) {
-                const int c = i * WARP_SIZE + threadIdx.x;
-                x[i]        = -INFINITY;
-                if (c < plan.tile && cell[c] >= 0 && r < n_row) {
-                    const float bias = a.bias(stream, token(r), cell[c]);
-                    if (bias != -INFINITY) {
-                        x[i]      = a.score(scores[c * (ROWS + 1) + r] * mag_k[c], slope * bias);
-                        top_score = fmaxf(top_score, x[i]);
-                        top_value = fmaxf(top_value, x[i] + log_v[c]);
-                    }
-                }
-            }
-            top_score = warp_reduce_max(top_score);
-            top_value = warp_reduce_max(top_value);
-
-            float sum = 0.0f;
-#pragma unroll
-            for (int i = 0; i < MINICACHE_ATTN_TILE / WARP_SIZE; ++i) {
-                const int c = i * WARP_SIZE + threadIdx.x;
-                if (c < plan.tile) {
-                    const bool some = x[i] != -INFINITY;
-                    sum += some ? expf(x[i] - top_score) : 0.0f;
-                    weights[r * plan.ld_p + c] =
-                        __float2half(some && top_value != -INFINITY ? expf(x[i] + log_v[c] - top_value) : 0.0f);
-                }
-            }
-            sum = warp_reduce_sum(sum);
-            if (threadIdx.x == 0) {
-                const float before = rows->max_score[r] == -INFINITY ? 0.0f : expf(rows->max_score[r] - top_score);
-                rows->rescale[r]   = rows->max_value[r] == -INFINITY ? 0.0f : expf(rows->max_value[r] - top_value);
-                rows->sum[r]       = rows->sum[r] * before + sum;
-                rows->max_score[r] = top_score;
-                rows->max_value[r] = top_value;
-            }
-        }
-        __syncthreads();
     }
 
     __device__ void rescale(matrix_c (&x)[COLUMNS]) const {
@@ -416,12 +437,13 @@ struct minicache_attn_block {
         for (int j = 0; j < COLUMNS; ++j) {
 #pragma unroll
             for (int l = 0; l < matrix_c::ne; ++l) {
-                x[j].x[l] *= rows->rescale[j * 8 + matrix_c::get_j(l)];
+                x[j].x[l] *= rows.rescale[j * 8 + matrix_c::get_j(l)];
             }
         }
     }
 
     __device__ void accumulate(matrix_c (&x)[COLUMNS], int m) const {
+#pragma unroll 2
         for (int c = 0; c < plan.tile; c += 16) {
             matrix_a values;
             ggml_cuda_mma::load_ldmatrix_trans(values, (const half2 *) (v + c * plan.ld_v + m * 16), plan.ld_v / 2);
@@ -434,59 +456,63 @@ struct minicache_attn_block {
         }
     }
 
+    // the first n numbers of V
+    template <int N>
+    __device__ void accumulate_all(matrix_c (&x)[N][COLUMNS], int n) const {
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            const int m = threadIdx.y + i * MINICACHE_ATTN_WARPS;
+            rescale(x[i]);
+            if (m * 16 < n) {
+                accumulate(x[i], m);
+            }
+        }
+    }
+
     // the tile joins the softmax
     __device__ void update(bool code) {
         if (code) {
             score_codes();
         } else {
-            multiply(q, plan.ld_q, rows->scale, a.dims.d_k, false, 0);
+            minicache_attn_multiply<ROWS>(k, plan.ld_k, plan.tile, q, plan.ld_q, a.dims.d_k, rows.scale, nullptr, 0, scores);
             __syncthreads();
         }
-        soften();
-#pragma unroll
-        for (int i = 0; i < WIDE; ++i) {
-            const int m = threadIdx.y + i * MINICACHE_ATTN_WARPS;
-            rescale(acc[i]);
-            if (!code && m * 16 < a.dims.d_v) {
-                accumulate(acc[i], m);
-            }
-            if (CODED) {
-                rescale(acc_code[CODED ? i : 0]);
-                if (code && m * 16 < a.dims.r_v) {
-                    accumulate(acc_code[CODED ? i : 0], m);
-                }
-            }
+        minicache_attn_soften<ROWS>(a, plan, rows, stream, n_row, cell, mag_k, log_v, scores, weights);
+        accumulate_all(acc, code ? 0 : a.dims.d_v);
+        if (CODED) {
+            accumulate_all(acc_code, code ? a.dims.r_v : 0);
         }
         __syncthreads();
     }
 
+    // Each step sorts the tile to come and attends to the one before it; exact entries are attended to by the tile, and those
+    // that are left at the end.
     __device__ void attend(int cell_0, int cell_1) {
         look(cell_0, cell_1);
-        bool any = sort(0, cell_0);
-        look(cell_0 + plan.tile, cell_1);
-
-        int tile = 0;
-        for (int at = cell_0; at < cell_1; at += plan.tile, tile ^= 1) {
-            arrive(tile);
-            bool any_next = false;
-            if (at + plan.tile < cell_1) {
-                any_next = sort(tile ^ 1, at + plan.tile);
-                look(at + 2 * plan.tile, cell_1);
-            }
+        bool any  = false;
+        int  tile = 1;
+        for (int at = cell_0 - plan.tile; at < cell_1 || n_exact > 0; at += plan.tile, tile ^= 1) {
+            const int next     = at + plan.tile;
+            bool      any_next = false;
             if (any) {
-                use(tile);
-                read_shared();
-                update(CODED);
+                arrive(tile);
             }
-            if (n_exact >= plan.tile) {
-                read_exact(plan.tile);
-                update(false);
+            if (next < cell_1) {
+                any_next = sort(tile ^ 1, next);
+                look(next + plan.tile, cell_1);
+            }
+            const bool exact_too = n_exact >= plan.tile || (next >= cell_1 && n_exact > 0);
+#pragma unroll 1
+            for (int kind = any ? 0 : 1; kind < (exact_too ? 2 : 1); ++kind) {
+                if (kind == 0) {
+                    use(tile);
+                    read_shared();
+                } else {
+                    read_exact(minicache_min(n_exact, plan.tile));
+                }
+                update(CODED && kind == 0);
             }
             any = any_next;
-        }
-        if (n_exact > 0) {
-            read_exact(n_exact);
-            update(false);
         }
     }
 
@@ -500,24 +526,30 @@ struct minicache_attn_block {
         };
         if (thread() < n_row) {
             float * x = partial(thread());
-            x[0]      = rows->max_score[thread()];
-            x[1]      = rows->sum[thread()];
-            x[2]      = rows->max_value[thread()];
+            x[0]      = rows.max_score[thread()];
+            x[1]      = rows.sum[thread()];
+            x[2]      = rows.max_value[thread()];
             x[3]      = 0.0f;
         }
+        write_all(acc, a.dims.d_v, [&](int r, int at, float x) { partial(r)[4 + at] = x; });
+        if (CODED) {
+            write_all(acc_code, a.dims.r_v,
+                [&](int r, int at, float x) { partial(r)[4 + a.dims.d_v + minicache_code_placed(at)] = x; });
+        }
+    }
+
+    template <int N, typename F>
+    __device__ void write_all(const matrix_c (&x)[N][COLUMNS], int n, const F & write_one) const {
 #pragma unroll
-        for (int i = 0; i < WIDE; ++i) {
+        for (int i = 0; i < N; ++i) {
 #pragma unroll
             for (int j = 0; j < COLUMNS; ++j) {
 #pragma unroll
                 for (int l = 0; l < matrix_c::ne; ++l) {
                     const int at = (threadIdx.y + i * MINICACHE_ATTN_WARPS) * 16 + matrix_c::get_i(l);
                     const int r  = j * 8 + matrix_c::get_j(l);
-                    if (r < n_row && at < a.dims.d_v) {
-                        partial(r)[4 + at] = acc[i][j].x[l];
-                    }
-                    if (CODED && r < n_row && at < a.dims.r_v) {
-                        partial(r)[4 + a.dims.d_v + minicache_code_placed(at)] = acc_code[CODED ? i : 0][j].x[l];
+                    if (r < n_row && at < n) {
+                        write_one(r, at, x[i][j].x[l]);
                     }
                 }
             }
@@ -526,8 +558,9 @@ struct minicache_attn_block {
 };
 
 template <bool CODED, int WIDE, int ROWS>
-static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE) minicache_attn_kernel(
-    const minicache_cuda_attn a, const minicache_attn_plan plan, const minicache_query_table table, float * partials) {
+static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
+    minicache_attn_kernel(const MINICACHE_PARAMETER minicache_cuda_attn a, const MINICACHE_PARAMETER minicache_attn_plan plan,
+        const MINICACHE_PARAMETER minicache_query_table table, float * partials) {
     MINICACHE_SHARED(shared);
 
     typedef minicache_attn_block<CODED, WIDE, ROWS> block;
@@ -558,7 +591,7 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE) minic
         shared + plan.at_raw,
         cells,
         cells + 3 * MINICACHE_ATTN_CELL * plan.tile,
-        &rows,
+        rows,
         ballots,
         units_k,
         units_v,

@@ -80,8 +80,8 @@ minicache_cuda_attn minicache_cuda_attn_of(const ggml_tensor * dst) {
 //
 
 static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
-    combine_kernel(const minicache_cuda_attn a, const int n_split, const float * partials, char * dst, const int64_t nb_head,
-        const int64_t nb_token, const int64_t nb_stream) {
+    combine_kernel(const MINICACHE_PARAMETER minicache_cuda_attn a, const int n_split, const float * partials, char * dst,
+        const int64_t nb_head, const int64_t nb_token, const int64_t nb_stream) {
     MINICACHE_SHARED(shared);
 
     const int THREADS = MINICACHE_ATTN_WARPS * WARP_SIZE;

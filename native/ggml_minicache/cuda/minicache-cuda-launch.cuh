@@ -10,6 +10,13 @@
 
 #include <cuda_pipeline.h>
 
+// a kernel's parameter that functions get a reference to: it stays where it is, where the architecture can
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 700
+#define MINICACHE_PARAMETER __grid_constant__
+#else
+#define MINICACHE_PARAMETER
+#endif
+
 #define MINICACHE_SHARED(name) extern __shared__ __align__(16) char name[]
 
 template <typename... Parameters, typename... Args>

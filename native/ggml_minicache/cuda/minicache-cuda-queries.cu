@@ -81,8 +81,9 @@ static __device__ int find_bases(const minicache_cuda_attn & a, int stream, int 
 }
 
 template <int ROWS>
-static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE) query_table_kernel(const minicache_cuda_attn a,
-    const minicache_attn_plan plan, const query_table_shape shape, const minicache_query_table table) {
+static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
+    query_table_kernel(const MINICACHE_PARAMETER minicache_cuda_attn a, const minicache_attn_plan plan,
+        const query_table_shape shape, const minicache_query_table table) {
     MINICACHE_SHARED(shared);
 
     const int COLUMNS = ROWS / 8;

@@ -109,7 +109,7 @@ static __device__ void decode_tile(const minicache_cuda_attn & a, const restore_
 }
 
 static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
-    restore_kernel(const minicache_cuda_attn a, const restore_shape shape, half * k, half * v) {
+    restore_kernel(const MINICACHE_PARAMETER minicache_cuda_attn a, const restore_shape shape, half * k, half * v) {
     MINICACHE_SHARED(shared);
 
     __shared__ bool     coded[CELLS];

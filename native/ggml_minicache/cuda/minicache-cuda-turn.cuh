@@ -7,7 +7,7 @@
 
 // The whole block of 4 warps: cosines, then sines, of the angles at base b. A barrier has to follow.
 //   angles [2*n_pair]
-static __device__ void minicache_turn_angles(const minicache_cuda_attn & a, int32_t b, float * angles) {
+static __device__ __noinline__ void minicache_turn_angles(const minicache_cuda_attn & a, int32_t b, float * angles) {
     const int n = minicache_turn_pairs(a.shape);
     for (int i = threadIdx.y * WARP_SIZE + threadIdx.x; i < n; i += MINICACHE_ATTN_WARPS * WARP_SIZE) {
         minicache_turn_angle(b, a.freq()[i], angles + i, angles + n + i);
@@ -18,7 +18,7 @@ static __device__ void minicache_turn_angles(const minicache_cuda_attn & a, int3
 // factor that it was divided by. Barriers are within, before and after.
 //   x        [d_k], null for zeros
 //   scratch  [d_k] and the angles behind it
-static __device__ void minicache_turn_query(
+static __device__ __noinline__ void minicache_turn_query(
     const minicache_cuda_attn & a, int head_kv, const float * x, float * scratch, half * out, float * out_scale) {
     const int THREADS = MINICACHE_ATTN_WARPS * WARP_SIZE;
     const int thread  = threadIdx.y * WARP_SIZE + threadIdx.x;

@@ -21,6 +21,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __noinline__
+#define MINICACHE_PARAMETER
 #define __launch_bounds__(n)
 #define __shared__ static  // blocks run one after the other
 

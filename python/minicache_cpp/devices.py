@@ -1,0 +1,60 @@
+"""The devices that the loaded libraries know, and their memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cffi
+
+from . import _library
+from .errors import MiniCacheError
+
+# of ggml-backend.h
+ffi = cffi.FFI()
+ffi.cdef(
+    """
+    size_t ggml_backend_dev_count(void);
+    void * ggml_backend_dev_get(size_t index);
+    const char * ggml_backend_dev_name(void * device);
+    const char * ggml_backend_dev_description(void * device);
+    int ggml_backend_dev_type(void * device);
+    void ggml_backend_dev_memory(void * device, size_t * free, size_t * total);
+    """
+)
+GPU = 1  # GGML_BACKEND_DEVICE_TYPE_GPU
+
+
+@dataclass(frozen=True)
+class Device:
+    name: str  # as llama.cpp's options take it, such as CUDA0
+    description: str
+    free: int  # bytes, now
+    total: int
+
+
+def gpus() -> list[Device]:
+    """Devices with a memory of their own, none in a build for the CPU."""
+    lib = ffi.dlopen(str(_library.load()))
+    found = []
+    for i in range(lib.ggml_backend_dev_count()):
+        device = lib.ggml_backend_dev_get(i)
+        if lib.ggml_backend_dev_type(device) != GPU:
+            continue
+        free, total = ffi.new("size_t *"), ffi.new("size_t *")
+        lib.ggml_backend_dev_memory(device, free, total)
+        name, description = (
+            ffi.string(function(device)).decode("utf-8", "replace")
+            for function in (lib.ggml_backend_dev_name, lib.ggml_backend_dev_description)
+        )
+        found.append(Device(name, description, free[0], total[0]))
+    return found
+
+
+def require_gpu() -> Device:
+    """The first one; an error that says what is missing where there is none."""
+    found = gpus()
+    if not found:
+        raise MiniCacheError(
+            "there is no GPU that these libraries can use: build with CMAKE_ARGS=-DGGML_CUDA=on on a machine with one"
+        )
+    return found[0]

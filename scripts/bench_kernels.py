@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""Decode attention on a device: MiniCache beside llama.cpp's flash attention, and beside what the memory can do.
+
+    python3 scripts/bench_kernels.py --device CUDA0 --json kernels.json
+
+For KV lengths of 4k, 32k and 128k, 1, 8 and 64 sequences, 8 KV heads of 128 and 4 or 8 query heads to
+each: the time of one attention, the bytes of it, and these over the time, beside a measured copy on the
+device. Builds with -DMINICACHE_TESTS=ON have the program behind it; on the CPU take a small --largest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bootstrap import FAILED, OK, RELEASE
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="CUDA0", help="CPU, CUDA0 and so on (default: CUDA0)")
+    parser.add_argument(
+        "--largest", type=int, default=131072, metavar="N", help="the longest KV (default: 131072)"
+    )
+    parser.add_argument("--bin", type=Path, metavar="DIR", help="folder of minicache-bench-kernels")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as well")
+    args = parser.parse_args(argv)
+
+    program = (args.bin or RELEASE.bin) / "minicache-bench-kernels"
+    if not program.is_file():
+        print(f"there is no {program}: cmake --build BUILD --target minicache-bench-kernels", file=sys.stderr)
+        return FAILED
+    done = subprocess.run(
+        [program, args.device, str(args.largest)], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode != 0:
+        return FAILED
+    device, copy, *rows = map(json.loads, done.stdout.splitlines())
+    if args.json:
+        args.json.write_text(json.dumps({**device, "copy_gb_s": copy["gb_s"], "rows": rows}, indent=1) + "\n")
+    print(table(device["device"], copy["gb_s"], rows))
+    return OK
+
+
+def table(device: str, copy: float, rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f"decode attention on {device}; a copy on it: {copy:.0f} GB/s",
+        f"{'n_kv':>7} {'batch':>5} {'gqa':>3}  {'op':<15}  {'cache':<8}{'us':>10}{'GB/s':>8}{'of copy':>9}{'time':>7}",
+    ]
+    plain = {
+        (row["n_kv"], row["batch"], row["gqa"], row["cache"]): row["us"]
+        for row in rows
+        if row["op"] == "flash attention"
+    }
+    for row in rows:
+        place = row["n_kv"], row["batch"], row["gqa"]
+        line = f"{place[0]:>7} {place[1]:>5} {place[2]:>3}  {row['op']:<15}  {row['cache']:<8}"
+        if row["us"] is None:
+            lines.append(f"{line}  {row['reason']}")
+            continue
+        # codes beside q4_0, whose bytes are the nearest
+        beside = plain.get((*place, row["cache"])) or plain.get((*place, "q4_0"))
+        relative = f"{row['us'] / beside:>7.2f}" if beside and row["op"] == "minicache" else ""
+        lines.append(f"{line}{row['us']:>10.1f}{row['gb_s']:>8.0f}{row['gb_s'] / copy:>9.0%}{relative}")
+    lines.append("time: over flash attention's with a plain cache of the same type, of codes over q4_0's")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

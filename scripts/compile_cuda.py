@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""Compile the CUDA sources where there is no GPU: ours for sm_80, sm_90 and sm_120, or the whole ggml-cuda library.
+
+    python3 scripts/compile_cuda.py              our translation units, those that changed since they were compiled last
+    python3 scripts/compile_cuda.py --library    ggml-cuda with all of its own, by CMake: an hour on two cores
+
+Needs nvcc, and a native build for upstream's headers: python3 scripts/bootstrap.py setup. Headers of cuBLAS that the toolkit
+lacks are fetched from PyPI once. Exit code 0 where everything compiles, and where there is no nvcc, which is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bootstrap import FAILED, OK, RELEASE, ROOT, cache_dir, digest
+
+SOURCES = ROOT / "native" / "ggml_minicache"
+ARCHITECTURES = ("80", "90", "120")
+# as upstream's CMakeLists has them, and MINICACHE_CUDA_OPTIONS of ours behind them
+FLAGS = ["-std=c++17", "-O3", "-use_fast_math", "-extended-lambda"]
+CUBLAS = "nvidia-cublas"
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse(argv)
+    nvcc = find_nvcc()
+    if nvcc is None:
+        print("CUDA sources: skipped, there is no nvcc")
+        return OK
+    if args.library:
+        return compile_library(nvcc, args.architecture, args.jobs)
+    tree = args.upstream or next((RELEASE.directory / "build").glob("upstream-*/ggml"), None)
+    if tree is None or not (tree / "src" / "ggml-cuda" / "common.cuh").is_file():
+        print("CUDA sources: there is no native build to take upstream's headers from: bootstrap.py setup")
+        return FAILED
+    return compile_sources(nvcc, tree, args.architecture, args.jobs)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--library", action="store_true", help="the whole ggml-cuda library")
+    parser.add_argument(
+        "--architecture", action="append", metavar="N", help=f"such as 90, again and again ({ARCHITECTURES})"
+    )
+    parser.add_argument("--upstream", type=Path, metavar="DIR", help="the patched tree's ggml folder")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args(argv)
+    args.architecture = args.architecture or list(ARCHITECTURES)
+    return args
+
+
+def find_nvcc() -> str | None:
+    return os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
+def compile_sources(nvcc: str, tree: Path, architectures: Sequence[str], jobs: int) -> int:
+    options = re.search(
+        r"set\(MINICACHE_CUDA_OPTIONS (.*)\)", (ROOT / "native/cmake/MinicacheSources.cmake").read_text()
+    )
+    assert options is not None
+    includes = [tree / "include", tree / "src", tree / "src" / "ggml-cuda", SOURCES, SOURCES / "cuda"]
+    command = [
+        nvcc,
+        *FLAGS,
+        *options[1].split(),
+        "-Xcompiler",
+        "-fPIC,-Wall,-Wno-pedantic,-Wno-unused-function",
+    ]
+    for one in architectures:
+        command += ["-gencode", f"arch=compute_{one},code=sm_{one}"]
+    command += [f"-I{path}" for path in [*includes, *cublas_headers(nvcc)]]
+
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    headers = [
+        *sorted((tree / "src" / "ggml-cuda").glob("*.cuh")),
+        *sorted(SOURCES.glob("*.h")),
+        *sorted(SOURCES.glob("cuda/*.cuh")),
+    ]
+    common = hashlib.sha256("\n".join([version, *command[1:]]).encode())
+    for path in headers:
+        common.update(path.read_bytes())
+
+    def compile_one(source: Path) -> tuple[Path, float, str | None]:
+        key = common.copy()
+        key.update(source.read_bytes())
+        stamp = cache_dir() / "cuda" / f"{source.stem}-{key.hexdigest()[:16]}"
+        if stamp.is_file():
+            return source, 0.0, None
+        began = time.monotonic()
+        done = subprocess.run(
+            [*command, "-c", str(source), "-o", os.devnull],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        if done.returncode != 0:
+            return source, time.monotonic() - began, done.stdout + done.stderr
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
+        return source, time.monotonic() - began, None
+
+    failed = 0
+    sources = sorted(SOURCES.glob("cuda/*.cu"), key=lambda path: -path.stat().st_size)
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        for source, seconds, errors in pool.map(compile_one, sources):
+            how = "FAILED" if errors else f"{seconds:.0f} s" if seconds else "as compiled before"
+            print(f"  {source.relative_to(ROOT)}: {how}", flush=True)
+            failed += errors is not None
+            if errors:
+                print(errors)
+    names = ", ".join(f"sm_{one}" for one in architectures)
+    print(f"CUDA sources: {len(sources) - failed} of {len(sources)} compile for {names}")
+    return FAILED if failed else OK
+
+
+def cublas_headers(nvcc: str) -> list[Path]:
+    """Nothing where the toolkit has them itself."""
+    toolkit = Path(
+        re.search(
+            r"^#\$ TOP=(.*)$",
+            subprocess.run(
+                [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True
+            ).stderr,
+            re.MULTILINE,
+        )[1]  # type: ignore[index]
+    )
+    if any(
+        (toolkit / below / "cublas_v2.h").is_file() for below in ("include", "targets/x86_64-linux/include")
+    ):
+        return []
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    major = re.search(r"release (\d+)\.", version)
+    assert major is not None
+    package = f"{CUBLAS}=={major[1]}.*" if int(major[1]) >= 13 else f"{CUBLAS}-cu{major[1]}"
+    target = cache_dir() / "cuda" / f"cublas-{digest(package.encode())[:8]}"
+    if not target.is_dir():
+        unfinished = target.with_name(f"{target.name}-{os.getpid()}")
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            str(unfinished),
+            package,
+        ]
+        subprocess.run(pip, check=True)
+        for library in unfinished.rglob("*.so*"):
+            library.unlink()  # half a gigabyte that nothing is linked to here
+        unfinished.rename(target)
+    return [next(target.rglob("cublas_v2.h")).parent]
+
+
+def compile_library(nvcc: str, architectures: Sequence[str], jobs: int) -> int:
+    build = cache_dir() / "build" / "cuda-library"
+    options = [
+        "-DGGML_CUDA=ON",
+        f"-DCMAKE_CUDA_COMPILER={nvcc}",
+        f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(f'{one}-real' for one in architectures)}",
+    ]
+    headers = cublas_headers(nvcc)
+    if headers:  # nothing is linked, so the library itself is not needed
+        options += [f"-DCMAKE_CUDA_FLAGS=-I{headers[0]}", f"-DCUDA_cublas_LIBRARY={os.devnull}"]
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    steps = [
+        ["cmake", "-S", str(ROOT / "native"), "-B", str(build), *generator, *options],
+        ["cmake", "--build", str(build), "--parallel", str(jobs), "--target", "ggml-cuda"],
+    ]
+    for step in steps:
+        if subprocess.run(step, check=False).returncode != 0:
+            return FAILED
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# Everything about CUDA that needs a GPU, on a machine that has one and no network:
+#
+#   scripts/gpu_check.sh pack [FOLDER]            where there is a network: what the other machine needs, in FOLDER
+#   scripts/gpu_check.sh RESULTS [FOLDER]         there: builds for its GPU, tests, measures; tables last, JSON in RESULTS
+#
+# FOLDER is build/gpu unless given. The other machine has nvcc, CMake, ninja, a C++ compiler and Python with numpy, as PyTorch's
+# images do. Ten minutes on 16 cores. Exit code 0 where every test passed; measurements pass no judgement.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [ $# -lt 1 ] || [[ $1 == -* ]]; then
+    sed -n '2,9s/^# \{0,1\}//p' "$0"
+    exit 2
+fi
+
+folder=${2:-build/gpu}
+
+if [ "$1" = pack ]; then
+    # the patched tree without what is not built, so that its archive, which is larger, need not come along
+    tree=$(mktemp -d)
+    trap 'rm -rf "$tree"' EXIT
+    cmake -S native -B "$tree/build" > "$tree/log" || { cat "$tree/log"; exit 1; }
+    mkdir -p "$folder/wheels"
+    name=$(basename "$tree"/build/upstream-*)
+    tar -C "$tree/build" -cJf "$folder/$name.tar.xz" \
+        "$name"/{.minicache-patches,CMakeLists.txt,LICENSE,cmake,ggml,include,src,vendor}
+    python3 - "$folder/wheels" <<'PYTHON'
+import subprocess, sys
+
+sys.path.insert(0, "scripts")
+import bootstrap
+
+folder = sys.argv[1]
+subprocess.run(["cp", str(bootstrap.llama_cpp_python()), folder], check=True)
+download = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", folder, "--only-binary", ":all:"]
+subprocess.run(
+    [*download, "--no-deps", "gguf>=0.17", "diskcache", "jinja2", "markupsafe", "typing-extensions", "tqdm", "pyyaml",
+     "requests", "urllib3", "idna", "certifi", "charset-normalizer", "pycparser"], check=True)  # fmt: skip
+for version in ("3.10", "3.11", "3.12", "3.13"):
+    for package in ("cffi", "markupsafe", "pyyaml", "charset-normalizer"):
+        subprocess.run([*download, "--no-deps", "--python-version", version, package], check=True)
+PYTHON
+    du -sh "$folder"
+    exit 0
+fi
+
+results=$1
+mkdir -p "$results"
+results=$(cd "$results" && pwd)
+build=$folder/build
+failed=()
+
+section() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
+
+# its output in RESULTS too; a failure does not keep the rest from being run
+step() {
+    local name=$1
+    shift
+    section "$name"
+    if ! "$@" 2>&1 | tee "$results/${name// /-}.txt" | tail -n "${LINES_SHOWN:-15}"; then
+        failed+=("$name")
+    fi
+}
+
+section 'build'
+nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv | tee "$results/device.txt"
+architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
+archive=$(ls "$folder"/upstream-*.tar.xz)
+mkdir -p "$build"
+tar -C "$build" -xJf "$archive"
+# The one GPU that is here, and of flash attention the caches that are measured against.
+cmake -S native -B "$build" -G Ninja -DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$architecture-real" \
+    -DGGML_CUDA_FA_QUANTS="f16-f16;q8_0-q8_0;q4_0-q4_0" -DMINICACHE_TESTS=ON > "$results/build.txt"
+cmake --build "$build" --parallel "$(nproc)" >> "$results/build.txt" 2>&1 || { tail -30 "$results/build.txt"; exit 1; }
+cmake --build "$build" --target minicache-bench-kernels >> "$results/build.txt" 2>&1
+python3 -m pip install --quiet --no-index --no-deps --find-links "$folder/wheels" --target "$folder/site" --upgrade \
+    llama-cpp-python gguf diskcache jinja2 markupsafe typing-extensions tqdm pyyaml requests urllib3 idna certifi \
+    charset-normalizer cffi pycparser
+bin=$PWD/$build/bin
+[[ $build == /* ]] && bin=$build/bin
+export MINICACHE_LIB_PATH=$bin PYTHONPATH=python:scripts:$folder/site OMP_NUM_THREADS=1
+
+LINES_SHOWN=3 step 'native tests on the CPU' "$bin/minicache-test" -o 'ATTN(type_k=f16'
+step 'native tests on the GPU' "$bin/minicache-test" -d CUDA0
+LINES_SHOWN=8 step 'logits' python3 scripts/compare_devices.py --json "$results/logits.json"
+LINES_SHOWN=8 step 'logits with half of the layers on the GPU' python3 scripts/compare_devices.py --gpu-layers 6 \
+    --config f16 --config slerp:type=q4_0
+
+if command -v compute-sanitizer > /dev/null; then
+    # one case of each op, as both tools slow kernels down a hundred times
+    for tool in memcheck racecheck; do
+        for case in INDEX MERGE RETAIN ENCODE 'ATTN(type_k=q4_0,type_v=q4_0' 'ATTN_CODE(units_k=1.0.1.1.1.0.1'; do
+            LINES_SHOWN=2 step "$tool of ${case%%(*}" timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+                "$bin/minicache-test" -d CUDA0 -n 3 -o "$case"
+        done
+    done
+else
+    echo 'compute-sanitizer is not there: memcheck and racecheck are left out'
+    failed+=('compute-sanitizer')
+fi
+
+step 'random models' sh -c "python3 scripts/random_model.py llama-3-8b -o '$folder/llama-3-8b.gguf' &&
+    python3 scripts/random_model.py llama-2-7b -o '$folder/llama-2-7b.gguf'"
+
+LINES_SHOWN=200 step 'kernels' python3 scripts/bench_kernels.py --device CUDA0 --bin "$bin" --json "$results/kernels.json"
+for shape in llama-3-8b llama-2-7b; do
+    model=$folder/$shape.gguf
+    LINES_SHOWN=40 step "decode of $shape" sh -c "python3 -m minicache_cpp bench '$model' --device cuda --ctx 4096 --ctx 32768 \
+        --reps 3 --config f16 --config q4_0 --config slerp:type=q4_0 --json > '$results/decode-$shape.json' &&
+        python3 -c 'import json, sys; from minicache_cpp.bench import table; print(table(json.load(open(sys.argv[1]))))' \
+            '$results/decode-$shape.json'"
+    LINES_SHOWN=6 step "throughput of $shape at 4 GiB" python3 scripts/bench_throughput.py "$model" --budget 4G --requests 128 \
+        --config f16 --config q4_0 --config slerp:type=q4_0 --json "$results/throughput-$shape.json"
+done
+
+section 'done'
+if [ ${#failed[@]} -gt 0 ]; then
+    printf 'failed: %s\n' "${failed[@]}"
+    exit 1
+fi
+echo 'all tests passed'

@@ -1,0 +1,254 @@
+// Decode attention on a device: MiniCache's ops beside ggml's flash attention with plain caches of the same type, and a copy
+// that says what the device's memory can do. One JSON object on a line for each measurement; scripts/bench_kernels.py makes
+// tables of them. Values are arbitrary: the time does not depend on them.
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+#include "ggml-minicache.h"
+#include "ggml.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+static const int64_t D         = 128;
+static const int64_t N_HEAD_KV = 8;
+static const int     NODES     = 16;   // of one op in a graph, so that launching it weighs little
+static const int     REPEATS   = 7;    // the median counts
+static const int     BASES     = 128;  // positions that a coded K is relative to
+static const int     WINDOW    = 64;   // the latest tokens, which plans keep as they are
+
+// units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits, as plans of these ratios have them for heads of 128
+struct code_case {
+    const char * name;
+    uint8_t      units[MINICACHE_CODE_WIDTHS];
+};
+
+static const code_case CODES[] = {
+    { "code 5", { 1, 2, 2, 3, 2, 2, 0 } },
+    { "code 10", { 0, 1, 1, 1, 2, 2, 0 } },
+};
+
+class bench {
+  public:
+    explicit bench(const char * device) : backend(ggml_backend_init_by_name(device, nullptr)) {}
+
+    bool ok() const { return backend != nullptr; }
+
+    const char * description() const { return ggml_backend_dev_description(ggml_backend_get_device(backend.get())); }
+
+    // Builds `build`'s op NODES times over the same tensors. `fill` sets what must have a meaning, all else is set to small
+    // numbers. Microseconds of one op, 0 where it does not fit the device's memory, -1 where it has no such op.
+    double measure(const std::function<ggml_tensor *(ggml_context *)> & build, const std::function<void()> & fill) const {
+        const ggml_init_params params = { 1024 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true };
+        const ggml_context_ptr ctx(ggml_init(params));
+
+        ggml_cgraph * graph = ggml_new_graph(ctx.get());
+        for (int i = 0; i < NODES; ++i) {
+            ggml_build_forward_expand(graph, build(ctx.get()));
+        }
+        for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+            if (!ggml_backend_supports_op(backend.get(), ggml_graph_node(graph, i))) {
+                return -1.0;
+            }
+        }
+        size_t needed = 0;
+        for (ggml_tensor * x = ggml_get_first_tensor(ctx.get()); x; x = ggml_get_next_tensor(ctx.get(), x)) {
+            needed += x->view_src ? 0 : ggml_nbytes(x);
+        }
+        size_t free  = 0;
+        size_t total = 0;
+        ggml_backend_dev_memory(ggml_backend_get_device(backend.get()), &free, &total);
+        if (needed > free / 10 * 9) {
+            return 0.0;
+        }
+        const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx.get(), backend.get()));
+        if (!buffer) {
+            return 0.0;
+        }
+        ggml_backend_buffer_clear(buffer.get(), 0x2C);  // 0.065 in f16, 2e-12 in f32
+        fill();
+
+        std::vector<double> us;
+        for (int i = 0; i < REPEATS + 2; ++i) {  // the first two warm up and capture the graph
+            const int64_t began = ggml_time_us();
+            if (ggml_backend_graph_compute(backend.get(), graph) != GGML_STATUS_SUCCESS) {
+                fprintf(stderr, "the computation failed\n");
+                exit(1);
+            }
+            if (i >= 2) {
+                us.push_back((double) (ggml_time_us() - began) / NODES);
+            }
+        }
+        std::sort(us.begin(), us.end());
+        return us[us.size() / 2];
+    }
+
+  private:
+    ggml_backend_ptr backend;
+};
+
+static void report(const char * op, const char * cache, int64_t n_kv, int64_t batch, int64_t n_gqa, double us, double bytes) {
+    printf("{\"op\": \"%s\", \"cache\": \"%s\", \"n_kv\": %lld, \"batch\": %lld, \"gqa\": %lld, ", op, cache, (long long) n_kv,
+        (long long) batch, (long long) n_gqa);
+    if (us > 0.0) {
+        printf("\"us\": %.2f, \"bytes\": %.0f, \"gb_s\": %.2f}\n", us, bytes, bytes / us * 1e-3);
+    } else {
+        printf("\"us\": null, \"reason\": \"%s\"}\n", us < 0.0 ? "not supported" : "does not fit");
+    }
+    fflush(stdout);
+}
+
+static void bench_copy(const bench & b) {
+    const int64_t n = 256 * 1024 * 1024;  // bytes, more than any cache holds
+
+    ggml_tensor * x = nullptr;
+    ggml_tensor * y = nullptr;
+
+    const auto shaped = [&](ggml_context * ctx) {
+        x = x ? x : ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n / 4);
+        y = y ? y : ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n / 4);
+        return ggml_cpy(ctx, x, y);
+    };
+    report("copy", "", 0, 0, 0, b.measure(shaped, [] {}), 2.0 * (double) n);
+}
+
+// tensors that all nodes of a graph share
+struct shared_tensors {
+    ggml_tensor * q    = nullptr;
+    ggml_tensor * k    = nullptr;
+    ggml_tensor * v    = nullptr;
+    ggml_tensor * mask = nullptr;
+
+    // of MiniCache alone
+    ggml_tensor * scales = nullptr;  // magnitudes, or the codec
+    ggml_tensor * pool_k = nullptr;
+    ggml_tensor * pool_v = nullptr;
+    ggml_tensor * kv_cur = nullptr;
+    ggml_tensor * index  = nullptr;
+
+    double bytes() const {
+        double sum = 0.0;
+        for (const ggml_tensor * x : { q, k, v, mask, scales, pool_k, pool_v, kv_cur, index }) {
+            sum += x ? (double) ggml_nbytes(x) : 0.0;
+        }
+        return sum;
+    }
+};
+
+static void bench_plain(const bench & b, ggml_type type, int64_t n_kv, int64_t batch, int64_t n_gqa) {
+    shared_tensors t;
+
+    const auto build = [&](ggml_context * ctx) {
+        if (!t.q) {
+            t.q    = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, D, 1, N_HEAD_KV * n_gqa, batch);
+            t.k    = ggml_new_tensor_4d(ctx, type, D, N_HEAD_KV, n_kv, batch);
+            t.v    = ggml_new_tensor_4d(ctx, type, D, N_HEAD_KV, n_kv, batch);
+            t.mask = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_kv, 1, 1, batch);
+        }
+        ggml_tensor * k = ggml_permute(ctx, t.k, 0, 2, 1, 3);
+        ggml_tensor * v = ggml_permute(ctx, t.v, 0, 2, 1, 3);
+        return ggml_flash_attn_ext(ctx, t.q, k, v, t.mask, 0.1f, 0.0f, 0.0f);
+    };
+    const auto fill = [&] { ggml_backend_tensor_memset(t.mask, 0, 0, ggml_nbytes(t.mask)); };
+
+    const double us = b.measure(build, fill);
+    report("flash attention", ggml_type_name(type), n_kv, batch, n_gqa, us, t.bytes());
+}
+
+static void set_cells(const shared_tensors & t, int64_t n_kv, int64_t batch) {
+    ggml_backend_tensor_memset(t.mask, 0, 0, ggml_nbytes(t.mask));
+
+    std::vector<int32_t> index(ggml_nelements(t.index), GGML_MINICACHE_CELL_MERGED);
+    for (int64_t s = 0; s < batch; ++s) {
+        for (int64_t i = 0; i < n_kv; ++i) {
+            int32_t * cell = &index[s * n_kv + i];
+            *cell          = i == n_kv - 1 ? 0 : i >= n_kv - WINDOW ? GGML_MINICACHE_CELL_WINDOW : *cell;
+            if (t.index->ne[2] == 2) {
+                index[(batch + s) * n_kv + i] = (int32_t) (i / BASES * BASES);
+            }
+        }
+    }
+    ggml_backend_tensor_set(t.index, index.data(), 0, ggml_nbytes(t.index));
+}
+
+// code: null for directions of `type`
+static void bench_minicache(
+    const bench & b, const char * name, ggml_type type, const code_case * code, int64_t n_kv, int64_t batch, int64_t n_gqa) {
+    shared_tensors       t;
+    minicache_code_shape shape = {};
+    if (code) {
+        memcpy(shape.layout_k.n_unit, code->units, sizeof(code->units));
+        shape.layout_v  = shape.layout_k;
+        shape.d_k       = (int16_t) D;
+        shape.d_v       = (int16_t) D;
+        shape.n_head_kv = (int16_t) N_HEAD_KV;
+        shape.n_rot     = (int16_t) D;
+        shape.rope      = MINICACHE_ROPE_HALVES;
+    }
+    const ggml_minicache_attn_params params = { 0.1f, 0.0f, 0.0f, 1, 0, 0, WINDOW };
+
+    const auto build = [&](ggml_context * ctx) {
+        if (!t.q) {
+            const int64_t row = code ? minicache_code_bytes(shape.layout_k) : D;
+
+            t.q      = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, D, 1, N_HEAD_KV * n_gqa, batch);
+            t.k      = ggml_new_tensor_4d(ctx, code ? GGML_TYPE_I8 : type, row, N_HEAD_KV, n_kv, batch);
+            t.v      = ggml_new_tensor_4d(ctx, code ? GGML_TYPE_I8 : type, row, N_HEAD_KV, n_kv, batch);
+            t.mask   = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_kv, 1, 1, batch);
+            t.scales = code ? ggml_new_tensor_1d(ctx, GGML_TYPE_I8, minicache_codec_offsets_of(shape).size) :
+                              ggml_new_tensor_4d(ctx, GGML_TYPE_F16, N_HEAD_KV, 4, n_kv, batch);
+            t.pool_k = ggml_new_tensor_4d(ctx, GGML_TYPE_Q8_0, D, N_HEAD_KV, WINDOW, batch);
+            t.pool_v = ggml_new_tensor_4d(ctx, GGML_TYPE_Q8_0, D, N_HEAD_KV, WINDOW, batch);
+            t.kv_cur = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2 * D * N_HEAD_KV, batch);
+            t.index  = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, n_kv, batch, code ? 2 : 1);
+        }
+        return code ? ggml_minicache_attn_code(
+                          ctx, t.q, t.k, t.v, t.scales, t.pool_k, t.pool_v, t.kv_cur, t.mask, t.index, nullptr, params, shape) :
+                      ggml_minicache_attn(
+                          ctx, t.q, t.k, t.v, t.scales, t.pool_k, t.pool_v, t.kv_cur, t.mask, t.index, nullptr, params);
+    };
+    const double us = b.measure(build, [&] { set_cells(t, n_kv, batch); });
+    report("minicache", name, n_kv, batch, n_gqa, us, t.bytes());
+}
+
+int main(int argc, char ** argv) {
+    if (argc < 2 || argv[1][0] == '-') {
+        fprintf(stderr, "usage: %s DEVICE [LARGEST_N_KV]\n\n  DEVICE  CPU, CUDA0 and so on\n", argv[0]);
+        return 2;
+    }
+    ggml_time_init();
+    ggml_backend_load_all();
+    const bench b(argv[1]);
+    if (!b.ok()) {
+        fprintf(stderr, "there is no device %s\n", argv[1]);
+        return 2;
+    }
+    const int64_t largest = argc > 2 ? atoll(argv[2]) : 131072;
+
+    printf("{\"device\": \"%s\"}\n", b.description());
+    fflush(stdout);
+    bench_copy(b);
+    for (const int64_t n_kv : { 4096, 32768, 131072 }) {
+        for (const int64_t batch : { 1, 8, 64 }) {
+            for (const int64_t n_gqa : { 4, 8 }) {
+                if (n_kv > largest) {
+                    continue;
+                }
+                for (const ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
+                    bench_plain(b, type, n_kv, batch, n_gqa);
+                    bench_minicache(b, ggml_type_name(type), type, nullptr, n_kv, batch, n_gqa);
+                }
+                for (const code_case & code : CODES) {
+                    bench_minicache(b, code.name, GGML_TYPE_COUNT, &code, n_kv, batch, n_gqa);
+                }
+            }
+        }
+    }
+    return 0;
+}
