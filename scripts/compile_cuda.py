@@ -4,8 +4,9 @@
     python3 scripts/compile_cuda.py              our translation units, those that changed since they were compiled last
     python3 scripts/compile_cuda.py --library    ggml-cuda with all of its own, by CMake: an hour on two cores
 
-Needs nvcc, and a native build for upstream's headers: python3 scripts/bootstrap.py setup. Headers of cuBLAS that the toolkit
-lacks are fetched from PyPI once. Exit code 0 where everything compiles, and where there is no nvcc, which is said.
+Needs nvcc, and a native build for upstream's headers: python3 scripts/bootstrap.py setup. Headers of cuBLAS
+that the toolkit lacks are fetched from PyPI once. Exit code 0 where everything compiles, and where there is
+no nvcc, which is said.
 """
 
 from __future__ import annotations
@@ -128,23 +129,19 @@ def compile_sources(nvcc: str, tree: Path, architectures: Sequence[str], jobs: i
 
 def cublas_headers(nvcc: str) -> list[Path]:
     """Nothing where the toolkit has them itself."""
-    toolkit = Path(
-        re.search(
-            r"^#\$ TOP=(.*)$",
-            subprocess.run(
-                [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True
-            ).stderr,
-            re.MULTILINE,
-        )[1]  # type: ignore[index]
-    )
+    dry_run = [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull]
+    told = subprocess.run(dry_run, capture_output=True, text=True, check=False).stderr
+    top = re.search(r"^#\$ TOP=(.*)$", told, re.MULTILINE)
+    toolkit = Path(top[1]) if top else Path(nvcc).resolve().parent.parent
     if any(
         (toolkit / below / "cublas_v2.h").is_file() for below in ("include", "targets/x86_64-linux/include")
     ):
         return []
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    major = re.search(r"release (\d+)\.", version)
-    assert major is not None
-    package = f"{CUBLAS}=={major[1]}.*" if int(major[1]) >= 13 else f"{CUBLAS}-cu{major[1]}"
+    release = re.search(r"release (\d+)\.(\d+)", version)
+    assert release is not None
+    major, minor = release.groups()
+    package = f"{CUBLAS}=={major}.{minor}.*" if int(major) >= 13 else f"{CUBLAS}-cu{major}"
     target = cache_dir() / "cuda" / f"cublas-{digest(package.encode())[:8]}"
     if not target.is_dir():
         unfinished = target.with_name(f"{target.name}-{os.getpid()}")
