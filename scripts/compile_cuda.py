@@ -127,15 +127,18 @@ def compile_sources(nvcc: str, tree: Path, architectures: Sequence[str], jobs: i
     return FAILED if failed else OK
 
 
-def cublas_headers(nvcc: str) -> list[Path]:
-    """Nothing where the toolkit has them itself."""
+def toolkit(nvcc: str) -> Path:
+    """Its folder; nvcc itself may be a script elsewhere."""
     dry_run = [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull]
     told = subprocess.run(dry_run, capture_output=True, text=True, check=False).stderr
     top = re.search(r"^#\$ TOP=(.*)$", told, re.MULTILINE)
-    toolkit = Path(top[1]) if top else Path(nvcc).resolve().parent.parent
-    if any(
-        (toolkit / below / "cublas_v2.h").is_file() for below in ("include", "targets/x86_64-linux/include")
-    ):
+    return (Path(top[1]) if top else Path(nvcc).resolve().parent.parent).resolve()
+
+
+def cublas_headers(nvcc: str) -> list[Path]:
+    """Nothing where the toolkit has them itself."""
+    top = toolkit(nvcc)
+    if any((top / below / "cublas_v2.h").is_file() for below in ("include", "targets/x86_64-linux/include")):
         return []
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     release = re.search(r"release (\d+)\.(\d+)", version)
@@ -171,8 +174,14 @@ def compile_library(nvcc: str, architectures: Sequence[str], jobs: int) -> int:
         f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(f'{one}-real' for one in architectures)}",
     ]
     headers = cublas_headers(nvcc)
-    if headers:  # nothing is linked, so the library itself is not needed
-        options += [f"-DCMAKE_CUDA_FLAGS=-I{headers[0]}", f"-DCUDA_cublas_LIBRARY={os.devnull}"]
+    if headers:
+        # The result is not run: any library will do in place of cuBLAS, and the driver's is left out.
+        runtime = next(toolkit(nvcc).rglob("libcudart.so"))
+        options += [
+            f"-DCMAKE_CUDA_FLAGS=-I{headers[0]}",
+            f"-DCUDA_cublas_LIBRARY={runtime}",
+            "-DGGML_CUDA_NO_VMM=ON",
+        ]
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     steps = [
         ["cmake", "-S", str(ROOT / "native"), "-B", str(build), *generator, *options],
