@@ -31,13 +31,6 @@ class test_attn_merged : public test_attn {
     }
 
   protected:
-    bool has_levels() const override { return ggml_is_quantized(m.type_k) || (p.block > 0 && ggml_is_quantized(p.type_pool)); }
-
-    double score_size(int stream, int cell, int head_kv, const float * query) const override {
-        const auto top = std::max_element(query, query + p.d_k, [](float x, float y) { return fabsf(x) < fabsf(y); });
-        return scale() * fabsf(*top) * length(shared_entry(stream, cell, head_kv, false));
-    }
-
     void add_vars(var_list & vars) const override {
         vars.add("type_k", ggml_type_name(m.type_k))
             .add("type_v", ggml_type_name(m.type_v))

@@ -144,10 +144,8 @@ class test_attn : public test_case {
         ggml_backend_tensor_set(index, cells.data(), 0, cells.size() * sizeof(int32_t));
     }
 
-    // Sums are taken in another order and in float32, and exp is approximate to 1e-7 or so. What is kept as integers is multiplied
-    // with queries of 16 bits, whose rounding adds up to an error of 1e-5 of score_size() or so, and an error of a score is one of
-    // the weights.
-    double max_nmse() const override { return 1e-10 + (has_levels() ? 1e-9 * largest * largest : 0.0); }
+    // sums are taken in another order and in float32, and exp is approximate to 1e-7 or so
+    double max_nmse() const override { return 1e-10; }
 
     double error() const override {
         const std::vector<float> x        = get_rows(out);
@@ -179,10 +177,6 @@ class test_attn : public test_case {
     virtual void add_vars(var_list & vars) const = 0;
 
     virtual std::string perf_type() const = 0;
-
-    // whether K is read as integers, and then the query's largest factor times the length of the integers, as they enter a score
-    virtual bool   has_levels() const                                                       = 0;
-    virtual double score_size(int stream, int cell, int head_kv, const float * query) const = 0;
 
     // rows of any content
     virtual void fill_cache(rng_t & rng) = 0;
@@ -216,8 +210,6 @@ class test_attn : public test_case {
         return result;
     }
 
-    static double length(const std::vector<double> & x) { return sqrt(std::inner_product(x.begin(), x.end(), x.begin(), 0.0)); }
-
     int32_t state(int stream, int cell) const { return cells[stream * p.n_kv + cell]; }
 
     float scale() const { return 1.5f / sqrtf((float) p.d_k); }
@@ -243,8 +235,6 @@ class test_attn : public test_case {
     std::vector<float> sink_data;
 
     mutable std::vector<std::vector<double>> entries;  // as far as they were asked for
-
-    mutable double largest = 0.0;  // score_size()
 
     int n_tokens() const { return p.n_tps * p.n_stream; }
 
@@ -372,9 +362,6 @@ class test_attn : public test_case {
             const std::vector<double> & k = entry(stream, cell, head / p.n_gqa, false);
 
             double score = scale() * std::inner_product(k.begin(), k.end(), query, 0.0);
-            if (has_levels() && cell % 8 == 0) {
-                largest = std::max(largest, score_size(stream, cell, head / p.n_gqa, query));
-            }
             if (p.softcap > 0.0f) {
                 score = p.softcap * tanh(score / p.softcap);
             }

@@ -2,7 +2,6 @@
 
 #include "ggml-backend.h"
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -66,39 +65,17 @@ std::vector<int> codec_part::levels(const uint8_t * row) const {
     return result;
 }
 
-std::vector<double> codec_part::coefficients(const uint8_t * row) const {
-    const std::vector<int> l = levels(row);
-
-    std::vector<double> z(r());
-    for (int c = 0; c < r(); ++c) {
-        z[c] = l[c] - level_half(c);
-    }
-    return z;
-}
-
 std::vector<double> codec_part::decode(int head, int side, const uint8_t * row) const {
-    const std::vector<double> z = coefficients(row);
+    const std::vector<int> l = levels(row);
 
     std::vector<double> u(d, 0.0);
     for (int i = 0; i < d; ++i) {
         const float * x = dec.data() + ((size_t) head * 2 * d + side * d + i) * r();
         for (int c = 0; c < r(); ++c) {
-            u[i] += x[c] * z[c];
+            u[i] += x[c] * (l[c] - level_half(c));
         }
     }
     return u;
-}
-
-double codec_part::largest_factor(int head, int side, const std::vector<double> & query) const {
-    double largest = 0.0;
-    for (int c = 0; c < r(); ++c) {
-        double factor = 0.0;
-        for (int i = 0; i < d; ++i) {
-            factor += dec[((size_t) head * 2 * d + side * d + i) * r() + c] * query[i];
-        }
-        largest = std::max(largest, fabs(factor));
-    }
-    return largest;
 }
 
 double codec_part::magnitude(int head, int side, const uint8_t * row) const {

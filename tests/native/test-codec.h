@@ -31,11 +31,7 @@ struct codec_part {
     // what the levels of one head's code row are, what they stand for in one layer, and that layer's magnitude
     std::vector<int>    levels(const uint8_t * row) const;
     std::vector<double> decode(int head, int side, const uint8_t * row) const;
-    std::vector<double> coefficients(const uint8_t * row) const;
     double              magnitude(int head, int side, const uint8_t * row) const;
-
-    // of the numbers that a head's coefficients are multiplied with where a query of d meets them
-    double largest_factor(int head, int side, const std::vector<double> & query) const;
 
     double level_half(int c) const { return 0.5 * ((1 << widths[c]) - 1); }
 };

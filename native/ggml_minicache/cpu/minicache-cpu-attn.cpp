@@ -17,8 +17,7 @@
 //
 // Few queries, as in decode: the kernels take rows as they lie in memory, floats or levels; a piece of work is a stretch of the
 // cells for all KV heads, so that memory is read as it lies, and the stretches' results are combined at the end. Many, as in
-// prefill: a piece of work is a KV head and a tile of tokens, and a block is brought into columns once for all of its queries;
-// only scores with levels go as in decode.
+// prefill: a piece of work is a KV head and a tile of tokens, and a block is brought into columns once for all of its queries.
 
 static const int64_t GROUP     = 512;         // cells, at most
 static const int64_t IN_CACHE  = 192 * 1024;  // bytes of a group that all KV heads go through in turn
@@ -396,7 +395,7 @@ struct head_rows {
         x.sum        = memory.floats(plan.rows);
 #if MINICACHE_LEVELS
         for (const entry_kind kind : { SHARED, RETAINED }) {
-            if (plan.rows_k[kind].is_level && !(kind == SHARED && a.coded)) {
+            if (plan.few && plan.rows_k[kind].is_level && !(kind == SHARED && a.coded)) {
                 x.levels[kind] = memory.floats(minicache_level_queries::n_word(plan.rows, plan.ld_k));
             }
         }
@@ -420,7 +419,7 @@ struct base_queries {
         turned(a.coded ? memory.floats(max_rows(plan) * plan.d_k) : nullptr),
         q(a.coded ? memory.floats(max_rows(plan) * plan.r_k) : nullptr), levels(nullptr) {
 #if MINICACHE_LEVELS
-        levels = a.coded ? memory.floats(minicache_level_queries::n_word(max_rows(plan), plan.ld_k)) : nullptr;
+        levels = a.coded && plan.few ? memory.floats(minicache_level_queries::n_word(max_rows(plan), plan.ld_k)) : nullptr;
 #endif
     }
 
@@ -725,7 +724,7 @@ class attn_tile {
         int64_t n_levels, int64_t r_levels) {
         const entry_rows & format = plan.rows_k[block.kind];
 #if MINICACHE_LEVELS
-        if (format.is_level) {
+        if (plan.few && format.is_level) {
             const minicache_level_rows rows = read_levels(block, format, a.shape.layout_k, rows_k, d, levels_k, zero_k);
             minicache_level_words(rows.levels, rows.ld, d, block.n, words);
             const minicache_level_queries all(levels, n_levels, plan.ld_k);

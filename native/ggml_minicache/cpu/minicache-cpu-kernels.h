@@ -230,38 +230,50 @@ static inline void minicache_values_rows(
 //
 
 #if MINICACHE_LEVELS
-// Queries as integers of 16 bits. What 8 bits would cost is an error of 1/127 of the largest number; with 16 it is that of
-// float32 rows to five digits.
+// Queries as integers of 24 bits, as exact as float32: x + rest/256, with x of 16 bits and the rest of 8, in the words that
+// ivec_dot() takes. 8 bits in all, as llama.cpp's own products with quantized rows have, would cost an error of 1/127 of the
+// largest number.
 struct minicache_level_queries {
-    int32_t * first;   // [n_rows][ld/4], see minicache-cpu-simd.h
-    int32_t * second;  // [n_rows][ld/4]
-    int32_t * bias;    // [n_rows][ld/32]: -Σ zero*q
-    float *   sum;     // [n_rows][ld/32]: Σ q
-    float *   unit;    // [n_rows][ld/32], all the same for levels with scales
-    int64_t   ld;
+    // words of a group of levels: bytes give a word for each four of them; pairs of 16 bits take the even and the odd apart
+#if defined(MINICACHE_BYTE_DOT)
+    static const int64_t REST_WORDS = 8;
+#else
+    static const int64_t REST_WORDS = 16;
+#endif
+    static const int64_t WHOLE_WORDS = 16;  // 8 of upper and 8 of lower bytes, or 8 even and 8 odd
 
-    static int64_t n_word(int64_t n_rows, int64_t ld) { return n_rows * (ld / 2 + 3 * (ld / MINICACHE_LEVEL_GROUP)); }
+    int64_t   n_group;
+    int32_t * whole;      // [n_rows][n_group][WHOLE_WORDS]
+    int32_t * rest;       // [n_rows][n_group][REST_WORDS]
+    int32_t * bias;       // [n_rows][n_group]: -Σ zero*x
+    int32_t * rest_bias;  // [n_rows][n_group]: -Σ zero*rest
+    float *   sum;        // [n_rows][n_group]: Σ x + rest/256
+    float *   unit;       // [n_rows][n_group], all the same for levels with scales
+
+    static int64_t n_word(int64_t n_rows, int64_t ld) {
+        return n_rows * (ld / MINICACHE_LEVEL_GROUP) * (WHOLE_WORDS + REST_WORDS + 4);
+    }
 
     minicache_level_queries(float * scratch, int64_t n_rows, int64_t ld) :
-        first((int32_t *) scratch), second(first + n_rows * ld / 4), bias(second + n_rows * ld / 4),
-        sum((float *) (bias + n_rows * ld / MINICACHE_LEVEL_GROUP)), unit(sum + n_rows * ld / MINICACHE_LEVEL_GROUP), ld(ld) {}
+        n_group(ld / MINICACHE_LEVEL_GROUP), whole((int32_t *) scratch), rest(whole + n_rows * n_group * WHOLE_WORDS),
+        bias(rest + n_rows * n_group * REST_WORDS), rest_bias(bias + n_rows * n_group),
+        sum((float *) (rest_bias + n_rows * n_group)), unit(sum + n_rows * n_group) {}
 
     // the rows from r on
     minicache_level_queries from(int64_t r) const {
         minicache_level_queries x = *this;
-        x.first += r * ld / 4;
-        x.second += r * ld / 4;
-        x.bias += r * (ld / MINICACHE_LEVEL_GROUP);
-        x.sum += r * (ld / MINICACHE_LEVEL_GROUP);
-        x.unit += r * (ld / MINICACHE_LEVEL_GROUP);
+        x.whole += r * n_group * WHOLE_WORDS;
+        x.rest += r * n_group * REST_WORDS;
+        x.bias += r * n_group;
+        x.rest_bias += r * n_group;
+        x.sum += r * n_group;
+        x.unit += r * n_group;
         return x;
     }
 
-    // query r from n floats, n up to ld
+    // query r from n floats, n up to 32*n_group
     //   by_group: a unit for each group of its own; for levels without scales, whose factors may differ much
     void set(int64_t r, const float * q, int64_t n, const float * zero, bool by_group) {
-        const int64_t n_group = ld / MINICACHE_LEVEL_GROUP;
-
         float top = 0.0f;
         for (int64_t i = 0; i < n && !by_group; i += MINICACHE_LEVEL_GROUP) {
             const float x = largest(group(q, i, n).x);
@@ -313,44 +325,54 @@ struct minicache_level_queries {
         unit[i]             = finite ? top / (float) TOP : NAN;
 
         int32_t x[MINICACHE_LEVEL_GROUP] = {};
-        int32_t total                    = 0;
-        int32_t twice                    = 0;  // of Σ (zero - origin)*x
+        int32_t y[MINICACHE_LEVEL_GROUP] = {};  // the rest
         if (finite) {
             for (int j = 0; j < MINICACHE_LEVEL_GROUP; ++j) {
-                const float y = inverse * q[j];
-                x[j]          = (int32_t) (y + (y < 0.0f ? -0.5f : 0.5f));
+                const float z = inverse * q[j];
+                x[j]          = (int32_t) (z + (z < 0.0f ? -0.5f : 0.5f));
+                y[j]          = (int32_t) (256.0f * (z - (float) x[j]));
+                y[j]          = y[j] > 127 ? 127 : y[j];
             }
         }
+        int32_t total[2] = {};
+        int32_t twice[2] = {};  // of Σ (zero - origin)*x
         for (int j = 0; j < MINICACHE_LEVEL_GROUP; ++j) {
-            total += x[j];
-            twice += x[j] * ((int32_t) (2.0f * zero[j]) - 2 * MINICACHE_LEVEL_ORIGIN);
+            const int32_t zero_2 = (int32_t) (2.0f * zero[j]) - 2 * MINICACHE_LEVEL_ORIGIN;
+            total[0] += x[j];
+            total[1] += y[j];
+            twice[0] += x[j] * zero_2;
+            twice[1] += y[j] * zero_2;
         }
-        bias[i] = -twice / 2;
-        sum[i]  = (float) total;
-        split(x, first + 8 * i, second + 8 * i);
-    }
-
-    static void split(const int32_t * x, int32_t * a, int32_t * b) {
+        // half of an odd number is the next group of bits' to keep
+        const int32_t odd = twice[0] % 2;
+        bias[i]           = -(twice[0] - odd) / 2;
+        rest_bias[i]      = -(twice[1] + 256 * odd) / 2;
+        sum[i]            = (float) total[0] + (float) total[1] / 256.0f;
 #if defined(MINICACHE_BYTE_DOT)
-        int8_t upper[MINICACHE_LEVEL_GROUP];
-        int8_t lower[MINICACHE_LEVEL_GROUP];
-        for (int i = 0; i < MINICACHE_LEVEL_GROUP; ++i) {
-            upper[i] = (int8_t) ((x[i] + 128) >> 8);
-            lower[i] = (int8_t) (x[i] - 256 * ((x[i] + 128) >> 8));
+        int8_t bytes[3][MINICACHE_LEVEL_GROUP];
+        for (int j = 0; j < MINICACHE_LEVEL_GROUP; ++j) {
+            bytes[0][j] = (int8_t) ((x[j] + 128) >> 8);
+            bytes[1][j] = (int8_t) (x[j] - 256 * ((x[j] + 128) >> 8));
+            bytes[2][j] = (int8_t) y[j];
         }
-        memcpy(a, upper, sizeof(upper));
-        memcpy(b, lower, sizeof(lower));
+        memcpy(whole + i * WHOLE_WORDS, bytes, 2 * sizeof(bytes[0]));
+        memcpy(rest + i * REST_WORDS, bytes[2], sizeof(bytes[2]));
 #else
-        int16_t even[MINICACHE_LEVEL_GROUP / 2];
-        int16_t odd[MINICACHE_LEVEL_GROUP / 2];
-        for (int i = 0; i < MINICACHE_LEVEL_GROUP / 2; ++i) {
-            even[i] = (int16_t) x[2 * i];
-            odd[i]  = (int16_t) x[2 * i + 1];
-        }
-        memcpy(a, even, sizeof(even));
-        memcpy(b, odd, sizeof(odd));
+        take_apart(x, whole + i * WHOLE_WORDS);
+        take_apart(y, rest + i * REST_WORDS);
 #endif
     }
+
+#if !defined(MINICACHE_BYTE_DOT)
+    static void take_apart(const int32_t * x, int32_t * words) {
+        int16_t pairs[2][MINICACHE_LEVEL_GROUP / 2];
+        for (int i = 0; i < MINICACHE_LEVEL_GROUP / 2; ++i) {
+            pairs[0][i] = (int16_t) x[2 * i];
+            pairs[1][i] = (int16_t) x[2 * i + 1];
+        }
+        memcpy(words, pairs, sizeof(pairs));
+    }
+#endif
 };
 
 // the first d of levels [MINICACHE_BLOCK][ld] to words [d/4][MINICACHE_BLOCK], whole vectors of words
@@ -369,10 +391,40 @@ static inline void minicache_level_words(const uint8_t * levels, int64_t ld, int
     }
 }
 
+// acc += a group of levels times factors [R][ld], 8 words of each for bytes, 16 for pairs
 template <int R, int C>
-static inline void scores_levels(const minicache_level_queries & q, int64_t r0, int64_t n, const int32_t * words,
-    const minicache_level_rows & k, int c0, float * s) {
-    const int64_t n_group = q.ld / MINICACHE_LEVEL_GROUP;
+static inline void level_dots(const int32_t * levels, const int32_t * factors, int64_t ld, minicache_ivec (&acc)[R][C]) {
+    for (int i = 0; i < 8; ++i) {
+        minicache_ivec x[C];
+        for (int c = 0; c < C; ++c) {
+            x[c] = ivec_load(levels + i * MINICACHE_BLOCK + c * MINICACHE_LANES);
+        }
+        for (int r = 0; r < R; ++r) {
+#if defined(MINICACHE_BYTE_DOT)
+            const minicache_ivec y = ivec_set(factors[r * ld + i]);
+            for (int c = 0; c < C; ++c) {
+                acc[r][c] = ivec_dot(acc[r][c], x[c], y);
+            }
+#else
+            const minicache_ivec even = ivec_set(factors[r * ld + i]);
+            const minicache_ivec odd  = ivec_set(factors[r * ld + 8 + i]);
+            for (int c = 0; c < C; ++c) {
+                acc[r][c] = ivec_dot(acc[r][c], ivec_even(x[c]), even);
+                acc[r][c] = ivec_dot(acc[r][c], ivec_odd(x[c]), odd);
+            }
+#endif
+        }
+    }
+}
+
+template <int R, int C>
+static inline void scores_levels(
+    const minicache_level_queries & q, int64_t n, const int32_t * words, const minicache_level_rows & k, int c0, float * s) {
+    const int64_t ld       = q.n_group;
+    const int64_t ld_whole = ld * minicache_level_queries::WHOLE_WORDS;
+    const int64_t ld_rest  = ld * minicache_level_queries::REST_WORDS;
+
+    const minicache_vec rest_unit = vec_set(1.0f / 256.0f);
 
     minicache_vec sums[R][C];
     for (int r = 0; r < R; ++r) {
@@ -381,102 +433,69 @@ static inline void scores_levels(const minicache_level_queries & q, int64_t r0, 
         }
     }
     for (int64_t g = 0; g < n; ++g) {
-        const int32_t * x     = words + 8 * g * MINICACHE_BLOCK + c0;
-        const int32_t * one   = q.first + r0 * q.ld / 4 + 8 * g;
-        const int32_t * other = q.second + r0 * q.ld / 4 + 8 * g;
+        const int32_t * levels = words + 8 * g * MINICACHE_BLOCK + c0;
+        const int32_t * whole  = q.whole + g * minicache_level_queries::WHOLE_WORDS;
 
         minicache_ivec acc[R][C];
         for (int r = 0; r < R; ++r) {
             for (int c = 0; c < C; ++c) {
-                acc[r][c] = ivec_zero();
+                acc[r][c] = ivec_set(q.rest_bias[r * ld + g]);
             }
         }
+        level_dots(levels, q.rest + g * minicache_level_queries::REST_WORDS, ld_rest, acc);
+
+        minicache_vec dots[R][C];
+        for (int r = 0; r < R; ++r) {
+            for (int c = 0; c < C; ++c) {
+                dots[r][c] = vec_mul(rest_unit, ivec_float(acc[r][c]));
+                acc[r][c]  = ivec_zero();
+            }
+        }
+        level_dots(levels, whole, ld_whole, acc);
 #if defined(MINICACHE_BYTE_DOT)
-        for (int i = 0; i < 8; ++i) {
-            minicache_ivec y[C];
-            for (int c = 0; c < C; ++c) {
-                y[c] = ivec_load(x + i * MINICACHE_BLOCK + c * MINICACHE_LANES);
-            }
-            for (int r = 0; r < R; ++r) {
-                const minicache_ivec z = ivec_set(one[r * q.ld / 4 + i]);
-                for (int c = 0; c < C; ++c) {
-                    acc[r][c] = ivec_dot(acc[r][c], y[c], z);
-                }
-            }
-        }
-        for (int r = 0; r < R; ++r) {
-            const minicache_ivec bias = ivec_set(q.bias[(r0 + r) * n_group + g]);
-            for (int c = 0; c < C; ++c) {
-                acc[r][c] = ivec_add(ivec_shl8(acc[r][c]), bias);
-            }
-        }
-        for (int i = 0; i < 8; ++i) {
-            minicache_ivec y[C];
-            for (int c = 0; c < C; ++c) {
-                y[c] = ivec_load(x + i * MINICACHE_BLOCK + c * MINICACHE_LANES);
-            }
-            for (int r = 0; r < R; ++r) {
-                const minicache_ivec z = ivec_set(other[r * q.ld / 4 + i]);
-                for (int c = 0; c < C; ++c) {
-                    acc[r][c] = ivec_dot(acc[r][c], y[c], z);
-                }
-            }
-        }
-#else
         for (int r = 0; r < R; ++r) {
             for (int c = 0; c < C; ++c) {
-                acc[r][c] = ivec_set(q.bias[(r0 + r) * n_group + g]);
+                acc[r][c] = ivec_shl8(acc[r][c]);
             }
         }
-        for (int i = 0; i < 8; ++i) {
-            for (int c = 0; c < C; ++c) {
-                const minicache_ivec y = ivec_load(x + i * MINICACHE_BLOCK + c * MINICACHE_LANES);
-                for (int r = 0; r < R; ++r) {
-                    acc[r][c] = ivec_dot(acc[r][c], ivec_even(y), ivec_set(one[r * q.ld / 4 + i]));
-                    acc[r][c] = ivec_dot(acc[r][c], ivec_odd(y), ivec_set(other[r * q.ld / 4 + i]));
-                }
-            }
-        }
+        level_dots(levels, whole + 8, ld_whole, acc);
 #endif
+        for (int r = 0; r < R; ++r) {
+            const minicache_ivec bias = ivec_set(q.bias[r * ld + g]);
+            for (int c = 0; c < C; ++c) {
+                dots[r][c] = vec_add(dots[r][c], ivec_float(ivec_add(acc[r][c], bias)));
+            }
+        }
         for (int c = 0; c < C; ++c) {
             const int64_t at = g * MINICACHE_BLOCK + c0 + c * MINICACHE_LANES;
-            if (k.scale) {
-                const minicache_vec scale = vec_load(k.scale + at);
-                for (int r = 0; r < R; ++r) {
-                    sums[r][c] = vec_fma(ivec_float(acc[r][c]), scale, sums[r][c]);
-                }
-            } else {
-                for (int r = 0; r < R; ++r) {
-                    sums[r][c] = vec_fma(ivec_float(acc[r][c]), vec_set(q.unit[(r0 + r) * n_group + g]), sums[r][c]);
-                }
-            }
-            if (k.min) {
-                const minicache_vec min = vec_load(k.min + at);
-                for (int r = 0; r < R; ++r) {
-                    sums[r][c] = vec_fma(vec_set(q.sum[(r0 + r) * n_group + g]), min, sums[r][c]);
+            for (int r = 0; r < R; ++r) {
+                const minicache_vec scale = k.scale ? vec_load(k.scale + at) : vec_set(q.unit[r * ld + g]);
+                sums[r][c]                = vec_fma(dots[r][c], scale, sums[r][c]);
+                if (k.min) {
+                    sums[r][c] = vec_fma(vec_set(q.sum[r * ld + g]), vec_load(k.min + at), sums[r][c]);
                 }
             }
         }
     }
     for (int r = 0; r < R; ++r) {
+        const minicache_vec unit = vec_set(k.scale ? q.unit[r * ld] : 1.0f);
         for (int c = 0; c < C; ++c) {
-            const minicache_vec unit = vec_set(k.scale ? q.unit[(r0 + r) * n_group] : 1.0f);
             vec_store(s + r * MINICACHE_BLOCK + c0 + c * MINICACHE_LANES, vec_mul(unit, sums[r][c]));
         }
     }
 }
 
 template <int R>
-static inline void scores_levels_rows(const minicache_level_queries & q, int64_t r0, int64_t n_group, const int32_t * words,
-    const minicache_level_rows & k, int n, float * s) {
+static inline void scores_levels_rows(
+    const minicache_level_queries & q, int64_t n_group, const int32_t * words, const minicache_level_rows & k, int n, float * s) {
     static const int C = MINICACHE_LANES == 16 ? 2 : 1;  // as many as there are registers for
 
     int c = 0;
     for (; c + (C - 1) * MINICACHE_LANES < n; c += C * MINICACHE_LANES) {
-        scores_levels<R, C>(q, r0, n_group, words, k, c, s);
+        scores_levels<R, C>(q, n_group, words, k, c, s);
     }
     if (c < n) {
-        scores_levels<R, 1>(q, r0, n_group, words, k, c, s);
+        scores_levels<R, 1>(q, n_group, words, k, c, s);
     }
 }
 
@@ -484,7 +503,8 @@ static inline void scores_levels_rows(const minicache_level_queries & q, int64_t
 static inline void minicache_scores_levels(const minicache_level_queries & q, int64_t n_rows, int64_t d, const int32_t * words,
     const minicache_level_rows & k, int n, float * s) {
     const int64_t n_group = (d + MINICACHE_LEVEL_GROUP - 1) / MINICACHE_LEVEL_GROUP;
-    for_rows<4>(n_rows, [&](int64_t r, auto R) { scores_levels_rows<R()>(q, r, n_group, words, k, n, s + r * MINICACHE_BLOCK); });
+    for_rows<4>(
+        n_rows, [&](int64_t r, auto R) { scores_levels_rows<R()>(q.from(r), n_group, words, k, n, s + r * MINICACHE_BLOCK); });
 }
 
 // the weights of one row as each group of levels counts them, w [n_group][4][MINICACHE_BLOCK]; what zeros and minima give goes

@@ -106,9 +106,9 @@ static inline minicache_vec vec_load(const uint8_t * p) { return (float) *p; }
 #endif
 
 //
-// Integer dot products of levels, 0 to 255, with factors of 16 bits. Four levels are a word; four factors are two, in the form
-// that the instruction wants. With MINICACHE_BYTE_DOT those are the factors' upper and their lower bytes, both signed; else they
-// are the even and the odd factors, and so are the levels taken apart.
+// Integer dot products of levels, 0 to 255, four of which are a word, with factors. With MINICACHE_BYTE_DOT those are signed
+// bytes, and ivec_dot() takes words of both. Else they have 16 bits: ivec_dot() takes the even or the odd levels, and words of
+// two even or two odd factors.
 //
 
 #if MINICACHE_LANES == 16 && defined(__AVX512BW__)
