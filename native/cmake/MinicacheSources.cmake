@@ -102,7 +102,7 @@ function(minicache_add_native_tests)
         "${MINICACHE_UPSTREAM_DIR}/ggml/src/ggml-cpu")
     set_target_properties(minicache-test PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
 
-    add_executable(minicache-bench-kernels "${CMAKE_CURRENT_SOURCE_DIR}/../tests/bench/bench-kernels.cpp")
+    add_executable(minicache-bench-kernels "${CMAKE_CURRENT_SOURCE_DIR}/../tests/native/bench/bench-kernels.cpp")
     target_compile_features(minicache-bench-kernels PRIVATE cxx_std_17)
     target_link_libraries(minicache-bench-kernels PRIVATE ggml)
     target_include_directories(minicache-bench-kernels PRIVATE "${MINICACHE_SOURCE_DIR}")

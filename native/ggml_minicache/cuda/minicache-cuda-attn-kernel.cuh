@@ -168,7 +168,7 @@ struct minicache_attn_block {
     // this thread's cell of the tile to come
     int   next_state;
     int   next_base;
-    bool  next_seen;
+    float next_bias;  // of the first token
     float next_mag_k;
     float next_mag_v;
 
@@ -239,11 +239,9 @@ struct minicache_attn_block {
         __syncthreads();
     }
 
-    __device__ bool seen(int at) const {
-        if (!a.mask) {
-            return true;
-        }
-        for (int t = token(0); t <= token(n_row - 1); ++t) {
+    // by a token after the tile's first one
+    __device__ bool seen_later(int at) const {
+        for (int t = token(0) + 1; t <= token(n_row - 1); ++t) {
             if (a.bias(stream, t, at) != -INFINITY) {
                 return true;
             }
@@ -251,15 +249,15 @@ struct minicache_attn_block {
         return false;
     }
 
-    // what this thread's cell of the tile from cell_0 on holds
+    // What this thread's cell of the tile from cell_0 on holds: loaded, and not looked at before sort(), so that nothing waits.
     __device__ void look(int cell_0, int cell_1) {
         const int at = cell_0 + thread();
         next_state   = GGML_MINICACHE_CELL_EMPTY;
-        next_seen    = false;
+        next_bias    = -INFINITY;
         if (thread() < plan.tile && at < cell_1) {
             next_state = a.state(stream, at);
             next_base  = CODED ? a.base(stream, at) : 0;
-            next_seen  = seen(at);
+            next_bias  = a.bias(stream, token(0), at);
         }
     }
 
@@ -268,7 +266,7 @@ struct minicache_attn_block {
     __device__ bool sort(int tile, int cell_0) {
         use(tile);
         const int  at     = cell_0 + thread();
-        const bool used   = next_seen && next_state != GGML_MINICACHE_CELL_EMPTY;
+        const bool used   = next_state != GGML_MINICACHE_CELL_EMPTY && (next_bias != -INFINITY || seen_later(at));
         const bool merged = used && next_state == GGML_MINICACHE_CELL_MERGED;
         const bool waits  = used && !merged;
 

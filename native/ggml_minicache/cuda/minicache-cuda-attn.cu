@@ -9,8 +9,10 @@
 // Decode: the table of turned queries, the attention in chunks, the chunks' combination. Prompts: K and V restored to f16 and
 // ggml-cuda's own flash attention, where it has the shape. All scratch is from ggml-cuda's pool, nothing waits for the device.
 
-// queries of a KV head from which on restoring pays: each entry is decoded once for all of them
-static const int RESTORE_ROWS = 64;
+// What is a prompt and not decode, where nothing is restored: more tokens than these, and as many queries of a KV head as pay
+// for decoding each entry once for all of them.
+static const int DECODE_TOKENS = 8;
+static const int RESTORE_ROWS  = 64;
 
 minicache_cuda_attn minicache_cuda_attn_of(const ggml_tensor * dst) {
     const bool coded = ggml_minicache_get_op(dst) == GGML_MINICACHE_OP_ATTN_CODE;
@@ -218,6 +220,7 @@ struct flash_attn_view {
         op.op = GGML_OP_FLASH_ATTN_EXT;
         memset(op.op_params, 0, sizeof(op.op_params));
         memcpy(op.op_params, params, sizeof(params));
+        ggml_flash_attn_ext_set_prec(&op, GGML_PREC_F32);  // as llama.cpp's graphs do
         memset(op.src, 0, sizeof(op.src));
         op.src[0] = &q;
         op.src[1] = &k;
@@ -246,7 +249,8 @@ struct flash_attn_view {
 
 // Entries of empty cells are zeros in the restored K: there has to be a mask that hides them.
 static bool restores(const minicache_cuda_attn & a, int device, const flash_attn_view & view) {
-    return a.dims.n_tps * a.dims.n_gqa >= RESTORE_ROWS && a.mask && ggml_cuda_flash_attn_ext_supported(device, &view.op);
+    return a.dims.n_tps > DECODE_TOKENS && a.dims.n_tps * a.dims.n_gqa >= RESTORE_ROWS && a.mask &&
+           ggml_cuda_flash_attn_ext_supported(device, &view.op);
 }
 
 void minicache_cuda_attn_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {

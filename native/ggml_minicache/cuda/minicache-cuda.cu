@@ -2,6 +2,7 @@
 
 #include "ggml-backend-impl.h"
 #include "ggml-cuda.h"
+#include "minicache-attn-plan.h"
 
 void ggml_cuda_minicache(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     ggml_cuda_set_device(ctx.device);
@@ -46,8 +47,9 @@ static bool are_here(const ggml_tensor * op, int first, int last, int device) {
 }
 
 bool ggml_cuda_minicache_supported(int device, const ggml_tensor * op) {
-    // the kernels multiply on tensor cores, with the fragments that Turing brought
-    if (!turing_mma_available(ggml_cuda_info().devices[device].cc)) {
+    // the kernels multiply on tensor cores, and take more shared memory than Turing has
+    const auto & info = ggml_cuda_info().devices[device];
+    if (!ampere_mma_available(info.cc) || info.smpbo < MINICACHE_ATTN_SHARED + 2 * 1024) {
         return false;
     }
     switch (ggml_minicache_get_op(op)) {

@@ -193,8 +193,9 @@ struct ggml_cuda_pool_alloc {
 };
 
 struct ggml_cuda_device {
-    int cc;
-    int nsm;
+    int    cc;
+    int    nsm;
+    size_t smpbo;
 };
 
 struct ggml_cuda_devices {
@@ -202,11 +203,11 @@ struct ggml_cuda_devices {
 };
 
 // few multiprocessors, so that chunks are of more than a tile as well
-static inline ggml_cuda_devices ggml_cuda_info() { return { { { 800, 2 } } }; }
+static inline ggml_cuda_devices ggml_cuda_info() { return { { { 800, 2, 99 * 1024 } } }; }
 
 static inline void ggml_cuda_set_device(int) {}
 
-static inline bool turing_mma_available(int cc) { return cc >= 750; }
+static inline bool ampere_mma_available(int cc) { return cc >= 800; }
 
 static inline float get_alibi_slope(float max_bias, uint32_t h, uint32_t n_head_log2, float m0, float m1) {
     if (max_bias <= 0.0f) {
