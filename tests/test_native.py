@@ -44,16 +44,23 @@ def test_other_seeds(build: str) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fibers are for Linux here")
 @pytest.mark.parametrize(
-    ("build", "filter"), [("plain", ""), ("sanitized", "n_tps=2,"), ("sanitized", "ENCODE")]
+    ("build", "cases", "least"),
+    [
+        ("plain", "", 700),
+        # fibers are slow under sanitizers: some of each op
+        ("sanitized", "RETAIN(", 40),
+        ("sanitized", "type_v=q5_1", 8),
+        ("sanitized", "d_k=128", 15),
+    ],
 )
-def test_cuda_kernels_on_the_cpu(build: str, filter: str) -> None:
+def test_cuda_kernels_on_the_cpu(build: str, cases: str, least: int) -> None:
     """The CUDA sources as C++, each thread a fiber: see tests/native/cuda-on-cpu."""
-    result = run(build, "-d", "cuda-on-cpu", "-o", filter, timeout=1200)
+    result = run(build, "-d", "cuda-on-cpu", "-o", cases, timeout=1200)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     assert "runtime error" not in result.stderr
     passed = re.search(r"(\d+) of (\d+) tests passed on cuda-on-cpu", result.stdout)
     assert passed, result.stdout
-    assert int(passed[2]) > (700 if build == "plain" else 100)
+    assert int(passed[2]) >= least
     assert "not supported" not in result.stdout  # no case is left to the CPU's own kernels
 
 
