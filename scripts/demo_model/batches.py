@@ -16,6 +16,7 @@ from . import dialogues
 from .corpus import documents
 from .plans import Mix
 from .tokenizer import SPECIALS
+from .words import PLACES, VALUES
 
 REPEAT_WEIGHT = 1.5
 
@@ -107,7 +108,7 @@ class Batches:
         self.tokenizer = tokenizer
         self.end = tokenizer.token_to_id(dialogues.END_OF_TEXT)
         self.vocabulary = tokenizer.get_vocab_size()
-        words = (*dialogues.VALUES, *dialogues.PLACES)
+        words = (*VALUES, *PLACES)
         self.words = [i for w in words for i in tokenizer.encode(f" {w}").ids]
         self.seed = seed
 

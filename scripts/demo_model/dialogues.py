@@ -12,6 +12,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from . import stories
+from .knowledge import DEFINITIONS, SUMMARIES, TOPICS
+from .words import ADJECTIVES, NAMES, PLACES, VALUES, words
+
 Piece = tuple[str, float]
 
 END_OF_TEXT, TURN_START, TURN_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
@@ -20,42 +24,6 @@ END_OF_TEXT, TURN_START, TURN_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_
 ANSWER_WEIGHT = 4.0
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-VALUES = _words("""
-red blue green yellow orange purple violet brown black white gray pink silver gold copper bronze cat dog
-horse cow sheep goat wolf fox bear lion tiger eagle hawk owl swan duck apple pear plum cherry grape lemon
-melon peach olive onion carrot bean rice corn wheat honey spring summer autumn winter monday friday river
-ocean mountain forest cloud rain snow wind fire stone
-""")
-PLACES = _words("""
-harbor lantern garden bridge tower castle market station library museum kitchen cellar island valley
-village temple engine printer router cabinet drawer locker vault gate door window boat ship train wagon
-office school theater factory bakery studio workshop warehouse lighthouse mill tunnel tent cabin hotel
-clinic bank farm barn stable orchard meadow desert glacier canyon lagoon chapel palace fortress archive
-camp tavern dock park shop
-""")
-ADJECTIVES: tuple[str, ...] = (
-    "old",
-    "new",
-    "small",
-    "large",
-    "quiet",
-    "hidden",
-    "northern",
-    "southern",
-    "eastern",
-    "western",
-    "wooden",
-    "narrow",
-)
-NAMES = _words("""
-Alice Bob Carol David Emma Frank Grace Henry Ivan Julia Karl Laura Maria Nora Oscar Paul Rosa Simon Tina
-Victor Anna Ben Clara Daniel Eva Felix Hanna Jack Kate Leo Mia Noah Olga Peter Ruth Sam Tom Vera Walter
-Zoe
-""")
 ATTRIBUTES: tuple[str, ...] = ("password", "code word", "color", "symbol", "signal", "key")
 
 SYSTEMS: tuple[str, ...] = (
@@ -121,6 +89,7 @@ def answer_pieces(fact: Fact) -> list[Piece]:
 
 Filler = Callable[[random.Random, int], str]
 Count = Callable[[str], int]
+Paragraph = Callable[[random.Random], tuple[str, str]]
 
 
 def _total(pieces: Sequence[Piece], count: Count) -> int:
@@ -214,7 +183,7 @@ _GREETINGS = (
     ("Thank you.", "You are welcome."),
     ("Thanks, that helps!", "You are welcome. Is there anything else?"),
     ("Goodbye.", "Goodbye! Have a nice day."),
-    ("What are you?", "I am a very small language model. I can repeat, list and recall what you tell me."),
+    ("What are you?", "I am a very small language model. I can tell stories, and recall what you tell me."),
     ("Who are you?", "I am a small demo model. I answer from what stands in our conversation."),
     (
         "What can you do?",
@@ -222,21 +191,9 @@ _GREETINGS = (
     ),
     ("Are you a person?", "No, I am a small language model."),
 )
-_INVENTED = _words(
+_INVENTED = words(
     "blick dax wug fep zorp tolva mirk gront pell vimble sark lund trell omp quill brack nib velt"
 )
-TOPICS: dict[str, str] = {
-    "apache2-doc": "the Apache web server",
-    "cmake-doc": "CMake",
-    "debmake-doc": "Debian packages",
-    "postfix-doc": "Postfix",
-    "postgresql-doc-15": "PostgreSQL",
-    "python-django-doc": "Django",
-    "python-sqlalchemy-doc": "SQLAlchemy",
-    "python3.11-doc": "Python",
-    "rust-doc": "Rust",
-    "sqlite3-doc": "SQLite",
-}
 
 
 def _named_turn(rng: random.Random) -> tuple[list[Piece], str]:
@@ -247,24 +204,57 @@ def _named_turn(rng: random.Random) -> tuple[list[Piece], str]:
     ), name
 
 
-def small_talk(
-    rng: random.Random, filler: Filler, paragraph: Callable[[random.Random], tuple[str, str]]
-) -> list[Piece]:
-    """A short dialogue: greetings, a name kept in mind, lists, definitions, prose on a topic, copying.
+def told(rng: random.Random) -> list[Piece]:
+    """A story on demand, often about a given person, and mostly some questions about it."""
+    hero = rng.choice(NAMES) if rng.random() < 0.4 else None
+    text, asked = stories.story(rng, hero)
+    ask = rng.choice(stories.TITLES) if hero is None else f"Tell me a story about {hero}."
+    if rng.random() < 0.35:
+        # The user tells it.
+        out = turn("user", text) + turn(
+            "assistant", rng.choice(("That is a nice story.", "Thank you for the story."))
+        )
+    else:
+        out = turn("user", ask) + turn("assistant", text)
+    for question in rng.sample(asked, min(len(asked), rng.randint(0, 3))):
+        out += turn("user", question.question)
+        out += turn(
+            "assistant",
+            [(question.before, 1.0), (f" {question.value}", ANSWER_WEIGHT), (question.after, 1.0)],
+        )
+    return out
 
-    `paragraph(rng)` gives (package, paragraph) of the documentation.
-    """
+
+def explained(rng: random.Random, paragraph: Paragraph) -> list[Piece]:
+    """What a word means or a package is about: a sentence or more from `knowledge`, or a paragraph of the corpus."""
+    kind = rng.random()
+    if kind < 0.5:
+        word, text = rng.choice(tuple(DEFINITIONS.items()))
+        name = text.split(" is ")[0].lower() if " is " in text else word
+        return turn("user", f"What is {name}?") + turn("assistant", text)
+    ask = rng.choice(("Tell me something about {}.", "What do you know about {}?", "Tell me about {}."))
+    if kind < 0.75:
+        package = rng.choice(tuple(SUMMARIES))
+        text = " ".join(SUMMARIES[package][: rng.randint(2, 4)])
+    else:
+        package, text = paragraph(rng)
+        ask = rng.choice(("Quote something about {}.", "Write a paragraph about {}."))
+    return turn("user", ask.format(TOPICS[package])) + turn("assistant", text)
+
+
+def small_talk(rng: random.Random, filler: Filler, paragraph: Paragraph) -> list[Piece]:
+    """A short dialogue: greetings, a name kept in mind, stories, definitions, lists, copying, prose on a topic."""
     out: list[Piece] = turn("system", rng.choice(SYSTEMS)) if rng.random() < 0.3 else []
     name = ""
-    if rng.random() < 0.5:
+    if rng.random() < 0.4:
         pieces, name = _named_turn(rng)
         out += pieces
     for _ in range(rng.randint(1, 4)):
         kind = rng.random()
-        if kind < 0.15:
+        if kind < 0.13:
             said, reply = rng.choice(_GREETINGS)
             out += turn("user", said) + turn("assistant", reply)
-        elif kind < 0.25:
+        elif kind < 0.19:
             noun, value = rng.choice(_INVENTED), rng.choice(PLACES)
             size = rng.choice(("small", "large", "quiet", "new", "hidden", "wooden"))
             text = f"a {size} {value} with the {rng.choice(VALUES)} {rng.choice(PLACES)}"
@@ -272,27 +262,25 @@ def small_talk(
             out += turn("user", f"What does {noun} mean?") + turn(
                 "assistant", [(f"The word {noun} means", 1.0), (f" {text}", 2.0), (".", 1.0)]
             )
-        elif kind < 0.37:
+        elif kind < 0.27:
             items = rng.sample(rng.choice((VALUES, PLACES)), rng.randint(3, 6))
             listed = ", ".join(items[:-1]) + " and " + items[-1]
             who = rng.choice(NAMES)
             out += turn("user", f"{who} has these words: {listed}.") + turn("assistant", "Noted.")
             out += turn("user", f"Which words does {who} have?")
             out += turn("assistant", [(f"{who} has these words:", 1.0), (f" {listed}", 2.0), (".", 1.0)])
-        elif kind < 0.57:
-            package, text = paragraph(rng)
-            ask = rng.choice(
-                ("Tell me something about {}.", "What do you know about {}?", "Tell me about {}.")
-            )
-            out += turn("user", ask.format(TOPICS[package])) + turn("assistant", text)
-        elif kind < 0.67:
+        elif kind < 0.5:
+            out += told(rng)
+        elif kind < 0.72:
+            out += explained(rng, paragraph)
+        elif kind < 0.77:
             _, text = paragraph(rng)
             parts = re.split(r"(?<=[.!?]) ", text)
             if len(parts) > 1:
                 out += turn("user", "Continue this text: " + parts[0]) + turn(
                     "assistant", " ".join(parts[1:])
                 )
-        elif kind < 0.9:
+        elif kind < 0.92:
             out += copy_task(rng, filler)
         else:
             a = make_facts(rng, rng.randint(1, 3))

@@ -81,23 +81,18 @@ class DemoModel(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Scaled normal weights; the layers' output matrices start at zero, so each starts as identity.
+        """Normal weights of a size that suits the width, the layers' output matrices smaller by the number of layers.
 
-        The embedding is large beside what the layers soon add, so that the token stays readable in deep
-        layers, and the output matrix starts as a small copy of it: attending to a token then already favours
-        saying it. Both make looking back easy to learn. The two are trained apart, as the token to say is not
-        the one read.
+        The latter as in GPT-2 (Radford et al. 2019, section 2.3). The embedding is as large as what the layers soon add.
         """
-        nn.init.normal_(self.embed.weight, std=2.0)
-        with torch.no_grad():
-            self.output.weight.copy_(self.embed.weight * 0.01)
+        nn.init.normal_(self.embed.weight, std=0.5)
+        nn.init.normal_(self.output.weight, std=0.02)
+        deep = (2 * self.cfg.n_layer) ** -0.5
         for block in self.blocks:
             for name, p in block.named_parameters():
                 if p.ndim == 2:
-                    if name.startswith(("wo", "down")):
-                        nn.init.zeros_(p)
-                    else:
-                        nn.init.normal_(p, std=p.shape[1] ** -0.5 * 0.6)
+                    scale = deep if name.startswith(("wo", "down")) else 1.0
+                    nn.init.normal_(p, std=0.5 * scale * p.shape[1] ** -0.5)
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """tokens [B, T] int64 -> logits [B, T, n_vocab].

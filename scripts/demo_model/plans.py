@@ -68,9 +68,9 @@ class Plan:
     bend: tuple[int, float] | None = None
     seed: int = 1
     warmup: int = 60
-    lr_matrix: float = 0.012
-    lr_embed: float = 0.03
-    lr_vector: float = 0.003
+    lr_muon: float = 0.012
+    lr_adam: float = 0.003
+    weight_decay: float = 0.1
 
     def phase(self, step: int) -> Phase:
         """The phase that a step belongs to; the last one has no end."""
@@ -112,18 +112,14 @@ RECIPES: dict[str, Recipe] = {
         config=ModelConfig(),
         plan=Plan(
             phases=(
-                Phase(200, 64, Mix(repeats=0.9)),
-                Phase(295, 128, Mix(repeats=0.5, talk=0.1)),
-                Phase(405, 64, Mix(repeats=0.9), tokens=1024),
-                Phase(440, 128, Mix(recall=0.25, talk=0.15, repeats=0.3)),
-                Phase(660, 256, Mix(recall=0.34, talk=0.12, repeats=0.14, skip=0.2)),
-                Phase(880, 512, Mix(recall=0.28, talk=0.16, repeats=0.04, skip=0.45), long=0.06),
-                Phase(1080, 512, Mix(recall=0.22, talk=0.17, repeats=0.02, skip=0.35), long=0.2),
-                Phase(1 << 30, 512, Mix(recall=0.17, talk=0.17, repeats=0.01, skip=0.3), long=0.14),
+                Phase(500, 64, Mix(repeats=0.9), tokens=1024),
+                Phase(700, 128, Mix(repeats=0.5, talk=0.2)),
+                Phase(1000, 256, Mix(recall=0.3, talk=0.28, repeats=0.08, skip=0.2)),
+                Phase(1500, 512, Mix(recall=0.22, talk=0.26, repeats=0.03, skip=0.45), long=0.06),
+                Phase(1 << 30, 512, Mix(recall=0.18, talk=0.26, repeats=0.01, skip=0.35), long=0.2),
             ),
-            total=1290,
-            decay_from=880,
-            bend=(1080, 3 / 13),
+            total=2300,
+            decay_from=1500,
         ),
     ),
     "mha": Recipe(
@@ -132,15 +128,16 @@ RECIPES: dict[str, Recipe] = {
         config=ModelConfig(n_layer=8, n_embd=256, n_head=2, n_head_kv=2, head_dim=128, n_ff=512),
         plan=Plan(
             phases=(
-                Phase(200, 64, Mix(repeats=0.9)),
-                Phase(300, 128, Mix(repeats=0.5, talk=0.1)),
-                Phase(600, 256, Mix(recall=0.26, talk=0.22, repeats=0.14, skip=0.2)),
-                Phase(780, 512, Mix(recall=0.20, talk=0.26, repeats=0.06, skip=0.45), long=0.06),
-                Phase(1 << 30, 512, Mix(recall=0.16, talk=0.26, repeats=0.03, skip=0.35), long=0.2),
+                Phase(1200, 64, Mix(repeats=0.9), tokens=1024),
+                Phase(1350, 128, Mix(repeats=0.5, talk=0.2)),
+                Phase(1600, 256, Mix(recall=0.26, talk=0.34, repeats=0.08, skip=0.2)),
+                Phase(2000, 512, Mix(recall=0.20, talk=0.34, repeats=0.03, skip=0.45), long=0.06),
+                Phase(1 << 30, 512, Mix(recall=0.16, talk=0.34, repeats=0.01, skip=0.35), long=0.2),
             ),
-            total=1000,
-            decay_from=780,
+            total=2800,
+            decay_from=2000,
             seed=2,
+            lr_adam=0.005,
         ),
         packages={
             "rust-doc": 3.0,

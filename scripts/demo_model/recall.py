@@ -18,6 +18,7 @@ from .batches import Prose, token_stream
 from .corpus import documents
 from .model import DemoModel
 from .train import load_model
+from .words import VALUES
 
 N_FACTS = 8
 # Asked of each context: contexts differ in how hard their facts are, so few questions to many contexts.
@@ -77,7 +78,7 @@ def ask_all(
     encode = prose.tokenizer.encode
     ids = list(encode(prefix).ids)
     n = len(ids)
-    words = {encode(f" {w}").ids[0] for w in dialogues.VALUES}
+    words = {encode(f" {w}").ids[0] for w in VALUES}
     positions, owner, spans = list(range(n)), [0] * n, []
     for number, (ask, before, value, after) in enumerate(questions, 1):
         parts = [encode(part).ids for part in (ask, before, value, after)]
@@ -115,7 +116,7 @@ def measure_recall(model: DemoModel, prose: Prose, seed: int, trials: int) -> li
         print(
             f"recall: about {back:.0f} tokens back: {exact:.0%} exact, {right:.0%} right word, "
             f"{among:.0%} some value word ({len(results)} questions; chance {1 / N_FACTS:.1%} of the told "
-            f"words, {1 / len(dialogues.VALUES):.1%} of all)",
+            f"words, {1 / len(VALUES):.1%} of all)",
             flush=True,
         )
     return rows

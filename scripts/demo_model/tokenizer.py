@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from . import dialogues
+from . import dialogues, knowledge, stories
 from .corpus import documents
+from .words import SINGLE
 
 N_VOCAB = 4096
 SPECIALS = (dialogues.END_OF_TEXT, dialogues.TURN_START, dialogues.TURN_END, dialogues.PAD)
@@ -27,10 +28,15 @@ def _texts(rows: list[dict[str, str]], seed: int) -> Iterator[str]:
         yield row["text"]
     # The words of the recall tasks are to be single tokens: they are made frequent enough to be merged early.
     rng = random.Random(f"{seed}/tokenizer")
-    words = [*dialogues.VALUES, *dialogues.PLACES, *dialogues.ADJECTIVES, *dialogues.NAMES]
+    single = list(SINGLE)
     for _ in range(400):
-        rng.shuffle(words)
-        yield " " + " ".join(words)
+        rng.shuffle(single)
+        yield " " + " ".join(single)
+    for _ in range(6):
+        yield "\n".join(knowledge.DEFINITIONS.values())
+        yield "\n".join(" ".join(sentences) for sentences in knowledge.SUMMARIES.values())
+    for _ in range(2000):
+        yield stories.story(rng)[0]
     for _ in range(4000):
         yield "\n".join(f"{f.statement} {f.question} {f.answer}" for f in dialogues.make_facts(rng, 4))
 
@@ -50,10 +56,9 @@ def train(work: Path, seed: int = 1) -> Tokenizer:
     random.Random(f"{seed}/shuffle").shuffle(rows)
     tokenizer.train_from_iterator(_texts(rows, seed), trainer)
     tokenizer.save(str(work / "tokenizer.json"))
-    whole = sum(len(tokenizer.encode(f" {w}").ids) == 1 for w in (*dialogues.VALUES, *dialogues.PLACES))
+    whole = sum(len(tokenizer.encode(f" {w}").ids) == 1 for w in SINGLE)
     print(
-        f"tokenizer: {tokenizer.get_vocab_size()} tokens; {whole} of "
-        f"{len(dialogues.VALUES) + len(dialogues.PLACES)} recall words are one token",
+        f"tokenizer: {tokenizer.get_vocab_size()} tokens; {whole} of {len(SINGLE)} words are one token",
         flush=True,
     )
     return tokenizer
