@@ -78,15 +78,18 @@ class DemoModel(nn.Module):
         cos, sin = rope_tables(cfg.n_ctx, cfg.head_dim, cfg.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.reset()
 
-    def reset(self) -> None:
+    def reset(self, embed_std: float, output_copies: bool) -> None:
         """Normal weights of a size that suits the width, the layers' output matrices smaller by the number of layers.
 
-        The latter as in GPT-2 (Radford et al. 2019, section 2.3). The embedding is as large as what the layers soon add.
+        The latter as in GPT-2 (Radford et al. 2019, section 2.3).
+        The embedding and the output matrix are as `Plan` says.
         """
-        nn.init.normal_(self.embed.weight, std=0.5)
+        nn.init.normal_(self.embed.weight, std=embed_std)
         nn.init.normal_(self.output.weight, std=0.02)
+        if output_copies:
+            with torch.no_grad():
+                self.output.weight.copy_(self.embed.weight * (0.02 / embed_std))
         deep = (2 * self.cfg.n_layer) ** -0.5
         for block in self.blocks:
             for name, p in block.named_parameters():

@@ -59,6 +59,8 @@ class Phase:
 class Plan:
     """The course of a run. Learning rates warm up, stay level, and fall to zero from step `decay_from` on.
 
+    `embed_std` is the embedding's standard deviation at the start. With `output_copies` the output matrix starts as a
+    small copy of it, so that attending to a token already favours saying it, which makes looking back easier to learn.
     With `bend`, (step, factor), they fall in two straight lines that meet there.
     """
 
@@ -71,6 +73,8 @@ class Plan:
     lr_muon: float = 0.012
     lr_adam: float = 0.003
     weight_decay: float = 0.1
+    embed_std: float = 0.5
+    output_copies: bool = False
 
     def phase(self, step: int) -> Phase:
         """The phase that a step belongs to; the last one has no end."""
@@ -115,11 +119,11 @@ RECIPES: dict[str, Recipe] = {
                 Phase(500, 64, Mix(repeats=0.9), tokens=1024),
                 Phase(700, 128, Mix(repeats=0.5, talk=0.2)),
                 Phase(1000, 256, Mix(recall=0.3, talk=0.28, repeats=0.08, skip=0.2)),
-                Phase(1500, 512, Mix(recall=0.22, talk=0.26, repeats=0.03, skip=0.45), long=0.06),
+                Phase(1900, 512, Mix(recall=0.22, talk=0.26, repeats=0.03, skip=0.45), long=0.06),
                 Phase(1 << 30, 512, Mix(recall=0.18, talk=0.26, repeats=0.01, skip=0.35), long=0.2),
             ),
-            total=2300,
-            decay_from=1500,
+            total=3000,
+            decay_from=2000,
         ),
     ),
     "mha": Recipe(
@@ -128,16 +132,18 @@ RECIPES: dict[str, Recipe] = {
         config=ModelConfig(n_layer=8, n_embd=256, n_head=2, n_head_kv=2, head_dim=128, n_ff=512),
         plan=Plan(
             phases=(
-                Phase(1200, 64, Mix(repeats=0.9), tokens=1024),
-                Phase(1350, 128, Mix(repeats=0.5, talk=0.2)),
-                Phase(1600, 256, Mix(recall=0.26, talk=0.34, repeats=0.08, skip=0.2)),
-                Phase(2000, 512, Mix(recall=0.20, talk=0.34, repeats=0.03, skip=0.45), long=0.06),
+                Phase(700, 64, Mix(repeats=0.9), tokens=1024),
+                Phase(850, 128, Mix(repeats=0.5, talk=0.2)),
+                Phase(1100, 256, Mix(recall=0.26, talk=0.34, repeats=0.08, skip=0.2)),
+                Phase(1500, 512, Mix(recall=0.20, talk=0.34, repeats=0.03, skip=0.45), long=0.06),
                 Phase(1 << 30, 512, Mix(recall=0.16, talk=0.34, repeats=0.01, skip=0.35), long=0.2),
             ),
-            total=2800,
-            decay_from=2000,
+            total=2300,
+            decay_from=1500,
             seed=2,
-            lr_adam=0.005,
+            lr_adam=0.002,
+            embed_std=1.0,
+            output_copies=True,
         ),
         packages={
             "rust-doc": 3.0,

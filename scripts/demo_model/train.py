@@ -91,7 +91,9 @@ def run(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = tok.load(work)
     batches = Batches(work, tokenizer, plan.seed, recipe.packages)
-    model = DemoModel(replace(recipe.config, n_vocab=tokenizer.get_vocab_size())).to(device)
+    model = DemoModel(replace(recipe.config, n_vocab=tokenizer.get_vocab_size()))
+    model.reset(plan.embed_std, plan.output_copies)
+    model.to(device)
     mixing, rest = split(model)
     optimisers: list[torch.optim.Optimizer] = [
         Muon(mixing, lr=plan.lr_muon, weight_decay=plan.weight_decay),
