@@ -123,8 +123,8 @@ def one_model(path: Path, args: argparse.Namespace, settings: lab.Settings) -> N
         told("no plots without matplotlib: pip install 'minicache-cpp[plot]'")
     else:
         for figure in wanted:
-            output.plot(out / f"{figure.name}.png", results.rows, figure, path.stem)
-            plots.append(f"{figure.name}.png")
+            output.plot(out / f"{figure.name}.svg", results.rows, figure, path.stem)
+            plots.append(f"{figure.name}.svg")
     (out / "results.md").write_text(output.markdown(results.data, wanted, plots), encoding="utf-8")
     told(f"done: {out / 'results.md'}")
 

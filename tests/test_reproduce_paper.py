@@ -82,7 +82,7 @@ def test_a_run_and_its_continuation(
         assert words in page
     pytest.importorskip("matplotlib")
     for name in ("layers-f16", "layers-q8_0", "t", "retain", "ratio"):
-        assert (folder / f"{name}.png").stat().st_size > 1000
+        assert (folder / f"{name}.svg").stat().st_size > 1000
 
 
 def test_other_settings_are_refused(

@@ -32,8 +32,8 @@ def markdown(data: dict[str, Any], figures: Sequence[Figure], plots: Sequence[st
         lines[-1] += f" Recall is of {asked} planted facts, {settings['n_ctx'] // 2} tokens back."
     for figure in figures:
         lines += ["", f"## {figure.title}", ""]
-        if f"{figure.name}.png" in plots:
-            lines += [f"![{figure.title}]({figure.name}.png)", ""]
+        if f"{figure.name}.svg" in plots:
+            lines += [f"![{figure.title}]({figure.name}.svg)", ""]
         lines += table(data["rows"], figure)
     if data["pairs"]:
         lines += ["", "## distances", "", *distances(data["pairs"])]
@@ -99,6 +99,7 @@ def _row(cells: Sequence[str]) -> str:
 
 def plot(path: Path, rows: Rows, figure: Figure, title: str) -> None:
     """KL and top-1 over what the figure is over, or over the ratio."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
 
     measures = {"top1": "top-1 agreement (%)", "recall": "recall of planted facts (%)"}
@@ -134,4 +135,6 @@ def plot(path: Path, rows: Rows, figure: Figure, title: str) -> None:
         panel.grid(visible=True, which="both", alpha=0.3)
     panels[1].legend()
     canvas.suptitle(f"{title}: {figure.title}")
-    canvas.savefig(path, dpi=110)
+    # Text stays text and ids are the same each time: small files, whose changes can be read.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": figure.name}):
+        canvas.savefig(path, metadata={"Date": None})
