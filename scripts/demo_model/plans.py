@@ -61,6 +61,7 @@ class Plan:
 
     `embed_std` is the embedding's standard deviation at the start. With `output_copies` the output matrix starts as a
     small copy of it, so that attending to a token already favours saying it, which makes looking back easier to learn.
+    From step `muon_from` on Muon trains q, k and v as well, and both optimisers start anew.
     With `bend`, (step, factor), they fall in two straight lines that meet there.
     """
 
@@ -75,6 +76,7 @@ class Plan:
     weight_decay: float = 0.1
     embed_std: float = 0.5
     output_copies: bool = False
+    muon_from: int | None = None
 
     def phase(self, step: int) -> Phase:
         """The phase that a step belongs to; the last one has no end."""
@@ -136,14 +138,17 @@ RECIPES: dict[str, Recipe] = {
                 Phase(850, 128, Mix(repeats=0.5, talk=0.2)),
                 Phase(1100, 256, Mix(recall=0.26, talk=0.34, repeats=0.08, skip=0.2)),
                 Phase(1500, 512, Mix(recall=0.20, talk=0.34, repeats=0.03, skip=0.45), long=0.06),
-                Phase(1 << 30, 512, Mix(recall=0.16, talk=0.34, repeats=0.01, skip=0.35), long=0.2),
+                Phase(2300, 512, Mix(recall=0.16, talk=0.34, repeats=0.01, skip=0.35), long=0.2),
+                Phase(2700, 256, Mix(recall=0.4, talk=0.25, repeats=0.03, skip=0.4)),
+                Phase(1 << 30, 512, Mix(recall=0.25, talk=0.3, repeats=0.01, skip=0.35), long=0.15),
             ),
-            total=2300,
-            decay_from=1500,
+            total=3300,
+            decay_from=2700,
             seed=2,
             lr_adam=0.002,
             embed_std=1.0,
             output_copies=True,
+            muon_from=2300,
         ),
         packages={
             "rust-doc": 3.0,

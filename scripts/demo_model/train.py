@@ -66,19 +66,39 @@ def load_model(path: Path) -> tuple[DemoModel, dict[str, Any]]:
     return model, data
 
 
-def split(model: DemoModel) -> tuple[list[Tensor], list[Tensor]]:
-    """The matrices that Muon trains, and all other parameters, which AdamW does.
+def split(model: DemoModel, qkv: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """The matrices that Muon trains, those of q, k and v among them or not, and all other parameters: AdamW's.
 
     Muon makes all singular values of an update alike. With it, K and V come out with flatter spectra than in models
-    that people use, most of which are trained with AdamW; so q, k and v are AdamW's here, and the feed-forward and
-    output matrices, where Muon spares most tokens, Muon's.
+    that people use, most of which are trained with AdamW; so q, k and v are AdamW's as long as they learn that way, and
+    the feed-forward and output matrices, where Muon spares most tokens, Muon's.
     """
     mixing: list[Tensor] = []
     rest: list[Tensor] = []
     for name, p in model.named_parameters():
-        ours = name.startswith("blocks.") and p.ndim == 2 and name.split(".")[2] not in ("wq", "wk", "wv")
+        ours = (
+            name.startswith("blocks.")
+            and p.ndim == 2
+            and (qkv or name.split(".")[2] not in ("wq", "wk", "wv"))
+        )
         (mixing if ours else rest).append(p)
     return mixing, rest
+
+
+def make_optimisers(model: DemoModel, plan: Plan, step: int) -> list[torch.optim.Optimizer]:
+    """Muon and AdamW as they are from a step on, without what they have gathered."""
+    mixing, rest = split(model, qkv=plan.muon_from is not None and step >= plan.muon_from)
+    return [
+        Muon(mixing, lr=plan.lr_muon, weight_decay=plan.weight_decay),
+        torch.optim.AdamW(
+            [
+                {"params": [p for p in rest if p.ndim == 2], "weight_decay": plan.weight_decay},
+                {"params": [p for p in rest if p.ndim == 1], "weight_decay": 0.0},
+            ],
+            betas=(0.9, 0.95),
+            fused=True,
+        ),
+    ]
 
 
 def run(
@@ -94,27 +114,17 @@ def run(
     model = DemoModel(replace(recipe.config, n_vocab=tokenizer.get_vocab_size()))
     model.reset(plan.embed_std, plan.output_copies)
     model.to(device)
-    mixing, rest = split(model)
-    optimisers: list[torch.optim.Optimizer] = [
-        Muon(mixing, lr=plan.lr_muon, weight_decay=plan.weight_decay),
-        torch.optim.AdamW(
-            [
-                {"params": [p for p in rest if p.ndim == 2], "weight_decay": plan.weight_decay},
-                {"params": [p for p in rest if p.ndim == 1], "weight_decay": 0.0},
-            ],
-            betas=(0.9, 0.95),
-            fused=True,
-        ),
-    ]
+    optimisers = make_optimisers(model, plan, 0)
     base = (plan.lr_muon, plan.lr_adam)
     checkpoint = home / "checkpoint.pt"
     start, tokens = 0, 0
     if checkpoint.exists():
         data = torch.load(checkpoint, map_location=device, weights_only=True)
         model.load_state_dict(data["model"])
+        start, tokens = data["step"], data["tokens"]
+        optimisers = make_optimisers(model, plan, start - 1)
         for optimiser, state in zip(optimisers, data["optimisers"], strict=True):
             optimiser.load_state_dict(state)
-        start, tokens = data["step"], data["tokens"]
         print(f"train: resumed at step {start}", flush=True)
 
     def losses(ids: Tensor, positions: Tensor) -> Tensor:
@@ -144,6 +154,8 @@ def run(
             made = time.monotonic() - t0
             ids, weights = torch.from_numpy(ids_np).to(device), torch.from_numpy(weights_np[:, 1:]).to(device)
             factor = plan.rate(step)
+            if step == plan.muon_from:
+                optimisers = make_optimisers(model, plan, step)
             for optimiser, lr in zip(optimisers, base, strict=True):
                 for group in optimiser.param_groups:
                     group["lr"] = lr * factor
