@@ -142,7 +142,7 @@ RECIPES: dict[str, Recipe] = {
                 Phase(2700, 256, Mix(recall=0.4, talk=0.25, repeats=0.03, skip=0.4)),
                 Phase(1 << 30, 512, Mix(recall=0.25, talk=0.3, repeats=0.01, skip=0.35), long=0.15),
             ),
-            total=3300,
+            total=3050,
             decay_from=2700,
             seed=2,
             lr_adam=0.002,

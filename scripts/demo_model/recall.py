@@ -31,7 +31,8 @@ SAMPLES: tuple[tuple[str, ...], ...] = (
         "What is the password of the harbor?",
         "What is the password of the mill?",
     ),
-    ("Tell me something about Python.", "Tell me something about PostgreSQL."),
+    ("Tell me a story about Clara.", "Where did Clara go?"),
+    ("Tell me something about Python.", "What is an owl?", "Write a paragraph about SQLite."),
     ("Repeat this: swan copper tavern Leo rain lantern", "Thank you."),
 )
 
