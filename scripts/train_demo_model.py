@@ -74,10 +74,10 @@ def main(argv: list[str] | None = None) -> int:
     plan = recipe.plan
     if args.seed is not None:
         plan = replace(plan, seed=args.seed)
-    if args.steps is not None:
-        plan = replace(plan, total=args.steps, decay_from=int(args.steps * 0.8), bend=None)
-    if args.decay_from is not None:
-        plan = replace(plan, decay_from=args.decay_from, bend=None)
+    if args.steps is not None or args.decay_from is not None:
+        total = args.steps or plan.total
+        start = int(total * 0.8) if args.decay_from is None else args.decay_from
+        plan = replace(plan, total=total, decays=(*plan.decays[:-1], (start, total)))
     recipe = replace(recipe, plan=plan)
     work = args.work_dir or default_work_dir()
     home = work / args.model

@@ -57,18 +57,18 @@ class Phase:
 
 @dataclass(frozen=True)
 class Plan:
-    """The course of a run. Learning rates warm up, stay level, and fall to zero from step `decay_from` on.
+    """The course of a run of `total` steps.
+
+    Learning rates warm up and stay level but for `decays`, pairs of steps between which they fall to zero.
 
     `embed_std` is the embedding's standard deviation at the start. With `output_copies` the output matrix starts as a
     small copy of it, so that attending to a token already favours saying it, which makes looking back easier to learn.
     From step `muon_from` on Muon trains q, k and v as well, and both optimisers start anew.
-    With `bend`, (step, factor), they fall in two straight lines that meet there.
     """
 
     phases: tuple[Phase, ...]
     total: int
-    decay_from: int
-    bend: tuple[int, float] | None = None
+    decays: tuple[tuple[int, int], ...]
     seed: int = 1
     warmup: int = 60
     lr_muon: float = 0.012
@@ -89,15 +89,10 @@ class Plan:
         """Factor on the learning rates at a step."""
         if step < self.warmup:
             return (step + 1) / self.warmup
-        if step < self.decay_from:
-            return 1.0
-        start, high = self.decay_from, 1.0
-        if self.bend is not None:
-            at, low = self.bend
-            if step < at:
-                return high - (high - low) * (step - start) / (at - start)
-            start, high = at, low
-        return max(0.0, high * (self.total - step) / max(1, self.total - start))
+        for start, end in self.decays:
+            if start <= step < end:
+                return (end - step) / (end - start)
+        return 1.0
 
 
 @dataclass(frozen=True)
@@ -125,7 +120,7 @@ RECIPES: dict[str, Recipe] = {
                 Phase(1 << 30, 512, Mix(recall=0.18, talk=0.26, repeats=0.01, skip=0.35), long=0.2),
             ),
             total=3000,
-            decay_from=2000,
+            decays=((2000, 3000),),
         ),
     ),
     "mha": Recipe(
@@ -143,7 +138,7 @@ RECIPES: dict[str, Recipe] = {
                 Phase(1 << 30, 512, Mix(recall=0.25, talk=0.3, repeats=0.01, skip=0.35), long=0.15),
             ),
             total=3050,
-            decay_from=2700,
+            decays=((1500, 2300), (2700, 3050)),
             seed=2,
             lr_adam=0.002,
             embed_std=1.0,

@@ -1,7 +1,7 @@
 """The training loop: resumable, deterministic given the seed and the thread count.
 
 The learning rate is warmed up, stays level, and in the last part falls linearly to zero (warmup, stable,
-decay). The level part has no fixed end: `decay_from` and `total` can be set when a run is resumed, so a run
+decay). The level part has no fixed end: the decay and `total` can be set when a run is resumed, so a run
 is annealed to fit the time at hand without making the steps before depend on it.
 
 Looking back is learned first, from short lists said several times over: there most tokens depend on it, in a recall
