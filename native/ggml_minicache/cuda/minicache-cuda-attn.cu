@@ -67,8 +67,8 @@ minicache_cuda_attn minicache_cuda_attn_of(const ggml_tensor * dst) {
     a.mask         = (const char *) data(mask);
     a.mask_token   = mask ? mask->nb[1] : 0;
     a.mask_stream  = mask ? mask->nb[3] : 0;
-    a.cells        = (const int32_t *) index->data;
-    a.cells_stream = index->nb[1] / sizeof(int32_t);
+    a.cells        = (const int32_t *) data(index);
+    a.cells_stream = index ? index->nb[1] / sizeof(int32_t) : 0;
     a.sinks        = (const float *) data(dst->src[9]);
 
     a.n_head_log2 = 1u << (uint32_t) floor(log2((double) a.dims.n_head));

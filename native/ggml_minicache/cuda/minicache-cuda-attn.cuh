@@ -39,7 +39,10 @@ struct minicache_cuda_attn {
 
     __device__ const float * query(int s, int head, int token) const { return (const float *) q.row(s, token, head); }
 
-    __device__ int32_t state(int s, int cell) const { return cells[s * cells_stream + cell]; }
+    // every cell holds a merged entry where there is no index
+    __device__ int32_t state(int s, int cell) const {
+        return cells ? cells[s * cells_stream + cell] : (int32_t) GGML_MINICACHE_CELL_MERGED;
+    }
 
     __device__ int32_t base(int s, int cell) const { return cells[s * cells_stream + cells_bases + cell]; }
 
