@@ -229,6 +229,13 @@ struct minicache_attn_block {
             rows.sum[thread()]       = 0.0f;
         }
         if (CODED) {
+            // rows without a query stay so
+            for (int i = thread(); i < ROWS * plan.ld_q_code; i += MINICACHE_ATTN_WARPS * WARP_SIZE) {
+                q_code[i] = __float2half(0.0f);
+            }
+            if (thread() < ROWS) {
+                rows.scale_code[thread()] = 0.0f;
+            }
             for (int u = thread(); u < a.dims.r_k / MINICACHE_CODE_UNIT; u += MINICACHE_ATTN_WARPS * WARP_SIZE) {
                 units_k[u] = minicache_code_unit_at(a.shape.layout_k, u);
             }
@@ -398,9 +405,9 @@ struct minicache_attn_block {
         } else {
             float * scratch = (float *) raw_k;
             minicache_turn_angles(a, b, scratch + a.dims.d_k);
-            for (int r = 0; r < ROWS; ++r) {
-                const float * x = r < n_row ? a.query(stream, head(r), token(r)) : nullptr;
-                minicache_turn_query(a, head_kv, x, scratch, q_code + r * plan.ld_q_code, rows.scale_code + r);
+            for (int r = 0; r < n_row; ++r) {
+                minicache_turn_query(
+                    a, head_kv, a.query(stream, head(r), token(r)), scratch, q_code + r * plan.ld_q_code, rows.scale_code + r);
             }
         }
         has_query  = true;

@@ -16,7 +16,7 @@ static __device__ __noinline__ void minicache_turn_angles(const minicache_cuda_a
 
 // The whole block: (R(-b)x)ᵀD for one query, with coefficients at their places and of absolute value 1 at most, and the
 // factor that it was divided by. Barriers are within, before and after.
-//   x        [d_k], null for zeros
+//   x        [d_k]
 //   scratch  [d_k] and the angles behind it
 static __device__ __noinline__ void minicache_turn_query(
     const minicache_cuda_attn & a, int head_kv, const float * x, float * scratch, half * out, float * out_scale) {
@@ -30,7 +30,7 @@ static __device__ __noinline__ void minicache_turn_query(
 
     __syncthreads();
     for (int i = thread; i < a.dims.d_k; i += THREADS) {
-        scratch[i] = x ? minicache_turned(a.shape.rope, n_pair, cosines, cosines + n_pair, 1, x, i) : 0.0f;
+        scratch[i] = minicache_turned(a.shape.rope, n_pair, cosines, cosines + n_pair, 1, x, i);
     }
     __syncthreads();
 
