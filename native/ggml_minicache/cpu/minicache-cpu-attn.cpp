@@ -383,8 +383,8 @@ struct head_rows {
     float * max;         // [rows]
     float * sum;         // [rows]
 
-    float * levels[2];  // queries for levels of shared and of retained entries, where those are read as levels
-    bool    coded;      // some coded entry was seen
+    float * levels[N_ENTRY_KIND];  // queries for levels, of the kinds that are read as such
+    bool    coded;                 // some coded entry was seen
 
     static head_rows take(scratch_memory & memory, const minicache_attn & a, const attn_plan & plan) {
         head_rows x  = {};
