@@ -2,6 +2,7 @@
 """A GGUF model of a known shape with random weights, for measuring speed, which does not depend on their values.
 
     python3 scripts/random_model.py llama-3-8b -o random-8b.gguf
+    python3 scripts/random_model.py llama-3-8b --layers 4 -o random-8b-4.gguf    # fits a small machine
 
 Weights are q4_0, without a tokenizer: programs feed token numbers. The same shape gives the same file.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gguf
 import numpy as np
@@ -44,8 +45,14 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("-o", "--output", required=True, metavar="FILE")
+    parser.add_argument("--layers", type=int, metavar="N", help="fewer layers than the shape has")
     args = parser.parse_args(argv)
-    write(args.shape, SHAPES[args.shape], args.output)
+    shape = SHAPES[args.shape]
+    if args.layers is not None:
+        if not 1 <= args.layers <= shape.n_layer:
+            parser.error(f"--layers {args.layers}: {args.shape} has 1 to {shape.n_layer}")
+        shape = replace(shape, n_layer=args.layers)
+    write(args.shape, shape, args.output)
     return 0
 
 
