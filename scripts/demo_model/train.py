@@ -69,9 +69,8 @@ def load_model(path: Path) -> tuple[DemoModel, dict[str, Any]]:
 def split(model: DemoModel, qkv: bool) -> tuple[list[Tensor], list[Tensor]]:
     """The matrices that Muon trains, those of q, k and v among them or not, and all other parameters: AdamW's.
 
-    Muon makes all singular values of an update alike. With it, K and V come out with flatter spectra than in models
-    that people use, most of which are trained with AdamW; so q, k and v are AdamW's as long as they learn that way, and
-    the feed-forward and output matrices, where Muon spares most tokens, Muon's.
+    Muon spares tokens. Most models that people use were trained with AdamW, and K and V are what caches keep, so q, k
+    and v are AdamW's as long as they learn that way.
     """
     mixing: list[Tensor] = []
     rest: list[Tensor] = []
