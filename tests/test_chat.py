@@ -52,7 +52,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             writer.add_chat_template(template)
 
         with mock.patch.object(tiny_models, "add_tokenizer", add):
-            found[name] = tiny_models.random_model(head_size=head_size).write(folder / f"{name}.gguf")
+            model = tiny_models.random_model(head_size=head_size)
+            model.weights["output.weight"][tiny_models.EOS] = 0  # answers end where a test says
+            found[name] = model.write(folder / f"{name}.gguf")
     return found
 
 

@@ -21,8 +21,8 @@ from oracle.model import Config, Oracle
 from test_end_to_end import F16_BOUND, MARGIN, QUANTIZED_BOUND, ROUNDING
 from tiny_models import prompt
 
-# q8_0 of a direction and q8_0 of K and V themselves round differently
-Q8_BOUND = 1e-4
+# q8_0 of a direction and q8_0 of K and V themselves round differently, and upstream rounds the queries as well
+Q8_BOUND = 5e-4
 
 
 class Memory(Protocol):

@@ -34,6 +34,7 @@ PIECES = [
     "\u2581a",
 ]
 N_VOCAB = len(PIECES)
+EOS = 2
 FIRST_TOKEN = 3  # tokens below have a meaning of their own; prompts use the others
 PLANTED = (200, 201, 202, 203)  # the token ids that a `planted` model treats differently
 
@@ -252,7 +253,7 @@ def add_tokenizer(writer: gguf.GGUFWriter) -> None:
     writer.add_token_scores([-float(i) for i in range(N_VOCAB)])
     writer.add_token_types([*types, *[kind.NORMAL] * (N_VOCAB - len(types))])
     writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
+    writer.add_eos_token_id(EOS)
     writer.add_unk_token_id(0)
 
 
