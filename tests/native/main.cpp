@@ -38,7 +38,7 @@ struct test_graph {
         ctx.reset(ggml_init(params));
         gf          = ggml_new_graph(ctx.get());
         test.on_gpu = !device.is_cpu();
-        test.build(ctx.get(), gf, test.on_gpu);
+        test.build(ctx.get(), gf, false);
         buffer.reset(ggml_backend_alloc_ctx_tensors(ctx.get(), device.get()));
 
         rng_t rng(seed);

@@ -17,7 +17,7 @@ class test_attn_merged : public test_attn {
 
     void build(ggml_context * ctx, ggml_cgraph * gf, bool perf) override {
         test_attn::build(ctx, gf, perf);
-        if (!perf && is_plain()) {
+        if (!perf && !on_gpu && is_plain()) {
             upstream = attend_upstream(ctx, cache_k, cache_v);
             ggml_build_forward_expand(gf, upstream);
         }

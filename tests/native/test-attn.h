@@ -114,7 +114,7 @@ class test_attn : public test_case {
         }
         out = attend(ctx, 0);
         ggml_build_forward_expand(gf, out);
-        if (!perf) {
+        if (!perf && !on_gpu) {
             out_ref = attend(ctx, 1);
             ggml_build_forward_expand(gf, out_ref);
         }
