@@ -275,7 +275,7 @@ void minicache_cuda_attn_forward(ggml_backend_cuda_context & ctx, ggml_tensor * 
 bool minicache_cuda_attn_supported(const ggml_tensor * dst) {
     const minicache_cuda_attn a = minicache_cuda_attn_of(dst);
 
-    const auto reads = [](const ggml_tensor * x) { return !x || minicache_cuda_reads(x->type); };
+    const auto reads = [](const ggml_tensor * x) { return !x || minicache_cuda_has_rows_of(x->type); };
 
     return minicache_attn_fits(a.dims) && a.p.reference == 0 && (a.dims.coded || (reads(dst->src[1]) && reads(dst->src[2]))) &&
            reads(dst->src[4]) && reads(dst->src[5]) && dst->src[0]->nb[0] == sizeof(float);

@@ -238,24 +238,7 @@ void minicache_cuda_retain_forward(ggml_backend_cuda_context & ctx, ggml_tensor 
     minicache_cuda_launch(keep_kernel, dim3(a.n_tokens + a.n_stream), dim3(THREADS), 0, ctx.stream(), a);
 }
 
-static bool writes(const ggml_tensor * pool) {
-    if (!pool) {
-        return true;
-    }
-    switch (pool->type) {
-        case GGML_TYPE_F16:
-        case GGML_TYPE_BF16:
-        case GGML_TYPE_Q8_0:
-        case GGML_TYPE_Q5_1:
-        case GGML_TYPE_Q5_0:
-        case GGML_TYPE_Q4_1:
-        case GGML_TYPE_Q4_0:
-        case GGML_TYPE_IQ4_NL:
-            return true;
-        default:
-            return false;
-    }
-}
+static bool writes(const ggml_tensor * pool) { return !pool || minicache_cuda_has_rows_of(pool->type); }
 
 bool minicache_cuda_retain_supported(const ggml_tensor * op) {
     return writes(op->src[6]) && writes(op->src[7]) && writes(op->src[8]) && writes(op->src[9]);

@@ -68,22 +68,6 @@ static __device__ __forceinline__ void minicache_read_4(const char * row, int32_
     }
 }
 
-static inline bool minicache_cuda_reads(ggml_type type) {
-    switch (type) {
-        case GGML_TYPE_F16:
-        case GGML_TYPE_BF16:
-        case GGML_TYPE_Q8_0:
-        case GGML_TYPE_Q5_1:
-        case GGML_TYPE_Q5_0:
-        case GGML_TYPE_Q4_1:
-        case GGML_TYPE_Q4_0:
-        case GGML_TYPE_IQ4_NL:
-            return true;
-        default:
-            return false;
-    }
-}
-
 // one warp: d numbers of a row to `out`, zeros where there is no row
 static __device__ __noinline__ void minicache_read_row(const char * row, int32_t type, int d, half * out) {
     for (int i = 4 * threadIdx.x; i < d; i += 4 * WARP_SIZE) {

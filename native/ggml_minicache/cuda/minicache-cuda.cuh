@@ -39,4 +39,21 @@ bool minicache_cuda_retain_supported(const ggml_tensor * op);
 bool minicache_cuda_encode_supported(const ggml_tensor * op);
 bool minicache_cuda_attn_supported(const ggml_tensor * op);
 
+// types of rows that our kernels read and write
+static inline bool minicache_cuda_has_rows_of(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_F16:
+        case GGML_TYPE_BF16:
+        case GGML_TYPE_Q8_0:
+        case GGML_TYPE_Q5_1:
+        case GGML_TYPE_Q5_0:
+        case GGML_TYPE_Q4_1:
+        case GGML_TYPE_Q4_0:
+        case GGML_TYPE_IQ4_NL:
+            return true;
+        default:
+            return false;
+    }
+}
+
 #endif
