@@ -235,8 +235,16 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(models: dict[str, Path]) ->
     assert b"KV cache of" in out
 
 
+@pytest.fixture
+def heeds_sigint() -> Iterator[None]:
+    """Children don't inherit an ignored SIGINT, which a shell's background jobs have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
-def test_ctrl_c_at_the_prompt_tells_how_to_leave(models: dict[str, Path]) -> None:
+def test_ctrl_c_at_the_prompt_tells_how_to_leave(models: dict[str, Path], heeds_sigint: None) -> None:
     import pty
 
     controller, terminal = pty.openpty()
