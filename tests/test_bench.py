@@ -7,11 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_models
 
-from minicache_cpp import CacheSpec, MiniCache, MiniCacheError, bench
+from minicache_cpp import CacheSpec, MiniCache, MiniCacheError, bench, bench_ops
+from minicache_cpp._native import bindings
 from minicache_cpp.bench import measure, quartile_range, table
+from minicache_cpp.bench_context import BenchContext, BenchModel
+from minicache_cpp.bench_ops import KEEPING, KINDS, Sample
+from minicache_cpp.cli import main
 from minicache_cpp.gguf_file import read_gguf
 
 KEYS = {
@@ -25,6 +30,7 @@ KEYS = {
     "prefill_tps": float,
     "prefill_iqr": (float, type(None)),
     "prefill_reps": int,
+    "prefill_tokens": int,
     "prefill_vs_plain": (float, type(None)),
     "decode_tps": float,
     "decode_iqr": (float, type(None)),
@@ -73,6 +79,94 @@ def test_a_long_context_is_filled_less_often(model: Path, monkeypatch: pytest.Mo
     assert [row["prefill_reps"] for row in found["rows"]] == [3, 2]
     assert sum("context 600: filling, 1 of 2" in line for line in told) == 2  # chunks of 512 tokens
     assert "q4_0" in table(found)
+
+
+@pytest.fixture(scope="module")
+def one_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """K and V of a single layer depend on a token and its position, and on nothing before it."""
+    path = tmp_path_factory.mktemp("models") / "one.gguf"
+    return tiny_models.random_model(n_layer=1).write(path)
+
+
+def logits(context: BenchContext) -> np.ndarray:  # type: ignore[type-arg]
+    return np.ctypeslib.as_array(bindings.llama_get_logits(context.ctx), (context.n_vocab,)).copy()
+
+
+# f16 keeps what was turned to its new position with an error of 1/2048, q8_0 of 1/254 of the largest number
+@pytest.mark.parametrize(("cache", "bound"), [("f16", 2e-3), ("q8_0", 2e-2)])
+@pytest.mark.parametrize("n_kv", [2 * tiny_models.N_VOCAB, 2 * tiny_models.N_VOCAB + 100])
+def test_copies_are_what_a_prompt_that_repeats_itself_gives(
+    one_layer: Path, cache: str, bound: float, n_kv: int
+) -> None:
+    period = tiny_models.N_VOCAB  # after so many tokens evaluate() has the same ones again
+    found = []
+    with BenchModel(one_layer) as model:
+        for copies in (False, True):
+            context = BenchContext(model, CacheSpec.parse(cache), n_kv + 1, 1024, 1, copies)
+            try:
+                context.evaluate(0, period if copies else n_kv)
+                if copies:
+                    before = logits(context)
+                    context.fill_by_copies(period, n_kv)
+                    assert bindings.llama_memory_seq_pos_max(context.memory, 0) == n_kv - 1
+                    assert bindings.llama_memory_seq_pos_max(context.memory, 1) == -1
+                context.evaluate(n_kv, 1)
+                found.append(logits(context))
+            finally:
+                context.close()
+    expected, copied = found
+    scale = np.linalg.norm(expected)
+    assert np.linalg.norm(copied - expected) < bound * scale
+    assert np.linalg.norm(before - expected) > 10 * bound * scale
+
+
+def test_copies_fill_every_cache(model: Path) -> None:
+    specs = [CacheSpec.parse(text) for text in ("f16", "q4_0", "slerp:type=q8_0", "average:type=f16")]
+    found = measure(read_gguf(model), [40, 1300], specs, 1, 1, copies=True)
+    assert found["fill"] == "copies"
+    assert [row["prefill_tokens"] for row in found["rows"]] == [40] * 4 + [512] * 4
+    assert all(row["decode_tps"] > 0 for row in found["rows"])
+    assert "are copies of them" in table(found)
+
+
+def test_ops_are_told_by_kind(model: Path) -> None:
+    done = run(model, "--ops", "--ctx", 700, "--fill", "copies", "--config", "f16", "--config", "slerp:type=q4_0",
+               "--threads", 1, "--reps", 1, "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [(row["cache"], row["phase"], row["tokens"]) for row in rows] == [
+        ("f16", "prefill", 512), ("f16", "decode", 1), ("q4_0", "prefill", 512), ("q4_0", "decode", 1)
+    ]  # fmt: skip
+    for row in rows:
+        shares = row["shares"]
+        assert list(shares) == list(KINDS)
+        assert sum(shares.values()) == pytest.approx(1)
+        assert row["keeping"] == pytest.approx(sum(shares[kind] for kind in KEEPING))
+        assert shares["attention"] > 0.05 and shares["matrices"] > 0.05
+        # a plain cache has none of it, SLERP has all but codes
+        assert (row["keeping"] > 0) == (row["minicache"] is not None)
+        assert shares["encode"] == 0
+        assert row["seconds"] > 0 and row["start_us"] >= 0
+    text = bench_ops.table(json.loads(done.stdout))
+    assert "context 700, prefill of 512" in text and "keeping" in text
+
+
+def test_what_starting_nodes_takes_is_left_out() -> None:
+    nodes = dict.fromkeys(KINDS, 0) | {"attention": 2, "merge": 1, "rest": 7}
+    seconds = dict.fromkeys(KINDS, 0.0) | {"attention": 8e-3, "merge": 1e-3, "rest": 3e-3}
+    sample = Sample(10e-3, seconds, nodes)  # 2 ms more node by node, of 10 nodes
+    assert sample.start == pytest.approx(0.2e-3)
+    row = bench_ops.row(CacheSpec.parse("f16"), 64, "decode", 1, sample, sample.start)
+    assert row["shares"]["attention"] == pytest.approx(7.6 / 10)
+    assert row["keeping"] == pytest.approx(0.8 / 10)
+    # never more than the quickest nodes take, nor less than nothing
+    assert Sample(1e-3, seconds, nodes).start == pytest.approx(3e-3 / 7)
+    assert Sample(99.0, seconds, nodes).start == 0
+
+
+def test_ops_are_those_of_the_cpu(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(model), "--ops", "--gpu-layers", "2"]) == 2
+    assert "--ops tells of the CPU" in capsys.readouterr().err
 
 
 def test_what_cant_be_measured_is_told(model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 At each context length all contexts are filled chunk by chunk in turn, and then decode in turn, so that
 whatever else the machine does falls on all of them alike. What is told are medians, and how far the quartiles
 are apart.
+
+With `--fill copies` one chunk is computed and its cells are copied for the rest of the context. Decode takes the same
+time over cells of any content, and a context that takes minutes to compute is full within seconds.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ DEFAULT_CTX = (512, 4096, 16384)
 DEFAULT_SPECS = ("f16", "q8_0", "q4_0", "slerp:type=f16", "slerp:type=q8_0", "slerp:type=q4_0")
 N_DECODE = 32  # tokens of one measurement
 N_BATCH = 512
+FILLS = ("compute", "copies")
 PREFILL_TOKENS = 16384  # a context is filled several times, up to so many tokens
 
 
@@ -46,6 +50,7 @@ class Samples:
     spec: CacheSpec
     n_kv: int
     kv_bytes: int = 0
+    n_computed: int = 0  # tokens that are evaluated to fill the context
     prefill: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
 
@@ -62,6 +67,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", action="append", metavar="SPEC", help=f"a cache to measure: {SPEC_HELP}")
     parser.add_argument(
         "--reps", type=int, default=5, metavar="R", help="measurements of each number (default: 5)"
+    )
+    parser.add_argument(
+        "--fill",
+        choices=FILLS,
+        default=FILLS[0],
+        help=f"copies: evaluate the first {N_BATCH} tokens of a context and copy them for the rest, which is quick and "
+        "the same for decode; prefill is then that of these tokens",
+    )
+    parser.add_argument(
+        "--ops",
+        action="store_true",
+        help="tell where the time goes: the share of each kind of operation in prefill and decode",
     )
     add_machine_options(parser)
     parser.add_argument(
@@ -82,8 +99,18 @@ def run(args: argparse.Namespace) -> int:
         devices.require_gpu()
     gpu_layers = -1 if args.device == "cuda" else args.gpu_layers
     file = read_gguf(args.model or demo_model())
-    found = measure(file, contexts, specs, threads, args.reps, gpu_layers, progress)
-    print(json.dumps(found, indent=2) if args.json else table(found))
+    copies = args.fill == "copies"
+    if args.ops:
+        from . import bench_ops
+
+        if gpu_layers:
+            raise MiniCacheError("--ops tells of the CPU: leave --device and --gpu-layers out")
+        found = bench_ops.measure(file, contexts, specs, threads, args.reps, copies, progress)
+        text = bench_ops.table(found)
+    else:
+        found = measure(file, contexts, specs, threads, args.reps, gpu_layers, progress, copies)
+        text = table(found)
+    print(json.dumps(found, indent=2) if args.json else text)
     return 0
 
 
@@ -95,6 +122,7 @@ def measure(
     reps: int,
     gpu_layers: int = 0,
     on_progress: Callable[[str], None] = lambda text: None,
+    copies: bool = False,
 ) -> dict[str, Any]:
     """Everything the table says, as one JSON-ready object."""
     from .bench_context import BenchModel
@@ -107,26 +135,33 @@ def measure(
     rows = []
     with BenchModel(file.path, gpu_layers) as model:
         for n_kv in contexts:
-            with side_by_side(model, specs, n_kv, threads) as pairs:
-                fill(pairs, n_kv, reps, on_progress)
+            with side_by_side(model, specs, n_kv, threads, copies) as pairs:
+                fill(pairs, n_kv, reps, on_progress, copies)
                 decode(pairs, n_kv, reps, on_progress)
             rows += [row(samples) for _, samples in pairs]
         found = devices.gpus() if gpu_layers else []
         device = found[0].description if found else cpu_name()
     compare(rows)
-    return {"model": str(file.path), "device": device, "threads": threads, "reps": reps, "rows": rows}
+    return {
+        "model": str(file.path),
+        "device": device,
+        "threads": threads,
+        "reps": reps,
+        "fill": FILLS[copies],
+        "rows": rows,
+    }
 
 
 @contextlib.contextmanager
 def side_by_side(
-    model: Any, specs: Sequence[CacheSpec], n_kv: int, threads: int
+    model: Any, specs: Sequence[CacheSpec], n_kv: int, threads: int, copies: bool = False
 ) -> Iterator[list[tuple[BenchContext, Samples]]]:
     from .bench_context import BenchContext
 
     pairs: list[tuple[BenchContext, Samples]] = []
     try:
         for spec in specs:
-            context = BenchContext(model, spec, n_kv + N_DECODE, N_BATCH, threads)
+            context = BenchContext(model, spec, n_kv + N_DECODE, N_BATCH, threads, copies)
             pairs.append((context, Samples(spec, n_kv, context.kv_bytes())))
         yield pairs
     finally:
@@ -135,22 +170,30 @@ def side_by_side(
 
 
 def fill(
-    pairs: list[tuple[BenchContext, Samples]], n_kv: int, reps: int, on_progress: Callable[[str], None]
+    pairs: list[tuple[BenchContext, Samples]],
+    n_kv: int,
+    reps: int,
+    on_progress: Callable[[str], None],
+    copies: bool = False,
 ) -> None:
     """Fill all contexts, chunk by chunk in turn, as often as is affordable."""
     times = max(1, min(reps, PREFILL_TOKENS // n_kv))
+    n_computed = min(n_kv, N_BATCH) if copies else n_kv
     for repetition in range(times):
         seconds = [0.0] * len(pairs)
         for context, _ in pairs:
             context.clear()
-        for start in range(0, n_kv, N_BATCH):
+        for start in range(0, n_computed, N_BATCH):
             on_progress(f"context {n_kv}: filling, {repetition + 1} of {times}, token {start}")
             for i, (context, _) in enumerate(pairs):
                 began = time.perf_counter()
-                context.evaluate(start, min(N_BATCH, n_kv - start))
+                context.evaluate(start, min(N_BATCH, n_computed - start))
                 seconds[i] += time.perf_counter() - began
         for i, (_, samples) in enumerate(pairs):
-            samples.prefill.append(n_kv / seconds[i])
+            samples.n_computed = n_computed
+            samples.prefill.append(n_computed / seconds[i])
+    for context, _ in pairs if n_computed < n_kv else ():
+        context.fill_by_copies(n_computed, n_kv)
 
 
 def decode(
@@ -183,6 +226,7 @@ def row(samples: Samples) -> dict[str, Any]:
         "prefill_tps": statistics.median(samples.prefill),
         "prefill_iqr": quartile_range(samples.prefill),
         "prefill_reps": len(samples.prefill),
+        "prefill_tokens": samples.n_computed,
         "decode_tps": statistics.median(samples.decode),
         "decode_iqr": quartile_range(samples.decode),
         "decode_reps": len(samples.decode),
@@ -211,6 +255,10 @@ def table(found: dict[str, Any]) -> str:
         f"{found['model']} on {found['device']}, {found['threads']} threads",
         "tokens/s: median ± half the distance between the quartiles",
     ]
+    if found["fill"] == "copies":
+        lines.append(
+            f"prefill of the first {N_BATCH} tokens at most, the rest of a context are copies of them"
+        )
     rows = found["rows"]
     width = max(len(one["minicache"] or one["cache"]) for one in rows)
     for n_kv in dict.fromkeys(one["n_kv"] for one in rows):

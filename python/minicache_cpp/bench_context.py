@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from pathlib import Path
+from typing import Any
 
 from . import _native
 from ._native import bindings
@@ -35,9 +37,28 @@ class BenchModel:
 
 
 class BenchContext:
-    def __init__(self, model: BenchModel, spec: CacheSpec, n_ctx: int, n_batch: int, threads: int) -> None:
+    """A context of one sequence, number 0.
+
+    copies: fill_by_copies() is wanted, for which there is a second sequence for a moment.
+    callback: llama.cpp's evaluation callback, a bindings.ggml_backend_sched_eval_callback that the caller keeps.
+    """
+
+    def __init__(
+        self,
+        model: BenchModel,
+        spec: CacheSpec,
+        n_ctx: int,
+        n_batch: int,
+        threads: int,
+        copies: bool = False,
+        callback: Any = None,
+    ) -> None:
         params = bindings.llama_context_default_params()
         params.n_ctx = n_ctx
+        if copies:
+            params.n_seq_max, params.kv_unified = 2, True
+        if callback is not None:
+            params.cb_eval = callback
         params.n_batch = params.n_ubatch = n_batch
         params.n_threads = params.n_threads_batch = threads
         params.type_k, params.type_v = GGML_TYPES[spec.type_k].number, GGML_TYPES[spec.type_v].number
@@ -73,6 +94,23 @@ class BenchContext:
             raise MiniCacheError(f"llama_decode failed with {status} at token {start}")
         bindings.llama_synchronize(self.ctx)
 
+    def fill_by_copies(self, n_done: int, n_tokens: int) -> None:
+        """Fill the cache up to n_tokens with copies of the cells of its n_done tokens, at the positions that follow.
+
+        So would a prompt that says the same again and again, if no token saw what was said before. K is turned to its
+        new position as in a context shift, with the next token that is evaluated.
+        """
+        if not bindings.llama_memory_can_shift(self.memory):
+            raise MiniCacheError("this cache can't be filled by copies, as its positions can't be moved")
+        for start in range(n_done, n_tokens, n_done):
+            bindings.llama_memory_seq_cp(self.memory, 0, 1, 0, min(n_done, n_tokens - start))
+            state = save_sequence(self.ctx, 1)
+            bindings.llama_memory_seq_rm(self.memory, 1, -1, -1)
+            load_sequence(self.ctx, 1, state)
+            bindings.llama_memory_seq_add(self.memory, 1, 0, -1, start)
+            bindings.llama_memory_seq_cp(self.memory, 1, 0, -1, -1)
+            bindings.llama_memory_seq_rm(self.memory, 1, -1, -1)
+
     def cut(self, n_tokens: int) -> None:
         """Keep the first tokens only."""
         bindings.llama_memory_seq_rm(self.memory, 0, n_tokens, -1)
@@ -83,3 +121,18 @@ class BenchContext:
     def close(self) -> None:
         bindings.llama_batch_free(self.batch)
         bindings.llama_free(self.ctx)
+
+
+def save_sequence(ctx: Any, seq: int) -> Any:
+    """The state of a sequence, as load_sequence() takes it."""
+    size = bindings.llama_state_seq_get_size(ctx, seq)
+    state = (ctypes.c_uint8 * size)()
+    if bindings.llama_state_seq_get_data(ctx, state, size, seq) != size:
+        raise MiniCacheError(f"the state of sequence {seq} can't be saved")
+    return state
+
+
+def load_sequence(ctx: Any, seq: int, state: Any) -> None:
+    """Add the cells of a saved state to a context, as those of this sequence."""
+    if not bindings.llama_state_seq_set_data(ctx, state, len(state), seq):
+        raise MiniCacheError(f"there is no room for the state of sequence {seq}")

@@ -1,0 +1,207 @@
+"""`minicache bench --ops`: where the time of a token, and of a prompt's chunk, goes.
+
+llama.cpp computes a graph in one piece, or node by node where its evaluation callback asks for it. Node by node, each
+one's time is known, but threads are started and waited for with each. What that takes follows from a token's graph
+in one piece, which has it once: it is taken to be the same for every node, such that all nodes together take as long as
+the graph does. Both ways are measured in turn.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import host_memory, kv_size
+from ._native import bindings
+from .bench import N_BATCH, N_DECODE, cpu_name
+from .bench_context import BenchContext, BenchModel
+from .config import CacheSpec
+from .gguf_file import GGUFFile
+
+# kinds of MiniCache's op, by number, as enum ggml_minicache_op has them
+MINICACHE_KINDS = ("index", "attention", "merge", "pool", "encode", "attention")
+GGML_KINDS = {"FLASH_ATTN_EXT": "attention", "MUL_MAT": "matrices", "SET_ROWS": "rows"}
+N_TOKENS = 16  # that decode is measured at, for each repetition
+NO_WORK = ("NONE", "VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE")
+KINDS = ("attention", "index", "merge", "encode", "pool", "rows", "matrices", "rest")
+KEEPING = ("index", "merge", "encode", "pool")  # what keeping merged layers costs beside attention to them
+
+
+class OpTimer:
+    """The evaluation callback of a context: times every node of the graph where `single` is set."""
+
+    def __init__(self) -> None:
+        self.single = False
+        self.ggml = bindings._lib  # the libraries that libllama is linked to are found through it
+        self.ggml.ggml_op_desc.argtypes = [ctypes.c_void_p]
+        self.ggml.ggml_op_desc.restype = ctypes.c_char_p
+        self.ggml.ggml_minicache_get_op.argtypes = [ctypes.c_void_p]
+        self.ggml.ggml_minicache_get_op.restype = ctypes.c_int
+        self.callback = bindings.ggml_backend_sched_eval_callback(self.receive)
+        self.reset()
+
+    def reset(self) -> None:
+        self.seconds = dict.fromkeys(KINDS, 0.0)
+        self.nodes = dict.fromkeys(KINDS, 0)
+        self.asked = 0.0  # seconds that went by with asking alone
+        self.began = self.last = 0.0
+
+    def receive(self, tensor: int, ask: bool, _: object) -> bool:
+        now = time.perf_counter()
+        if not self.single:
+            # all nodes are asked for, one after the other, before any is computed
+            self.asked += now - self.last if self.last else 0.0
+            self.last = now
+            return False
+        if not ask:
+            self.add(tensor, now - self.began)
+        self.began = time.perf_counter()
+        return True
+
+    def add(self, tensor: int, seconds: float) -> None:
+        name = self.ggml.ggml_op_desc(tensor).decode()
+        if name in NO_WORK:
+            return
+        kind = GGML_KINDS.get(name, "rest")
+        if name == "MINICACHE":
+            kind = MINICACHE_KINDS[self.ggml.ggml_minicache_get_op(tensor)]
+        self.seconds[kind] += seconds
+        self.nodes[kind] += 1
+
+
+def measure(
+    file: GGUFFile,
+    contexts: Sequence[int],
+    specs: Sequence[CacheSpec],
+    threads: int,
+    reps: int,
+    copies: bool = False,
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Everything the table says, as one JSON-ready object."""
+    shape = kv_size.model_shape(file)
+    if not shape.unknown:
+        largest = max(contexts) + N_DECODE
+        needed = max(kv_size.kv_bytes(shape, spec, largest) for spec in specs)
+        host_memory.refuse_too_large(largest, needed, file.weight_bytes)
+    rows = []
+    with BenchModel(file.path) as model:
+        for n_kv in contexts:
+            for spec in specs:
+                on_progress(f"context {n_kv}: operations of {spec.name}")
+                rows += rows_of(model, spec, n_kv, threads, reps, copies)
+    return {
+        "model": str(file.path),
+        "device": cpu_name(),
+        "threads": threads,
+        "reps": reps,
+        "rows": rows,
+    }
+
+
+def rows_of(
+    model: BenchModel, spec: CacheSpec, n_kv: int, threads: int, reps: int, copies: bool
+) -> list[dict[str, Any]]:
+    """A row for the last chunk of a prompt of n_kv tokens, and one for the token behind it."""
+    timer = OpTimer()
+    context = BenchContext(model, spec, n_kv + N_DECODE, N_BATCH, threads, copies, timer.callback)
+    try:
+        chunk = min(N_BATCH, n_kv)
+        before = n_kv - chunk
+        computed = min(before, N_BATCH) if copies else before
+        for start in range(0, computed, N_BATCH):
+            context.evaluate(start, min(N_BATCH, computed - start))
+        if computed < before:
+            context.fill_by_copies(computed, before)
+        prefill = sample(context, timer, before, chunk, reps)
+        decode = sample(context, timer, n_kv, 1, N_TOKENS * reps)
+        return [
+            row(spec, n_kv, "prefill", chunk, prefill, decode.start),
+            row(spec, n_kv, "decode", 1, decode, decode.start),
+        ]
+    finally:
+        context.close()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Medians, and how many nodes of each kind the graph has."""
+
+    whole: float  # seconds of the graph in one piece
+    seconds: dict[str, float]  # of each kind, node by node
+    nodes: dict[str, int]
+
+    @property
+    def start(self) -> float:
+        """Seconds to start a node, and no more than the quickest kind of nodes takes."""
+        beyond = (sum(self.seconds.values()) - self.whole) / sum(self.nodes.values())
+        least = min(self.seconds[kind] / n for kind, n in self.nodes.items() if n)
+        return min(max(0.0, beyond), least)
+
+
+def sample(context: BenchContext, timer: OpTimer, at: int, n_tokens: int, times: int) -> Sample:
+    """Evaluate the tokens at these positions again and again; they stay in the cache."""
+    whole: list[float] = []
+    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for i in range(-1, times):
+        for timer.single in (False, True) if i >= 0 else (False,):  # the first time pays for the graph
+            context.cut(at)
+            timer.reset()
+            began = time.perf_counter()
+            context.evaluate(at, n_tokens)
+            took = time.perf_counter() - began
+            if i < 0:
+                continue
+            if not timer.single:
+                whole.append(took - timer.asked)
+            for kind in KINDS if timer.single else ():
+                seconds[kind].append(timer.seconds[kind])
+    medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+    return Sample(statistics.median(whole), medians, timer.nodes)
+
+
+def row(spec: CacheSpec, n_kv: int, phase: str, n_tokens: int, found: Sample, start: float) -> dict[str, Any]:
+    own = {kind: max(0.0, found.seconds[kind] - start * found.nodes[kind]) for kind in KINDS}
+    shares = {kind: own[kind] / sum(own.values()) for kind in KINDS}
+    return {
+        "case": f"{spec.name} @ {n_kv}, {phase}",
+        "cache": spec.cache,
+        "minicache": spec.minicache.spec() if spec.minicache else None,
+        "n_kv": n_kv,
+        "phase": phase,
+        "tokens": n_tokens,
+        "seconds": found.whole,
+        "start_us": start * 1e6,
+        "nodes": sum(found.nodes.values()),
+        "shares": shares,
+        "keeping": sum(shares[kind] for kind in KEEPING),
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    rows = found["rows"]
+    width = max(len(one["minicache"] or one["cache"]) for one in rows)
+    lines = [
+        f"{found['model']} on {found['device']}, {found['threads']} threads",
+        "ms of a prompt's last chunk, and of a token behind it; the share of each kind of operation in per cent",
+        f"keeping: {', '.join(KEEPING)} together",
+    ]
+    for place in dict.fromkeys((one["n_kv"], one["phase"], one["tokens"]) for one in rows):
+        n_kv, phase, tokens = place
+        head = f"context {n_kv}, {phase} of {tokens}"
+        lines += [
+            "",
+            f"{head:<{max(width, 30)}}  {'ms':>9}" + "".join(f"  {kind:>9}" for kind in (*KINDS, "keeping")),
+        ]
+        for one in rows:
+            if (one["n_kv"], one["phase"], one["tokens"]) == place:
+                shares = [*one["shares"].values(), one["keeping"]]
+                lines.append(
+                    f"{one['minicache'] or one['cache']:<{max(width, 30)}}  {one['seconds'] * 1e3:>9.2f}"
+                    + "".join(f"  {share * 100:>9.2f}" for share in shares)
+                )
+    return "\n".join(lines)
