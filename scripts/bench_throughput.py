@@ -2,18 +2,24 @@
 """Tokens per second at a fixed budget for the KV cache: as many sequences at once as fit it.
 
     python3 scripts/bench_throughput.py random-8b.gguf --budget 8G --config f16 --config slerp:type=q4_0 --device cuda
+    python3 scripts/bench_throughput.py 8b-4.gguf --budget 256M --config f16 --config 5.plan.gguf --device cpu --full
 
 Requests have lengths like those of ShareGPT's conversations: prompts of 161 and answers of 338 tokens in the
 mean (Kwon et al. 2023, arXiv 2309.06180), drawn from log-normal distributions with a deviation of 1 of the
 logarithm, clipped to 4 to 512 tokens each. Each sequence has a stream of 1024 cells. A sequence that is done
 makes room for the next request. Counted are the answers' tokens; what is drawn, and the order, is the same
 for every cache.
+
+With --full there are no requests, which take a CPU too long: every sequence has its cells full but for the last 32, a
+prompt's cells copied from one to the next, and all decode a token of theirs in every step. The caches take their steps
+in turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -27,17 +33,21 @@ from minicache_cpp import _native, devices, kv_size
 from minicache_cpp._native import bindings
 from minicache_cpp.bench_context import BenchModel
 from minicache_cpp.calibrate import parse_size
+from minicache_cpp.chat import default_threads
+from minicache_cpp.cli import check_numbers
 from minicache_cpp.config import CacheSpec
 from minicache_cpp.errors import MiniCacheError
 from minicache_cpp.ggml_types import GGML_TYPES
 from minicache_cpp.gguf_file import read_gguf
-from minicache_cpp.report import read_report
+from minicache_cpp.report import mib, read_report
 
 MEAN_PROMPT, MEAN_ANSWER, DEVIATION = 161, 338, 1.0
 SHORTEST, LONGEST = 4, 512
 CELLS = 1024  # of a sequence
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 N_BATCH = 2048
+N_STEPS = 32  # that full sequences decode at most
+N_PROMPT = 512  # tokens of a step before that
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,19 +60,46 @@ def main(argv: Sequence[str]) -> int:
         "--config", action="append", required=True, metavar="SPEC", help="a cache, again and again"
     )
     parser.add_argument("--requests", type=int, default=256, metavar="N", help="requests (default: 256)")
+    parser.add_argument("--full", action="store_true", help="decode alone, of sequences that are full")
+    parser.add_argument(
+        "--cells", type=int, default=CELLS, metavar="N", help=f"tokens of a sequence (default: {CELLS})"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=16, metavar="N", help=f"of --full, 1 to {N_STEPS} (default: 16)"
+    )
+    parser.add_argument("--threads", type=int, metavar="T", help="CPU threads (default: the cores there are)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as well")
     args = parser.parse_args(argv)
+    check_numbers("--requests", [args.requests], 1)
+    check_numbers("--cells", [args.cells], 2 * N_STEPS if args.full else 2 * LONGEST)
+    check_numbers("--threads", [args.threads], 1)
+    if not 1 <= args.steps <= N_STEPS:
+        raise MiniCacheError(f"--steps {args.steps}: it must be from 1 to {N_STEPS}")
 
     gpu = devices.require_gpu() if args.device == "cuda" else None
     budget = parse_size(args.budget)
+    threads = args.threads or default_threads()
+    specs = [CacheSpec.parse(text) for text in args.config]
     rows = []
     with BenchModel(args.model, -1 if gpu else 0) as model:
-        for text in args.config:
-            rows.append(measure(model, args.model, CacheSpec.parse(text), budget, args.requests))
-            print(line(rows[-1], rows[0]), flush=True)
+        services = (Service(model, args.model, spec, budget, args.cells, threads) for spec in specs)
+        if args.full:
+            rows = measure_full(list(services), args.steps)
+            print("\n".join(line(row, rows[0]) for row in rows))
+        else:
+            for service in services:
+                rows.append(measure(service, args.requests))
+                print(line(rows[-1], rows[0]), flush=True)
     if args.json:
-        found = {"model": args.model.name, "device": gpu.description if gpu else "CPU", "budget": budget}
+        found = {
+            "model": args.model.name,
+            "device": gpu.description if gpu else "CPU",
+            "threads": threads,
+            "budget": budget,
+            "cells": args.cells,
+            "full": args.full,
+        }
         args.json.write_text(json.dumps({**found, "rows": rows}, indent=1) + "\n")
     return 0
 
@@ -95,52 +132,122 @@ def draw_requests(n: int) -> list[Request]:
     return [Request(*both) for both in zip(lengths(MEAN_PROMPT), lengths(MEAN_ANSWER), strict=True)]
 
 
-def measure(model: BenchModel, path: Path, spec: CacheSpec, budget: int, n_requests: int) -> dict[str, Any]:
-    shape = kv_size.model_shape(read_gguf(path))
-    one = kv_size.kv_bytes(shape, spec, CELLS)
-    sequences = min(MAX_SEQUENCES, budget // one)
-    if sequences < 1:
-        raise MiniCacheError(f"{spec.name}: a sequence takes {one} bytes, the budget is {budget}")
-    free_before = [gpu.free for gpu in devices.gpus()]
-    params = bindings.llama_context_default_params()
-    params.n_seq_max = sequences
-    params.kv_unified = False
-    params.n_ctx = sequences * CELLS
-    params.n_batch = params.n_ubatch = N_BATCH
-    params.type_k, params.type_v = GGML_TYPES[spec.type_k].number, GGML_TYPES[spec.type_v].number
-    params.flash_attn_type = bindings.LLAMA_FLASH_ATTN_TYPE_ENABLED
-    params.no_perf = True
-    model.log.clear()
-    with _native.creating_contexts(spec.minicache):
-        ctx = bindings.llama_init_from_model(model.model, params)
-    if ctx is None:
-        raise MiniCacheError(f"{spec.name} can't be used: {_native.last_error() or model.log.reason()}")
-    batch = bindings.llama_batch_init(N_BATCH, 0, 1)
+class Service:
+    """A context of as many sequences as the budget has room for, each with a stream of its own."""
+
+    def __init__(
+        self, model: BenchModel, path: Path, spec: CacheSpec, budget: int, cells: int, threads: int
+    ) -> None:
+        self.model, self.spec, self.cells = model, spec, cells
+        fit = kv_size.n_sequences(kv_size.model_shape(read_gguf(path)), spec, cells, budget)
+        self.sequences = min(MAX_SEQUENCES, fit)
+        if self.sequences < 1:
+            raise MiniCacheError(
+                f"{spec.name}: there is no sequence of {cells} tokens that fits {mib(budget)}"
+            )
+        self.free_before = [gpu.free for gpu in devices.gpus()]
+        params = bindings.llama_context_default_params()
+        params.n_seq_max = self.sequences
+        params.kv_unified = False
+        params.n_ctx = self.sequences * cells
+        params.n_batch = params.n_ubatch = N_BATCH
+        params.n_threads = params.n_threads_batch = threads
+        params.type_k, params.type_v = GGML_TYPES[spec.type_k].number, GGML_TYPES[spec.type_v].number
+        params.flash_attn_type = bindings.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.no_perf = True
+        model.log.clear()
+        with _native.creating_contexts(spec.minicache):
+            self.ctx = bindings.llama_init_from_model(model.model, params)
+        if self.ctx is None:
+            raise MiniCacheError(f"{spec.name} can't be used: {_native.last_error() or model.log.reason()}")
+        self.batch = bindings.llama_batch_init(N_BATCH, 0, 1)
+
+    def close(self) -> None:
+        bindings.llama_batch_free(self.batch)
+        bindings.llama_free(self.ctx)
+
+    def row(self, tokens: int, seconds: float, peak: int | None = None) -> dict[str, Any]:
+        """What is told of it; peak: the least GPU memory that was free."""
+        kv_bytes = read_report(self.ctx).bytes
+        on_gpu = self.free_before and peak is not None
+        return {
+            "cache": self.spec.name,
+            "sequences": self.sequences,
+            "kv_bytes": kv_bytes,
+            "tokens": tokens,
+            "seconds": seconds,
+            "tps": tokens / seconds,
+            "peak_bytes": sum(self.free_before) - (peak or 0) if on_gpu else kv_bytes,
+        }
+
+    def fill(self) -> None:
+        """All sequences full, but for the cells of N_STEPS tokens."""
+        for start in range(0, self.first, N_PROMPT):
+            n = min(N_PROMPT, self.first - start)
+            self.evaluate([(0, start + i) for i in range(n)])
+        memory = bindings.llama_get_memory(self.ctx)
+        for seq in range(1, self.sequences):
+            bindings.llama_memory_seq_cp(memory, 0, seq, -1, -1)
+        self.step(0)  # does the copies, and pays for the graph
+        for seq in range(self.sequences):
+            bindings.llama_memory_seq_rm(memory, seq, self.first, -1)
+
+    @property
+    def first(self) -> int:
+        """The position of the first token that full sequences decode."""
+        return self.cells - N_STEPS
+
+    def step(self, number: int) -> float:
+        """Seconds to decode the next token of every sequence."""
+        began = time.perf_counter()
+        self.evaluate([(seq, self.first + number) for seq in range(self.sequences)])
+        return time.perf_counter() - began
+
+    def evaluate(self, tokens: Sequence[tuple[int, int]]) -> None:
+        """Tokens as (sequence, position); any would do, but all services get the same ones."""
+        batch = self.batch
+        batch.n_tokens = len(tokens)
+        for i, (seq, position) in enumerate(tokens):
+            batch.token[i], batch.pos[i] = (seq + position) * 7919 % self.model.n_vocab, position
+            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, seq, True
+        if status := bindings.llama_decode(self.ctx, batch):
+            raise MiniCacheError(f"llama_decode failed with {status} at position {tokens[0][1]}")
+        bindings.llama_synchronize(self.ctx)
+
+
+def measure(service: Service, n_requests: int) -> dict[str, Any]:
+    """Serve requests, and close the service."""
     try:
-        kv_bytes = read_report(ctx).bytes
-        serve(ctx, batch, model.n_vocab, draw_requests(sequences), sequences)  # warms up
-        bindings.llama_memory_clear(bindings.llama_get_memory(ctx), True)
+        warm_up = draw_requests(service.sequences)
+        serve(service, warm_up)
+        bindings.llama_memory_clear(bindings.llama_get_memory(service.ctx), True)
         requests = draw_requests(n_requests)
         began = time.perf_counter()
-        peak = serve(ctx, batch, model.n_vocab, requests, sequences)
+        peak = serve(service, requests)
         seconds = time.perf_counter() - began
+        return service.row(sum(request.answer for request in requests), seconds, peak)
     finally:
-        bindings.llama_batch_free(batch)
-        bindings.llama_free(ctx)
-    tokens = sum(request.answer for request in requests)
-    return {
-        "cache": spec.name,
-        "sequences": sequences,
-        "kv_bytes": kv_bytes,
-        "tokens": tokens,
-        "seconds": seconds,
-        "tps": tokens / seconds,
-        "peak_bytes": sum(free_before) - peak if free_before else kv_bytes,
-    }
+        service.close()
 
 
-def serve(ctx: Any, batch: Any, n_vocab: int, requests: Sequence[Request], sequences: int) -> int:
+def measure_full(services: Sequence[Service], n_steps: int) -> list[dict[str, Any]]:
+    """Decode with full sequences, a step of each service in turn, and close them. The steps' median counts."""
+    try:
+        for service in services:
+            service.fill()
+        seconds = [[service.step(number) for service in services] for number in range(n_steps)]
+        return [
+            service.row(service.sequences, statistics.median(times))
+            for service, times in zip(services, zip(*seconds, strict=True), strict=True)
+        ]
+    finally:
+        for service in services:
+            service.close()
+
+
+def serve(service: Service, requests: Sequence[Request]) -> int:
     """Answer all requests; the least memory that was free in between."""
+    ctx, batch, sequences, n_vocab = service.ctx, service.batch, service.sequences, service.model.n_vocab
     memory = bindings.llama_get_memory(ctx)
     waiting = list(reversed(requests))
     active: dict[int, Request] = {}

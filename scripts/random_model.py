@@ -2,7 +2,11 @@
 """A GGUF model of a known shape with random weights, for measuring speed, which does not depend on their values.
 
     python3 scripts/random_model.py llama-3-8b -o random-8b.gguf
-    python3 scripts/random_model.py llama-3-8b --layers 4 -o random-8b-4.gguf    # fits a small machine
+    python3 scripts/random_model.py llama-3-8b --layers 4 --vocab 16032 -o random-8b-4.gguf    # fits a small machine
+
+The second has an eighth of the layers and of the vocabulary, so that attention, the layers' matrices and the output
+matrix have the shares of a token's time that they have in the whole model; with the whole vocabulary the output would
+weigh eight times as much.
 
 Weights are q4_0, without a tokenizer: programs feed token numbers. The same shape gives the same file.
 """
@@ -46,12 +50,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("-o", "--output", required=True, metavar="FILE")
     parser.add_argument("--layers", type=int, metavar="N", help="fewer layers than the shape has")
+    parser.add_argument("--vocab", type=int, metavar="N", help="fewer tokens than the shape has")
     args = parser.parse_args(argv)
     shape = SHAPES[args.shape]
     if args.layers is not None:
         if not 1 <= args.layers <= shape.n_layer:
             parser.error(f"--layers {args.layers}: {args.shape} has 1 to {shape.n_layer}")
         shape = replace(shape, n_layer=args.layers)
+    if args.vocab is not None:
+        if not BLOCK <= args.vocab <= shape.n_vocab:
+            parser.error(f"--vocab {args.vocab}: {args.shape} has {BLOCK} to {shape.n_vocab}")
+        shape = replace(shape, n_vocab=args.vocab)
     write(args.shape, shape, args.output)
     return 0
 

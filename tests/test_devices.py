@@ -87,10 +87,10 @@ def test_requests_are_like_conversations() -> None:
 
 
 def test_throughput_counts_answers(random_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_throughput, "CELLS", 64)
     monkeypatch.setattr(bench_throughput, "LONGEST", 16)
     with BenchModel(random_gguf) as model:
-        row = bench_throughput.measure(model, random_gguf, CacheSpec.parse(SPECS[1]), 1 << 20, 5)
+        spec = CacheSpec.parse(SPECS[1])
+        row = bench_throughput.measure(bench_throughput.Service(model, random_gguf, spec, 1 << 20, 64, 1), 5)
     assert row["tokens"] == sum(request.answer for request in bench_throughput.draw_requests(5))
     assert row["sequences"] > 1 and row["kv_bytes"] <= 1 << 20
 

@@ -107,9 +107,15 @@ def merged_pairs(shape: ModelShape, minicache: MiniCache) -> list[tuple[int, int
     return [(a, b) for a, b in pairs if shape.layers[a] == shape.layers[b] and shape.layers[a].n_head_kv]
 
 
-def kv_bytes(shape: ModelShape, spec: CacheSpec, n_ctx: int) -> int:
-    """Bytes of the cache of one sequence of `n_ctx` tokens."""
+def kv_bytes(shape: ModelShape, spec: CacheSpec, n_ctx: int, n_stream: int = 1) -> int:
+    """Bytes of the cache of one sequence of `n_ctx` tokens, or of several that have a stream each (or less by some
+    bytes of alignment of each).
+    """
     cells = n_cells(n_ctx)
+    if n_stream > 1:
+        plan = read_plan(spec.minicache.plan) if spec.minicache and spec.minicache.plan is not None else None
+        once = _codec_bytes(shape, plan) if plan else 0
+        return once + n_stream * (kv_bytes(shape, spec, n_ctx) - once)
     type_k, type_v = GGML_TYPES[spec.type_k], GGML_TYPES[spec.type_v]
     plan = read_plan(spec.minicache.plan) if spec.minicache and spec.minicache.plan is not None else None
     own = {one.layer: one.types for one in plan.plain} if plan else {}
@@ -133,6 +139,12 @@ def kv_bytes(shape: ModelShape, spec: CacheSpec, n_ctx: int) -> int:
             spec.minicache.window + n_slots(spec.minicache.retain_block, cells),
         )
     return total
+
+
+def n_sequences(shape: ModelShape, spec: CacheSpec, n_ctx: int, budget: int) -> int:
+    """The sequences of `n_ctx` tokens that fit so many bytes, a stream each."""
+    one, two = (kv_bytes(shape, spec, n_ctx, n) for n in (1, 2))
+    return 1 + (budget - one) // (two - one) if one <= budget else 0
 
 
 def _check_types(layer: Layer, type_k: str, type_v: str) -> None:

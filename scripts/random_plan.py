@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""A plan with random codecs for a model of any weights, for measuring speed, which does not depend on their values.
+
+    python3 scripts/random_plan.py random-8b-4.gguf --ratio 5 -o random-5.plan.gguf
+    python3 scripts/random_plan.py random-8b-4.gguf --plain q4_0 -o plain-q4_0.plan.gguf    # nothing is merged
+
+All layers are paired and coded as plans of calibrate's are: coefficients of many widths, K of more bits than V, bases
+128 tokens apart, a window of 64 tokens. With --plain they are plain layers of a MiniCache context, which attend by its
+kernels.
+
+What such a plan restores has nothing to do with what was stored: it is of no use but for this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicache_cpp.code_fit import UNIT_LENGTH, PartCodec, codec_array
+from minicache_cpp.code_format import UNIT, WIDTHS, Layout, PairFormat
+from minicache_cpp.errors import MiniCacheError
+from minicache_cpp.fingerprint import fingerprint
+from minicache_cpp.ggml_types import cache_type
+from minicache_cpp.gguf_file import read_gguf
+from minicache_cpp.kv_size import Layer, model_shape
+from minicache_cpp.plan_file import Plan, write_plan
+
+ROPE_BLOCK, WINDOW = 128, 64  # calibrate's own
+# as in plans of the demo models: K's share of the bytes, and by how many bits units of 16 coefficients get narrower
+SHARE_K = 0.6
+SLOPE_K, SLOPE_V = 0.27, 0.4
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="PLAN")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--ratio", type=float, metavar="R", help="f16 bytes of a token over the codes'")
+    what.add_argument("--plain", metavar="TYPE", help="no pairs, all layers plain and of this type")
+    args = parser.parse_args(argv)
+    if args.ratio is not None and args.ratio < 2:
+        parser.error(f"--ratio {args.ratio}: it must be 2 or more")
+    if args.plain is not None:
+        cache_type(args.plain, "--plain")
+    file = read_gguf(args.model)
+    layers = model_shape(file).layers
+    pairs = [] if args.plain else coded_pairs(layers, args.ratio)
+    plan = Plan(
+        fingerprint(file),
+        len(layers),
+        rope_block=ROPE_BLOCK,
+        type_k=args.plain or "f16",
+        type_v=args.plain or "f16",
+        pool_type="q8_0",
+        window=WINDOW,
+        pairs=tuple(pairs),
+        model=str(file.keys.get("general.name", "")),
+        tool="random_plan.py",
+        text="none",
+    )
+    rng = np.random.default_rng(1)
+    write_plan(args.output, plan, {pair.a: random_codec(rng, pair) for pair in pairs})
+    return 0
+
+
+def coded_pairs(layers: Sequence[Layer], ratio: float) -> list[PairFormat]:
+    """Pairs (0, 1), (2, 3), … whose codes take at most 1/ratio of f16's bytes; an odd layer at the end stays plain."""
+    pairs = []
+    for a in range(0, len(layers) - 1, 2):
+        layer = layers[a]
+        budget = (
+            2 * 2 * (layer.head_size_k + layer.head_size_v) / ratio
+        )  # bytes of a head, both layers of f16
+        layout_k = layout_of(layer.head_size_k, SLOPE_K, SHARE_K * budget)
+        layout_v = layout_of(layer.head_size_v, SLOPE_V, budget - layout_k.row_bytes)
+        pairs.append(
+            PairFormat(a, a + 1, layer.n_head_kv, layer.head_size_k, layer.head_size_v, layout_k, layout_v)
+        )
+    return pairs
+
+
+def layout_of(size: int, slope: float, n_bytes: float) -> Layout:
+    """The widest layout of rows of at most n_bytes for both layers' heads of this size."""
+    units = np.arange(2 * size // UNIT)
+    best = Layout()
+    for top in np.arange(1.0, 16.0, 1 / 16):
+        wanted = np.clip(np.rint(top - slope * units), 0, max(WIDTHS))
+        layout = Layout.of([int(width) if width in WIDTHS else min(int(width), 6) for width in wanted])
+        if layout.row_bytes > n_bytes:
+            break
+        best = layout
+    return best
+
+
+def random_codec(rng: np.random.Generator, pair: PairFormat) -> NDArray[np.int8]:
+    """Orthonormal directions of both layers' unit vectors, steps that four deviations of their numbers fit in."""
+
+    def part(layout: Layout, size: int) -> PartCodec:
+        n = pair.n_head_kv
+        width = np.repeat(np.array(layout.widths, np.float64), UNIT)
+        step = 8 / np.sqrt(size) / 2**width
+        vectors = np.linalg.qr(rng.standard_normal((n, 2 * size, 2 * size)))[0][:, :, : layout.size]
+        mag = np.empty((n, 2, 2), np.float32)
+        # a restored unit vector has the length UNIT_LENGTH; what it stands for, 1e-2 to 1e3
+        mag[..., 0] = np.log(1e-2 / UNIT_LENGTH)
+        mag[..., 1] = np.log(1e5) / 254
+        gain = np.broadcast_to(1 / (UNIT_LENGTH * step**2), (n, layout.size))
+        return PartCodec(
+            layout,
+            mag,
+            np.ones((n, 2 * size), np.float32),
+            gain.astype(np.float32),
+            (vectors * step * UNIT_LENGTH).astype(np.float16),
+        )
+
+    return codec_array(part(pair.layout_k, pair.d_k), part(pair.layout_v, pair.d_v))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except MiniCacheError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
