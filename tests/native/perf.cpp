@@ -3,6 +3,7 @@
 #include "ggml-cpp.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -20,6 +21,12 @@ static const int  ALL_GQA[]   = { 1, 4, 8 };
 static const int  ALL_BATCH[] = { 1, 4, 16 };
 static const int  PREFILL     = 512;
 static const auto MAX_ROUNDS  = 1000;
+
+// of --matrix: what is timed less often, as it takes long
+static const int    MATRIX_SHORT   = 512;
+static const int    MATRIX_ROUNDS  = 3;
+static const double MATRIX_SECONDS = 0.3;
+static const double MATRIX_SLOW    = 2.0;  // seconds of an op that is run once, without warming up
 
 const std::vector<std::string> & perf_types() {
     static const std::vector<std::string> types = { "f16", "q8_0", "q4_0", "slerp", "code", "code3", "code2" };
@@ -60,8 +67,8 @@ static bool parse_types(const std::string & text, std::vector<std::string> & out
 
 bool perf_parse(int argc, char ** argv, int & i, perf_options & opts) {
     const std::string arg = argv[i];
-    if (arg == "--json" || arg == "--all") {
-        (arg == "--json" ? opts.json : opts.all) = true;
+    if (arg == "--json" || arg == "--all" || arg == "--matrix") {
+        (arg == "--json" ? opts.json : arg == "--all" ? opts.all : opts.matrix) = true;
         return true;
     }
     if (i + 1 >= argc) {
@@ -119,8 +126,11 @@ void perf_usage() {
     printf("                  per value, bases 128 tokens apart; these beside q4_0 rows of the same layer\n");
     printf("  --threads N     1 and all of the machine's without\n");
     printf("  --all           all combinations of what is varied, rather than one point at a time\n");
-    printf("  --rounds N      rounds of all that is compared, at least (5)\n");
-    printf("  --seconds S     of a case (1)\n");
+    printf("  --matrix        what docs/speed.md has a table of, in some minutes: one token of one sequence in all\n");
+    printf("                  combinations, on one thread and on all; on all, 4 and 16 sequences, and prefill; an op\n");
+    printf("                  of more than 2 s is run once; --type, --kv, --threads, --rounds and --seconds limit it\n");
+    printf("  --rounds N      rounds of all that is compared, at least (5, of --matrix 3)\n");
+    printf("  --seconds S     of a case (1, of --matrix 0.3)\n");
     printf("  --json          one JSON object\n");
     printf("\nexample: minicache-test perf --type q4_0,code --kv 16384,32768 --prefill 512 --threads 2\n");
 }
@@ -172,6 +182,36 @@ static test_cases attn_cases(const perf_options & o) {
                         }
                     }
                 }
+            }
+        }
+    }
+    return cases;
+}
+
+// what docs/speed.md has a table of; `all_threads` alone: what takes too long on one
+static test_cases matrix_cases(const perf_options & o, bool all_threads) {
+    std::vector<int> kv = o.n_kv;
+    if (kv.empty()) {
+        kv.assign(std::begin(ALL_KV), std::end(ALL_KV));
+        kv.insert(kv.begin(), MATRIX_SHORT);
+    }
+    test_cases cases;
+    for (const std::string & type : o.types.empty() ? perf_types() : o.types) {
+        for (const int n_kv : kv) {
+            for (const int d : ALL_HEAD) {
+                for (const int n_gqa : ALL_GQA) {
+                    add_shape(cases, { type, n_kv, d, n_gqa, 1, 1, o.n_head_kv });
+                }
+            }
+            for (const int n_stream : ALL_BATCH) {
+                if (all_threads && n_stream > 1) {
+                    add_shape(cases, { type, n_kv, MIDDLE_HEAD, MIDDLE_GQA, n_stream, 1, o.n_head_kv });
+                }
+            }
+            // upstream takes the same for all that is beside q4_0: one kind of codes stands for them
+            const bool other_code = type == "code2" || type == "code3";
+            if (all_threads && !other_code && (n_kv == MATRIX_SHORT || n_kv == MIDDLE_KV)) {
+                add_shape(cases, { type, n_kv, MIDDLE_HEAD, MIDDLE_GQA, 1, PREFILL, o.n_head_kv });
             }
         }
     }
@@ -235,12 +275,15 @@ static double measure_memory_read(int n_threads) {
 
 // the ops' graphs in turns
 static bool time_ops(const test_device & device, int n_threads, const perf_options & opts, std::vector<timed_op> & ops) {
+    const double slow_us = (opts.matrix ? MATRIX_SLOW : INFINITY) * 1e6;
+
     const auto once = [&](timed_op & op, bool count) {
         const std::clock_t cpu_start = std::clock();
         const int64_t      start     = ggml_time_us();
         const bool         ok        = device.compute(op.gf, n_threads);
-        if (count) {
-            op.us.push_back((double) std::max<int64_t>(1, ggml_time_us() - start));
+        const double       us        = (double) std::max<int64_t>(1, ggml_time_us() - start);
+        if (count || us > slow_us) {
+            op.us.push_back(us);
             op.cpu_us.push_back(std::max(1.0, (double) (std::clock() - cpu_start) * 1e6 / CLOCKS_PER_SEC));
         }
         return ok;
@@ -256,7 +299,8 @@ static bool time_ops(const test_device & device, int n_threads, const perf_optio
             break;
         }
         for (timed_op & op : ops) {
-            if (!once(op, true)) {
+            const bool enough = !op.us.empty() && op.us[0] > slow_us;
+            if (!enough && !once(op, true)) {
                 return false;
             }
         }
@@ -290,31 +334,15 @@ static void print_text(const test_case & test, int n_threads, double memory_read
     }
 }
 
-int run_perf(const test_device & device, const perf_options & opts) {
-    test_cases cases = attn_cases(opts);
-    add_merge_cases(cases, true);
-    add_index_cases(cases, true);
-    add_retain_cases(cases, true);
-    add_encode_cases(cases, true);
-
-    std::vector<int> threads = opts.n_threads;
-    if (!device.is_cpu()) {
-        threads = { 1 };
-    } else if (threads.empty()) {
-        threads = { 1, std::max(1, (int) std::thread::hardware_concurrency()) };
-        threads.resize(threads[1] == 1 ? 1 : 2);
-    }
+// all cases on these threads; false where one fails
+static bool run_cases(const test_device & device, const test_cases & cases, const std::vector<int> & threads,
+    const perf_options & opts, bool & first) {
     std::vector<double> memory_read;
     for (const int n : threads) {
         memory_read.push_back(measure_memory_read(n));
         if (!opts.json) {
             printf("memory read, %d threads: %.1f GB/s\n", n, memory_read.back());
         }
-    }
-
-    bool first = true;
-    if (opts.json) {
-        printf("{\"rows\": [");
     }
     for (const auto & test : cases) {
         const bool selected = (std::string(test->op()) + "(" + test->perf_name() + ")").find(opts.filter) != std::string::npos;
@@ -350,7 +378,7 @@ int run_perf(const test_device & device, const perf_options & opts) {
             }
             if (!time_ops(device, threads[i], opts, ops)) {
                 fprintf(stderr, "%s(%s): failed\n", test->op(), test->perf_name().c_str());
-                return 1;
+                return false;
             }
             if (opts.json) {
                 print_json(*test, threads[i], memory_read[i], ops, first);
@@ -361,8 +389,44 @@ int run_perf(const test_device & device, const perf_options & opts) {
             fflush(stdout);
         }
     }
+    return true;
+}
+
+int run_perf(const test_device & device, const perf_options & given) {
+    perf_options opts = given;
+    if (opts.matrix) {
+        opts.rounds  = opts.rounds > 0 ? opts.rounds : MATRIX_ROUNDS;
+        opts.seconds = opts.seconds > 0.0 ? opts.seconds : MATRIX_SECONDS;
+    } else {
+        opts.rounds  = opts.rounds > 0 ? opts.rounds : 5;
+        opts.seconds = opts.seconds > 0.0 ? opts.seconds : 1.0;
+    }
+    std::vector<int> threads = opts.n_threads;
+    if (!device.is_cpu()) {
+        threads = { 1 };
+    } else if (threads.empty()) {
+        threads = { 1, std::max(1, (int) std::thread::hardware_concurrency()) };
+        threads.resize(threads[1] == 1 ? 1 : 2);
+    }
+    bool first = true;
+    bool ok    = true;
+    if (opts.json) {
+        printf("{\"rows\": [");
+    }
+    if (opts.matrix) {
+        for (const int n : threads) {
+            ok = ok && run_cases(device, matrix_cases(opts, n == threads.back()), { n }, opts, first);
+        }
+    } else {
+        test_cases cases = attn_cases(opts);
+        add_merge_cases(cases, true);
+        add_index_cases(cases, true);
+        add_retain_cases(cases, true);
+        add_encode_cases(cases, true);
+        ok = run_cases(device, cases, threads, opts, first);
+    }
     if (opts.json) {
         printf("\n]}\n");
     }
-    return first;
+    return !ok || first;
 }

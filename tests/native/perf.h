@@ -22,9 +22,10 @@ struct perf_options {
     int                      n_head_kv = 8;
 
     bool        all     = false;  // all combinations of what is varied
+    bool        matrix  = false;  // what docs/speed.md has a table of
     bool        json    = false;
-    int         rounds  = 5;    // at least
-    double      seconds = 1.0;  // of a case, rounds permitting
+    int         rounds  = 0;    // at least; 0: as many as is usual
+    double      seconds = 0.0;  // of a case, rounds permitting; 0: likewise
     std::string filter;
     unsigned    seed = 1;
 };

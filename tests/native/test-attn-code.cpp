@@ -164,15 +164,22 @@ class test_attn_code : public test_attn {
     }
 };
 
-// units of 16 of the widest to the narrowest, for heads of 128: 3, 2 and 1 bits for each number of both layers
-static const code_units BITS_3 = { 1, 2, 2, 2, 1, 1, 5 };
-static const code_units BITS_2 = { 0, 1, 2, 2, 2, 1, 0 };
-static const code_units BITS_1 = { 0, 0, 1, 1, 1, 1, 2 };
+// units of 16 of the widest to the narrowest, for heads of 64 and of 128: 3, 2 and 1 bits for each number of both layers
+struct perf_units {
+    code_units of_64;
+    code_units of_128;
+};
+
+static const perf_units BITS_3 = { { 1, 0, 1, 1, 1, 1, 2 }, { 1, 2, 2, 2, 1, 1, 5 } };
+static const perf_units BITS_2 = { { 0, 0, 1, 1, 1, 1, 2 }, { 0, 1, 2, 2, 2, 1, 0 } };
+static const perf_units BITS_1 = { { 0, 0, 0, 1, 1, 0, 1 }, { 0, 0, 1, 1, 1, 1, 2 } };
 
 std::unique_ptr<test_case> new_attn_code_perf(const perf_shape & shape) {
-    const auto units = [&](code_units units) {
+    const auto units = [&](const perf_units & bits) {
+        const int  size  = shape.head_size % 128 == 0 ? 128 : 64;
+        code_units units = size == 128 ? bits.of_128 : bits.of_64;
         for (int & n : units) {
-            n = (n * shape.head_size + 64) / 128;
+            n = (n * shape.head_size + size / 2) / size;
         }
         return units;
     };
