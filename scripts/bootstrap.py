@@ -38,7 +38,13 @@ PYTHON = VENV / ("Scripts/python.exe" if WINDOWS else "bin/python")
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
-TOOL_TARGETS = ("test-backend-ops", "test-save-load-state", "llama-completion", "llama-perplexity")
+TOOL_TARGETS = (
+    "test-backend-ops",
+    "test-save-load-state",
+    "llama-batched-bench",
+    "llama-completion",
+    "llama-perplexity",
+)
 
 
 class BootstrapError(Exception):
