@@ -164,7 +164,7 @@ class Service:
 
     def close(self) -> None:
         bindings.llama_batch_free(self.batch)
-        bindings.llama_free(self.ctx)
+        _native.free_context(self.ctx)
 
     def row(self, tokens: int, seconds: float, peak: int | None = None) -> dict[str, Any]:
         """What is told of it; peak: the least GPU memory that was free."""
@@ -210,9 +210,8 @@ class Service:
         for i, (seq, position) in enumerate(tokens):
             batch.token[i], batch.pos[i] = (seq + position) * 7919 % self.model.n_vocab, position
             batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, seq, True
-        if status := bindings.llama_decode(self.ctx, batch):
+        if status := _native.decode(self.ctx, batch):
             raise MiniCacheError(f"llama_decode failed with {status} at position {tokens[0][1]}")
-        bindings.llama_synchronize(self.ctx)
 
 
 def measure(service: Service, n_requests: int) -> dict[str, Any]:
@@ -270,9 +269,8 @@ def serve(service: Service, requests: Sequence[Request]) -> int:
                 batch.logits[at] = request.done + i >= request.prompt - 1
                 batch.n_tokens += 1
             request.done += n
-        if status := bindings.llama_decode(ctx, batch):
+        if status := _native.decode(ctx, batch):
             raise MiniCacheError(f"llama_decode failed with {status}")
-        bindings.llama_synchronize(ctx)
         if step % 16 == 0:
             least = min(least, sum(gpu.free for gpu in devices.gpus()))
         step += 1

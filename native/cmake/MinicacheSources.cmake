@@ -10,6 +10,7 @@ function(minicache_add_sources libraries)
             minicache_link_sources(${library} "${MINICACHE_LLAMA_SOURCES}")
         elseif (library STREQUAL "ggml-base")
             minicache_link_sources(${library} "${MINICACHE_GGML_BASE_SOURCES}")
+            minicache_unwind_through_c(${library})
         elseif (library STREQUAL "ggml-cuda")
             minicache_link_sources(${library} "${MINICACHE_GGML_CUDA_SOURCES}")
             minicache_set_cuda_options(${library})
@@ -40,6 +41,16 @@ function(minicache_link_sources target sources)
     target_sources(${target} PRIVATE ${sources})
     # upstream compiles its many model files in batches; ours are not written for that
     set_source_files_properties(${sources} TARGET_DIRECTORY ${target} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+endfunction()
+
+# llama-minicache-guard.h has exceptions pass through these files of C
+function(minicache_unwind_through_c target)
+    if (CMAKE_C_COMPILER_ID MATCHES "GNU|Clang" AND NOT MSVC)
+        set_source_files_properties(
+            "${MINICACHE_UPSTREAM_DIR}/ggml/src/ggml.c"
+            "${MINICACHE_UPSTREAM_DIR}/ggml/src/ggml-alloc.c"
+            TARGET_DIRECTORY ${target} PROPERTIES COMPILE_OPTIONS -fexceptions)
+    endif()
 endfunction()
 
 # Upstream compiles with -use_fast_math. Of that ours go without what would lose the smallest numbers or change which of two
@@ -91,7 +102,8 @@ function(minicache_add_native_tests)
         message(FATAL_ERROR "MINICACHE_TESTS: tests/native holds no sources")
     endif()
 
-    add_executable(minicache-test ${sources})
+    # libllama's guard needs ggml alone too
+    add_executable(minicache-test ${sources} "${MINICACHE_SOURCE_DIR}/llama-minicache-guard.cpp")
     target_compile_features(minicache-test PRIVATE cxx_std_17)
     find_package(Threads REQUIRED)  # the measurement of memory
     minicache_add_cuda_on_cpu(minicache-test)

@@ -118,6 +118,9 @@ llama_kv_cache_minicache * llama_kv_cache_minicache::create(
             LLAMA_LOG_WARN("%s: no two layers of this model can be merged, its cache is a plain one\n", __func__);
         }
         return new llama_kv_cache_minicache(model, params, cparams, filter, *settings, pairing);
+    } catch (const std::bad_alloc &) {
+        minicache_set_error(format("failed to allocate the %u cells of the KV cache in main memory", cparams.n_ctx));
+        throw;
     } catch (const std::exception & e) {
         minicache_set_error(e.what());
         throw;
@@ -294,9 +297,12 @@ ggml_backend_buffer_t llama_kv_cache_minicache::allocate_tensors(
         if (ggml_backend_dev_t dev = ggml_backend_buft_get_device(buft)) {
             ggml_backend_dev_memory(dev, &free, &total);
         }
-        throw std::runtime_error(format("failed to allocate %.2f MiB for the KV cache on %s, of whose %.2f MiB %.2f are free",
-            ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft) / 1024.0 / 1024.0, ggml_backend_buft_name(buft),
-            total / 1024.0 / 1024.0, free / 1024.0 / 1024.0));
+        std::string message = format("failed to allocate %.2f MiB for the KV cache on %s",
+            ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft) / 1024.0 / 1024.0, ggml_backend_buft_name(buft));
+        if (total > 0) {  // main memory is not told
+            message += format(", of whose %.2f MiB %.2f are free", total / 1024.0 / 1024.0, free / 1024.0 / 1024.0);
+        }
+        throw std::runtime_error(message);
     }
     LLAMA_LOG_INFO("%s: %10s KV buffer size = %8.2f MiB\n", __func__, ggml_backend_buffer_name(buf),
         ggml_backend_buffer_get_size(buf) / 1024.0 / 1024.0);

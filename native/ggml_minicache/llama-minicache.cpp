@@ -2,6 +2,7 @@
 
 #include "llama-context.h"
 #include "llama-minicache-error.h"
+#include "llama-minicache-guard.h"
 #include "llama-minicache-params.h"
 #include "llama-minicache-rope.h"
 #include "llama-model.h"
@@ -103,7 +104,8 @@ llama_context * llama_minicache_init_from_model(
     if (cparams.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_AUTO) {
         cparams.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     }
-    llama_context * ctx = llama_init_from_model(model, cparams);
+    llama_context * ctx = nullptr;
+    minicache_guarded([&] { minicache_guard_aborts([&] { ctx = llama_init_from_model(model, cparams); }); });
 
     minicache_use(use_before, settings_before);
 

@@ -93,6 +93,24 @@ LLAMA_API bool llama_minicache_use(enum llama_minicache_use_kind use, const stru
 LLAMA_API const char * llama_minicache_last_error(void);
 
 //
+// batches, with errors in place of an end of the process
+//
+
+// As llama_decode() and llama_encode(), whose result goes to `result`, and as llama_synchronize() after it, so that a device's
+// errors belong to the call they come from. False where llama.cpp or ggml-cuda would have ended the process: an error of
+// CUDA, or an assertion. The context has failed then: these functions refuse it from there on, and llama_minicache_free() is all
+// that it may be given to. Other contexts go on.
+//
+// What still ends the process: errors in the CPU's kernels, errors on other threads, everything while an evaluation callback
+// is set, and everything in a build by MSVC. Abort and log callbacks must not call llama.h or ggml meanwhile.
+LLAMA_API bool llama_minicache_decode_batch(struct llama_context * ctx, const struct llama_batch * batch, int32_t * result);
+LLAMA_API bool llama_minicache_encode_batch(struct llama_context * ctx, const struct llama_batch * batch, int32_t * result);
+
+// As llama_free(), for any context. False where that would end the process or never return, as after an error of CUDA that the
+// device does not recover from: the context is kept to the end of the process then, and its model must not be freed either.
+LLAMA_API bool llama_minicache_free(struct llama_context * ctx);
+
+//
 // report
 //
 

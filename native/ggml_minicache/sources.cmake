@@ -51,6 +51,9 @@ set(MINICACHE_LLAMA_SOURCES
     llama-minicache.h
     llama-minicache.cpp
     llama-minicache-kernels.cpp
+    llama-minicache-batch.cpp
+    llama-minicache-guard.h
+    llama-minicache-guard.cpp
     llama-minicache-error.h
     llama-minicache-error.cpp
     llama-minicache-params.h

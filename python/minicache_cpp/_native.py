@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 from collections.abc import Iterator
@@ -54,6 +55,12 @@ enum llama_minicache_use_kind {
 
 bool llama_minicache_use(enum llama_minicache_use_kind use, const struct llama_minicache_params * params);
 const char * llama_minicache_last_error(void);
+
+bool llama_minicache_decode_batch(
+        struct llama_context * ctx, const struct llama_batch * batch, int32_t * result);
+bool llama_minicache_encode_batch(
+        struct llama_context * ctx, const struct llama_batch * batch, int32_t * result);
+bool llama_minicache_free(struct llama_context * ctx);
 
 struct llama_minicache_report {
     bool active;
@@ -211,7 +218,7 @@ bool llama_minicache_code_attention(
 ffi = cffi.FFI()
 ffi.cdef(
     f"enum ggml_type {{ GGML_TYPE_F32 = 0, GGML_TYPE_COUNT = {GGML_TYPE_COUNT} }};\n"
-    "struct llama_model;\nstruct llama_context;"
+    "struct llama_model;\nstruct llama_context;\nstruct llama_batch;"
 )
 ffi.cdef(DECLARATIONS)
 lib: Any = ffi.dlopen(str(_library.load()))
@@ -298,3 +305,44 @@ def creating_contexts(minicache: MiniCache | None) -> Iterator[None]:
 def context_pointer(ctx: Any) -> Any:
     """A llama_context as llama_cpp's ctypes functions return it, as cffi takes it."""
     return ffi.cast("struct llama_context *", ctx)
+
+
+#
+# batches: what would have ended the process is an error
+#
+
+
+def decode(ctx: Any, batch: Any) -> int:
+    """What llama_decode() returns, for a context and a batch of llama_cpp's, with the device's work done."""
+    return _run(lib.llama_minicache_decode_batch, ctx, batch)
+
+
+def encode(ctx: Any, batch: Any) -> int:
+    """What llama_encode() returns, as decode()."""
+    return _run(lib.llama_minicache_encode_batch, ctx, batch)
+
+
+def _run(function: Any, ctx: Any, batch: Any) -> int:
+    result = ffi.new("int32_t *")
+    pointer = ffi.cast("struct llama_batch *", ctypes.addressof(batch))
+    check(function(context_pointer(ctx), pointer, result), "the batch")
+    return int(result[0])
+
+
+# models of contexts that are kept to the end of the process, by address
+_kept_models: set[int] = set()
+
+
+def free_context(ctx: Any) -> bool:
+    """Free a context; False where it has to be kept, and its model with it, as its device no longer answers."""
+    model = bindings.llama_get_model(ctx)
+    if lib.llama_minicache_free(context_pointer(ctx)):
+        return True
+    _kept_models.add(int(model))
+    return False
+
+
+def free_model(model: Any) -> None:
+    """Free a model, but for one whose context had to be kept."""
+    if int(model) not in _kept_models:
+        bindings.llama_model_free(model)

@@ -33,7 +33,7 @@ class BenchModel:
         return self
 
     def __exit__(self, *_: object) -> None:
-        bindings.llama_model_free(self.model)
+        _native.free_model(self.model)
 
 
 class BenchContext:
@@ -71,7 +71,7 @@ class BenchContext:
                 raise MiniCacheError(
                     f"{spec.name} can't be used: {_native.last_error() or model.log.reason()}"
                 )
-            undo.callback(bindings.llama_free, self.ctx)
+            undo.callback(_native.free_context, self.ctx)
             self.memory = bindings.llama_get_memory(self.ctx)
             self.batch = bindings.llama_batch_init(n_batch, 0, 1)
             undo.pop_all()
@@ -90,9 +90,8 @@ class BenchContext:
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = 0
             batch.logits[i] = i == n_tokens - 1
-        if status := bindings.llama_decode(self.ctx, batch):
+        if status := _native.decode(self.ctx, batch):
             raise MiniCacheError(f"llama_decode failed with {status} at token {start}")
-        bindings.llama_synchronize(self.ctx)
 
     def fill_by_copies(self, n_done: int, n_tokens: int) -> None:
         """Fill the cache up to n_tokens with copies of the cells of its n_done tokens, at the positions that follow.
@@ -120,7 +119,7 @@ class BenchContext:
 
     def close(self) -> None:
         bindings.llama_batch_free(self.batch)
-        bindings.llama_free(self.ctx)
+        _native.free_context(self.ctx)
 
 
 def save_sequence(ctx: Any, seq: int) -> Any:

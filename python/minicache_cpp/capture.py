@@ -233,7 +233,7 @@ def observing(model: BenchModel, length: int, threads: int) -> Iterator[Observed
     try:
         yield observed
     finally:
-        bindings.llama_free(observed.ctx)
+        _native.free_context(observed.ctx)
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:

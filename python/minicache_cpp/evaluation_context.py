@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from . import _native
 from ._native import bindings
 from .bench_context import BenchContext
 from .divergence import Floats
@@ -34,7 +35,7 @@ class EvaluationContext(BenchContext):
                 batch.n_seq_id[i] = 1
                 batch.seq_id[i][0] = 0
                 batch.logits[i] = start + i >= scored_from
-            if status := bindings.llama_decode(self.ctx, batch):
+            if status := _native.decode(self.ctx, batch):
                 raise MiniCacheError(f"llama_decode failed with {status} at position {position + start}")
             first = max(start, scored_from)
             if (n_rows := start + len(part) - first) > 0:

@@ -17,13 +17,19 @@ def available_bytes() -> int | None:
     return min(limits) if limits else None
 
 
-def refuse_too_large(n_ctx: int, kv_bytes: int, weight_bytes: int) -> None:
+def refuse_too_large(
+    n_ctx: int,
+    kv_bytes: int,
+    weight_bytes: int,
+    advice: str = "take a smaller --ctx, or a smaller cache with --config",
+) -> None:
     """Refuse a context before anything is allocated: the kernel ends a process that takes too much."""
     available = available_bytes()
     if available is not None and kv_bytes + weight_bytes > available:
+        beside = f" beside {mib(weight_bytes)} of weights" if weight_bytes else ""
         raise MiniCacheError(
-            f"a context of {n_ctx:,} tokens needs {mib(kv_bytes)} beside {mib(weight_bytes)} of weights, and "
-            f"{mib(available)} of memory are free; take a smaller --ctx, or a smaller cache with --config"
+            f"a context of {n_ctx:,} tokens needs {mib(kv_bytes)}{beside}, and {mib(available)} of memory are "
+            f"free; {advice}"
         )
 
 

@@ -14,8 +14,10 @@ import llama_cpp
 
 from ._native import bindings
 from .config import CacheSpec, MiniCache
+from .context_memory import ContextMemory
 from .errors import MiniCacheError, MiniCacheWarning
 from .ggml_types import is_quantized, plain_cache_type
+from .guarded_context import GuardedContext
 from .report import KVReport, read_report
 
 WARN_DISTANCE = 0.3  # above it, SLERP of a pair loses more than 2-bit quantization
@@ -78,13 +80,20 @@ class Llama(llama_cpp.Llama):
             if flash_attn is False:
                 raise MiniCacheError("MiniCache needs flash attention; leave flash_attn out, or make it True")
             types, flash_attn = ours, True
+        type_names = [plain_cache_type(types.get(name, "f16"), name).name for name in ("type_k", "type_v")]
+        memory = ContextMemory(model_path, CacheSpec(type_names[0], type_names[1], minicache), arguments)
+        memory.refuse_too_large()
         with _native.creating_contexts(minicache):
             try:
                 super().__init__(model_path, flash_attn=flash_attn, **types, **arguments)
             except ValueError as error:
-                if "llama_context" in str(error) and _native.last_error():
-                    raise MiniCacheError(f"{error}: {_native.last_error()}") from error
-                raise
+                if "llama_context" not in str(error):
+                    raise
+                reason = _native.last_error()
+                if not reason or "alloc" in reason:
+                    reason = f"{reason or 'the log of llama.cpp says why'}; {memory}"
+                raise MiniCacheError(f"{error}: {reason}") from error
+        GuardedContext.take_over(self._ctx)
 
     def __enter__(self) -> Llama:
         return self

@@ -80,7 +80,7 @@ class ParallelContext:
             chunk = self.chunks[number]
             batch.token[i], batch.pos[i] = chunk.tokens[at], chunk.position + at
             batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, number, (number, at) in wanted
-        if status := bindings.llama_decode(self.ctx, batch):
+        if status := _native.decode(self.ctx, batch):
             raise MiniCacheError(f"llama_decode failed with {status} at token {tokens[0][1]}")
 
     def __enter__(self) -> ParallelContext:
@@ -88,4 +88,4 @@ class ParallelContext:
 
     def __exit__(self, *_: object) -> None:
         bindings.llama_batch_free(self.batch)
-        bindings.llama_free(self.ctx)
+        _native.free_context(self.ctx)

@@ -67,6 +67,7 @@ void add_retain_cases(test_cases & cases, bool perf);
 void add_attn_cases(test_cases & cases);
 void add_encode_cases(test_cases & cases, bool perf);
 void add_attn_code_cases(test_cases & cases);
+void add_guard_cases(test_cases & cases);
 
 //
 // helpers

@@ -1,0 +1,94 @@
+#include "llama-context.h"
+#include "llama-cparams.h"
+#include "llama-minicache-error.h"
+#include "llama-minicache-guard.h"
+#include "llama-minicache.h"
+#include "llama-model.h"
+
+#include <map>
+#include <mutex>
+
+// Decode and encode inside a guard, and what may become of a context after an error.
+
+static std::mutex                                   mutex;
+static std::map<const llama_context *, std::string> failures;                // of contexts that are not freed yet
+static bool                                         devices_failed = false;  // one no longer answers
+
+static void refuse_failed(const llama_context * ctx) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto                        it = failures.find(ctx);
+    if (it != failures.end()) {
+        throw std::runtime_error("this context failed earlier and can't be used any more, make a new one: " + it->second);
+    }
+}
+
+static bool answers(llama_context * ctx) {
+    try {
+        minicache_guard_aborts([&] { llama_synchronize(ctx); });
+        return true;
+    } catch (const minicache_abort &) {
+        return false;
+    }
+}
+
+// the reason, with what follows from it
+static std::string note_failure(llama_context * ctx, const std::string & reason) {
+    // A capture that was broken off can't be synchronised either. ggml-cuda waits for its end before it frees anything.
+    const bool alive = answers(ctx);
+
+    const std::lock_guard<std::mutex> lock(mutex);
+    failures[ctx] = reason;
+    devices_failed |= !alive;
+    return alive ?
+               reason + "; the context can't be used any more" :
+               reason +
+                   "; its device no longer answers: nothing can be computed or freed there until the program is started again";
+}
+
+template <typename F>
+static bool run_batch(llama_context * ctx, const llama_batch * batch, int32_t * result, const F & run) {
+    return minicache_guarded([&] {
+        if (!ctx || !batch || !result) {
+            throw std::invalid_argument("ctx, batch and result must not be NULL");
+        }
+        refuse_failed(ctx);
+
+        const auto run_all = [&] {
+            *result = run(ctx, *batch);
+            llama_synchronize(ctx);
+        };
+        if (ctx->get_cparams().cb_eval) {
+            run_all();  // between here and an abort there may be frames of the callback's language
+            return;
+        }
+        try {
+            minicache_guard_aborts(run_all);
+        } catch (const std::exception & e) {
+            throw std::runtime_error(note_failure(ctx, e.what()));
+        }
+    });
+}
+
+bool llama_minicache_decode_batch(llama_context * ctx, const llama_batch * batch, int32_t * result) {
+    return run_batch(ctx, batch, result, llama_decode);
+}
+
+bool llama_minicache_encode_batch(llama_context * ctx, const llama_batch * batch, int32_t * result) {
+    return run_batch(ctx, batch, result, llama_encode);
+}
+
+bool llama_minicache_free(llama_context * ctx) {
+    return minicache_guarded([&] {
+        if (!ctx) {
+            return;
+        }
+        {
+            const std::lock_guard<std::mutex> lock(mutex);
+            if (devices_failed && llama_get_model(ctx)->n_devices() > 0) {
+                throw std::runtime_error("the context and its model are kept to the end of the process: a device failed");
+            }
+            failures.erase(ctx);
+        }
+        llama_free(ctx);
+    });
+}

@@ -1,0 +1,34 @@
+"""llama_cpp's context as Llama holds it: errors of the device are exceptions, and closing it never ends the process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _native  # isort: skip  (it sees to it that llama_cpp, below, loads our library)
+from llama_cpp import _internals
+
+
+class GuardedContext(_internals.LlamaContext):
+    """A batch that fails on a device, or is against an assertion of llama.cpp's, raises MiniCacheError.
+
+    Afterwards the context refuses every batch, with that reason, and can be closed.
+    """
+
+    @classmethod
+    def take_over(cls, context: _internals.LlamaContext) -> None:
+        """Guard a context that llama_cpp has made."""
+        context.__class__ = cls
+
+    def decode(self, batch: Any) -> None:
+        if status := _native.decode(self.ctx, batch.batch):
+            raise RuntimeError(f"llama_decode returned {status}")
+
+    def encode(self, batch: Any) -> None:
+        if status := _native.encode(self.ctx, batch.batch):
+            raise RuntimeError(f"llama_encode returned {status}")
+
+    def close(self) -> None:
+        ctx, self.ctx = self.ctx, None  # the callback that llama_cpp would free it by finds nothing
+        if ctx is not None and not _native.free_context(ctx):
+            self.model._exit_stack.pop_all()  # and so the model is kept
+        super().close()  # type: ignore[no-untyped-call]
