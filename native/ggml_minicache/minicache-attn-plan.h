@@ -11,7 +11,7 @@
 #define MINICACHE_ATTN_WARPS  4
 #define MINICACHE_ATTN_TILE   64           // cells, fewer where rows are long
 #define MINICACHE_ATTN_GROUP  256          // cells that share a table of turned queries
-#define MINICACHE_ATTN_BASES  5            // turned queries in it: for bases of 64 positions, wherever the first one begins
+#define MINICACHE_ATTN_BASES  16           // bases for which it may have them
 #define MINICACHE_ATTN_CELL   4            // words that are kept of a cell: which, its base, its magnitudes; of three tiles
 #define MINICACHE_ATTN_SHARED (96 * 1024)  // bytes a block may use: sm_86, sm_89 and sm_120 have 99 KiB
 
@@ -23,6 +23,7 @@ struct minicache_attn_plan {
     int32_t chunk;       // cells, a whole number of tiles
     int32_t n_split;     // chunks
     int32_t n_group;     // of MINICACHE_ATTN_GROUP cells
+    int32_t n_base;      // for which a group's table of turned queries has room
     int32_t wide;        // tiles of 16 numbers of V, or of its code, for each warp: 2, 4 or 8
 
     // numbers of a row in the tiles of K and V, in the queries: multiples of 8, odd ones, so that rows of a matrix of 8x8
@@ -104,6 +105,13 @@ static inline MINICACHE_HD void minicache_attn_plan_shared(struct minicache_attn
     p->shared    = p->at_cells + 4 * p->tile * (3 * MINICACHE_ATTN_CELL + 2);
 }
 
+// Bases of 64 positions that the cells of a group have: those of one sequence, wherever the first one begins, or, in a unified
+// cache, where each token may be another sequence's, of as many as there are tokens, whose cells take turns.
+static inline MINICACHE_HD int minicache_attn_n_base(struct minicache_attn_dims d) {
+    const int n = MINICACHE_ATTN_GROUP / 64 + 1;
+    return d.n_stream == 1 && d.n_tps > 1 ? minicache_min(MINICACHE_ATTN_BASES, n + 2 * d.n_tps - 1) : n;
+}
+
 //   n_block  blocks of threads that the device runs at a time
 static inline struct minicache_attn_plan minicache_attn_plan_of(struct minicache_attn_dims d, int n_block) {
     struct minicache_attn_plan p;
@@ -112,6 +120,7 @@ static inline struct minicache_attn_plan minicache_attn_plan_of(struct minicache
     p.rows       = p.n_row <= 8 ? 8 : 16;
     p.n_row_tile = (p.n_row + p.rows - 1) / p.rows;
     p.n_group    = (d.n_kv + MINICACHE_ATTN_GROUP - 1) / MINICACHE_ATTN_GROUP;
+    p.n_base     = minicache_attn_n_base(d);
 
     if (d.coded) {
         // half as many for exact entries, but for the least

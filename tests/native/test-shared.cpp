@@ -170,7 +170,8 @@ static bool plans_hold(rng_t & rng) {
             minicache_attn_fits(d) && p.shared <= MINICACHE_ATTN_SHARED && d.d_v <= v_exact && (!d.coded || d.r_v <= 64 * p.wide);
         const bool covers = p.chunk % p.tile == 0 && (int64_t) p.chunk * p.n_split >= d.n_kv &&
                             (int64_t) p.chunk * (p.n_split - 1) < d.n_kv && p.rows * p.n_row_tile >= p.n_row &&
-                            p.rows * (p.n_row_tile - 1) < p.n_row && p.n_group * MINICACHE_ATTN_GROUP >= d.n_kv;
+                            p.rows * (p.n_row_tile - 1) < p.n_row && p.n_base >= 5 && p.n_base <= MINICACHE_ATTN_BASES &&
+                            (int64_t) p.n_split * p.n_row_tile <= INT32_MAX && p.n_group * MINICACHE_ATTN_GROUP >= d.n_kv;
         const int  at[]   = { p.at_v, p.at_q, p.at_q_code, p.at_p, p.at_scores, p.at_raw, p.at_cells, p.raw };
         bool       placed = p.ld_k % 16 == 8 && p.ld_v % 16 == 8 && p.ld_q % 16 == 8 && p.ld_p % 16 == 8;
         for (const int offset : at) {

@@ -260,11 +260,14 @@ struct minicache_attn_block {
     __device__ void look(int cell_0, int cell_1) {
         const int at = cell_0 + thread();
         next_state   = GGML_MINICACHE_CELL_EMPTY;
+        next_base    = 0;
         next_bias    = -INFINITY;
         if (thread() < plan.tile && at < cell_1) {
             next_state = a.state(stream, at);
-            next_base  = CODED ? a.base(stream, at) : 0;
             next_bias  = a.bias(stream, token(0), at);
+            if (CODED) {
+                next_base = a.base(stream, at);
+            }
         }
     }
 
@@ -388,10 +391,10 @@ struct minicache_attn_block {
         const int64_t group = (int64_t) stream * plan.n_group + at / MINICACHE_ATTN_GROUP;
         int           found = -1;
         for (int e = 0; e < table.n_base[group]; ++e) {
-            found = table.base[group * MINICACHE_ATTN_BASES + e] == b ? e : found;
+            found = table.base[group * plan.n_base + e] == b ? e : found;
         }
         if (found >= 0) {
-            const int64_t entry = group * MINICACHE_ATTN_BASES + found;
+            const int64_t entry = group * plan.n_base + found;
             const int64_t first = (entry * a.dims.n_head_kv + head_kv) * plan.n_row_tile * ROWS + row_0;
             const int     n     = a.dims.r_k / 8;
             for (int i = thread(); i < ROWS * n; i += MINICACHE_ATTN_WARPS * WARP_SIZE) {
@@ -576,7 +579,8 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
     __shared__ minicache_code_unit       units_v[32];
 
     int32_t * cells    = (int32_t *) (shared + plan.at_cells);
-    const int row_tile = blockIdx.y % plan.n_row_tile;
+    const int split    = blockIdx.x / plan.n_row_tile;
+    const int row_tile = blockIdx.x % plan.n_row_tile;
     const int row_0    = row_tile * ROWS;
 
     block b = {
@@ -584,7 +588,7 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
         plan,
         table,
         (int) blockIdx.z,
-        (int) blockIdx.y / plan.n_row_tile,
+        (int) blockIdx.y,
         row_0,
         minicache_min(ROWS, plan.n_row - row_0),
         (half *) shared,
@@ -601,9 +605,9 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
         units_k,
         units_v,
     };
-    const int cell_0 = blockIdx.x * plan.chunk;
+    const int cell_0 = split * plan.chunk;
 
     b.begin();
     b.attend(cell_0, minicache_min(a.dims.n_kv, cell_0 + plan.chunk));
-    b.write(partials, blockIdx.x);
+    b.write(partials, split);
 }

@@ -86,6 +86,8 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
         const int64_t nb_head, const int64_t nb_token, const int64_t nb_stream) {
     MINICACHE_SHARED(shared);
 
+    __shared__ float warps[3][MINICACHE_ATTN_WARPS];  // what each warp finds
+
     const int THREADS = MINICACHE_ATTN_WARPS * WARP_SIZE;
     const int thread  = threadIdx.y * WARP_SIZE + threadIdx.x;
     const int token   = blockIdx.x;
@@ -101,20 +103,38 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
 
     float max_score = a.sinks ? a.sinks[head] : -INFINITY;
     float max_value = -INFINITY;
-    for (int i = 0; i < n_split; ++i) {
+    for (int i = thread; i < n_split; i += THREADS) {
         max_score = fmaxf(max_score, x[i * n]);
         max_value = fmaxf(max_value, x[i * n + 2]);
     }
-    float sum = a.sinks ? expf(a.sinks[head] - max_score) : 0.0f;
-    for (int i = 0; i < n_split; ++i) {
-        sum += x[i * n] == -INFINITY ? 0.0f : x[i * n + 1] * expf(x[i * n] - max_score);
-    }
-    for (int i = thread; i < n_split; i += THREADS) {
-        factors[i] = x[i * n + 2] == -INFINITY ? 0.0f : expf(x[i * n + 2] - max_value);
+    max_score = warp_reduce_max(max_score);
+    max_value = warp_reduce_max(max_value);
+    if (threadIdx.x == 0) {
+        warps[0][threadIdx.y] = max_score;
+        warps[1][threadIdx.y] = max_value;
     }
     __syncthreads();
+    for (int w = 0; w < MINICACHE_ATTN_WARPS; ++w) {
+        max_score = fmaxf(max_score, warps[0][w]);
+        max_value = fmaxf(max_value, warps[1][w]);
+    }
+    float sum = 0.0f;
+    for (int i = thread; i < n_split; i += THREADS) {
+        factors[i] = x[i * n + 2] == -INFINITY ? 0.0f : expf(x[i * n + 2] - max_value);
+        sum += x[i * n] == -INFINITY ? 0.0f : x[i * n + 1] * expf(x[i * n] - max_score);
+    }
+    sum = warp_reduce_sum(sum);
+    if (threadIdx.x == 0) {
+        warps[2][threadIdx.y] = sum;
+    }
+    __syncthreads();
+    sum = a.sinks ? expf(a.sinks[head] - max_score) : 0.0f;
+    for (int w = 0; w < MINICACHE_ATTN_WARPS; ++w) {
+        sum += warps[2][w];
+    }
     for (int j = thread; j < n_acc; j += THREADS) {
         float s = 0.0f;
+#pragma unroll 8
         for (int i = 0; i < n_split; ++i) {
             s += factors[i] * x[i * n + 4 + j];
         }
@@ -168,14 +188,18 @@ static attn_kernel_t attn_kernel(bool coded, const minicache_attn_plan & plan) {
 }
 
 static void attend(ggml_backend_cuda_context & ctx, const minicache_cuda_attn & a, ggml_tensor * dst) {
-    // about four blocks fit a multiprocessor's shared memory, and hide each other's waits
-    const int                   n_block = 4 * ggml_cuda_info().devices[ctx.device].nsm;
-    const minicache_attn_plan   plan    = minicache_attn_plan_of(a.dims, n_block);
-    const minicache_attn_dims & d       = a.dims;
+    const dim3                  threads(WARP_SIZE, MINICACHE_ATTN_WARPS);
+    const minicache_attn_dims & d      = a.dims;
+    const attn_kernel_t         kernel = attn_kernel(d.coded, minicache_attn_plan_of(d, 1));
+
+    // what does not run at once makes the rest wait for it: chunks for one wave
+    const int resident = minicache_cuda_resident_blocks(kernel, threads, minicache_attn_plan_of(d, 1).shared);
+
+    const minicache_attn_plan plan = minicache_attn_plan_of(d, resident * ggml_cuda_info().devices[ctx.device].nsm);
 
     const int64_t n_partial = (int64_t) d.n_stream * d.n_head * d.n_tps * plan.n_split * minicache_attn_partial(d);
     const int64_t n_group   = d.coded ? (int64_t) d.n_stream * plan.n_group : 0;
-    const int64_t n_query   = n_group * MINICACHE_ATTN_BASES * d.n_head_kv * plan.n_row_tile * plan.rows;
+    const int64_t n_query   = n_group * plan.n_base * d.n_head_kv * plan.n_row_tile * plan.rows;
 
     ggml_cuda_pool_alloc<float>   partials(ctx.pool(), n_partial);
     ggml_cuda_pool_alloc<int32_t> n_base(ctx.pool());
@@ -186,14 +210,14 @@ static void attend(ggml_backend_cuda_context & ctx, const minicache_cuda_attn & 
     minicache_query_table table = {};
     if (d.coded) {
         table.n_base = n_base.alloc(n_group);
-        table.base   = bases.alloc(n_group * MINICACHE_ATTN_BASES);
+        table.base   = bases.alloc(n_group * plan.n_base);
         table.scale  = scales.alloc(n_query);
         table.query  = queries.alloc(n_query * d.r_k + 8);  // never empty
         minicache_cuda_query_table(a, plan, table, ctx.stream());
     }
-    const dim3 threads(WARP_SIZE, MINICACHE_ATTN_WARPS);
-    minicache_cuda_launch(attn_kernel(d.coded, plan), dim3(plan.n_split, d.n_head_kv * plan.n_row_tile, d.n_stream), threads,
-        plan.shared, ctx.stream(), a, plan, table, partials.get());
+    // tiles of queries of the same entries side by side; there may be more of them than a grid's second dimension takes
+    minicache_cuda_launch(kernel, dim3(plan.n_split * plan.n_row_tile, d.n_head_kv, d.n_stream), threads, plan.shared,
+        ctx.stream(), a, plan, table, partials.get());
 
     const size_t shared = (minicache_attn_partial(d) + plan.n_split) * sizeof(float);
     minicache_cuda_launch(combine_kernel, dim3(d.n_tps, d.n_head, d.n_stream), threads, shared, ctx.stream(), a, plan.n_split,

@@ -115,8 +115,8 @@ struct minicache_cuda_attn {
 // that a decoder is read once for many of them.
 struct minicache_query_table {
     int32_t * n_base;  // [n_stream][n_group]
-    int32_t * base;    // [n_stream][n_group][MINICACHE_ATTN_BASES]
-    float *   scale;   // [n_stream][n_group][MINICACHE_ATTN_BASES][n_head_kv][n_row_tile*rows]
+    int32_t * base;    // [n_stream][n_group][n_base of the plan]
+    float *   scale;   // [n_stream][n_group][n_base][n_head_kv][n_row_tile*rows]
     half *    query;   // [...][r_k], coefficients at their places, of absolute value 1 at most
 };
 

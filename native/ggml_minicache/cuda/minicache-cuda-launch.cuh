@@ -19,12 +19,27 @@
 
 #define MINICACHE_SHARED(name) extern __shared__ __align__(16) char name[]
 
-template <typename... Parameters, typename... Args>
-static void minicache_cuda_launch(
-    void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared, cudaStream_t stream, const Args &... args) {
+// A kernel takes 48 KiB unasked. The calls of this file are no work of a stream: they may come while a graph is captured.
+template <typename... Parameters>
+static void minicache_cuda_allow_shared(void (*kernel)(Parameters...), size_t shared) {
     if (shared > 48 * 1024) {
         CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int) shared));
     }
+}
+
+// blocks that a multiprocessor runs at a time
+template <typename... Parameters>
+static int minicache_cuda_resident_blocks(void (*kernel)(Parameters...), dim3 threads, size_t shared) {
+    int n = 0;
+    minicache_cuda_allow_shared(kernel, shared);
+    CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n, kernel, (int) (threads.x * threads.y * threads.z), shared));
+    return n;
+}
+
+template <typename... Parameters, typename... Args>
+static void minicache_cuda_launch(
+    void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared, cudaStream_t stream, const Args &... args) {
+    minicache_cuda_allow_shared(kernel, shared);
     kernel<<<blocks, threads, shared, stream>>>(args...);
     CUDA_CHECK(cudaGetLastError());
 }

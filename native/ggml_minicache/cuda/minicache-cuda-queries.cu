@@ -40,8 +40,17 @@ static query_table_shape query_table_shape_of(const minicache_attn_dims & d, int
     return s;
 }
 
-// the group's bases, which all threads get; the result is their number
-static __device__ int find_bases(const minicache_cuda_attn & a, int stream, int group, int32_t * bases) {
+static __device__ bool is_seen(const minicache_cuda_attn & a, int stream, int cell) {
+    for (int t = 0; t < a.dims.n_tps; ++t) {
+        if (a.bias(stream, t, cell) != -INFINITY) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// the bases of the group's cells that any query sees, `most` at most, which all threads get; the result is their number
+static __device__ int find_bases(const minicache_cuda_attn & a, int stream, int group, int most, int32_t * bases) {
     const int HALVES = MINICACHE_ATTN_GROUP / THREADS;
 
     __shared__ uint32_t ballots[HALVES * MINICACHE_ATTN_WARPS];
@@ -51,11 +60,11 @@ static __device__ int find_bases(const minicache_cuda_attn & a, int stream, int 
     int32_t   base[HALVES];
     for (int h = 0; h < HALVES; ++h) {
         const int cell = group * MINICACHE_ATTN_GROUP + h * THREADS + thread;
-        waits[h]       = cell < a.dims.n_kv && a.state(stream, cell) == GGML_MINICACHE_CELL_MERGED;
+        waits[h]       = cell < a.dims.n_kv && a.state(stream, cell) == GGML_MINICACHE_CELL_MERGED && is_seen(a, stream, cell);
         base[h]        = waits[h] ? a.base(stream, cell) : 0;
     }
     int n = 0;
-    while (n < MINICACHE_ATTN_BASES) {
+    while (n < most) {
         for (int h = 0; h < HALVES; ++h) {
             const uint32_t bits = __ballot_sync(0xFFFFFFFF, waits[h]);
             if (threadIdx.x == 0) {
@@ -102,13 +111,13 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
     __shared__ float tops[MINICACHE_ATTN_WARPS][ROWS];
 
     int32_t   bases[MINICACHE_ATTN_BASES];
-    const int n_base = find_bases(a, stream, group, bases);
+    const int n_base = find_bases(a, stream, group, plan.n_base, bases);
 
     const int64_t first = (int64_t) stream * plan.n_group + group;
     if (head_kv == 0 && thread == 0) {
         table.n_base[first] = n_base;
         for (int e = 0; e < n_base; ++e) {
-            table.base[first * MINICACHE_ATTN_BASES + e] = bases[e];
+            table.base[first * plan.n_base + e] = bases[e];
         }
     }
     int slice_there = -1;
@@ -194,7 +203,7 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
             }
             __syncthreads();
 
-            const int64_t entry = first * MINICACHE_ATTN_BASES + e;
+            const int64_t entry = first * plan.n_base + e;
             const int64_t out   = (entry * a.dims.n_head_kv + head_kv) * plan.n_row_tile * ROWS + row_tile * ROWS;
 
             const auto top_of = [&](int row) {

@@ -35,11 +35,13 @@ struct retain_args {
     // of each token
     float *   distance_k;
     float *   distance_v;
+    int32_t * streams;
+    int32_t * cell_of;
     int32_t * wins;  // bit 0: its place in the window, bit 1: its block's slot
 
-    __device__ int stream(int i) const { return (int) (rows[i] / p.n_cells); }
+    __device__ int stream(int i) const { return streams[i]; }
 
-    __device__ int cell(int i) const { return (int) (rows[i] % p.n_cells); }
+    __device__ int cell(int i) const { return cell_of[i]; }
 
     __device__ int window_slot(int i) const { return cell(i) % p.window; }
 
@@ -71,6 +73,9 @@ static __global__ void __launch_bounds__(THREADS) distance_kernel(const retain_a
     }
     a.distance_k[i] = sum_k / (float) n;
     a.distance_v[i] = sum_v / (float) n;
+    // for all who look at this token: divisions of 64 bits are slow
+    a.streams[i] = (int32_t) (a.rows[i] / a.p.n_cells);
+    a.cell_of[i] = (int32_t) (a.rows[i] % a.p.n_cells);
 }
 
 static __global__ void __launch_bounds__(THREADS) decide_kernel(const retain_args a) {
@@ -81,11 +86,17 @@ static __global__ void __launch_bounds__(THREADS) decide_kernel(const retain_arg
     const int   s = a.stream(i);
     const float d = a.mean(i);
 
+    const int at_window = a.p.window > 0 ? a.window_slot(i) : 0;
+    const int at_block  = a.p.block > 0 ? a.block_slot(i) : 0;
+
+    // of which cells in the block's slot
+    const int first = a.p.block > 0 ? a.cell(i) / a.p.block * a.p.block : 0;
+
     bool window = a.p.window > 0;
     bool block  = a.p.block > 0;
 
     if (block) {
-        const int32_t * slot = a.slot(s, a.block_slot(i));
+        const int32_t * slot = a.slot(s, at_block);
         if (slot[0] != 0 && a.holds_past(s, slot[0] - 1)) {
             block = d > __int_as_float(slot[1]);
         }
@@ -94,10 +105,11 @@ static __global__ void __launch_bounds__(THREADS) decide_kernel(const retain_arg
         if (j == i || a.stream(j) != s) {
             continue;
         }
-        if (window && j > i && a.window_slot(j) == a.window_slot(i)) {
+        const int cell = a.cell(j);
+        if (window && j > i && cell % a.p.window == at_window) {
             window = false;
         }
-        if (block && a.block_slot(j) == a.block_slot(i)) {
+        if (block && cell >= first && cell - first < a.p.block) {
             const float other = a.mean(j);
             block             = j < i ? other < d : !(other > d);
         }
@@ -227,10 +239,12 @@ void minicache_cuda_retain_forward(ggml_backend_cuda_context & ctx, ggml_tensor 
     a.n_embd_v     = a.p.d_v * a.p.n_head_kv;
 
     ggml_cuda_pool_alloc<float>   distances(ctx.pool(), 2 * a.n_tokens);
-    ggml_cuda_pool_alloc<int32_t> wins(ctx.pool(), a.n_tokens);
+    ggml_cuda_pool_alloc<int32_t> whole(ctx.pool(), 3 * a.n_tokens);
     a.distance_k = distances.get();
     a.distance_v = distances.get() + a.n_tokens;
-    a.wins       = wins.get();
+    a.streams    = whole.get();
+    a.cell_of    = whole.get() + a.n_tokens;
+    a.wins       = whole.get() + 2 * a.n_tokens;
 
     const dim3 blocks((a.n_tokens + THREADS - 1) / THREADS);
     minicache_cuda_launch(distance_kernel, blocks, dim3(THREADS), 0, ctx.stream(), a);

@@ -151,6 +151,11 @@ typedef int cudaStream_t;
 
 #define MINICACHE_SHARED(name) char * const name = shared_memory()
 
+template <typename... Parameters>
+static int minicache_cuda_resident_blocks(void (*)(Parameters...), dim3, size_t) {
+    return 4;
+}
+
 template <typename... Parameters, typename... Args>
 static void minicache_cuda_launch(
     void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared, cudaStream_t, const Args &... args) {
