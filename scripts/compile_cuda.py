@@ -2,7 +2,9 @@
 """Compile the CUDA sources where there is no GPU: ours for sm_80, sm_90 and sm_120, or the whole ggml-cuda library.
 
     python3 scripts/compile_cuda.py              our translation units, those that changed since they were compiled last
-    python3 scripts/compile_cuda.py --library    ggml-cuda with all of its own, by CMake: an hour on two cores
+    python3 scripts/compile_cuda.py --library    ggml-cuda with all of its own, by CMake: some hours on two cores
+
+    python3 scripts/compile_cuda.py --library --no-flash-attention --architecture 90      the shortest that links
 
 Needs nvcc, and a native build for upstream's headers: python3 scripts/bootstrap.py setup. Headers of cuBLAS
 that the toolkit lacks are fetched from PyPI once. Exit code 0 where everything compiles, and where there is
@@ -39,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         print("CUDA sources: skipped, there is no nvcc")
         return OK
     if args.library:
-        return compile_library(nvcc, args.architecture, args.jobs)
+        return compile_library(nvcc, args.architecture, args.jobs, args.flash_attention)
     tree = args.upstream or next((RELEASE.directory / "build").glob("upstream-*/ggml"), None)
     if tree is None or not (tree / "src" / "ggml-cuda" / "common.cuh").is_file():
         print("CUDA sources: there is no native build to take upstream's headers from: bootstrap.py setup")
@@ -52,6 +54,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--library", action="store_true", help="the whole ggml-cuda library")
+    parser.add_argument(
+        "--no-flash-attention",
+        dest="flash_attention",
+        action="store_false",
+        help="with --library: upstream's flash attention kernels stay empty, which saves most of the time",
+    )
     parser.add_argument(
         "--architecture", action="append", metavar="N", help=f"such as 90, again and again ({ARCHITECTURES})"
     )
@@ -166,10 +174,12 @@ def cublas_headers(nvcc: str) -> list[Path]:
     return [next(target.rglob("cublas_v2.h")).parent]
 
 
-def compile_library(nvcc: str, architectures: Sequence[str], jobs: int) -> int:
-    build = cache_dir() / "build" / "cuda-library"
+def compile_library(nvcc: str, architectures: Sequence[str], jobs: int, flash_attention: bool) -> int:
+    # CMake takes no second checkout for a folder that was configured from another
+    build = cache_dir() / "build" / f"cuda-library-{digest(str(ROOT).encode())[:8]}"
     options = [
         "-DGGML_CUDA=ON",
+        f"-DGGML_CUDA_FA={'ON' if flash_attention else 'OFF'}",
         f"-DCMAKE_CUDA_COMPILER={nvcc}",
         f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(f'{one}-real' for one in architectures)}",
     ]

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Everything about CUDA that needs a GPU, on a machine that has one and no network:
 #
-#   scripts/gpu_check.sh pack [FOLDER]            where there is a network: what the other machine needs, in FOLDER
-#   scripts/gpu_check.sh RESULTS [FOLDER]         there: builds for its GPU, tests, measures; tables last, JSON in RESULTS
+#   scripts/gpu_check.sh pack [FOLDER]              where there is a network: what the other machine needs, in FOLDER
+#   scripts/gpu_check.sh RESULTS [FOLDER [PART...]] there: builds for its GPU, tests, measures; tables last, JSON in RESULTS
 #
-# FOLDER is build/gpu unless given. The other machine has nvcc, CMake, ninja, a C++ compiler and Python with numpy, as PyTorch's
-# images do. Meant to take ten minutes on 16 cores. Exit code 0 where every test passed; measurements pass no judgement.
+# FOLDER is build/gpu unless given, and has to be packed again when native/patches changes. Parts are build, test, sanitize,
+# kernels and models, all of them unless named; `build` has to have run once. The other machine has nvcc, CMake, ninja, a C++
+# compiler and Python with numpy, as PyTorch's images do. Meant to take ten minutes on 16 cores. Exit code 0 where every
+# test passed; measurements pass no judgement.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if [ $# -lt 1 ] || [[ $1 == -* ]]; then
-    sed -n '2,9s/^# \{0,1\}//p' "$0"
+    sed -n '2,11s/^# \{0,1\}//p' "$0"
     exit 2
 fi
 
@@ -48,8 +50,18 @@ fi
 results=$1
 mkdir -p "$results"
 results=$(cd "$results" && pwd)
+mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
 build=$folder/build
+bin=$build/bin
 failed=()
+parts=("${@:3}")
+[ ${#parts[@]} -gt 0 ] || parts=(build test sanitize kernels models)
+for part in "${parts[@]}"; do
+    [[ " build test sanitize kernels models " == *" $part "* ]] || { echo "there is no part $part" >&2; exit 2; }
+done
+
+wanted() { [[ " ${parts[*]} " == *" $1 "* ]]; }
 
 section() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
 
@@ -63,59 +75,107 @@ step() {
     fi
 }
 
-section 'build'
-nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv | tee "$results/device.txt"
-architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
-archive=$(ls "$folder"/upstream-*.tar.xz)
-mkdir -p "$build"
-tar -C "$build" -xJf "$archive"
-# The one GPU that is here, and of flash attention the caches that are measured against.
-cmake -S native -B "$build" -G Ninja -DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$architecture-real" \
-    -DGGML_CUDA_FA_QUANTS="f16-f16;q8_0-q8_0;q4_0-q4_0" -DMINICACHE_TESTS=ON > "$results/build.txt"
-cmake --build "$build" --parallel "$(nproc)" >> "$results/build.txt" 2>&1 || { tail -30 "$results/build.txt"; exit 1; }
-cmake --build "$build" --target minicache-bench-kernels >> "$results/build.txt" 2>&1
-python3 -m pip install --quiet --no-index --no-deps --find-links "$folder/wheels" --target "$folder/site" --upgrade \
-    llama-cpp-python gguf diskcache jinja2 markupsafe typing-extensions tqdm pyyaml requests urllib3 idna certifi \
-    charset-normalizer cffi pycparser
-bin=$PWD/$build/bin
-[[ $build == /* ]] && bin=$build/bin
-export MINICACHE_LIB_PATH=$bin PYTHONPATH=python:scripts:$folder/site OMP_NUM_THREADS=1
+build_all() {
+    local archive architecture
+    archive=$(ls "$folder"/upstream-*.tar.xz) || { echo "$folder is not packed: scripts/gpu_check.sh pack $folder" >&2; exit 2; }
+    architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
+    mkdir -p "$build"
+    tar -C "$build" -xJf "$archive"
+    # The one GPU that is here, and of flash attention the caches that are measured against.
+    if ! {
+        cmake -S native -B "$build" -G Ninja -DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$architecture-real" \
+            -DGGML_CUDA_FA_QUANTS="f16-f16;q8_0-q8_0;q4_0-q4_0" -DMINICACHE_TESTS=ON &&
+            cmake --build "$build" --parallel "$(nproc)" &&
+            cmake --build "$build" --target minicache-bench-kernels
+    } > "$results/build.txt" 2>&1; then
+        tail -30 "$results/build.txt"
+        exit 1
+    fi
+    python3 -m pip install --quiet --no-index --no-deps --find-links "$folder/wheels" --target "$folder/site" --upgrade \
+        llama-cpp-python gguf diskcache jinja2 markupsafe typing-extensions tqdm pyyaml requests urllib3 idna certifi \
+        charset-normalizer cffi pycparser
+}
 
-LINES_SHOWN=3 step 'native tests on the CPU' "$bin/minicache-test" -o 'ATTN(type_k=f16'
-step 'native tests on the GPU' "$bin/minicache-test" -d CUDA0
-LINES_SHOWN=8 step 'logits' python3 scripts/compare_devices.py --json "$results/logits.json"
-LINES_SHOWN=8 step 'logits with half of the layers on the GPU' python3 scripts/compare_devices.py --gpu-layers 6 \
-    --config f16 --config slerp:type=q4_0
+# one of the tool's runs: a case of an op, as both tools slow kernels down a hundred times
+sanitize() {
+    timeout 120 compute-sanitizer --tool "$1" --error-exitcode 1 "$bin/minicache-test" -d CUDA0 -n 3 -o "$2"
+}
 
-if command -v compute-sanitizer > /dev/null; then
-    # one case of each op, as both tools slow kernels down a hundred times
+# All at a time: most of it is the CPU's work, the loading of ggml-cuda's kernels.
+sanitize_all() {
+    local ops=(INDEX MERGE RETAIN ENCODE 'ATTN(type_k=q4_0,type_v=q4_0' 'ATTN_CODE(units_k=1.0.1.1.1.0.1')
+    local tool op name status=0
+    local -A running
     for tool in memcheck racecheck; do
-        for case in INDEX MERGE RETAIN ENCODE 'ATTN(type_k=q4_0,type_v=q4_0' 'ATTN_CODE(units_k=1.0.1.1.1.0.1'; do
-            LINES_SHOWN=2 step "$tool of ${case%%(*}" timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-                "$bin/minicache-test" -d CUDA0 -n 3 -o "$case"
+        for op in "${ops[@]}"; do
+            name="$tool of ${op%%(*}"
+            sanitize "$tool" "$op" > "$results/${name// /-}.txt" 2>&1 &
+            running[$name]=$!
         done
     done
-else
-    echo 'compute-sanitizer is not there: memcheck and racecheck are left out'
-    failed+=('compute-sanitizer')
-fi
+    for name in "${!running[@]}"; do
+        if wait "${running[$name]}"; then
+            echo "$name: no error"
+        else
+            status=1
+            echo "$name: FAILED"
+            tail -n 5 "$results/${name// /-}.txt"
+        fi
+    done
+    return $status
+}
 
-step 'random models' sh -c "python3 scripts/random_model.py llama-3-8b -o '$folder/llama-3-8b.gguf' &&
-    python3 scripts/random_model.py llama-2-7b -o '$folder/llama-2-7b.gguf'"
-
-LINES_SHOWN=200 step 'kernels' python3 scripts/bench_kernels.py --device CUDA0 --bin "$bin" --json "$results/kernels.json"
-for shape in llama-3-8b llama-2-7b; do
-    model=$folder/$shape.gguf
+measure_model() {
+    local shape=$1
+    local model=$folder/$shape.gguf
     # long contexts where there are few KV heads: of full ones they take 16 GiB in f16
-    contexts='--ctx 4096'
-    [ $shape = llama-3-8b ] && contexts="$contexts --ctx 32768"
-    LINES_SHOWN=40 step "decode of $shape" sh -c "python3 -m minicache_cpp bench '$model' --device cuda $contexts \
-        --reps 3 --config f16 --config q4_0 --config slerp:type=q4_0 --json > '$results/decode-$shape.json' &&
-        python3 -c 'import json, sys; from minicache_cpp.bench import table; print(table(json.load(open(sys.argv[1]))))' \
-            '$results/decode-$shape.json'"
+    local contexts=(--ctx 4096)
+    [ "$shape" = llama-3-8b ] && contexts+=(--ctx 32768)
+    LINES_SHOWN=40 step "decode of $shape" decode "$model" "$results/decode-$shape.json" "${contexts[@]}"
     LINES_SHOWN=6 step "throughput of $shape at 4 GiB" python3 scripts/bench_throughput.py "$model" --budget 4G --requests 128 \
         --config f16 --config q4_0 --config slerp:type=q4_0 --json "$results/throughput-$shape.json"
-done
+}
+
+decode() {
+    python3 -m minicache_cpp bench "$1" --device cuda "${@:3}" --reps 3 --config f16 --config q4_0 --config slerp:type=q4_0 \
+        --json > "$2" &&
+        python3 -c 'import json, sys; from minicache_cpp.bench import table; print(table(json.load(open(sys.argv[1]))))' "$2"
+}
+
+nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv | tee "$results/device.txt"
+export MINICACHE_LIB_PATH=$bin PYTHONPATH=python:scripts:$folder/site OMP_NUM_THREADS=1
+
+if wanted build; then
+    section 'build'
+    build_all
+fi
+if wanted test; then
+    LINES_SHOWN=3 step 'native tests on the CPU' "$bin/minicache-test" -o 'ATTN(type_k=f16'
+    step 'native tests on the GPU' "$bin/minicache-test" -d CUDA0
+    LINES_SHOWN=8 step 'logits' python3 scripts/compare_devices.py --json "$results/logits.json"
+    LINES_SHOWN=8 step 'logits with half of the layers on the GPU' python3 scripts/compare_devices.py --gpu-layers 6 \
+        --config f16 --config slerp:type=q4_0
+fi
+if wanted sanitize; then
+    if command -v compute-sanitizer > /dev/null; then
+        LINES_SHOWN=60 step 'memory and races' sanitize_all
+    else
+        echo 'compute-sanitizer is not there: memcheck and racecheck are left out'
+        failed+=('compute-sanitizer')
+    fi
+fi
+if wanted models; then
+    for shape in llama-3-8b llama-2-7b; do
+        [ -f "$folder/$shape.gguf" ] || LINES_SHOWN=1 step "random $shape" python3 scripts/random_model.py "$shape" -o "$folder/$shape.gguf"
+    done
+fi
+if wanted kernels; then
+    LINES_SHOWN=200 step 'kernels' python3 scripts/bench_kernels.py --device CUDA0 --bin "$bin" --json "$results/kernels.json"
+fi
+if wanted models; then
+    measure_model llama-3-8b
+    measure_model llama-2-7b
+fi
 
 section 'done'
 if [ ${#failed[@]} -gt 0 ]; then

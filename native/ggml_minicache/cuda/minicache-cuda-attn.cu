@@ -244,7 +244,7 @@ struct flash_attn_view {
         op.op = GGML_OP_FLASH_ATTN_EXT;
         memset(op.op_params, 0, sizeof(op.op_params));
         memcpy(op.op_params, params, sizeof(params));
-        ggml_flash_attn_ext_set_prec(&op, GGML_PREC_F32);  // as llama.cpp's graphs do
+        ggml_prec_set_acc(&op, GGML_PREC_F32);  // as llama.cpp's graphs do
         memset(op.src, 0, sizeof(op.src));
         op.src[0] = &q;
         op.src[1] = &k;
