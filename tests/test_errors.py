@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from conftest import Loaded
 
-from minicache_cpp import Llama, MiniCache, MiniCacheError
+from minicache_cpp import Llama, MiniCache, MiniCacheError, _native
+from minicache_cpp._native import bindings
 
 SETTINGS = {"n_ctx": 256, "n_batch": 32, "verbose": False, "n_threads": 1, "n_threads_batch": 1}
 TOKENS = list(range(3, 43))
@@ -78,6 +79,26 @@ def test_each_thread_has_its_own(llm: Llama) -> None:
     with pytest.raises(MiniCacheError, match="failed earlier"):
         llm.eval(TOKENS[:8])
     llm.close()
+
+
+def test_a_failed_device_keeps_its_models(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ggml-cuda would end the process at is not called."""
+    free_context, free_model = _native.free_context, bindings.llama_model_free
+    freed: list[object] = []
+    monkeypatch.setattr(_native, "free_context", lambda ctx: False)
+    monkeypatch.setattr(bindings, "llama_model_free", freed.append)
+    ctx, model = llm._ctx.ctx, llm._model.model
+    llm.close()
+    assert freed == []
+    assert free_context(ctx)
+
+    monkeypatch.setattr(_native, "_kept", [ctx])
+    _native.free_model(model)
+    assert freed == []
+    monkeypatch.setattr(_native, "_kept", [])
+    _native.free_model(model)
+    assert freed == [model]
+    free_model(model)
 
 
 @pytest.mark.parametrize("callback", [False, True])

@@ -329,20 +329,19 @@ def _run(function: Any, ctx: Any, batch: Any) -> int:
     return int(result[0])
 
 
-# models of contexts that are kept to the end of the process, by address
-_kept_models: set[int] = set()
+# contexts that had to be kept: a device failed, and frees nothing any more
+_kept: list[Any] = []
 
 
 def free_context(ctx: Any) -> bool:
     """Free a context; False where it has to be kept, and its model with it, as its device no longer answers."""
-    model = bindings.llama_get_model(ctx)
     if lib.llama_minicache_free(context_pointer(ctx)):
         return True
-    _kept_models.add(int(model))
+    _kept.append(ctx)
     return False
 
 
 def free_model(model: Any) -> None:
-    """Free a model, but for one whose context had to be kept."""
-    if int(model) not in _kept_models:
+    """Free a model, but once a device has failed keep it, as it may lie there."""
+    if not _kept:
         bindings.llama_model_free(model)
