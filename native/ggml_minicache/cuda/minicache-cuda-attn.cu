@@ -194,8 +194,9 @@ static void attend(ggml_backend_cuda_context & ctx, const minicache_cuda_attn & 
 
     // what does not run at once makes the rest wait for it: chunks for one wave
     const int resident = minicache_cuda_resident_blocks(kernel, threads, minicache_attn_plan_of(d, 1).shared);
+    const int n_sm     = ggml_cuda_info().devices[ctx.device].nsm;
 
-    const minicache_attn_plan plan = minicache_attn_plan_of(d, resident * ggml_cuda_info().devices[ctx.device].nsm);
+    const minicache_attn_plan plan = minicache_attn_plan_of(d, resident * n_sm);
 
     const int64_t n_partial = (int64_t) d.n_stream * d.n_head * d.n_tps * plan.n_split * minicache_attn_partial(d);
     const int64_t n_group   = d.coded ? (int64_t) d.n_stream * plan.n_group : 0;
@@ -213,7 +214,7 @@ static void attend(ggml_backend_cuda_context & ctx, const minicache_cuda_attn & 
         table.base   = bases.alloc(n_group * plan.n_base);
         table.scale  = scales.alloc(n_query);
         table.query  = queries.alloc(n_query * d.r_k + 8);  // never empty
-        minicache_cuda_query_table(a, plan, table, ctx.stream());
+        minicache_cuda_query_table(a, plan, table, n_sm, ctx.stream());
     }
     // tiles of queries of the same entries side by side; there may be more of them than a grid's second dimension takes
     minicache_cuda_launch(kernel, dim3(plan.n_split * plan.n_row_tile, d.n_head_kv, d.n_stream), threads, plan.shared,

@@ -122,8 +122,8 @@ struct minicache_query_table {
 
 minicache_cuda_attn minicache_cuda_attn_of(const ggml_tensor * dst);
 
-void minicache_cuda_query_table(
-    const minicache_cuda_attn & a, const minicache_attn_plan & plan, const minicache_query_table & table, cudaStream_t stream);
+void minicache_cuda_query_table(const minicache_cuda_attn & a, const minicache_attn_plan & plan,
+    const minicache_query_table & table, int n_sm, cudaStream_t stream);
 
 // K and V of all cells as this layer has them: f16 [d, n_kv, n_head_kv, n_stream], zeros where cells are empty
 void minicache_cuda_restore(const minicache_cuda_attn & a, half * k, half * v, cudaStream_t stream);

@@ -89,15 +89,12 @@ static __device__ int find_bases(const minicache_cuda_attn & a, int stream, int 
     return n;
 }
 
+// The whole block: one group of cells. `slice_there` is the part of the decoder that is in shared memory, -1 for none.
 template <int ROWS>
-static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
-    query_table_kernel(const MINICACHE_PARAMETER minicache_cuda_attn a, const minicache_attn_plan plan,
-        const query_table_shape shape, const minicache_query_table table) {
-    MINICACHE_SHARED(shared);
-
+static __device__ __forceinline__ void add_group(const minicache_cuda_attn & a, const minicache_attn_plan & plan,
+    const query_table_shape & shape, const minicache_query_table & table, int group, int & slice_there, char * shared) {
     const int COLUMNS = ROWS / 8;
 
-    const int group   = blockIdx.x;
     const int head_kv = blockIdx.y;
     const int stream  = blockIdx.z;
     const int thread  = threadIdx.y * WARP_SIZE + threadIdx.x;
@@ -120,8 +117,6 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
             table.base[first * plan.n_base + e] = bases[e];
         }
     }
-    int slice_there = -1;
-
     for (int e = 0; e < n_base; ++e) {
         minicache_turn_angles(a, bases[e], angles);
         __syncthreads();
@@ -242,11 +237,28 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
     }
 }
 
-void minicache_cuda_query_table(
-    const minicache_cuda_attn & a, const minicache_attn_plan & plan, const minicache_query_table & table, cudaStream_t stream) {
-    const query_table_shape shape = query_table_shape_of(a.dims, plan.rows);
+// Each block takes one group after the other, so that it reads the decoder once, where that fits.
+template <int ROWS>
+static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
+    query_table_kernel(const MINICACHE_PARAMETER minicache_cuda_attn a, const MINICACHE_PARAMETER minicache_attn_plan plan,
+        const MINICACHE_PARAMETER query_table_shape shape, const MINICACHE_PARAMETER minicache_query_table table) {
+    MINICACHE_SHARED(shared);
 
-    minicache_cuda_launch(plan.rows == 8 ? query_table_kernel<8> : query_table_kernel<16>,
-        dim3(plan.n_group, a.dims.n_head_kv, a.dims.n_stream), dim3(WARP_SIZE, MINICACHE_ATTN_WARPS), shape.shared, stream, a,
-        plan, shape, table);
+    int slice_there = -1;
+    for (int group = blockIdx.x; group < plan.n_group; group += gridDim.x) {
+        add_group<ROWS>(a, plan, shape, table, group, slice_there, shared);
+    }
+}
+
+void minicache_cuda_query_table(const minicache_cuda_attn & a, const minicache_attn_plan & plan,
+    const minicache_query_table & table, int n_sm, cudaStream_t stream) {
+    const query_table_shape shape = query_table_shape_of(a.dims, plan.rows);
+    const dim3              threads(WARP_SIZE, MINICACHE_ATTN_WARPS);
+    const auto              kernel = plan.rows == 8 ? query_table_kernel<8> : query_table_kernel<16>;
+
+    const int n_block = n_sm * minicache_cuda_resident_blocks(kernel, threads, shape.shared);
+    const int n       = minicache_max(1, minicache_min(plan.n_group, n_block / (a.dims.n_head_kv * a.dims.n_stream)));
+
+    minicache_cuda_launch(
+        kernel, dim3(n, a.dims.n_head_kv, a.dims.n_stream), threads, shape.shared, stream, a, plan, shape, table);
 }
