@@ -182,6 +182,8 @@ def compile_library(nvcc: str, architectures: Sequence[str], jobs: int, flash_at
         f"-DGGML_CUDA_FA={'ON' if flash_attention else 'OFF'}",
         f"-DCMAKE_CUDA_COMPILER={nvcc}",
         f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(f'{one}-real' for one in architectures)}",
+        # ggml-cuda links the shared runtime itself; the static one is not found where some toolkits keep it
+        "-DCMAKE_CUDA_RUNTIME_LIBRARY=None",
     ]
     headers = cublas_headers(nvcc)
     if headers:
