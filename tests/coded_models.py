@@ -114,13 +114,14 @@ def write_plan(loaded: Loaded, config: Config, **changes: object) -> None:
         "notes": "{}",
     }
     numbers = {
-        "version": 2 if config.plain else 1,
+        "version": 3,
         "n_layer": shape.n_layer,
         "rope_block": config.rope_block,
         "window": config.window,
     }
     lists = {
-        "pairs": [layer for pair in config.pairs for layer in pair],
+        "groups": [layer for pair in config.pairs for layer in pair],
+        "group_sizes": [len(pair) for pair in config.pairs],
         "units_k": [n for codec in config.codecs for n in codec.k.layout.units],
         "units_v": [n for codec in config.codecs for n in codec.v.layout.units],
         "heads": [shape.n_head_kv, shape.head_size, shape.head_size] * len(config.pairs),
@@ -146,9 +147,9 @@ def write_plan(loaded: Loaded, config: Config, **changes: object) -> None:
         if config.bases:
             for kind in "kv":
                 sides = [one for one in getattr(config.bases[i], kind) if one is not None]
-                writer.add_tensor(f"pair.{a}.basis_{kind}", np.stack(sides))
+                writer.add_tensor(f"group.{a}.basis_{kind}", np.stack(sides))
         else:
-            writer.add_tensor(f"pair.{a}.codec", codec_of_file(config.codecs[i]))
+            writer.add_tensor(f"group.{a}.codec", codec_of_file(config.codecs[i]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

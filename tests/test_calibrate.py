@@ -277,7 +277,7 @@ def test_a_useless_text_is_refused(
 
 def test_the_plan_meets_the_ratio_and_says_why(models: dict[str, Path], found: dict[str, Any]) -> None:
     plan = read_plan(found["plan"])
-    assert [(pair.a, pair.b) for pair in plan.pairs] == [(0, 1), (2, 3)]
+    assert [group.layers for group in plan.groups] == [(0, 1), (2, 3)]
     with Llama(str(models["plain"]), n_ctx=4096, minicache=found["plan"], verbose=False) as llm:
         report = llm.kv_report()
     assert 5.0 <= report.ratio < 5.1
@@ -289,7 +289,7 @@ def test_the_plan_meets_the_ratio_and_says_why(models: dict[str, Path], found: d
     assert sum(row["share"] for row in found["choices"]) == pytest.approx(1)
     assert plan.notes["choices"] == found["choices"]
     assert plan.notes["checked"]["kl"] == rows["plan"]["kl"]
-    for pair, row in zip(plan.pairs, found["choices"], strict=True):
+    for pair, row in zip(plan.groups, found["choices"], strict=True):
         assert row["bits_k"] == pair.layout_k.bits / (2 * pair.d_k)
         assert row["sensitivity_k"] > 0
     printed = calibrate.table(found)
@@ -328,7 +328,7 @@ def test_everything_is_measured_with_the_window(
     folders: list[Path] = []
 
     def seen(self: measurement.Meter, spec: CacheSpec, kind: str, name: str = "") -> Any:
-        if spec.minicache is not None and spec.minicache.pairs:  # plans without pairs have none
+        if spec.minicache is not None and spec.minicache.groups:  # plans without pairs have none
             windows.append(spec.minicache.window)
         folders.append(self.memory.parent)
         return measure(self, spec, kind, name)
@@ -356,8 +356,8 @@ def test_a_window_costs_less_loss(models: dict[str, Path], text: Path, tmp_path:
     """The same text beyond the same first tokens, read with a cache that keeps the latest and with one that doesn't."""
     found = made(models["plain"], text, tmp_path / "plan.gguf", window=24, ratio=8.0)
     plan = read_plan(found["plan"])
-    assert plan.pairs
-    tensors = {pair.a: read_codec(found["plan"], pair.a) for pair in plan.pairs}
+    assert plan.groups
+    tensors = {group.first: read_codec(found["plan"], group.first) for group in plan.groups}
     kl = {}
     for window in (0, 24):
         path = tmp_path / f"{window}.gguf"
@@ -370,7 +370,7 @@ def test_a_window_costs_less_loss(models: dict[str, Path], text: Path, tmp_path:
 
 
 def read_codec(path: str, a: int) -> Any:
-    tensor = next(one for one in gguf.GGUFReader(path).tensors if one.name == f"pair.{a}.codec")
+    tensor = next(one for one in gguf.GGUFReader(path).tensors if one.name == f"group.{a}.codec")
     return np.array(tensor.data)
 
 
@@ -500,7 +500,7 @@ def test_where_codes_are_bad_the_plan_is_plain(
 
     monkeypatch.setattr(code_fit, "GAUSSIAN_STEPS", dict.fromkeys(range(1, 9), 4.0))
     found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=1.88)
-    assert not read_plan(found["plan"]).pairs
+    assert not read_plan(found["plan"]).groups
     assert {row["kind"] for row in found["choices"]} <= {"plain"}
     rows = {row["name"]: row for row in found["rows"]}
     assert rows["plan"]["ratio"] >= 1.88
@@ -517,7 +517,7 @@ def test_types_by_layer_go_where_the_model_looks(text: Path, tmp_path: Path) -> 
         patch.setattr("minicache_cpp.pair_fit.alike_pairs", lambda shape: [])
         found = made(path, text, tmp_path / "plan.gguf", ratio=2.2)
     plan = read_plan(found["plan"])
-    assert not plan.pairs
+    assert not plan.groups
     assert [row["layers"] for row in found["choices"]] == [[0], [1], [2]]
     row_bytes = [
         sum(GGML_TYPES[name].row_bytes(32) for name in types) for types in plan.plain_types().values()
@@ -537,7 +537,7 @@ def test_types_by_layer_go_where_the_model_looks(text: Path, tmp_path: Path) -> 
 def test_an_odd_layer_is_plain(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
     found = made(models["odd"], text, tmp_path / "plan.gguf", ratio=4.0)
     plan = read_plan(found["plan"])
-    assert [(pair.a, pair.b) for pair in plan.pairs] == [(0, 1)]
+    assert [group.layers for group in plan.groups] == [(0, 1)]
     row = found["choices"][-1]
     assert (row["layers"], row["kind"]) == ([2], "plain")
     assert row["types"] == [list(plan.plain_types()[2])]

@@ -14,7 +14,7 @@ from minicache_cpp import code_fit
 from minicache_cpp.allocation import Candidate, Choice, Part, PlainPart, allocate
 from minicache_cpp.capture import Rope
 from minicache_cpp.code_fit import CHOICES, PartCodec, PartFit, fit_part, make_codec, unit_vectors
-from minicache_cpp.code_format import UNIT, WIDTHS, Layout, PairFormat
+from minicache_cpp.code_format import UNIT, WIDTHS, GroupFormat, Layout
 
 Array = npt.NDArray[np.floating]
 
@@ -116,12 +116,12 @@ def test_the_codec_is_laid_out_as_the_header_says(fitted: tuple[PartFit, Array, 
     layout_k, layout_v = Layout(LAYOUTS[3]), Layout(LAYOUTS[4])
     k, v = make_codec(fit, layout_k, x_a, x_b), make_codec(fit, layout_v, x_a, x_b)
     data = code_fit.codec_array(k, v)
-    pair = PairFormat(0, 1, N_HEAD, D, D, layout_k, layout_v)
+    pair = GroupFormat((0, 1), N_HEAD, D, D, layout_k, layout_v)
     assert data.nbytes == pair.codec_bytes()
     from oracle.code import Codec
 
     assert data.tobytes() == Codec(oracle_part(k), oracle_part(v)).to_bytes()
-    assert layout_k.row_bytes == OracleLayout(layout_k.units).row_bytes
+    assert layout_k.row_bytes(2) == OracleLayout(layout_k.units).row_bytes
 
 
 def test_rope_turns_as_the_oracle_does(rng: np.random.Generator) -> None:
@@ -247,5 +247,5 @@ def test_a_layout_counts_its_widths() -> None:
     assert layout.units == (1, 0, 0, 2, 0, 0, 0)
     assert layout.widths == [8, 4, 4]
     assert layout.bits == UNIT * 16
-    assert Layout.of([0]).row_bytes == 2
+    assert [Layout.of([0]).row_bytes(n) for n in (1, 2, 3, 4)] == [2, 2, 4, 4]
     assert len(layout.units) == len(WIDTHS)

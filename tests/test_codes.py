@@ -256,7 +256,7 @@ def test_minicache_of_a_plan_says_what_it_decides(random_model: Loaded, plan: Pa
     coded(random_model, Config(random_model.pairs, retain=0.1, type_k="q8_0", type_v="q4_0"), plan)
     minicache = MiniCache(plan=str(plan))
     assert (minicache.type_k, minicache.type_v) == ("q8_0", "q4_0")
-    assert minicache.pair_list == list(random_model.pairs)
+    assert minicache.groups == random_model.pairs
 
 
 def test_a_plan_with_numbers_that_are_not_finite_is_refused(random_model: Loaded, plan: Path) -> None:

@@ -15,7 +15,7 @@ import tiny_models
 from minicache_cpp import CacheSpec, Llama, MiniCache, MiniCacheError
 from minicache_cpp.gguf_file import read_gguf
 from minicache_cpp.inspect import inspect_model
-from minicache_cpp.kv_size import kv_bytes, merged_pairs, model_shape
+from minicache_cpp.kv_size import kv_bytes, merged_groups, model_shape
 
 SPECS = [
     "f16",
@@ -57,7 +57,7 @@ def test_the_bytes_are_those_of_a_real_context(models: dict[str, Path], name: st
         report = llm.kv_report()
     assert kv_bytes(shape, parsed, n_ctx) == report.bytes
     assert kv_bytes(shape, CacheSpec("f16", "f16"), n_ctx) == report.bytes_f16
-    assert (merged_pairs(shape, parsed.minicache) if parsed.minicache else []) == report.pairs
+    assert (merged_groups(shape, parsed.minicache) if parsed.minicache else []) == report.pairs
 
 
 def test_a_sliding_window_model_is_not_merged(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_sliding_window_model_is_not_merged(tmp_path: Path) -> None:
 def test_the_start_layer_is_the_native_one(models: dict[str, Path], start: float) -> None:
     settings = MiniCache(start=start)
     with Llama(str(models["odd layers"]), n_ctx=256, verbose=False, minicache=settings) as llm:
-        assert merged_pairs(model_shape(read_gguf(models["odd layers"])), settings) == llm.kv_report().pairs
+        assert merged_groups(model_shape(read_gguf(models["odd layers"])), settings) == llm.kv_report().pairs
 
 
 def test_the_command_prints_a_table_and_json(models: dict[str, Path]) -> None:
@@ -110,8 +110,8 @@ def test_layers_may_differ_in_kv_heads(tmp_path: Path) -> None:
     path = keys_only(tmp_path / "differ.gguf", {"attention.head_count_kv": [2, 2, 0, 4, 4, 1]})
     shape = model_shape(read_gguf(path))
     assert [layer.n_head_kv for layer in shape.layers] == [2, 2, 0, 4, 4, 1]
-    assert merged_pairs(shape, MiniCache(start=0)) == [(0, 1)]  # (2, 3) and (4, 5) differ
-    assert merged_pairs(shape, MiniCache(start=1)) == [(3, 4)]
+    assert merged_groups(shape, MiniCache(start=0)) == [(0, 1)]  # (2, 3) and (4, 5) differ
+    assert merged_groups(shape, MiniCache(start=1)) == [(3, 4)]
     assert kv_bytes(shape, CacheSpec("f16", "f16"), 256) == 256 * 13 * 2 * 32 * 2
     assert inspect_model(str(path), 256)["kv_heads"] == [2, 2, 0, 4, 4, 1]
 

@@ -13,7 +13,7 @@ import pytest
 import tiny_models
 
 from minicache_cpp import CacheSpec, Llama, MiniCache, MiniCacheError, _native
-from minicache_cpp.code_format import Layout, PairFormat
+from minicache_cpp.code_format import GroupFormat, Layout
 from minicache_cpp.fingerprint import fingerprint
 from minicache_cpp.gguf_file import read_gguf
 from minicache_cpp.inspect import inspect_model
@@ -37,31 +37,30 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def pair_format(model: Path, a: int, b: int) -> PairFormat:
-    layer = model_shape(read_gguf(model)).layers[a]
-    return PairFormat(a, b, layer.n_head_kv, layer.head_size_k, layer.head_size_v, LAYOUT_K, LAYOUT_V)
+def group_format(model: Path, *layers: int) -> GroupFormat:
+    layer = model_shape(read_gguf(model)).layers[layers[0]]
+    return GroupFormat(layers, layer.n_head_kv, layer.head_size_k, layer.head_size_v, LAYOUT_K, LAYOUT_V)
 
 
-def codec_of(pair: PairFormat, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
+def codec_of(group: GroupFormat, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
     """A codec of the right size whose numbers are harmless, if of no use."""
     rng = np.random.default_rng(seed)
-    n = pair.n_head_kv
-    n_float = (
-        pair.codec_bytes() - 2 * n * 2 * (pair.d_k * pair.layout_k.size + pair.d_v * pair.layout_v.size)
-    ) // 4
+    n = group.n_head_kv * group.n_layer
+    n_half = n * (group.d_k * group.layout_k.size + group.d_v * group.layout_v.size)
+    n_float = (group.codec_bytes() - 2 * n_half) // 4
     floats = np.full(n_float, 0.05, np.float32)
-    halves = (rng.standard_normal((pair.codec_bytes() - 4 * n_float) // 2) * 0.1).astype(np.float16)
+    halves = (rng.standard_normal(n_half) * 0.1).astype(np.float16)
     return np.frombuffer(floats.tobytes() + halves.tobytes(), np.int8)
 
 
 def make(model: Path, path: Path, **more: object) -> Path:
-    """A plan of a model's first and third pair."""
+    """A plan of a model's first and third two layers."""
     file = read_gguf(model)
-    pairs = (pair_format(model, 0, 1), pair_format(model, 4, 5))
-    plan = Plan(fingerprint(file), len(model_shape(file).layers), 128, "q8_0", "q8_0", pairs=pairs, model="tiny",
+    groups = (group_format(model, 0, 1), group_format(model, 4, 5))
+    plan = Plan(fingerprint(file), len(model_shape(file).layers), 128, "q8_0", "q8_0", groups=groups, model="tiny",
                 tool="a test", notes={"why": "for a test"})  # fmt: skip
     plan = replace(plan, **more)  # type: ignore[arg-type]
-    write_plan(path, plan, {pair.a: codec_of(pair) for pair in plan.pairs})
+    write_plan(path, plan, {group.first: codec_of(group) for group in plan.groups})
     return path
 
 
@@ -69,7 +68,7 @@ def test_what_is_written_is_read(models: dict[str, Path], tmp_path: Path) -> Non
     path = make(models["neighbours"], tmp_path / "plan.gguf", retain=1 / 128, pool_type="q8_0", window=64)
     plan = read_plan(path)
     assert plan.fingerprint == fingerprint(read_gguf(models["neighbours"]))
-    assert plan.pairs == (pair_format(models["neighbours"], 0, 1), pair_format(models["neighbours"], 4, 5))
+    assert plan.groups == (group_format(models["neighbours"], 0, 1), group_format(models["neighbours"], 4, 5))
     assert (plan.n_layer, plan.rope_block, plan.type_k, plan.type_v) == (6, 128, "q8_0", "q8_0")
     assert (plan.retain, plan.pool_type, plan.window) == (1 / 128, "q8_0", 64)
     assert (plan.model, plan.tool, plan.text, plan.notes) == ("tiny", "a test", "", {"why": "for a test"})
@@ -88,7 +87,7 @@ def test_the_bytes_are_those_of_a_real_context(
 ) -> None:
     path = make(models[name], tmp_path / "plan.gguf", retain=retain, pool_type=pool, window=window)
     settings = MiniCache(plan=path)
-    assert settings.pairs == ((0, 1), (4, 5))
+    assert settings.groups == settings.pairs == ((0, 1), (4, 5))
     with Llama(str(models[name]), minicache=settings, **SMALL) as llm:
         report = llm.kv_report()
     assert report.mode == "code"
@@ -96,7 +95,7 @@ def test_the_bytes_are_those_of_a_real_context(
     shape = model_shape(read_gguf(models[name]))
     assert kv_bytes(shape, CacheSpec.of(settings), 700) == report.bytes
     plan = read_plan(path)
-    assert report.bytes_codec == sum(pair.codec_bytes(shape.n_rot) for pair in plan.pairs)
+    assert report.bytes_codec == sum(group.codec_bytes(shape.n_rot) for group in plan.groups)
     assert (report.window, report.bytes_window) == (window, plan_window_bytes(shape, plan))
     padding = report.bytes - sum((report.bytes_directions, report.bytes_magnitudes, report.bytes_pool,
                                   report.bytes_window, report.bytes_index, report.bytes_codec,
@@ -120,7 +119,7 @@ def test_inspect_shows_the_plan_of_the_model(models: dict[str, Path]) -> None:
         assert find_plan(file) == path
         rows = inspect_model(models["halves"], 4096)["rows"]
         assert rows[-1]["name"] == str(path)
-        assert rows[-1]["pairs"] == 2
+        assert rows[-1]["groups"] == 2
         path.write_bytes(path.read_bytes()[:-100])
         assert find_plan(file) is None  # a damaged one is as good as none
     finally:
@@ -169,8 +168,8 @@ def test_a_plan_decides_the_window(models: dict[str, Path], tmp_path: Path) -> N
         assert llm.kv_report().window == 0
 
 
-def test_a_plan_without_pairs_is_a_plain_cache(models: dict[str, Path], tmp_path: Path) -> None:
-    path = make(models["neighbours"], tmp_path / "plan.gguf", pairs=(), type_k="q4_0", type_v="q4_0")
+def test_a_plan_without_groups_is_a_plain_cache(models: dict[str, Path], tmp_path: Path) -> None:
+    path = make(models["neighbours"], tmp_path / "plan.gguf", groups=(), type_k="q4_0", type_v="q4_0")
     with Llama(str(models["neighbours"]), minicache=MiniCache(plan=path), **SMALL) as llm:
         report = llm.kv_report()
     assert (report.type_k, report.type_v, report.active, report.note) == ("q4_0", "q4_0", False, "")
@@ -226,8 +225,19 @@ DAMAGES: dict[str, Callable[[dict[str, object]], object]] = {
     "no block": lambda keys: keys.pop("minicache.rope_block"),
     "version": lambda keys: keys.update({"minicache.version": 9}),
     "short list": lambda keys: keys.update({"minicache.units_k": [1, 2, 3]}),
-    "layers": lambda keys: keys.update({"minicache.pairs": [0, 1, 1, 2]}),
-    "too deep": lambda keys: keys.update({"minicache.pairs": [0, 1, 5, 6]}),
+    "layers": lambda keys: keys.update({"minicache.groups": [0, 1, 1, 2]}),
+    "too deep": lambda keys: keys.update({"minicache.groups": [0, 1, 5, 6]}),
+    "order": lambda keys: keys.update({"minicache.groups": [1, 0, 4, 5]}),
+    "group sizes": lambda keys: keys.update({"minicache.group_sizes": [3, 2]}),
+    "an empty group": lambda keys: keys.update({"minicache.group_sizes": [4, 0]}),
+    "too many layers": lambda keys: keys.update(
+        {"minicache.groups": [0, 1, 2, 3, 4], "minicache.group_sizes": [5]}
+        | {
+            f"minicache.{name}": keys[f"minicache.{name}"][:n]  # type: ignore[index]
+            for name, n in (("heads", 3), ("units_k", 7), ("units_v", 7))
+        }
+    ),
+    "older version": lambda keys: keys.update({"minicache.version": 2}),
     "window": lambda keys: keys.update({"minicache.window": 65537}),
     "long code": lambda keys: keys.update({"minicache.units_v": [9] * 14}),
     "type": lambda keys: keys.update({"minicache.type_k": "q3"}),
@@ -239,7 +249,7 @@ DAMAGES: dict[str, Callable[[dict[str, object]], object]] = {
 def test_a_damaged_plan_is_refused_in_one_line(models: dict[str, Path], tmp_path: Path, damage: str) -> None:
     path = make(models["neighbours"], tmp_path / "plan.gguf")
     rewritten(path, lambda keys: None)
-    assert read_plan(path).pairs  # writing it anew damages nothing
+    assert read_plan(path).groups  # writing it anew damages nothing
     rewritten(path, lambda keys: DAMAGES[damage](keys) and None)
     with pytest.raises(MiniCacheError, match="make it anew") as caught:
         read_plan(path)

@@ -246,9 +246,10 @@ def use_params(minicache: MiniCache) -> None:
         params.start_layer = minicache.start
     else:
         params.start, params.start_layer = minicache.start, -1
-    pairs = ffi.new("int32_t[]", [layer for pair in minicache.pair_list for layer in pair])
-    if minicache.pairs is not None:
-        params.pairs, params.n_pairs = pairs, len(minicache.pair_list)
+    explicit = list(minicache.pairs or ()) if minicache.plan is None else []
+    pairs = ffi.new("int32_t[]", [layer for pair in explicit for layer in pair])
+    if explicit:
+        params.pairs, params.n_pairs = pairs, len(explicit)
     params.t, params.retain, params.strict = minicache.t, minicache.retain, minicache.strict
     params.window = minicache.window
     pool = minicache.pool_type

@@ -23,7 +23,7 @@ from .bench_context import BenchModel
 from .calibration_text import Material, make_material
 from .capture import Samples, capture
 from .code_fit import unit_vectors
-from .code_format import PairFormat
+from .code_format import GroupFormat
 from .config import MiniCache
 from .errors import MiniCacheError
 from .fingerprint import fingerprint
@@ -39,7 +39,7 @@ Floats = NDArray[np.float32]
 class Aligned:
     """A pair's bases, and how far apart its layers are without and with them on text that nothing was fitted to."""
 
-    format: PairFormat
+    format: GroupFormat
     bases: Bases
     before: tuple[float, float]  # mean distances of K and of V
     after: tuple[float, float]
@@ -70,7 +70,7 @@ def fit_pair(samples: Samples, n_fit: int, a: int, b: int) -> Aligned:
         fitted.append(matrices)
     layer = samples.shape.layers[a]
     sizes = layer.n_head_kv, layer.head_size_k, layer.head_size_v
-    pair = PairFormat(a, b, *sizes, bases_k=1, bases_v=1)  # layer b's alone
+    pair = GroupFormat((a, b), *sizes, bases_k=1, bases_v=1)  # layer b's alone
     return Aligned(pair, Bases(*(one[None] for one in fitted)), (before[0], before[1]), (after[0], after[1]))
 
 
@@ -88,7 +88,9 @@ class Aligner:
 
     def pairs(self, settings: MiniCache) -> list[tuple[int, int]]:
         ropes = self.samples.ropes
-        return [(a, b) for a, b in kv_size.merged_pairs(self.samples.shape, settings) if ropes[a] == ropes[b]]
+        return [
+            (a, b) for a, b in kv_size.merged_groups(self.samples.shape, settings) if ropes[a] == ropes[b]
+        ]
 
     def write(self, path: Path, settings: MiniCache, notes: dict[str, Any] | None = None) -> list[Aligned]:
         """Write the plan that merges as `settings` say, in bases; its pairs."""
@@ -103,7 +105,7 @@ class Aligner:
             retain=settings.retain,
             pool_type=settings.pool_type,
             window=settings.window,
-            pairs=tuple(one.format for one in aligned),
+            groups=tuple(one.format for one in aligned),
             mode="aligned",
             t=settings.t,
             model=str(self.file.keys.get("general.name") or ""),
@@ -111,7 +113,7 @@ class Aligner:
             text=f"{self.material.description}, {self.n_fit} tokens",
             notes=notes or {},
         )
-        write_plan(path, plan, {one.format.a: one.bases for one in aligned})
+        write_plan(path, plan, {one.format.first: one.bases for one in aligned})
         return aligned
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .code_fit import CHOICES
-from .code_format import MAG_BYTES, UNIT, Layout
+from .code_format import UNIT, Layout, mag_bytes
 
 LOWEST, HIGHEST = 1e-24, 1e12  # prices that are tried
 
@@ -43,7 +43,7 @@ class Part:
         return self.sensitivity * self.error(layout)
 
     def token_bytes(self, layout: Layout) -> float:
-        return self.n_head_kv * (MAG_BYTES + layout.bits / 8)
+        return self.n_head_kv * (mag_bytes(2) + layout.bits / 8)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The bytes of a shared code, as minicache-code.h lays them down: what a pair's code and codec take."""
+"""The bytes of a shared code, as minicache-code.h lays them down: what a group's code and codec take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 WIDTHS = (8, 6, 5, 4, 3, 2, 1)  # bits of a code's segments, widest first
 UNIT = 16  # coefficients that share a width
-MAG_BYTES = 2  # the two layers' magnitudes, at the head of a row
+MAX_LAYERS = 4  # that share one code
+
+
+def mag_bytes(n_layer: int) -> int:
+    """Bytes of the layers' magnitudes, at the head of a row, whose planes begin at even places."""
+    return n_layer + n_layer % 2
 
 
 @dataclass(frozen=True)
@@ -36,18 +41,16 @@ class Layout:
         """Bits of all coefficients."""
         return UNIT * sum(self.widths)
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a code row, of one KV head of one token."""
-        return MAG_BYTES + self.bits // 8
+    def row_bytes(self, n_layer: int) -> int:
+        """Bytes of a code row, of one KV head of one token, which so many layers share."""
+        return mag_bytes(n_layer) + self.bits // 8
 
 
 @dataclass(frozen=True)
-class PairFormat:
-    """How the K and V of layers a and b are kept, as codes or in bases."""
+class GroupFormat:
+    """How the K and V of a group's layers are kept: as codes, or, of two layers, in bases."""
 
-    a: int
-    b: int
+    layers: tuple[int, ...]  # the last is the deepest
     n_head_kv: int
     d_k: int
     d_v: int
@@ -58,17 +61,28 @@ class PairFormat:
     bases_v: int = 0
 
     @property
+    def first(self) -> int:
+        """The layer that the group is named by."""
+        return self.layers[0]
+
+    @property
+    def n_layer(self) -> int:
+        return len(self.layers)
+
+    @property
     def basis_bytes(self) -> int:
         """Bytes of the bases, float32; V's are there twice, as the attention's result is turned back."""
         return 4 * self.n_head_kv * (self.bases_k * self.d_k**2 + 2 * self.bases_v * self.d_v**2)
 
     @property
     def token_bytes(self) -> int:
-        return self.n_head_kv * (self.layout_k.row_bytes + self.layout_v.row_bytes)
+        return self.n_head_kv * (
+            self.layout_k.row_bytes(self.n_layer) + self.layout_v.row_bytes(self.n_layer)
+        )
 
     def codec_bytes(self, n_rot: int = 0) -> int:
         """Bytes of the codec; in a plan file it has no frequencies, n_rot = 0."""
-        n = self.n_head_kv
-        words = n * (8 + 2 * self.d_k + self.layout_k.size + 2 * self.d_v + self.layout_v.size)
-        halves = n * 2 * (self.d_k * self.layout_k.size + self.d_v * self.layout_v.size)
+        heads, n = self.n_head_kv, self.n_layer
+        words = heads * (4 * n + n * self.d_k + self.layout_k.size + n * self.d_v + self.layout_v.size)
+        halves = heads * n * (self.d_k * self.layout_k.size + self.d_v * self.layout_v.size)
         return 4 * (n_rot // 2) + 4 * words + 2 * halves

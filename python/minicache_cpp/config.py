@@ -6,7 +6,7 @@ import ctypes
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 
 from .errors import MiniCacheError
@@ -25,7 +25,7 @@ MAX_WINDOW = 65536
 
 @dataclass(frozen=True)
 class MiniCache:
-    """The KV cache of two neighbouring layers kept as one (MiniCache, Liu et al. 2024, arXiv 2405.14366).
+    """The KV cache of neighbouring layers kept as one (MiniCache, Liu et al. 2024, arXiv 2405.14366).
 
     For layers a and b of a pair, per token and KV head, with u = x/|x| and Ω = arccos(u_a·u_b):
 
@@ -40,11 +40,13 @@ class MiniCache:
     type_k, type_v: cache types of the directions and of the layers that are not merged.
     pool_type: type of the retained tokens and of the window: "f16", "q8_0", or "cache" for the cache types.
     window: the tokens of each stream, the latest, that both layers keep unmerged, 0 to 65536; the paper has 0.
-    plan: the path of a plan, which `minicache calibrate` makes for a model: it keeps pairs as shared codes,
-        and decides all of the above.
+    plan: the path of a plan, which `minicache calibrate` makes for a model: it keeps groups of 1 to 4 neighbouring
+        layers as shared codes, and decides all of the above.
     strict: fail, rather than warn, where no pair (or not every explicit pair) can be merged.
     mode: "slerp", or "average" for what the paper compares with: (x_a + x_b)/2 for both layers, no magnitudes.
         A plan's is "code" or "aligned" (SLERP in calibrated bases).
+
+    `groups` tells the layers that share storage, the pairs or the plan's groups; None where `start` decides.
     """
 
     start: float | int = 0.5
@@ -58,12 +60,15 @@ class MiniCache:
     plan: str | os.PathLike[str] | None = None
     strict: bool = False
     mode: str = "slerp"
+    groups: tuple[tuple[int, ...], ...] | None = field(init=False, default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.plan is not None:
             self._take_over(self.plan)
         object.__setattr__(self, "start", _start(self.start))
         object.__setattr__(self, "pairs", _pairs(self.pairs))
+        if self.groups is None:
+            object.__setattr__(self, "groups", self.pairs)
         object.__setattr__(self, "t", _fraction("t", self.t))
         object.__setattr__(self, "retain", _fraction("retain", self.retain))
         cache_type(self.type_k, "type_k")
@@ -89,7 +94,7 @@ class MiniCache:
             raise MiniCacheError(f"plan={path!r} is no path of a plan file")
         plan = read_plan(os.fspath(path))
         decided = {
-            "pairs": tuple((pair.a, pair.b) for pair in plan.pairs) or None,
+            "pairs": tuple(group.layers for group in plan.groups if group.n_layer == 2) or None,
             "retain": plan.retain,
             "type_k": plan.type_k,
             "type_v": plan.type_v,
@@ -110,11 +115,7 @@ class MiniCache:
         for name, value in decided.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "plan", os.fspath(path))
-
-    @property
-    def pair_list(self) -> list[tuple[int, int]]:
-        """The explicit pairs, none where `start` decides."""
-        return list(self.pairs or ())
+        object.__setattr__(self, "groups", tuple(group.layers for group in plan.groups))
 
     @property
     def retain_block(self) -> int:

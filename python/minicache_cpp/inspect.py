@@ -29,7 +29,7 @@ class Row:
     bytes: int
     bytes_per_token: float
     ratio: float  # f16's bytes over these
-    pairs: int
+    groups: int  # of layers that share storage
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -92,16 +92,16 @@ def _rows(shape: kv_size.ModelShape, n_ctx: int, specs: Sequence[str], notes: li
     for spec in map(CacheSpec.parse, specs):
         try:
             taken = kv_size.kv_bytes(shape, spec, n_ctx)
-            pairs = kv_size.merged_pairs(shape, spec.minicache) if spec.minicache else []
+            groups = kv_size.merged_groups(shape, spec.minicache) if spec.minicache else []
         except MiniCacheError as error:
             notes.append(f"{spec.name} can't be used: {error}")
             continue
-        if spec.minicache and not pairs and not shape.window and spec.minicache.plan is None:
+        if spec.minicache and not groups and not shape.window and spec.minicache.plan is None:
             notes.append(
                 f"{spec.name} merges no pair: no two neighbouring layers from its start on are alike"
             )
         rows.append(
-            Row(spec.name, taken, taken / kv_size.n_cells(n_ctx), f16 / taken if taken else 1.0, len(pairs))
+            Row(spec.name, taken, taken / kv_size.n_cells(n_ctx), f16 / taken if taken else 1.0, len(groups))
         )
     return rows
 

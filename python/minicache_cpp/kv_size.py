@@ -18,7 +18,7 @@ CELL_STEP = 256  # llama.cpp rounds a context up to whole steps
 ALIGNMENT = 32  # of tensors in a buffer
 SLOT_BYTES = 8  # the cell and the distance of a retained token, or of one in the window
 SLOT_EXTRA = 2  # running means, in the same array
-MAGNITUDES = 4  # |K_a|, |K_b|, |V_a|, |V_b| per token and KV head, in f16
+MAGNITUDES = 4  # |K_a|, |K_b|, |V_a|, |V_b| per token and KV head, in f16, of layers merged by SLERP
 
 # architectures whose layers look back only a window, all or some of them, where the file says how far
 SLIDING_WINDOW = """
@@ -86,12 +86,12 @@ def n_cells(n_ctx: int) -> int:
     return -(-n_ctx // CELL_STEP) * CELL_STEP
 
 
-def merged_pairs(shape: ModelShape, minicache: MiniCache) -> list[tuple[int, int]]:
-    """The pairs that MiniCache merges in this model; explicit pairs must name its layers."""
+def merged_groups(shape: ModelShape, minicache: MiniCache) -> list[tuple[int, ...]]:
+    """The groups of layers that MiniCache merges in this model; explicit ones must name its layers."""
     n_layer = len(shape.layers)
-    if minicache.pairs is not None or minicache.plan is not None:
-        pairs = minicache.pair_list
-        deepest = max((b for _, b in pairs), default=0)
+    if minicache.groups is not None:
+        groups = list(minicache.groups)
+        deepest = max((group[-1] for group in groups), default=0)
         if deepest >= n_layer:
             raise MiniCacheError(f"pairs name layer {deepest}; the model's layers are 0 to {n_layer - 1}")
     else:
@@ -101,10 +101,13 @@ def merged_pairs(shape: ModelShape, minicache: MiniCache) -> list[tuple[int, int
                 f"start={start} is no layer of this model; its layers are 0 to {n_layer - 1}"
             )
         first = start if isinstance(start, int) else int(start * n_layer)
-        pairs = [(layer, layer + 1) for layer in range(first, n_layer - 1, 2)]
+        groups = [(layer, layer + 1) for layer in range(first, n_layer - 1, 2)]
     if shape.window:
         return []
-    return [(a, b) for a, b in pairs if shape.layers[a] == shape.layers[b] and shape.layers[a].n_head_kv]
+    alike = [len({shape.layers[layer] for layer in group}) == 1 for group in groups]
+    return [
+        group for group, same in zip(groups, alike, strict=True) if same and shape.layers[group[0]].n_head_kv
+    ]
 
 
 def kv_bytes(shape: ModelShape, spec: CacheSpec, n_ctx: int, n_stream: int = 1) -> int:
@@ -125,15 +128,16 @@ def kv_bytes(shape: ModelShape, spec: CacheSpec, n_ctx: int, n_stream: int = 1) 
         return plan_bytes(shape, plan, n_ctx)
     if spec.minicache is None:
         return _plain_bytes(shape, type_k, type_v, cells, set())
-    pairs = merged_pairs(shape, spec.minicache)
-    total = _plain_bytes(shape, type_k, type_v, cells, {layer for pair in pairs for layer in pair})
-    for a, _ in pairs:
-        layer = shape.layers[a]
+    groups = merged_groups(shape, spec.minicache)
+    total = _plain_bytes(shape, type_k, type_v, cells, {layer for group in groups for layer in group})
+    for group in groups:
+        layer = shape.layers[group[0]]
         total += _rows(type_k, layer.n_k, cells) + _rows(type_v, layer.n_v, cells)
         if spec.minicache.mode == "slerp":
             total += _rows(GGML_TYPES["f16"], MAGNITUDES * layer.n_head_kv, cells)
         total += _unmerged_bytes(
             layer,
+            len(group),
             spec,
             spec.minicache.pool_type,
             spec.minicache.window + n_slots(spec.minicache.retain_block, cells),
@@ -162,17 +166,17 @@ def plan_bytes(shape: ModelShape, plan: Plan, n_ctx: int) -> int:
         for number, layer in enumerate(shape.layers)
         if number in plain
     )
-    for pair in plan.pairs:
-        layer = shape.layers[pair.a]
+    for group in plan.groups:
+        layer = shape.layers[group.first]
         if plan.mode == "aligned":
             total += _rows(GGML_TYPES[plan.type_k], layer.n_k, cells)
             total += _rows(GGML_TYPES[plan.type_v], layer.n_v, cells)
             total += _rows(GGML_TYPES["f16"], MAGNITUDES * layer.n_head_kv, cells)
         else:
-            for layout in (pair.layout_k, pair.layout_v):
-                total += _aligned(layout.row_bytes * pair.n_head_kv * cells)
+            for layout in (group.layout_k, group.layout_v):
+                total += _aligned(layout.row_bytes(group.n_layer) * group.n_head_kv * cells)
         n_rows = plan.window + n_slots(retain_block(plan.retain), cells)
-        total += _unmerged_bytes(layer, spec, plan.pool_type, n_rows)
+        total += _unmerged_bytes(layer, group.n_layer, spec, plan.pool_type, n_rows)
     return total + _codec_bytes(shape, plan)
 
 
@@ -182,19 +186,19 @@ def plan_fixed_bytes(shape: ModelShape, plan: Plan) -> int:
 
 
 def plan_window_bytes(shape: ModelShape, plan: Plan) -> int:
-    """The tokens of the window, of all pairs, and the index of them."""
+    """The tokens of the window, of all groups, and the index of them."""
     pool_k, pool_v = _pool_types(CacheSpec(plan.type_k, plan.type_v), plan.pool_type)
     rows = [
-        2 * (pool_k.row_bytes(layer.n_k) + pool_v.row_bytes(layer.n_v)) + SLOT_BYTES
-        for layer in (shape.layers[pair.a] for pair in plan.pairs)
+        n * (pool_k.row_bytes(layer.n_k) + pool_v.row_bytes(layer.n_v)) + SLOT_BYTES
+        for layer, n in ((shape.layers[group.first], group.n_layer) for group in plan.groups)
     ]
     return plan.window * sum(rows)
 
 
 def _codec_bytes(shape: ModelShape, plan: Plan) -> int:
     if plan.mode == "aligned":
-        return sum(pair.basis_bytes for pair in plan.pairs)  # head sizes are multiples of the alignment
-    return sum(_aligned(pair.codec_bytes(shape.n_rot)) for pair in plan.pairs)
+        return sum(group.basis_bytes for group in plan.groups)  # head sizes are multiples of the alignment
+    return sum(_aligned(group.codec_bytes(shape.n_rot)) for group in plan.groups)
 
 
 def _plain_bytes(
@@ -212,14 +216,14 @@ def _layer_bytes(layer: Layer, type_k: GGMLType, type_v: GGMLType, cells: int) -
 
 
 def n_slots(block: int, cells: int) -> int:
-    """A pair's retained tokens."""
+    """A group's retained tokens."""
     return -(-cells // block) if block else 0
 
 
-def _unmerged_bytes(layer: Layer, spec: CacheSpec, pool_type: str, n: int) -> int:
-    """The tokens that a pair keeps as they are, in the window or retained, and the index of them."""
+def _unmerged_bytes(layer: Layer, n_layer: int, spec: CacheSpec, pool_type: str, n: int) -> int:
+    """The tokens that a group of such layers keeps as they are, in the window or retained, and the index of them."""
     pool_k, pool_v = _pool_types(spec, pool_type)
-    return 2 * (_rows(pool_k, layer.n_k, n) + _rows(pool_v, layer.n_v, n)) + _aligned(
+    return n_layer * (_rows(pool_k, layer.n_k, n) + _rows(pool_v, layer.n_v, n)) + _aligned(
         SLOT_BYTES * (n + SLOT_EXTRA)
     )
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .capture import Rope, Samples
 from .code_fit import PartCodec, PartFit, codec_array, fit_part, make_codec
-from .code_format import Layout, PairFormat
+from .code_format import GroupFormat, Layout
 from .gguf_file import GGUFFile
 from .kv_size import ModelShape
 from .layer_weights import layer_weights
@@ -28,10 +28,10 @@ class PairFit:
     source: PairSource
     codecs: dict[tuple[str, Layout], PartCodec] = field(default_factory=dict, repr=False)
 
-    def format(self, layout_k: Layout, layout_v: Layout) -> PairFormat:
+    def format(self, layout_k: Layout, layout_v: Layout) -> GroupFormat:
         n_head, size_k = self.k.weight.shape
-        return PairFormat(
-            self.a, self.b, n_head, size_k // 2, self.v.weight.shape[1] // 2, layout_k, layout_v
+        return GroupFormat(
+            (self.a, self.b), n_head, size_k // 2, self.v.weight.shape[1] // 2, layout_k, layout_v
         )
 
     def codec(self, layout_k: Layout, layout_v: Layout) -> NDArray[np.int8]:

@@ -115,17 +115,17 @@ class Planner:
 
     def write(self, plan: Plan, path: Path) -> Path:
         codecs = {
-            fit.a: fit.codec(pair.layout_k, pair.layout_v)
-            for pair in plan.pairs
+            fit.a: fit.codec(group.layout_k, group.layout_v)
+            for group in plan.groups
             for fit in self.fits
-            if fit.a == pair.a
+            if fit.a == group.first
         }
         write_plan(path, plan, codecs)
         return path
 
     def measure(self, plan: Plan, kind: str, name: str) -> Measured:
         """What a plan costs; a plain one is measured as a plain cache."""
-        if not plan.pairs and not plan.plain:
+        if not plan.groups and not plan.plain:
             return self.meter.measure(CacheSpec(plan.type_k, plan.type_v), kind, name)
         path = self.write(replace(plan, notes={}), self.folder / f"tried-{os.getpid()}.gguf")
         return self.meter.measure(CacheSpec.parse(str(path)), kind, name)
@@ -228,7 +228,7 @@ class Planner:
             plain=tuple(
                 PlainLayer(layer, *types[layer]) for layer in sorted(types) if list(types[layer]) != common
             ),
-            pairs=tuple(pairs),
+            groups=tuple(pairs),
             retain=retain,
             pool_type=POOL_TYPE if retain or (pairs and self.base.window and self.can_retain()) else "f16",
             window=self.base.window if pairs else 0,
@@ -271,7 +271,7 @@ class Planner:
     def coded(self, target: Target, retain: float = 0.0) -> tuple[Plan, list[Choice]] | None:
         """The plan that is expected to lose least within the target, None where none fits, or none has codes."""
         found = self._allocated(self.candidates(), target, retain)
-        return found if found and found[0].pairs else None
+        return found if found and found[0].groups else None
 
     def mixed(self, target: Target) -> tuple[Plan, list[Choice]] | None:
         """The same without codes."""
@@ -304,7 +304,7 @@ class Planner:
                 continue
             measured = self.measure(found[0], "measure", f"{name}, {target}")
             if best is None or measured.kl < best.measured.kl:
-                uniform_types = not found[0].pairs and not found[0].plain
+                uniform_types = not found[0].groups and not found[0].plain
                 best = Found(found[0], None if uniform_types else found[1], measured, why)
         return best
 
