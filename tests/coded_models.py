@@ -18,9 +18,11 @@ from minicache_cpp.ggml_types import GGML_TYPES
 if TYPE_CHECKING:
     from conftest import Loaded
 
-# units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits, by twice the head size; some numbers are dropped
+# units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits, by the numbers of a head in all layers; some are dropped
 LAYOUTS = {
+    32: (Layout((1, 0, 0, 1, 0, 0, 0)), Layout((0, 0, 1, 0, 0, 0, 0))),
     64: (Layout((1, 0, 0, 1, 1, 1, 0)), Layout((0, 1, 1, 0, 1, 0, 0))),
+    96: (Layout((1, 1, 0, 1, 1, 1, 0)), Layout((0, 1, 1, 0, 1, 1, 0))),
     128: (Layout((2, 1, 0, 2, 1, 1, 0)), Layout((1, 1, 1, 1, 1, 1, 1))),
 }
 
@@ -42,23 +44,22 @@ def coded(
     layouts: tuple[Layout, Layout] | None = None,
     seed: int = 0,
 ) -> Config:
-    """`config` with its pairs kept as codes, as the plan written to `path` says."""
+    """`config` with its groups kept as codes, as the plan written to `path` says."""
     shape = loaded.tiny.shape
-    layout_k, layout_v = layouts or LAYOUTS[2 * shape.head_size]
     rng = np.random.default_rng([seed, 3])
     codecs = tuple(
         random_codec(
             rng,
             shape.n_head_kv,
-            layout_k,
-            layout_v,
+            *(layouts or LAYOUTS[len(group) * shape.head_size]),
             shape.head_size,
             shape.head_size,
             rope=shape.rope,
             n_rot=0 if shape.rope == "none" else shape.head_size,
             rope_base=shape.rope_base,
+            n_layer=len(group),
         )
-        for _ in config.pairs
+        for group in config.groups
     )
     config = replace(config, codecs=codecs, rope_block=rope_block, plan=str(path))
     write_plan(loaded, config)
@@ -66,8 +67,8 @@ def coded(
 
 
 def plain(loaded: Loaded, config: Config, path: Path) -> Config:
-    """`config` without pairs, as a plan says it, whose layers have types of their own."""
-    config = replace(config, pairs=(), plan=str(path))
+    """`config` without groups, as a plan says it, whose layers have types of their own."""
+    config = replace(config, groups=(), plan=str(path))
     write_plan(loaded, config)
     return config
 
@@ -93,7 +94,7 @@ def aligned(
 
     bases = tuple(
         Bases(*((basis() if sides == 2 else None, basis()) for _ in range(2)))  # of K, and of V
-        for _ in config.pairs
+        for _ in config.groups
     )
     config = replace(config, bases=bases, plan=str(path))
     write_plan(loaded, config)
@@ -120,11 +121,11 @@ def write_plan(loaded: Loaded, config: Config, **changes: object) -> None:
         "window": config.window,
     }
     lists = {
-        "groups": [layer for pair in config.pairs for layer in pair],
-        "group_sizes": [len(pair) for pair in config.pairs],
+        "groups": [layer for group in config.groups for layer in group],
+        "group_sizes": [len(group) for group in config.groups],
         "units_k": [n for codec in config.codecs for n in codec.k.layout.units],
         "units_v": [n for codec in config.codecs for n in codec.v.layout.units],
-        "heads": [shape.n_head_kv, shape.head_size, shape.head_size] * len(config.pairs),
+        "heads": [shape.n_head_kv, shape.head_size, shape.head_size] * len(config.groups),
     }
     if config.plain:
         lists["plain"] = [
@@ -135,21 +136,21 @@ def write_plan(loaded: Loaded, config: Config, **changes: object) -> None:
         texts["mode"] = "aligned"
     writer = gguf.GGUFWriter(config.plan, "minicache")
     writer.add_type("minicache-plan")
-    for group, add in ((texts, writer.add_string), (numbers, writer.add_uint32), (lists, writer.add_array)):
-        for name, value in group.items():
+    for keys, add in ((texts, writer.add_string), (numbers, writer.add_uint32), (lists, writer.add_array)):
+        for name, value in keys.items():
             if value == []:  # GGUF has no empty lists
                 continue
             add(f"minicache.{name}", changes.get(name, value))  # type: ignore[operator]
     writer.add_float32("minicache.retain", config.retain)
     if config.bases:
         writer.add_float32("minicache.t", config.t)
-    for i, (a, _) in enumerate(config.pairs):
+    for i, (first, *_) in enumerate(config.groups):
         if config.bases:
             for kind in "kv":
                 sides = [one for one in getattr(config.bases[i], kind) if one is not None]
-                writer.add_tensor(f"group.{a}.basis_{kind}", np.stack(sides))
+                writer.add_tensor(f"group.{first}.basis_{kind}", np.stack(sides))
         else:
-            writer.add_tensor(f"group.{a}.codec", codec_of_file(config.codecs[i]))
+            writer.add_tensor(f"group.{first}.codec", codec_of_file(config.codecs[i]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -176,11 +176,11 @@ class Context:
 def minicache_of(config: Config) -> MiniCache | None:
     """The settings that the oracle's configuration stands for; none where nothing is merged."""
     if config.plan:
-        return MiniCache(plan=config.plan, strict=bool(config.pairs))
-    if not config.pairs:
+        return MiniCache(plan=config.plan, strict=bool(config.groups))
+    if not config.groups:
         return None
     return MiniCache(
-        pairs=config.pairs,
+        pairs=config.groups,
         t=config.t,
         retain=config.retain,
         window=config.window,

@@ -53,7 +53,7 @@ def test_the_error_is_the_expected_one(fitted: tuple[PartFit, Array, Array], uni
     layout = Layout(units)
     part = oracle_part(make_codec(fit, layout, x_a, x_b))
     u_a, u_b = unit_vectors(x_a), unit_vectors(x_b)
-    levels = part.quantize(part.project(u_a, u_b))
+    levels = part.quantize(part.project([u_a, u_b]))
     error = 0.0
     for side, u in enumerate((u_a, u_b)):
         wrong = part.decode(levels, side) / code_fit.UNIT_LENGTH - u
@@ -66,14 +66,14 @@ def test_the_error_is_the_expected_one(fitted: tuple[PartFit, Array, Array], uni
 def test_magnitudes_are_in_the_middle_of_their_range(fitted: tuple[PartFit, Array, Array]) -> None:
     fit, x_a, x_b = fitted
     codec = make_codec(fit, Layout(LAYOUTS[3]), x_a, x_b)
-    code = oracle_part(codec).encode(x_a, x_b)
+    code = oracle_part(codec).encode([x_a, x_b])
     for side, x in enumerate((x_a, x_b)):
         part = oracle_part(codec)
         restored = part.mag_value(code.mags[..., side], side)[..., None] * part.decode(code.levels, side)
         assert np.median(((restored - x) ** 2).sum(-1) / (x**2).sum(-1)) < 0.05
         # twice or half as long would still be told apart
         for factor, ends in ((2.0, 255), (0.5, 1)):
-            mags = oracle_part(codec).encode(x_a * factor, x_b * factor).mags[..., side]
+            mags = oracle_part(codec).encode([x_a * factor, x_b * factor]).mags[..., side]
             assert (mags == ends).mean() < 0.01
 
 
@@ -107,7 +107,7 @@ def test_a_layer_that_is_always_zero_and_a_code_of_nothing_are_finite() -> None:
             codec = make_codec(fit, layout, x, zero)
             for array in (codec.mag, codec.gain, codec.weight, codec.decoder):
                 assert np.isfinite(array.astype(np.float64)).all()
-            code = oracle_part(codec).encode(x, zero)
+            code = oracle_part(codec).encode([x, zero])
             assert np.isfinite(oracle_part(codec).restore(code.rows, 0)).all()
 
 
@@ -121,7 +121,7 @@ def test_the_codec_is_laid_out_as_the_header_says(fitted: tuple[PartFit, Array, 
     from oracle.code import Codec
 
     assert data.tobytes() == Codec(oracle_part(k), oracle_part(v)).to_bytes()
-    assert layout_k.row_bytes(2) == OracleLayout(layout_k.units).row_bytes
+    assert layout_k.row_bytes(2) == OracleLayout(layout_k.units).row_bytes(2)
 
 
 def test_rope_turns_as_the_oracle_does(rng: np.random.Generator) -> None:

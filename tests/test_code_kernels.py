@@ -14,7 +14,7 @@ from oracle.arithmetic import alibi_slopes
 from oracle.code import Layout
 from oracle.quant import round_trip
 
-from minicache_cpp import kernels
+from minicache_cpp import MiniCacheError, kernels
 
 Floats = npt.NDArray[np.float32]
 
@@ -37,14 +37,15 @@ def codecs(
     d_v: int = 64,
     rope: str = "halves",
     n_rot: int = 64,
+    n_layer: int = 2,
 ) -> tuple[expected.Codec, kernels.Codec]:
     """The same codec for the oracle and for the kernels."""
     n_rot = 0 if rope == "none" else n_rot
     oracle = expected.random_codec(
-        np.random.default_rng(seed), n_head_kv, *layouts, d_k, d_v, rope=rope, n_rot=n_rot
+        np.random.default_rng(seed), n_head_kv, *layouts, d_k, d_v, rope=rope, n_rot=n_rot, n_layer=n_layer
     )
     units = (layout.units for layout in layouts)
-    return oracle, kernels.Codec(oracle.to_bytes(), *units, d_k, d_v, n_head_kv, rope, n_rot)
+    return oracle, kernels.Codec(oracle.to_bytes(), *units, d_k, d_v, n_head_kv, rope, n_rot, n_layer)
 
 
 #
@@ -55,7 +56,7 @@ def codecs(
 def assert_levels(part: expected.Part, rows: npt.NDArray[np.uint8], z: npt.NDArray[np.floating]) -> None:
     """Each level is the nearest one, up to float32's rounding where two are as near."""
     top = 2.0**part.layout.widths - 1
-    got = part.layout.unpack(rows)[1]
+    got = part.layout.unpack(rows, part.n_layer)[1]
     assert np.abs(got - np.clip(z + top / 2, 0, top)).max(initial=0) <= 0.5 + 2e-3
 
 
@@ -64,8 +65,8 @@ def assert_coded(
 ) -> kernels.Codes:
     with np.errstate(over="ignore"):
         want = {
-            "k": oracle.encode_k(x["k_a"], x["k_b"], bases),
-            "v": oracle.encode_v(x["v_a"], x["v_b"]),
+            "k": oracle.encode_k(list(x["k"]), bases),
+            "v": oracle.encode_v(list(x["v"])),
         }
     for threads, reference in ((1, True), (1, False), (3, False)):
         got = kernels.encode(**x, codec=codec, bases=bases, n_threads=threads, reference=reference)
@@ -75,9 +76,9 @@ def assert_coded(
         ):
             assert_levels(part, rows, code.projections)
             # a level at a tie may be the other one, and takes magnitude and distance along
-            same = (part.layout.unpack(rows)[1] == code.levels).all(-1)
+            same = (part.layout.unpack(rows, part.n_layer)[1] == code.levels).all(-1)
             assert same.mean() > 0.9
-            mags = part.layout.unpack(rows)[0].astype(int)
+            mags = part.layout.unpack(rows, part.n_layer)[0].astype(int)
             assert np.abs(mags - code.mags)[same].max(initial=0) <= 1
             assert (mags == code.mags)[same].mean() > 0.99
             alike = same & (mags == code.mags).all(-1)
@@ -88,13 +89,8 @@ def assert_coded(
 
 def vectors(seed: int, n_tokens: int, codec: kernels.Codec) -> dict[str, Floats]:
     rng = np.random.default_rng(seed)
-    sizes = {
-        "k_a": codec.head_size_k,
-        "k_b": codec.head_size_k,
-        "v_a": codec.head_size_v,
-        "v_b": codec.head_size_v,
-    }
-    return {name: normal(rng, n_tokens, codec.n_head_kv, size) for name, size in sizes.items()}
+    sizes = {"k": codec.head_size_k, "v": codec.head_size_v}
+    return {name: normal(rng, codec.n_layer, n_tokens, codec.n_head_kv, size) for name, size in sizes.items()}
 
 
 @pytest.mark.parametrize("units", [1, 2, 3])
@@ -105,7 +101,7 @@ def test_every_width(segment: int, units: int) -> None:
     oracle, codec = codecs(segment, (alone, among))
     x = vectors(units, 9, codec)
     codes = assert_coded(oracle, codec, x, np.arange(9) // 4 * 64)
-    assert codes.k.shape == (9, 2, alone.row_bytes) and codes.v.shape == (9, 2, among.row_bytes)
+    assert codes.k.shape == (9, 2, alone.row_bytes(2)) and codes.v.shape == (9, 2, among.row_bytes(2))
 
 
 @pytest.mark.parametrize("rope", kernels.ROPES)
@@ -120,37 +116,66 @@ def test_rope_and_head_sizes(d_k: int, d_v: int, n_rot: int, rope: str) -> None:
         assert nmse(v, oracle.restore_v(codes.v, side)) <= BOUND
 
 
-@pytest.mark.parametrize("d", [32, 64, 80])
-def test_a_complete_code_restores_what_went_in(d: int) -> None:
-    complete = Layout((2 * d // 16, 0, 0, 0, 0, 0, 0))
-    oracle, codec = codecs(d, (complete, complete), d_k=d, d_v=d, n_rot=d)
+@pytest.mark.parametrize("n_layer", [1, 2, 3, 4])
+def test_groups_of_any_number_of_layers(n_layer: int) -> None:
+    oracle, codec = codecs(n_layer, d_k=80, d_v=32, n_rot=40, n_layer=n_layer)
+    bases = np.arange(7) // 2 * 64
+    codes = assert_coded(oracle, codec, vectors(n_layer, 7, codec), bases)
+    mag_bytes = n_layer + n_layer % 2
+    assert codes.k.shape[2] == mag_bytes + sum(MIXED[0].widths) // 8
+    assert not codes.k[..., n_layer:mag_bytes].any() and not codes.v[..., n_layer:mag_bytes].any()
+    restored = [kernels.decode(codes.k, codes.v, codec, side, bases=bases) for side in range(n_layer)]
+    for side, (k, v) in enumerate(restored):
+        assert nmse(k, oracle.restore_k(codes.k, side, bases)) <= BOUND
+        assert nmse(v, oracle.restore_v(codes.v, side)) <= BOUND
+    assert all(not np.array_equal(restored[0][0], k) for k, _ in restored[1:])
+    for side in (-1, n_layer):
+        with pytest.raises(MiniCacheError, match=f"side must be from 0 to {n_layer - 1}"):
+            kernels.decode(codes.k, codes.v, codec, side)
+
+
+def test_a_group_has_four_layers_at_most() -> None:
+    _, codec = codecs(1)
+    for n_layer in (0, 5):
+        with pytest.raises(MiniCacheError, match="n_layer"):
+            kernels.encode(*(np.ones((n_layer, 1, 2, 64)) for _ in "kv"), replace(codec, n_layer=n_layer))
+
+
+@pytest.mark.parametrize(("d", "n_layer"), [(32, 2), (64, 2), (80, 2), (64, 1), (64, 3), (32, 4)])
+def test_a_complete_code_restores_what_went_in(d: int, n_layer: int) -> None:
+    complete = Layout((n_layer * d // 16, 0, 0, 0, 0, 0, 0))
+    oracle, codec = codecs(d, (complete, complete), d_k=d, d_v=d, n_rot=d, n_layer=n_layer)
     x, bases = vectors(2, 20, codec), np.arange(20) * 64
     codes = assert_coded(oracle, codec, x, bases)
-    for side, layer in enumerate("ab"):
+    for side in range(n_layer):
         k, v = kernels.decode(codes.k, codes.v, codec, side, bases=bases)
         # 8 bits a coefficient; the magnitudes' steps are 2.8 %
-        assert nmse(k, x[f"k_{layer}"]) < 5e-4
-        assert nmse(v, x[f"v_{layer}"]) < 5e-4
+        assert nmse(k, x["k"][side]) < 5e-4
+        assert nmse(v, x["v"][side]) < 5e-4
     assert codes.distance_k.mean() < 5e-4 and codes.distance_v.mean() < 5e-4
 
 
 def test_k_is_coded_relative_to_its_base() -> None:
     """Tokens that differ by a turn of whole bases have one code."""
     oracle, codec = codecs(5)
-    k_a, k_b = normal(np.random.default_rng(5), 2, 1, 2, 64)
+    both = normal(np.random.default_rng(5), 2, 1, 2, 64)
     bases = np.arange(0, 6400, 64)
     x = vectors(5, 1, codec)
-    turned = {name: oracle.turn(np.repeat(k, 100, axis=0), bases) for name, k in (("k_a", k_a), ("k_b", k_b))}
-    still = {name: np.repeat(x[name], 100, axis=0) for name in ("v_a", "v_b")}
-    codes = kernels.encode(**turned, **still, codec=codec, bases=bases)
+    turned = np.stack([oracle.turn(np.repeat(k, 100, axis=0), bases) for k in both])
+    codes = kernels.encode(turned, np.repeat(x["v"], 100, axis=1), codec, bases=bases)
     assert (codes.k == codes.k[0]).mean() > 0.999  # rounding may decide a level here and there
     assert (codes.v == codes.v[0]).all()
+
+
+def layers(factors: list[float]) -> Floats:
+    """A factor for each layer."""
+    return np.array(factors, np.float32)[:, None, None, None]
 
 
 def edges(codec: kernels.Codec) -> dict[str, dict[str, Floats]]:
     x = vectors(6, 5, codec)
     zero = {name: np.zeros_like(value) for name, value in x.items()}
-    b_only = {name: value * np.float32(name[2] == "b") for name, value in x.items()}
+    b_only = {name: value * layers([0, 1]) for name, value in x.items()}
     one = {name: np.zeros_like(value) for name, value in x.items()}
     for value in one.values():
         value[..., 3] = -7
@@ -162,9 +187,7 @@ def edges(codec: kernels.Codec) -> dict[str, dict[str, Floats]]:
         "one number each": one,
         "denormal": {name: value * np.float32(1e-41) for name, value in x.items()},
         "huge": {name: value * np.float32(1e30) for name, value in x.items()},
-        "huge and tiny": {
-            name: value * np.float32(1e36 if name[2] == "a" else 1e-36) for name, value in x.items()
-        },
+        "huge and tiny": {name: value * layers([1e36, 1e-36]) for name, value in x.items()},
         "largest": {name: np.copysign(largest, value) for name, value in x.items()},
     }
 
@@ -174,10 +197,10 @@ def test_edges(case: str) -> None:
     oracle, codec = codecs(7)
     x = edges(codec)[case]
     codes = assert_coded(oracle, codec, x, np.arange(5) * 64)
-    for side, layer in enumerate("ab"):
+    for side in (0, 1):
         k, v = kernels.decode(codes.k, codes.v, codec, side)
         assert np.isfinite(k).all() and np.isfinite(v).all()
-        if not x[f"k_{layer}"].any():
+        if not x["k"][side].any():
             assert not k.any() and not v.any() and not codes.k[..., side].any()
     if case == "zero":
         assert not codes.distance_k.any() and not codes.distance_v.any()
@@ -189,7 +212,7 @@ def test_number_of_tokens_and_threads_do_not_matter() -> None:
     whole = assert_coded(oracle, codec, x, bases)
     for n in (1, 7, 8, 9, 33):
         for threads in (1, 2, 4):
-            part = {name: value[:n] for name, value in x.items()}
+            part = {name: value[:, :n] for name, value in x.items()}
             some = kernels.encode(**part, codec=codec, bases=bases[:n], n_threads=threads)
             for got, want in zip(some, whole, strict=True):
                 assert np.array_equal(got, want[:n])
@@ -211,15 +234,23 @@ def case(
     rope: str = "halves",
     n_rot: int = 64,
     side: int = 1,
+    n_layer: int = 2,
 ) -> tuple[expected.Codec, dict[str, Any]]:
     oracle, codec = codecs(
-        seed, layouts, n_head_kv, head_size, head_size, rope=rope, n_rot=min(n_rot, head_size)
+        seed,
+        layouts,
+        n_head_kv,
+        head_size,
+        head_size,
+        rope=rope,
+        n_rot=min(n_rot, head_size),
+        n_layer=n_layer,
     )
     rng = np.random.default_rng(seed)
     rows = []
     for layout in layouts:
-        row = rng.integers(0, 256, (n_kv, n_head_kv, layout.row_bytes), dtype=np.uint8)
-        row[..., :2] = rng.integers(0, 150, (n_kv, n_head_kv, 2))
+        row = rng.integers(0, 256, (n_kv, n_head_kv, layout.row_bytes(n_layer)), dtype=np.uint8)
+        row[..., :n_layer] = rng.integers(0, 150, (n_kv, n_head_kv, n_layer))
         rows.append(row)
     mask = np.where(rng.random((n_q, n_kv)) < 0.3, -np.inf, 0).astype(np.float32)
     mask[:, 0] = 0  # every query sees something
@@ -266,6 +297,14 @@ def test_attention_reads_every_width(segment: int) -> None:
         among = Layout(tuple(units if i == segment else 1 for i in range(7)))
         assert_attends(*case(segment, (alone, among)))
         assert_attends(*case(segment, (among, alone), side=0))
+
+
+@pytest.mark.parametrize(
+    ("n_layer", "side"), [(n_layer, side) for n_layer in (1, 2, 3, 4) for side in range(n_layer)]
+)
+def test_attention_of_every_layer_of_a_group(n_layer: int, side: int) -> None:
+    for n_q in (1, 9):
+        assert_attends(*case(side, n_q=n_q, n_kv=90, rope="neighbours", n_layer=n_layer, side=side))
 
 
 @pytest.mark.parametrize("rope", kernels.ROPES)
@@ -409,7 +448,9 @@ def test_bad_codecs_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=named):
             kernels.encode(**x, codec=bad)
-    with pytest.raises(ValueError, match="k_b"):
-        kernels.encode(**x | {"k_b": x["k_b"][:1]}, codec=codec)
+    with pytest.raises(ValueError, match=r"^k is"):
+        kernels.encode(**x | {"k": x["k"][:1]}, codec=codec)
+    with pytest.raises(ValueError, match=r"^v is"):
+        kernels.encode(**x | {"v": x["v"][:, :1]}, codec=codec)
     with pytest.raises(ValueError, match="NaN"):
-        kernels.encode(**x | {"v_a": np.full_like(x["v_a"], np.nan)}, codec=codec)
+        kernels.encode(**x | {"v": np.full_like(x["v"], np.nan)}, codec=codec)

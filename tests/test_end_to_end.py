@@ -77,11 +77,11 @@ def test_the_bound_tells_mistakes_apart(random_model: Loaded) -> None:
     tokens, expected = clear_cut(random_model, config, lambda seed: run(prompt(130, seed)))
     assert nmse(native(random_model, config, tokens), expected) <= F16_BOUND
     mistakes = {
-        "nothing merged": replace(config, pairs=()),
+        "nothing merged": replace(config, groups=()),
         "nothing retained": replace(config, retain=0.0),
         "the most similar retained": replace(config, keep_most_similar=True),
         "another t": replace(config, t=0.5),
-        "another pair": replace(config, pairs=((4, 5),)),
+        "another pair": replace(config, groups=((4, 5),)),
         "another split": replace(config, n_ubatch=8),
     }
     for name, wrong in mistakes.items():
@@ -158,7 +158,7 @@ def test_other_architectures_match_the_oracle(load: Callable[..., Loaded], arch:
         Config(((2, 3), (4, 5)), retain=1.0),
         Config(((2, 3),), retain=0.004),
     ],
-    ids=lambda config: f"{config.pairs} t={config.t} retain={config.retain}",
+    ids=lambda config: f"{config.groups} t={config.t} retain={config.retain}",
 )
 def test_settings_match_the_oracle(random_model: Loaded, config: Config) -> None:
     config = replace(config, n_ubatch=16)
@@ -207,7 +207,7 @@ def test_parallel_layers_have_different_magnitudes(parallel_model: Loaded) -> No
     config = Config(parallel_model.pairs, n_ubatch=7)
     oracle = Oracle(parallel_model.tiny, config)
     oracle.decode(run(prompt(30)))
-    for pair in oracle.pairs.values():
+    for pair in oracle.groups.values():
         mag = pair.mag[0, :30]
         assert np.median(mag[:, 0] / mag[:, 1]) > 1.1
         assert max(max(distance) for distance in pair.distances) < 1e-4

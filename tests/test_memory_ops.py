@@ -184,7 +184,7 @@ def test_operations_agree_with_the_plain_cache(
 ) -> None:
     parallel_model = load(tiny_models.parallel_model, n_layer=8, head_size=64)
     plain = Config(type_k=kind, type_v=kind, pool_type=kind, n_ubatch=16, n_seq_max=2, unified=unified)
-    merged = replace(plain, pairs=parallel_model.pairs, retain=0.05)
+    merged = replace(plain, groups=parallel_model.pairs, retain=0.05)
     with context(parallel_model, plain) as a, context(parallel_model, merged) as b:
         for expected, result in zip(scenario(a, 1), scenario(b, 1), strict=True):
             assert nmse(result, expected) <= bound
@@ -259,7 +259,7 @@ STATE = Config((), retain=0.05, n_ubatch=16, n_seq_max=2)
 
 
 def state_config(loaded: Loaded, **changes: object) -> Config:
-    return replace(STATE, pairs=loaded.pairs, **changes)  # type: ignore[arg-type]
+    return replace(STATE, groups=loaded.pairs, **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["f16", "q4_0"])
@@ -295,7 +295,7 @@ def test_a_state_with_holes_agrees_with_the_plain_cache(parallel_model: Loaded) 
     """Restored cells move together, so they meet other neighbours in their slots."""
     results = []
     for pairs in ((), parallel_model.pairs):
-        config = replace(STATE, pairs=pairs, pool_type="f16")
+        config = replace(STATE, groups=pairs, pool_type="f16")
         with context(parallel_model, config) as ctx, context(parallel_model, config) as other:
             ctx.decode(interleaved([prompt(60, 1), prompt(60, 2)]))
             ctx.seq_rm(0, 10, 31)
@@ -310,7 +310,7 @@ def test_one_sequence_is_saved_and_restored(parallel_model: Loaded, unified: boo
     """To its own number or another, over what that sequence held; the other sequence goes on bit for bit."""
     results = []
     for pairs in ((), parallel_model.pairs):
-        config = replace(STATE, pairs=pairs, unified=unified, pool_type="f16")
+        config = replace(STATE, groups=pairs, unified=unified, pool_type="f16")
         with context(parallel_model, config) as ctx:
             ctx.decode(run(prompt(50, 1)))
             state = ctx.seq_state(0)
@@ -362,9 +362,9 @@ def other_configurations(loaded: Loaded) -> dict[str, Config]:
         "pool type": replace(config, pool_type="f16"),
         "type of K": replace(config, type_k="q8_0"),
         "type of V": replace(config, type_v="bf16"),
-        "pairs": replace(config, pairs=((0, 1), (2, 3))),
-        "one pair": replace(config, pairs=loaded.pairs[:1]),
-        "plain": replace(config, pairs=()),
+        "pairs": replace(config, groups=((0, 1), (2, 3))),
+        "one pair": replace(config, groups=loaded.pairs[:1]),
+        "plain": replace(config, groups=()),
         "streams": replace(config, unified=False),
     }
 
@@ -442,7 +442,7 @@ def test_a_damaged_state_is_refused(random_model: Loaded, place: float, whole: b
 
 def test_a_merged_state_is_refused_by_a_plain_context(random_model: Loaded) -> None:
     config = state_config(random_model)
-    with context(random_model, config) as ctx, context(random_model, replace(config, pairs=())) as plain:
+    with context(random_model, config) as ctx, context(random_model, replace(config, groups=())) as plain:
         ctx.decode(run(prompt(45)))
         assert not plain.restore(ctx.state())
 
@@ -451,7 +451,7 @@ def test_a_state_is_smaller_than_the_plain_one(random_model: Loaded) -> None:
     """The merged layers are saved merged."""
     sizes = []
     for pairs in ((), ((0, 1), (2, 3), (4, 5))):
-        with context(random_model, replace(STATE, pairs=pairs)) as ctx:
+        with context(random_model, replace(STATE, groups=pairs)) as ctx:
             ctx.decode(run(prompt(200)))
             sizes.append(len(ctx.seq_state(0)))
     assert sizes[1] < 0.75 * sizes[0]

@@ -254,8 +254,9 @@ def test_the_report_adds_up(random_model: str) -> None:
     assert report.total_ratio == pytest.approx(report.bytes_f16 / report.bytes)
     assert report.bytes == sum(layer.bytes for layer in report.layers) + report.fixed_bytes
     assert report.pairs == [(2, 3), (4, 5)]
-    assert [layer.kind for layer in report.layers] == ["plain"] * 2 + ["merged a", "merged b"] * 2
-    assert [layer.partner for layer in report.layers] == [None, None, 3, 2, 5, 4]
+    assert [layer.kind for layer in report.layers] == ["plain"] * 2 + ["merged"] * 4
+    assert [layer.group for layer in report.layers] == [None, None, (2, 3), (2, 3), (4, 5), (4, 5)]
+    assert [layer.side for layer in report.layers] == [None, None, 0, 1, 0, 1]
     assert (before.retained, report.retained, report.retained_max) == (0, 20, 52)
     assert before.distance is None
     assert report.distance == pytest.approx(0.5, abs=0.1)
@@ -272,7 +273,7 @@ def test_the_report_reads_well(random_model: str) -> None:
     parsed = json.loads(report.to_json())
     assert parsed["bytes"] == report.bytes
     assert parsed["pairs"] == [[3, 4]]
-    assert parsed["layers"][3]["kind"] == "merged a"
+    assert parsed["layers"][3]["kind"] == "merged"
 
 
 @pytest.mark.filterwarnings("ignore::minicache_cpp.MiniCacheWarning")

@@ -76,9 +76,11 @@ def test_bytes_of_every_layer_sum_up(random_model: Loaded) -> None:
     with Context.of(random_model.model, config) as ctx:
         report = ctx.report()
     assert [layer.kind for layer in report.layers] == [
-        "plain", "merged a", "merged b", "merged a", "merged b", "plain",
+        "plain", "merged", "merged", "merged", "merged", "plain",
     ]  # fmt: skip
-    assert [layer.partner for layer in report.layers] == [None, 2, 1, 4, 3, None]
+    assert [layer.group for layer in report.layers] == [None, (1, 2), (1, 2), (3, 4), (3, 4), None]
+    assert [layer.side for layer in report.layers] == [None, 0, 1, 0, 1, None]
+    assert report.groups == [(1, 2), (3, 4)]
     assert report.pairs == [(1, 2), (3, 4)]
     assert sum(layer.bytes for layer in report.layers) == report.bytes - report.fixed_bytes
 
@@ -143,9 +145,9 @@ def test_retained_tokens_and_distances(random_model: Loaded) -> None:
         ctx.seq_rm(0, -1, -1)
         ctx.seq_rm(1, -1, -1)
         assert ctx.report().retained == 0
-    assert report.retained == sum(len(oracle.retained(pair)) for pair in config.pairs) == 2 * 10
-    for pair in config.pairs:
-        distance_k, distance_v = np.mean(oracle.pairs[pair].distances, axis=0)
+    assert report.retained == sum(len(oracle.retained(pair)) for pair in config.groups) == 2 * 10
+    for pair in config.groups:
+        distance_k, distance_v = np.mean(oracle.groups[pair].distances, axis=0)
         for layer in pair:
             assert report.layers[layer].n_merged == len(tokens)
             assert report.layers[layer].distance_k == pytest.approx(distance_k, abs=1e-4)

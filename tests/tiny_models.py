@@ -59,7 +59,7 @@ class Shape:
     @property
     def rope(self) -> str:
         """Which numbers of a head RoPE turns together: neighbours, halves, or none (ALiBi)."""
-        return {"llama": "neighbours", "qwen2": "halves", "refact": "none"}[self.arch]
+        return {"llama": "neighbours", "deci": "neighbours", "qwen2": "halves", "refact": "none"}[self.arch]
 
     @property
     def max_bias(self) -> float:

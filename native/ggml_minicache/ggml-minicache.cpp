@@ -47,7 +47,7 @@ ggml_tensor * ggml_minicache_index(ggml_context * ctx, ggml_tensor * cells, ggml
 // what the attention over merged and over coded entries have in common
 static ggml_tensor * attn_impl(ggml_context * ctx, ggml_tensor * q, ggml_tensor * cache_k, ggml_tensor * cache_v,
     ggml_tensor * scales, ggml_tensor * pool_k, ggml_tensor * pool_v, ggml_tensor * kv_cur, ggml_tensor * mask,
-    ggml_tensor * index, ggml_tensor * sinks, const ggml_minicache_attn_params & params, int64_t d_v) {
+    ggml_tensor * index, ggml_tensor * sinks, const ggml_minicache_attn_params & params, int64_t d_v, int n_layer) {
     const int64_t d_k       = q->ne[0];
     const int64_t n_tps     = q->ne[1];
     const int64_t n_head    = q->ne[2];
@@ -65,7 +65,7 @@ static ggml_tensor * attn_impl(ggml_context * ctx, ggml_tensor * q, ggml_tensor 
     } else {
         GGML_ASSERT(!pool_k && !kv_cur);
     }
-    GGML_ASSERT(params.side == 0 || params.side == 1);
+    GGML_ASSERT(params.side >= 0 && params.side < n_layer);
 
     if (pool_k) {
         GGML_ASSERT(pool_v && params.block >= 0 && params.window >= 0 && params.block + params.window > 0);
@@ -112,7 +112,8 @@ ggml_tensor * ggml_minicache_attn(ggml_context * ctx, ggml_tensor * q, ggml_tens
         GGML_ASSERT(mag->ne[2] == dir_k->ne[2] && mag->ne[3] == dir_k->ne[3]);
     }
 
-    ggml_tensor * result = attn_impl(ctx, q, dir_k, dir_v, mag, pool_k, pool_v, kv_cur, mask, index, sinks, params, dir_v->ne[0]);
+    ggml_tensor * result =
+        attn_impl(ctx, q, dir_k, dir_v, mag, pool_k, pool_v, kv_cur, mask, index, sinks, params, dir_v->ne[0], 2);
 
     set_params(result, GGML_MINICACHE_OP_ATTN, params);
 
@@ -137,26 +138,30 @@ ggml_tensor * ggml_minicache_merge(
 }
 
 ggml_tensor * ggml_minicache_retain(ggml_context * ctx, ggml_tensor * slots, ggml_tensor * merged, ggml_tensor * rows,
-    ggml_tensor * cells, ggml_tensor * kv_a, ggml_tensor * kv_b, ggml_tensor * pool_k_a, ggml_tensor * pool_v_a,
-    ggml_tensor * pool_k_b, ggml_tensor * pool_v_b, ggml_minicache_retain_params params) {
-    const int64_t n_tokens = kv_a->ne[1];
+    ggml_tensor * cells, ggml_tensor * const * kv, ggml_tensor * pool_k, ggml_tensor * pool_v,
+    ggml_minicache_retain_params params) {
+    const int64_t n_tokens = kv[0]->ne[1];
     const int64_t n_slot   = params.window + ggml_minicache_n_slot(params.n_cells, params.block);
 
+    GGML_ASSERT(params.n_layer >= 1 && params.n_layer <= MINICACHE_CODE_LAYERS);
     GGML_ASSERT(slots->type == GGML_TYPE_I32 && ggml_is_contiguous(slots));
     GGML_ASSERT(slots->ne[0] == 2 && slots->ne[1] == n_slot + GGML_MINICACHE_SLOT_STATS);
-    GGML_ASSERT(kv_a->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_a) && ggml_are_same_shape(kv_a, kv_b));
-    GGML_ASSERT(kv_b->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_b));
-    GGML_ASSERT(kv_a->ne[0] == (int64_t) (params.d_k + params.d_v) * params.n_head_kv);
+    for (int side = 0; side < params.n_layer; ++side) {
+        GGML_ASSERT(kv[side]->type == GGML_TYPE_F32 && ggml_is_contiguous(kv[side]));
+        GGML_ASSERT(kv[side]->ne[0] == (int64_t) (params.d_k + params.d_v) * params.n_head_kv && kv[side]->ne[1] == n_tokens);
+    }
     GGML_ASSERT(merged->type == GGML_TYPE_F32 && merged->ne[1] == n_tokens && ggml_is_contiguous(merged));
     GGML_ASSERT(merged->ne[0] >= (int64_t) 2 * params.n_head_kv);
     GGML_ASSERT(rows->type == GGML_TYPE_I64 && ggml_is_contiguous(rows) && rows->ne[0] == n_tokens);
     GGML_ASSERT(cells->type == GGML_TYPE_I32 && ggml_is_contiguous_rows(cells));
 
-    ggml_tensor * const pools[4] = { pool_k_a, pool_v_a, pool_k_b, pool_v_b };
-    for (int i = 0; i < 4; ++i) {
-        const int64_t d = i % 2 == 0 ? params.d_k : params.d_v;
-        GGML_ASSERT((pools[i] != nullptr) == (n_slot > 0));
-        GGML_ASSERT(!pools[i] || (pools[i]->ne[0] == d * params.n_head_kv && pools[i]->ne[1] == n_slot));
+    GGML_ASSERT((pool_k != nullptr) == (n_slot > 0) && (pool_v != nullptr) == (n_slot > 0));
+    if (n_slot > 0) {
+        GGML_ASSERT(
+            pool_k->ne[0] == (int64_t) params.d_k * params.n_head_kv && pool_v->ne[0] == (int64_t) params.d_v * params.n_head_kv);
+        for (const ggml_tensor * pool : { pool_k, pool_v }) {
+            GGML_ASSERT(pool->ne[1] == n_slot && pool->ne[3] == params.n_layer);
+        }
     }
 
     ggml_tensor * result = ggml_view_tensor(ctx, slots);
@@ -166,10 +171,10 @@ ggml_tensor * ggml_minicache_retain(ggml_context * ctx, ggml_tensor * slots, ggm
     result->src[1] = merged;
     result->src[2] = rows;
     result->src[3] = cells;
-    result->src[4] = kv_a;
-    result->src[5] = kv_b;
-    for (int i = 0; i < 4; ++i) {
-        result->src[6 + i] = pools[i];
+    result->src[4] = pool_k;
+    result->src[5] = pool_v;
+    for (int side = 0; side < params.n_layer; ++side) {
+        result->src[6 + side] = kv[side];
     }
 
     return result;
@@ -178,19 +183,23 @@ ggml_tensor * ggml_minicache_retain(ggml_context * ctx, ggml_tensor * slots, ggm
 static void check_shape(const minicache_code_shape & shape, const ggml_tensor * codec) {
     GGML_ASSERT(shape.d_k > 0 && shape.d_v > 0 && shape.n_head_kv > 0);
     GGML_ASSERT(shape.n_rot >= 0 && shape.n_rot <= shape.d_k && shape.n_rot % 2 == 0);
+    GGML_ASSERT(shape.layout_k.n_layer >= 1 && shape.layout_k.n_layer <= MINICACHE_CODE_LAYERS);
+    GGML_ASSERT(shape.layout_k.n_layer == shape.layout_v.n_layer);
     GGML_ASSERT(shape.rope >= MINICACHE_ROPE_NONE && shape.rope <= MINICACHE_ROPE_HALVES);
     GGML_ASSERT(codec->type == GGML_TYPE_I8 && ggml_is_contiguous(codec));
     GGML_ASSERT(ggml_nelements(codec) == minicache_codec_offsets_of(shape).size);
 }
 
-ggml_tensor * ggml_minicache_encode(ggml_context * ctx, ggml_tensor * kv_a, ggml_tensor * kv_b, ggml_tensor * codec,
-    ggml_tensor * code_k, ggml_tensor * code_v, ggml_tensor * rows, ggml_tensor * bases, minicache_code_shape shape) {
-    const int64_t n_tokens = kv_a->ne[1];
+ggml_tensor * ggml_minicache_encode(ggml_context * ctx, ggml_tensor * const * kv, ggml_tensor * codec, ggml_tensor * code_k,
+    ggml_tensor * code_v, ggml_tensor * rows, ggml_tensor * bases, minicache_code_shape shape) {
+    const int64_t n_tokens = kv[0]->ne[1];
+    const int     n_layer  = shape.layout_k.n_layer;
 
     check_shape(shape, codec);
-    GGML_ASSERT(kv_a->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_a) && ggml_is_matrix(kv_a));
-    GGML_ASSERT(kv_b->type == GGML_TYPE_F32 && ggml_is_contiguous(kv_b) && ggml_are_same_shape(kv_a, kv_b));
-    GGML_ASSERT(kv_a->ne[0] == (int64_t) (shape.d_k + shape.d_v) * shape.n_head_kv);
+    for (int side = 0; side < n_layer; ++side) {
+        GGML_ASSERT(kv[side]->type == GGML_TYPE_F32 && ggml_is_contiguous(kv[side]) && ggml_is_matrix(kv[side]));
+        GGML_ASSERT(kv[side]->ne[0] == (int64_t) (shape.d_k + shape.d_v) * shape.n_head_kv && kv[side]->ne[1] == n_tokens);
+    }
     GGML_ASSERT(code_k->type == GGML_TYPE_I8 && code_k->nb[0] == 1 && code_k->ne[3] == 1);
     GGML_ASSERT(code_v->type == GGML_TYPE_I8 && code_v->nb[0] == 1 && code_v->ne[3] == 1);
     GGML_ASSERT(code_k->ne[0] == (int64_t) minicache_code_bytes(shape.layout_k) * shape.n_head_kv);
@@ -202,13 +211,14 @@ ggml_tensor * ggml_minicache_encode(ggml_context * ctx, ggml_tensor * kv_a, ggml
     ggml_tensor * result = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, (int64_t) 2 * shape.n_head_kv, n_tokens);
 
     set_params(result, GGML_MINICACHE_OP_ENCODE, ggml_minicache_encode_params{ shape, 0 });
-    result->src[0] = kv_a;
-    result->src[1] = kv_b;
-    result->src[2] = codec;
-    result->src[3] = code_k;
-    result->src[4] = code_v;
-    result->src[5] = rows;
-    result->src[6] = bases;
+    result->src[0] = codec;
+    result->src[1] = code_k;
+    result->src[2] = code_v;
+    result->src[3] = rows;
+    result->src[4] = bases;
+    for (int side = 0; side < n_layer; ++side) {
+        result->src[5 + side] = kv[side];
+    }
 
     return result;
 }
@@ -233,8 +243,8 @@ ggml_tensor * ggml_minicache_attn_code(ggml_context * ctx, ggml_tensor * q, ggml
     GGML_ASSERT(code_v->ne[0] == minicache_code_bytes(shape.layout_v));
     GGML_ASSERT(index && index->ne[2] == 2);
 
-    ggml_tensor * result =
-        attn_impl(ctx, q, code_k, code_v, codec, pool_k, pool_v, kv_cur, mask, index, sinks, params, shape.d_v);
+    ggml_tensor * result = attn_impl(
+        ctx, q, code_k, code_v, codec, pool_k, pool_v, kv_cur, mask, index, sinks, params, shape.d_v, shape.layout_k.n_layer);
 
     set_params(result, GGML_MINICACHE_OP_ATTN_CODE, ggml_minicache_attn_code_params{ params, shape });
 

@@ -7,7 +7,7 @@
 //   d_k, d_v    head sizes of K and V           n_head_kv   KV heads          n_head   query heads, a multiple of n_head_kv
 //   n_kv        cells seen by the graph         n_tps       tokens of the ubatch per stream
 //   n_stream    streams seen by the graph       n_tokens    n_tps*n_stream, stream by stream
-//   a pair is two neighbouring layers, a and b, b the deeper; `side` is 0 for a and 1 for b
+//   a group is 1 to 4 neighbouring layers, `side` is a layer's number in it, 0 the shallowest; two that are merged are a and b
 
 #include "ggml.h"
 #include "minicache-code.h"
@@ -33,10 +33,10 @@ enum ggml_minicache_cell {
     GGML_MINICACHE_CELL_WINDOW   = -4,
 };
 
-// A pair's slots are I32 [2, window + n_slot + GGML_MINICACHE_SLOT_STATS, n_stream]. The first `window` are a ring that holds the
+// A group's slots are I32 [2, window + n_slot + GGML_MINICACHE_SLOT_STATS, n_stream]. The first `window` are a ring that holds the
 // latest tokens: slot i serves the cells whose number is i modulo the window. Then slot i serves the cells
-// [i*block, (i + 1)*block). Each is { cell + 1 or 0 when free, the token's distance as f32 bits }. Pools have a row for each. The rows behind the slots are running statistics:
-// { mean distance of K, of V } as f32 bits, then { tokens merged, 0 }.
+// [i*block, (i + 1)*block). Each is { cell + 1 or 0 when free, the token's distance as f32 bits }. Pools have a row for each, of each
+// layer. The rows behind the slots are running statistics: { mean distance of K, of V } as f32 bits, then { tokens merged, 0 }.
 #define GGML_MINICACHE_SLOT_STATS 2
 
 // Number of slots that serve n_cells cells, a block of cells each; none without a block.
@@ -49,7 +49,7 @@ GGML_API enum ggml_minicache_op ggml_minicache_get_op(const struct ggml_tensor *
 
 // What each cell holds in this ubatch.
 //   cells  I32 [n_kv, n_stream, 1 or 2]  the current token in the cell (its number in its stream), or MERGED, or EMPTY; then
-//                                        the cells' bases where pairs are coded
+//                                        the cells' bases where groups are coded
 //   slots  I32 [2, window + n_slot + 2, n_stream]
 //   result I32 [n_kv, n_stream, 1 or 2]  as `cells`, RETAINED or WINDOW where a slot holds the cell
 GGML_API struct ggml_tensor * ggml_minicache_index(
@@ -65,7 +65,7 @@ struct ggml_minicache_attn_params {
     int32_t window;     // latest tokens that are kept as they are, 0 for none
 };
 
-// Attention of one layer of a pair over merged, retained and current entries under one softmax:
+// Attention of one layer of a group over merged, retained and current entries under one softmax:
 //   score_j = scale*(q·e_j)*m_j for a merged entry, scale*(q·k_j) for a retained or current one
 //   result  = Σ p_j*m_j*e_j over merged entries + Σ p_j*v_j over the others
 //   q       F32 [d_k, n_tps, n_head, n_stream]
@@ -105,43 +105,44 @@ struct ggml_minicache_retain_params {
     int32_t d_k;
     int32_t d_v;
     int32_t n_head_kv;
+    int32_t n_layer;
     int32_t block;     // cells per slot, 0 without a pool: only the statistics are kept
     int64_t n_cells;   // cells per stream of the whole cache
     int32_t stream_0;  // the stream that `cells` starts at
     int32_t window;    // latest tokens that are kept as they are, 0 for none
 };
 
-// Offer the current tokens to the pair's slots, in place. A slot keeps the most distant of its block's tokens (mean over
+// Offer the current tokens to the group's slots, in place. A slot keeps the most distant of its block's tokens (mean over
 // heads of the distances of K and V); it lets go of a token whose cell is empty or taken by a current token. The window takes
 // every token.
 //   slots    I32 [2, window + n_slot + 2, all streams]
 //   merged   F32, result of ggml_minicache_merge() or ggml_minicache_encode(): the last 2*n_head_kv numbers of a row are read
 //   rows     I64 [n_tokens]        cell + stream*n_cells of each current token
 //   cells    I32 [n_kv, n_stream]  as for ggml_minicache_index()
-//   kv_a, kv_b                     as for ggml_minicache_merge()
-//   pool_*   any [d*n_head_kv, window + n_slot, all streams], NULL without a pool
+//   kv       [params.n_layer]      each layer's F32 [(d_k + d_v)*n_head_kv, n_tokens], as for ggml_minicache_merge()
+//   pool_k   any [d_k*n_head_kv, window + n_slot, all streams, n_layer], NULL without a pool
+//   pool_v   any [d_v*n_head_kv, window + n_slot, all streams, n_layer], NULL without a pool
 //   result   a view of slots
 GGML_API struct ggml_tensor * ggml_minicache_retain(struct ggml_context * ctx, struct ggml_tensor * slots,
-    struct ggml_tensor * merged, struct ggml_tensor * rows, struct ggml_tensor * cells, struct ggml_tensor * kv_a,
-    struct ggml_tensor * kv_b, struct ggml_tensor * pool_k_a, struct ggml_tensor * pool_v_a, struct ggml_tensor * pool_k_b,
-    struct ggml_tensor * pool_v_b, struct ggml_minicache_retain_params params);
+    struct ggml_tensor * merged, struct ggml_tensor * rows, struct ggml_tensor * cells, struct ggml_tensor * const * kv,
+    struct ggml_tensor * pool_k, struct ggml_tensor * pool_v, struct ggml_minicache_retain_params params);
 
 //
-// pairs that are kept as a shared code, see minicache-code.h
+// groups that are kept as a shared code, see minicache-code.h
 //
 
-// Encode the current K and V of both layers and write them to the cache, in place, per token and KV head.
-//   kv_a, kv_b  F32 [(d_k + d_v)*n_head_kv, n_tokens]
+// Encode the current K and V of all layers and write them to the cache, in place, per token and KV head.
+//   kv          [n_layer]  each layer's F32 [(d_k + d_v)*n_head_kv, n_tokens]
 //   codec       I8  [minicache_codec_offsets.size]
 //   code_k      I8  [minicache_code_bytes(layout_k)*n_head_kv, n_cells, all streams]
 //   code_v      I8  [minicache_code_bytes(layout_v)*n_head_kv, n_cells, all streams]
 //   rows        I64 [n_tokens]  cell + stream*n_cells of each current token
 //   bases       I32 [n_tokens]  the position that each token's K is coded relative to
 //   result      F32 [2*n_head_kv, n_tokens]: per KV head the squared error of K, then of V, relative to the squared length and
-//               averaged over both layers, [0, 1]: the token's distances, as the tail of ggml_minicache_merge()'s rows
-GGML_API struct ggml_tensor * ggml_minicache_encode(struct ggml_context * ctx, struct ggml_tensor * kv_a,
-    struct ggml_tensor * kv_b, struct ggml_tensor * codec, struct ggml_tensor * code_k, struct ggml_tensor * code_v,
-    struct ggml_tensor * rows, struct ggml_tensor * bases, struct minicache_code_shape shape);
+//               averaged over the layers, [0, 1]: the token's distances, as the tail of ggml_minicache_merge()'s rows
+GGML_API struct ggml_tensor * ggml_minicache_encode(struct ggml_context * ctx, struct ggml_tensor * const * kv,
+    struct ggml_tensor * codec, struct ggml_tensor * code_k, struct ggml_tensor * code_v, struct ggml_tensor * rows,
+    struct ggml_tensor * bases, struct minicache_code_shape shape);
 
 // the op's parameters
 struct ggml_minicache_encode_params {

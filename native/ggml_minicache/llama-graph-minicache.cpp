@@ -13,7 +13,8 @@ class llm_graph_input_attn_kv_minicache : public llm_graph_input_attn_kv {
   public:
     llm_graph_input_attn_kv_minicache(const llama_hparams & hparams, const llama_cparams & cparams,
         const llama_kv_cache_context * mctx, const llama_kv_cache_minicache * kv) :
-        llm_graph_input_attn_kv(hparams, cparams, mctx), kv(kv), kv_a(kv->get_pairs().size()), index(kv->get_pairs().size()) {}
+        llm_graph_input_attn_kv(hparams, cparams, mctx), kv(kv), kv_cur(kv->get_groups().size()), index(kv->get_groups().size()) {
+    }
 
     void set_input(const llama_ubatch * ubatch) override {
         if (rotations) {
@@ -53,11 +54,11 @@ class llm_graph_input_attn_kv_minicache : public llm_graph_input_attn_kv {
     std::optional<std::pair<ggml_tensor *, ggml_tensor *>> rotations;  // upstream's of K and of V, known from the first layer on
 
     ggml_tensor * cells = nullptr;  // I32 [n_kv, n_stream], or [n_kv, n_stream, 2] with the cells' bases
-    ggml_tensor * bases = nullptr;  // I32 [n_tokens], null without coded pairs
+    ggml_tensor * bases = nullptr;  // I32 [n_tokens], null without coded groups
 
-    // per pair, from layer a to layer b
-    std::vector<ggml_tensor *> kv_a;   // F32 [(d_k + d_v)*n_head_kv, n_tokens]
-    std::vector<ggml_tensor *> index;  // as cells
+    // per group, from its first layer to its last
+    std::vector<std::vector<ggml_tensor *>> kv_cur;  // of each layer so far, F32 [(d_k + d_v)*n_head_kv, n_tokens]
+    std::vector<ggml_tensor *>              index;   // as cells
 };
 
 std::unique_ptr<llm_graph_input_attn_kv> llama_minicache_attn_inp_kv(ggml_context * ctx0, const llama_hparams & hparams,
@@ -114,48 +115,50 @@ static ggml_tensor * in_basis(ggml_context * ctx, ggml_tensor * x, ggml_tensor *
     return ggml_permute(ctx, y, 0, 2, 1, 3);
 }
 
-// rows of d*n_head in a cache or pool tensor, or of codes, as [d, n_head, n, n_stream] of the ubatch's streams
+// rows of d*n_head in a cache tensor, or in a layer's side of a pool, or of codes, as [d, n_head, n, n_stream] of the ubatch's
+// streams
 static ggml_tensor * view_heads(
-    ggml_context * ctx, ggml_tensor * x, int64_t d, int64_t n, const llama_kv_cache::slot_info & sinfo) {
+    ggml_context * ctx, ggml_tensor * x, int64_t d, int64_t n, const llama_kv_cache::slot_info & sinfo, int32_t side = 0) {
     if (!x) {
         return nullptr;
     }
-    return ggml_view_4d(
-        ctx, x, d, x->ne[0] / d, n, sinfo.s1 - sinfo.s0 + 1, ggml_row_size(x->type, d), x->nb[1], x->nb[2], sinfo.s0 * x->nb[2]);
+    return ggml_view_4d(ctx, x, d, x->ne[0] / d, n, sinfo.s1 - sinfo.s0 + 1, ggml_row_size(x->type, d), x->nb[1], x->nb[2],
+        side * x->nb[3] + sinfo.s0 * x->nb[2]);
 }
 
-static ggml_tensor * build_index(ggml_context * ctx, const llm_graph_input_attn_kv_minicache & inp, const minicache_pair & pair) {
+static ggml_tensor * build_index(
+    ggml_context * ctx, const llm_graph_input_attn_kv_minicache & inp, const minicache_group & group) {
     if (inp.kv->get_n_slot() == 0) {
         return inp.cells;
     }
     const auto & sinfo = inp.mctx->get_sinfo();
 
-    ggml_tensor * slots = ggml_view_3d(ctx, pair.slots, pair.slots->ne[0], pair.slots->ne[1], sinfo.s1 - sinfo.s0 + 1,
-        pair.slots->nb[1], pair.slots->nb[2], sinfo.s0 * pair.slots->nb[2]);
+    ggml_tensor * slots = ggml_view_3d(ctx, group.slots, group.slots->ne[0], group.slots->ne[1], sinfo.s1 - sinfo.s0 + 1,
+        group.slots->nb[1], group.slots->nb[2], sinfo.s0 * group.slots->nb[2]);
 
     return ggml_minicache_index(ctx, inp.cells, slots, inp.kv->get_block(), inp.kv->get_window());
 }
 
-// merge the current tokens of both layers and store them; everything that reads the cache is in the graph already
+// merge the current tokens of all layers and store them; everything that reads the cache is in the graph already
 static void build_store(const llm_graph_context & graph, const llm_graph_input_attn_kv_minicache & inp,
-    const minicache_pair & pair, ggml_tensor * kv_a, ggml_tensor * kv_b) {
+    const minicache_group & group, const std::vector<ggml_tensor *> & kv) {
     ggml_context * ctx = graph.ctx0;
 
-    const int32_t d_k       = pair.d_k;
-    const int32_t d_v       = pair.d_v;
-    const int32_t n_head_kv = pair.n_head_kv;
+    const int32_t d_k       = group.d_k;
+    const int32_t d_v       = group.d_v;
+    const int32_t n_head_kv = group.n_head_kv;
 
     ggml_tensor * merged;
-    if (pair.is_coded()) {
-        merged =
-            ggml_minicache_encode(ctx, kv_a, kv_b, pair.codec, pair.dir_k, pair.dir_v, inp.get_k_idxs(), inp.bases, pair.shape);
+    if (group.is_coded()) {
+        merged = ggml_minicache_encode(
+            ctx, kv.data(), group.codec, group.dir_k, group.dir_v, inp.get_k_idxs(), inp.bases, group.shape);
     } else {
         const bool average = inp.kv->get_mode() == LLAMA_MINICACHE_MODE_AVERAGE;
 
-        merged = ggml_minicache_merge(ctx, kv_a, kv_b, { d_k, d_v, n_head_kv, inp.kv->get_settings().t, average });
+        merged = ggml_minicache_merge(ctx, kv[0], kv[1], { d_k, d_v, n_head_kv, inp.kv->get_settings().t, average });
 
         int64_t offset = 0;
-        for (ggml_tensor * dst : pair.cell_tensors()) {
+        for (ggml_tensor * dst : group.cell_tensors()) {
             ggml_tensor * rows = ggml_view_2d(ctx, merged, dst->ne[0], merged->ne[1], merged->nb[1], offset * sizeof(float));
             ggml_tensor * flat = ggml_reshape_2d(ctx, dst, dst->ne[0], dst->ne[1] * dst->ne[2]);
             ggml_build_forward_expand(graph.gf, ggml_set_rows(ctx, flat, rows, inp.get_k_idxs()));
@@ -167,13 +170,14 @@ static void build_store(const llm_graph_context & graph, const llm_graph_input_a
         d_k,
         d_v,
         n_head_kv,
+        group.n_layer(),
         inp.kv->get_block(),
-        pair.dir_k->ne[1],
+        group.dir_k->ne[1],
         (int32_t) inp.mctx->get_sinfo().s0,
         inp.kv->get_window(),
     };
-    ggml_build_forward_expand(graph.gf, ggml_minicache_retain(ctx, pair.slots, merged, inp.get_k_idxs(), inp.cells, kv_a, kv_b,
-                                            pair.pool_k[0], pair.pool_v[0], pair.pool_k[1], pair.pool_v[1], params));
+    ggml_build_forward_expand(graph.gf, ggml_minicache_retain(ctx, group.slots, merged, inp.get_k_idxs(), inp.cells, kv.data(),
+                                            group.pool_k, group.pool_v, params));
 }
 
 void llama_minicache_begin_layer(llm_graph_input_attn_kv * inp_kv, int il) {
@@ -190,12 +194,12 @@ static ggml_tensor * view_queries(ggml_context * ctx, ggml_tensor * x, int64_t n
 }
 
 static ggml_minicache_attn_params attn_params(
-    const llm_graph_context & graph, const llama_kv_cache_minicache & kv, float kq_scale, bool is_b) {
+    const llm_graph_context & graph, const llama_kv_cache_minicache & kv, float kq_scale, int32_t side) {
     return {
         /*.scale     =*/kq_scale,
         /*.max_bias  =*/graph.hparams.f_max_alibi_bias,
         /*.softcap   =*/graph.hparams.attn_soft_cap ? graph.hparams.f_attn_logit_softcapping : 0.0f,
-        /*.side      =*/is_b ? 1 : 0,
+        /*.side      =*/side,
         /*.block     =*/kv.get_block(),
         /*.reference =*/0,
         /*.window    =*/kv.get_window(),
@@ -217,7 +221,7 @@ static ggml_tensor * build_plain(const llm_graph_context & graph, llm_graph_inpu
     ggml_build_forward_expand(graph.gf, inp.mctx->cpy_v(ctx, v_cur, inp.get_v_idxs(), il));
 
     ggml_tensor * cur = ggml_minicache_attn(ctx, view_queries(ctx, q_cur, k->ne[3]), k, v, nullptr, nullptr, nullptr, nullptr,
-        inp.get_kq_mask(), nullptr, sinks, attn_params(graph, *inp.kv, kq_scale, false));
+        inp.get_kq_mask(), nullptr, sinks, attn_params(graph, *inp.kv, kq_scale, 0));
     return ggml_reshape_2d(ctx, cur, cur->ne[0] * cur->ne[1], cur->ne[2] * cur->ne[3]);
 }
 
@@ -231,8 +235,8 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
     if (!inp) {
         return nullptr;
     }
-    const int32_t ip = inp->kv->find_pair(il);
-    if (ip < 0) {
+    const int32_t ig = inp->kv->find_group(il);
+    if (ig < 0) {
         const bool by_upstream = kq_b || graph.cparams.training;
         return by_upstream ? nullptr : build_plain(graph, *inp, q_cur, k_cur, v_cur, sinks, kq_scale, il);
     }
@@ -240,62 +244,62 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
         throw std::runtime_error("MiniCache: attention with a KQ bias is not supported");
     }
 
-    ggml_context * ctx  = graph.ctx0;
-    const auto &   pair = inp->kv->get_pair(ip);
-    const bool     is_b = pair.is_b(il);
+    ggml_context * ctx   = graph.ctx0;
+    const auto &   group = inp->kv->get_group(ig);
+    const int32_t  side  = group.side_of(il);
 
     const auto &  sinfo    = inp->mctx->get_sinfo();
     const int64_t n_kv     = inp->mctx->get_n_kv();
     const int64_t n_slot   = inp->kv->get_window() + ggml_minicache_n_slot(n_kv, inp->kv->get_block());
     const int64_t n_stream = inp->cells->ne[1];
 
-    q_cur = in_basis(ctx, q_cur, pair.basis_k[is_b]);
-    k_cur = in_basis(ctx, k_cur, pair.basis_k[is_b]);
-    v_cur = in_basis(ctx, v_cur, pair.basis_v[is_b]);
+    q_cur = in_basis(ctx, q_cur, group.basis_k[side]);
+    k_cur = in_basis(ctx, k_cur, group.basis_k[side]);
+    v_cur = in_basis(ctx, v_cur, group.basis_v[side]);
 
     ggml_tensor * kv_cur = concat_kv(ctx, k_cur, v_cur);
-    if (!is_b) {
-        inp->kv_a[ip]  = kv_cur;
-        inp->index[ip] = build_index(ctx, *inp, pair);
+    if (side == 0) {
+        inp->index[ig] = build_index(ctx, *inp, group);
     }
+    inp->kv_cur[ig].push_back(kv_cur);
 
     ggml_tensor * q = view_queries(ctx, q_cur, n_stream);
 
-    const ggml_minicache_attn_params params = attn_params(graph, *inp->kv, kq_scale, is_b);
+    const ggml_minicache_attn_params params = attn_params(graph, *inp->kv, kq_scale, side);
 
     // codes have their own length in place of the head size
-    const int64_t d_k = pair.dir_k->ne[0] / pair.n_head_kv;
-    const int64_t d_v = pair.dir_v->ne[0] / pair.n_head_kv;
+    const int64_t d_k = group.dir_k->ne[0] / group.n_head_kv;
+    const int64_t d_v = group.dir_v->ne[0] / group.n_head_kv;
 
-    ggml_tensor * rows_k = view_heads(ctx, pair.dir_k, d_k, n_kv, sinfo);
-    ggml_tensor * rows_v = view_heads(ctx, pair.dir_v, d_v, n_kv, sinfo);
-    ggml_tensor * pool_k = view_heads(ctx, pair.pool_k[is_b], pair.d_k, n_slot, sinfo);
-    ggml_tensor * pool_v = view_heads(ctx, pair.pool_v[is_b], pair.d_v, n_slot, sinfo);
+    ggml_tensor * rows_k = view_heads(ctx, group.dir_k, d_k, n_kv, sinfo);
+    ggml_tensor * rows_v = view_heads(ctx, group.dir_v, d_v, n_kv, sinfo);
+    ggml_tensor * pool_k = view_heads(ctx, group.pool_k, group.d_k, n_slot, sinfo, side);
+    ggml_tensor * pool_v = view_heads(ctx, group.pool_v, group.d_v, n_slot, sinfo, side);
 
     ggml_tensor * cur;
-    if (pair.is_coded()) {
-        cur = ggml_minicache_attn_code(ctx, q, rows_k, rows_v, pair.codec, pool_k, pool_v, kv_cur, inp->get_kq_mask(),
-            inp->index[ip], sinks, params, pair.shape);
+    if (group.is_coded()) {
+        cur = ggml_minicache_attn_code(ctx, q, rows_k, rows_v, group.codec, pool_k, pool_v, kv_cur, inp->get_kq_mask(),
+            inp->index[ig], sinks, params, group.shape);
     } else {
-        ggml_tensor * mag = pair.mag;
+        ggml_tensor * mag = group.mag;
         if (mag) {
-            mag = ggml_view_4d(ctx, mag, pair.n_head_kv, 4, n_kv, n_stream, ggml_row_size(mag->type, pair.n_head_kv), mag->nb[1],
-                mag->nb[2], sinfo.s0 * mag->nb[2]);
+            mag = ggml_view_4d(ctx, mag, group.n_head_kv, 4, n_kv, n_stream, ggml_row_size(mag->type, group.n_head_kv),
+                mag->nb[1], mag->nb[2], sinfo.s0 * mag->nb[2]);
         }
 
         cur = ggml_minicache_attn(
-            ctx, q, rows_k, rows_v, mag, pool_k, pool_v, kv_cur, inp->get_kq_mask(), inp->index[ip], sinks, params);
+            ctx, q, rows_k, rows_v, mag, pool_k, pool_v, kv_cur, inp->get_kq_mask(), inp->index[ig], sinks, params);
     }
 
-    if (pair.basis_o[is_b]) {
+    if (group.basis_o[side]) {
         cur = ggml_reshape_3d(ctx, cur, cur->ne[0], cur->ne[1], cur->ne[2] * cur->ne[3]);
-        cur = ggml_cont(ctx, in_basis(ctx, cur, pair.basis_o[is_b]));
+        cur = ggml_cont(ctx, in_basis(ctx, cur, group.basis_o[side]));
     }
     cur = ggml_reshape_2d(ctx, cur, cur->ne[0] * cur->ne[1], cur->ne[2] * cur->ne[3]);
     ggml_build_forward_expand(graph.gf, cur);
 
-    if (is_b) {
-        build_store(graph, *inp, pair, inp->kv_a[ip], kv_cur);
+    if (side + 1 == group.n_layer()) {
+        build_store(graph, *inp, group, inp->kv_cur[ig]);
     }
     return cur;
 }

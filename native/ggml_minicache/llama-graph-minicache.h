@@ -12,7 +12,7 @@ std::unique_ptr<llm_graph_input_attn_kv> llama_minicache_attn_inp_kv(ggml_contex
 void llama_minicache_begin_layer(llm_graph_input_attn_kv * inp, int il);
 
 // Attention of a layer of a MiniCache context, F32 [d_v*n_head, n_tokens], in the basis of upstream's rotations if it has them.
-// The deeper layer of a pair also merges and stores, a plain one in main memory stores and attends by our kernels. Null
+// The deepest layer of a group also merges and stores, a plain one in main memory stores and attends by our kernels. Null
 // for any other layer: that is upstream's.
 //   q_cur F32 [d_k, n_head, n_tokens], k_cur F32 [d_k, n_head_kv, n_tokens], v_cur F32 [d_v, n_head_kv, n_tokens]
 ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_graph_input_attn_kv * inp, ggml_tensor * q_cur,

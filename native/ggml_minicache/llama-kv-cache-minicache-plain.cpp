@@ -14,7 +14,7 @@ void llama_kv_cache_minicache::add_plain_layers(const minicache_plan * plan, con
     std::map<ggml_backend_buffer_type_t, ggml_context_ptr> contexts;
 
     for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
-        if (!hparams.has_kv(il) || (filter && !filter(il)) || (il < pairing.layers.size() && pairing.merged(il))) {
+        if (!hparams.has_kv(il) || (filter && !filter(il)) || (il < grouping.layers.size() && grouping.merged(il))) {
             continue;
         }
         const minicache_layer_types types = plan ? plan->types_of(il) : minicache_layer_types{ cache_type_k, cache_type_v };
@@ -57,7 +57,7 @@ minicache_layer_types llama_kv_cache_minicache::get_plain_types(int32_t il) cons
 }
 
 minicache_layer_types llama_kv_cache_minicache::kept_types(int32_t il) const {
-    if (find_pair(il) < 0) {
+    if (find_group(il) < 0) {
         return get_plain_types(il);
     }
     return is_coded() ? minicache_layer_types{ GGML_TYPE_F32, GGML_TYPE_F32 } :
@@ -77,8 +77,8 @@ void llama_kv_cache_minicache::init_rotation() {
     for (const kv_layer & layer : layers) {
         kept.push_back((int32_t) layer.il);
     }
-    for (const minicache_pair & pair : pairs) {
-        kept.push_back((int32_t) pair.il_a);
+    for (const minicache_group & group : groups) {
+        kept.push_back(group.first());
     }
     const auto common = [&](int32_t size, int32_t one) { return size == 0 || size == one ? one : -1; };
 

@@ -7,11 +7,11 @@
 #include <stdexcept>
 
 // A saved state is a header that names the configuration, the number of cells of each stream, and the base class's state,
-// into which the pairs' rows are woven stream by stream. Its length and checksum are in the header: what is cut short or
+// into which the groups' rows are woven stream by stream. Its length and checksum are in the header: what is cut short or
 // damaged is refused before anything is changed.
 
 static const uint32_t STATE_MAGIC   = 0x564b434d;  // "MCKV"
-static const uint32_t STATE_VERSION = 4;
+static const uint32_t STATE_VERSION = 5;
 
 struct state_header {
     uint32_t magic   = STATE_MAGIC;
@@ -22,11 +22,11 @@ struct state_header {
     int32_t  pool_type = 0;
     int32_t  block     = 0;
     float    t         = 0.0f;
-    uint32_t n_pair    = 0;
+    uint32_t n_group   = 0;
 
-    uint64_t pairs = 0;  // hash of the layer numbers
-    uint64_t basis = 0;  // hash of the bases that directions are kept in; 0: the layers' own
-    uint64_t plain = 0;  // hash of the types of the layers that are not merged
+    uint64_t groups = 0;  // hash of the layer numbers
+    uint64_t basis  = 0;  // hash of the bases that directions are kept in; 0: the layers' own
+    uint64_t plain  = 0;  // hash of the types of the layers that are not merged
 
     uint64_t payload_size = 0;
     uint64_t payload_hash = 0;
@@ -79,10 +79,10 @@ class llama_io_read_vector : public llama_io_read_i {
 };
 
 static state_header header_of(const llama_kv_cache_minicache & kv) {
-    std::vector<uint32_t> layers;
-    for (const minicache_pair & pair : kv.get_pairs()) {
-        layers.push_back(pair.il_a);
-        layers.push_back(pair.il_b);
+    std::vector<int32_t> layers;  // of each group their number, then they
+    for (const minicache_group & group : kv.get_groups()) {
+        layers.push_back(group.n_layer());
+        layers.insert(layers.end(), group.layers.begin(), group.layers.end());
     }
     std::vector<int32_t> plain;
     for (const uint32_t il : kv.get_layer_ids()) {
@@ -96,8 +96,8 @@ static state_header header_of(const llama_kv_cache_minicache & kv) {
     h.block     = kv.get_block();
     h.window    = kv.get_window();
     h.t         = kv.get_settings().t;
-    h.n_pair    = kv.get_pairs().size();
-    h.pairs     = minicache_hash(layers.data(), layers.size() * sizeof(uint32_t));
+    h.n_group   = kv.get_groups().size();
+    h.groups    = minicache_hash(layers.data(), layers.size() * sizeof(int32_t));
     h.basis     = kv.get_plan_hash();
     h.plain     = minicache_hash(plain.data(), plain.size() * sizeof(int32_t));
     h.n_stream  = kv.get_n_stream();
@@ -110,11 +110,11 @@ static std::string difference(const state_header & saved, const state_header & o
     const auto type_name = [](int32_t type) {
         return type >= 0 && type < GGML_TYPE_COUNT ? ggml_type_name((ggml_type) type) : "the cache's";
     };
-    if (saved.n_pair != own.n_pair || saved.pairs != own.pairs) {
-        return format("%u pairs of layers, here %u, or not the same ones", saved.n_pair, own.n_pair);
+    if (saved.n_group != own.n_group || saved.groups != own.groups) {
+        return format("%u groups of layers, here %u, or not the same ones", saved.n_group, own.n_group);
     }
     if (saved.mode != own.mode) {
-        return "pairs are kept in another way";
+        return "merged layers are kept in another way";
     }
     if (saved.type_k != own.type_k || saved.type_v != own.type_v) {
         return format("cache types %s and %s, here %s and %s", type_name(saved.type_k), type_name(saved.type_v),
@@ -218,14 +218,14 @@ void llama_kv_cache_minicache::state_write_data(llama_io_write_i & io, const cel
         }
     }
 
-    for (const minicache_pair & pair : pairs) {
-        for (ggml_tensor * x : pair.cell_tensors()) {
+    for (const minicache_group & group : groups) {
+        for (ggml_tensor * x : group.cell_tensors()) {
             for (const auto & [from, to] : cr.data) {
                 io.write_tensor(x, cr.strm * x->nb[2] + from * x->nb[1], (to - from) * x->nb[1]);
             }
         }
         if (get_n_slot() > 0) {
-            write_retained(io, pair, cr);
+            write_retained(io, group, cr);
         }
     }
 }
@@ -247,9 +247,9 @@ static cell_slots slots_of(uint32_t cell, int32_t window, int32_t block) {
 }
 
 void llama_kv_cache_minicache::write_retained(
-    llama_io_write_i & io, const minicache_pair & pair, const cell_ranges_t & cr) const {
-    const std::vector<int32_t> all   = read_slots(pair);
-    const int32_t *            slots = all.data() + cr.strm * 2 * pair.slots->ne[1];
+    llama_io_write_i & io, const minicache_group & group, const cell_ranges_t & cr) const {
+    const std::vector<int32_t> all   = read_slots(group);
+    const int32_t *            slots = all.data() + cr.strm * 2 * group.slots->ne[1];
 
     std::vector<saved_slot> saved;
     std::vector<uint32_t>   rows;
@@ -272,9 +272,9 @@ void llama_kv_cache_minicache::write_retained(
     io.write(saved.data(), saved.size() * sizeof(saved_slot));
 
     for (const uint32_t row : rows) {
-        for (int side = 0; side < 2; ++side) {
-            for (ggml_tensor * x : { pair.pool_k[side], pair.pool_v[side] }) {
-                io.write_tensor(x, cr.strm * x->nb[2] + row * x->nb[1], x->nb[1]);
+        for (int32_t side = 0; side < group.n_layer(); ++side) {
+            for (ggml_tensor * x : group.pools()) {
+                io.write_tensor(x, side * x->nb[3] + cr.strm * x->nb[2] + row * x->nb[1], x->nb[1]);
             }
         }
     }
@@ -295,8 +295,8 @@ bool llama_kv_cache_minicache::state_read_data(
             offsets[strm][cells[i]] = saved[i];
         }
     }
-    for (const minicache_pair & pair : pairs) {
-        for (ggml_tensor * x : pair.cell_tensors()) {
+    for (const minicache_group & group : groups) {
+        for (ggml_tensor * x : group.cell_tensors()) {
             // whole runs of neighbouring cells at once
             for (uint32_t from = 0, to = 0; from < cell_count; from = to) {
                 for (to = from + 1; to < cell_count && cells[to] == cells[to - 1] + 1;) {
@@ -306,7 +306,7 @@ bool llama_kv_cache_minicache::state_read_data(
             }
         }
         if (get_n_slot() > 0) {
-            read_retained(io, pair, strm, sinfo);
+            read_retained(io, group, strm, sinfo);
         }
     }
     return true;
@@ -315,11 +315,11 @@ bool llama_kv_cache_minicache::state_read_data(
 // The cells may be others than those saved, so that two retained tokens can meet in one block: the more distant one stays,
 // as ever, and the other falls back to its merged entry. In the window the later one stays.
 void llama_kv_cache_minicache::read_retained(
-    llama_io_read_i & io, const minicache_pair & pair, uint32_t strm, const slot_info & sinfo) {
+    llama_io_read_i & io, const minicache_group & group, uint32_t strm, const slot_info & sinfo) {
     const auto & cells = sinfo.idxs[0];
 
-    std::vector<int32_t> all   = read_slots(pair);
-    int32_t *            slots = all.data() + strm * 2 * pair.slots->ne[1];
+    std::vector<int32_t> all   = read_slots(group);
+    int32_t *            slots = all.data() + strm * 2 * group.slots->ne[1];
 
     for (const uint32_t cell : cells) {
         for (const int64_t slot : slots_of(cell, window, block).slot) {
@@ -358,16 +358,16 @@ void llama_kv_cache_minicache::read_retained(
             slot[0] = (int32_t) cell + 1;
             slot[1] = s.distance;
         }
-        for (int side = 0; side < 2; ++side) {
-            for (ggml_tensor * x : { pair.pool_k[side], pair.pool_v[side] }) {
+        for (int32_t side = 0; side < group.n_layer(); ++side) {
+            for (ggml_tensor * x : group.pools()) {
                 row.resize(x->nb[1]);
                 io.read(row.data(), row.size());
                 if (keep) {
-                    ggml_backend_tensor_set(x, row.data(), strm * x->nb[2] + i_slot * x->nb[1], row.size());
+                    ggml_backend_tensor_set(x, row.data(), side * x->nb[3] + strm * x->nb[2] + i_slot * x->nb[1], row.size());
                 }
             }
         }
     }
 
-    ggml_backend_tensor_set(pair.slots, slots, strm * pair.slots->nb[2], pair.slots->nb[2]);
+    ggml_backend_tensor_set(group.slots, slots, strm * group.slots->nb[2], group.slots->nb[2]);
 }

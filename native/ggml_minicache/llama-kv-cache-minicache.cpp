@@ -13,11 +13,11 @@
 #include <map>
 #include <stdexcept>
 
-std::vector<ggml_tensor *> minicache_pair::cell_tensors() const {
+std::vector<ggml_tensor *> minicache_group::cell_tensors() const {
     return mag ? std::vector<ggml_tensor *>{ dir_k, dir_v, mag } : std::vector<ggml_tensor *>{ dir_k, dir_v };
 }
 
-std::vector<ggml_tensor *> minicache_pair::bases() const {
+std::vector<ggml_tensor *> minicache_group::bases() const {
     std::vector<ggml_tensor *> all;
     for (int side = 0; side < 2; ++side) {
         for (ggml_tensor * basis : { basis_k[side], basis_v[side], basis_o[side] }) {
@@ -29,14 +29,15 @@ std::vector<ggml_tensor *> minicache_pair::bases() const {
     return all;
 }
 
-std::vector<ggml_tensor *> minicache_pair::tensors() const {
+std::vector<ggml_tensor *> minicache_group::pools() const {
+    return pool_k ? std::vector<ggml_tensor *>{ pool_k, pool_v } : std::vector<ggml_tensor *>();
+}
+
+std::vector<ggml_tensor *> minicache_group::tensors() const {
     std::vector<ggml_tensor *> all = cell_tensors();
     all.push_back(slots);
-    for (int side = 0; side < 2; ++side) {
-        if (pool_k[side]) {
-            all.push_back(pool_k[side]);
-            all.push_back(pool_v[side]);
-        }
+    for (ggml_tensor * pool : pools()) {
+        all.push_back(pool);
     }
     return all;
 }
@@ -113,11 +114,11 @@ llama_kv_cache_minicache * llama_kv_cache_minicache::create(
             minicache_check_plan(*settings->plan, model);
         }
 
-        const minicache_pairing pairing = minicache_make_pairing(model, cparams, cparams.offload_kqv, *settings);
-        if (pairing.pairs.empty() && !settings->observe && !(settings->plan && settings->plan->pairs.empty())) {
+        const minicache_grouping grouping = minicache_make_grouping(model, cparams, cparams.offload_kqv, *settings);
+        if (grouping.groups.empty() && !settings->observe && !(settings->plan && settings->plan->groups.empty())) {
             LLAMA_LOG_WARN("%s: no two layers of this model can be merged, its cache is a plain one\n", __func__);
         }
-        return new llama_kv_cache_minicache(model, params, cparams, filter, *settings, pairing);
+        return new llama_kv_cache_minicache(model, params, cparams, filter, *settings, grouping);
     } catch (const std::bad_alloc &) {
         minicache_set_error(format("failed to allocate the %u cells of the KV cache in main memory", cparams.n_ctx));
         throw;
@@ -152,17 +153,18 @@ static minicache_settings without_plan(minicache_settings settings) {
 
 llama_kv_cache_minicache::llama_kv_cache_minicache(const llama_model & model, const llama_memory_params & params,
     const llama_cparams & cparams, const layer_filter_cb & filter, const minicache_settings & settings,
-    const minicache_pairing & pairing) :
+    const minicache_grouping & grouping) :
     llama_kv_cache(
         model, model.hparams, params.type_k, params.type_v, /*v_trans =*/false, cparams.offload_kqv, cparams.kv_unified,
         cparams.n_ctx_seq, cparams.n_seq_max, /*n_pad =*/1, model.hparams.n_swa, model.hparams.swa_type, nullptr,
         [](int32_t) { return false; }, nullptr, nullptr),
-    settings(without_plan(settings)), pairing(pairing), mode(pairing.pairs.empty() ? LLAMA_MINICACHE_MODE_SLERP : settings.mode),
+    settings(without_plan(settings)), grouping(grouping),
+    mode(grouping.groups.empty() ? LLAMA_MINICACHE_MODE_SLERP : settings.mode),
     rope_block(is_coded() ? settings.plan->rope_block : 0), plan_hash(settings.plan ? settings.plan->hash : 0),
     cache_type_k(params.type_k), cache_type_v(params.type_v), block(settings.retain_block()), window(settings.window),
-    pair_of_layer(pairing.layers.size(), -1) {
+    group_of_layer(grouping.layers.size(), -1) {
     add_plain_layers(settings.plan.get(), filter, cparams.offload_kqv);
-    add_pairs();
+    add_groups();
     std::vector<minicache_rope_turn> turns;
     if (is_coded()) {
         turns = add_shapes(*settings.plan, cparams);
@@ -180,42 +182,42 @@ llama_kv_cache_minicache::llama_kv_cache_minicache(const llama_model & model, co
     LLAMA_LOG_INFO("%s: %s\n", __func__, describe().c_str());
 }
 
-// the plan's pair of layer a
-static const minicache_plan_pair & planned(const minicache_plan & plan, uint32_t il_a) {
-    return *std::find_if(plan.pairs.begin(), plan.pairs.end(), [&](const auto & pair) { return pair.a == (int32_t) il_a; });
+// what the plan says of the group
+static const minicache_plan_group & planned(const minicache_plan & plan, const minicache_group & wanted) {
+    return *std::find_if(
+        plan.groups.begin(), plan.groups.end(), [&](const auto & group) { return group.layers == wanted.layers; });
 }
 
-void llama_kv_cache_minicache::add_pairs() {
-    for (const auto & [a, b] : pairing.pairs) {
-        pair_of_layer[a] = pairs.size();
-        pair_of_layer[b] = pairs.size();
-
-        minicache_pair pair = {};
-        pair.il_a           = a;
-        pair.il_b           = b;
-        pair.d_k            = hparams.n_embd_head_k(a);
-        pair.d_v            = hparams.n_embd_head_v(a);
-        pair.n_head_kv      = hparams.n_head_kv(a);
-        pairs.push_back(pair);
+void llama_kv_cache_minicache::add_groups() {
+    for (const minicache_layers & layers : grouping.groups) {
+        minicache_group group = {};
+        group.layers          = layers;
+        group.d_k             = hparams.n_embd_head_k(group.first());
+        group.d_v             = hparams.n_embd_head_v(group.first());
+        group.n_head_kv       = hparams.n_head_kv(group.first());
+        for (const int32_t il : layers) {
+            group_of_layer[il] = groups.size();
+        }
+        groups.push_back(group);
     }
 }
 
 std::vector<minicache_rope_turn> llama_kv_cache_minicache::add_shapes(
     const minicache_plan & plan, const llama_cparams & cparams) {
     std::vector<minicache_rope_turn> turns;
-    for (minicache_pair & pair : pairs) {
-        turns.push_back(minicache_rope_of(model, cparams, pair.il_a));
+    for (minicache_group & group : groups) {
+        turns.push_back(minicache_rope_of(model, cparams, group.first()));
 
-        pair.shape       = planned(plan, pair.il_a).shape;
-        pair.shape.n_rot = (int16_t) turns.back().n_rot;
-        pair.shape.rope  = turns.back().kind;
+        group.shape       = planned(plan, group).shape;
+        group.shape.n_rot = (int16_t) turns.back().n_rot;
+        group.shape.rope  = turns.back().kind;
     }
     return turns;
 }
 
-// Which of the ops of a pair like this the device's backend has not, "" if it has all. The graph's own ops are the same but for
+// Which of the ops of a group like this the device's backend has not, "" if it has all. The graph's own ops are the same but for
 // the numbers of cells and tokens, which no backend looks at.
-std::string llama_kv_cache_minicache::missing_ops(ggml_backend_dev_t dev, const minicache_pair & pair) const {
+std::string llama_kv_cache_minicache::missing_ops(ggml_backend_dev_t dev, const minicache_group & group) const {
     if (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU) {
         return "";
     }
@@ -225,27 +227,32 @@ std::string llama_kv_cache_minicache::missing_ops(ggml_backend_dev_t dev, const 
 
     const int64_t n_cells  = 256;
     const int64_t n_slot   = window + ggml_minicache_n_slot(n_cells, block);
-    const int64_t n_embd_k = pair.d_k * pair.n_head_kv;
-    const int64_t n_embd_v = pair.d_v * pair.n_head_kv;
+    const int64_t n_embd_k = group.d_k * group.n_head_kv;
+    const int64_t n_embd_v = group.d_v * group.n_head_kv;
     const bool    own      = settings.pool_type == GGML_TYPE_COUNT;
 
     const auto rows = [&](ggml_type type, int64_t row, int64_t n) {
-        return ggml_new_tensor_4d(ctx, type, row, pair.n_head_kv, n, 1);
+        return ggml_new_tensor_4d(ctx, type, row, group.n_head_kv, n, 1);
     };
     const auto pool = [&](ggml_type type, int64_t d) {
         return n_slot > 0 ? rows(own ? type : settings.pool_type, d, n_slot) : nullptr;
     };
-    const auto flat = [&](ggml_tensor * x) { return x ? ggml_reshape_2d(ctx, x, x->ne[0] * x->ne[1], x->ne[2]) : nullptr; };
+    const auto pools = [&](const ggml_tensor * x) {
+        return x ? ggml_new_tensor_4d(ctx, x->type, x->ne[0] * x->ne[1], n_slot, 1, group.n_layer()) : nullptr;
+    };
+    const auto flat = [&](ggml_tensor * x) { return ggml_reshape_2d(ctx, x, x->ne[0] * x->ne[1], x->ne[2]); };
 
-    ggml_tensor * q     = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, pair.d_k, 1, hparams.n_head(pair.il_a), 1);
+    ggml_tensor * q     = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, group.d_k, 1, hparams.n_head(group.first()), 1);
     ggml_tensor * kv    = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_embd_k + n_embd_v, 1);
     ggml_tensor * mask  = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_cells, 1, 1, 1);
     ggml_tensor * cells = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, n_cells, 1, is_coded() ? 2 : 1);
     ggml_tensor * slots = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, 2, n_slot + GGML_MINICACHE_SLOT_STATS, 1);
     ggml_tensor * at    = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, 1);
 
-    ggml_tensor * pool_k = pool(cache_type_k, pair.d_k);
-    ggml_tensor * pool_v = pool(cache_type_v, pair.d_v);
+    ggml_tensor * const kvs[MINICACHE_CODE_LAYERS] = { kv, kv, kv, kv };
+
+    ggml_tensor * pool_k = pool(cache_type_k, group.d_k);
+    ggml_tensor * pool_v = pool(cache_type_v, group.d_v);
 
     std::string missing;
     const auto  look = [&](const char * name, ggml_tensor * op) {
@@ -261,22 +268,22 @@ std::string llama_kv_cache_minicache::missing_ops(ggml_backend_dev_t dev, const 
 
     ggml_tensor * stored;
     if (is_coded()) {
-        ggml_tensor * codec  = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, minicache_codec_offsets_of(pair.shape).size);
-        ggml_tensor * code_k = rows(GGML_TYPE_I8, minicache_code_bytes(pair.shape.layout_k), n_cells);
-        ggml_tensor * code_v = rows(GGML_TYPE_I8, minicache_code_bytes(pair.shape.layout_v), n_cells);
+        ggml_tensor * codec  = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, minicache_codec_offsets_of(group.shape).size);
+        ggml_tensor * code_k = rows(GGML_TYPE_I8, minicache_code_bytes(group.shape.layout_k), n_cells);
+        ggml_tensor * code_v = rows(GGML_TYPE_I8, minicache_code_bytes(group.shape.layout_v), n_cells);
         ggml_tensor * bases  = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, 1);
         look("attention over codes",
-            ggml_minicache_attn_code(ctx, q, code_k, code_v, codec, pool_k, pool_v, kv, mask, cells, nullptr, attn, pair.shape));
-        stored = look("encode", ggml_minicache_encode(ctx, kv, kv, codec, flat(code_k), flat(code_v), at, bases, pair.shape));
+            ggml_minicache_attn_code(ctx, q, code_k, code_v, codec, pool_k, pool_v, kv, mask, cells, nullptr, attn, group.shape));
+        stored = look("encode", ggml_minicache_encode(ctx, kvs, codec, flat(code_k), flat(code_v), at, bases, group.shape));
     } else {
-        look("attention", ggml_minicache_attn(ctx, q, rows(cache_type_k, pair.d_k, n_cells),
-                              rows(cache_type_v, pair.d_v, n_cells), nullptr, pool_k, pool_v, kv, mask, cells, nullptr, attn));
+        look("attention", ggml_minicache_attn(ctx, q, rows(cache_type_k, group.d_k, n_cells),
+                              rows(cache_type_v, group.d_v, n_cells), nullptr, pool_k, pool_v, kv, mask, cells, nullptr, attn));
         stored = look("merge",
-            ggml_minicache_merge(ctx, kv, kv, { (int32_t) pair.d_k, (int32_t) pair.d_v, (int32_t) pair.n_head_kv, 0.5f, 0 }));
+            ggml_minicache_merge(ctx, kv, kv, { (int32_t) group.d_k, (int32_t) group.d_v, (int32_t) group.n_head_kv, 0.5f, 0 }));
     }
     look("retain",
-        ggml_minicache_retain(ctx, slots, stored, at, cells, kv, kv, flat(pool_k), flat(pool_v), flat(pool_k), flat(pool_v),
-            { (int32_t) pair.d_k, (int32_t) pair.d_v, (int32_t) pair.n_head_kv, block, n_cells, 0, window }));
+        ggml_minicache_retain(ctx, slots, stored, at, cells, kvs, pools(pool_k), pools(pool_v),
+            { (int32_t) group.d_k, (int32_t) group.d_v, (int32_t) group.n_head_kv, group.n_layer(), block, n_cells, 0, window }));
     return missing;
 }
 
@@ -313,16 +320,16 @@ void llama_kv_cache_minicache::allocate(const minicache_plan * plan, bool offloa
     std::map<ggml_backend_buffer_type_t, ggml_context_ptr> contexts;
     std::map<ggml_backend_buffer_type_t, ggml_context_ptr> codec_contexts;
 
-    for (minicache_pair & pair : pairs) {
+    for (minicache_group & group : groups) {
         ggml_backend_buffer_type_t buft = ggml_backend_cpu_buffer_type();
         if (offload) {
-            ggml_backend_dev_t dev     = model.dev_layer(pair.il_a);
-            const std::string  missing = missing_ops(dev, pair);
+            ggml_backend_dev_t dev     = model.dev_layer(group.first());
+            const std::string  missing = missing_ops(dev, group);
             if (missing.empty()) {
                 buft = ggml_backend_dev_buffer_type(dev);
             } else if (fallback.empty()) {
                 fallback = format("%s has no MiniCache kernels for %s (head size %d, %s, %s)", ggml_backend_dev_name(dev),
-                    missing.c_str(), (int) pair.d_k, is_coded() ? "codes" : ggml_type_name(cache_type_k),
+                    missing.c_str(), (int) group.d_k, is_coded() ? "codes" : ggml_type_name(cache_type_k),
                     is_coded() ? "codes" : ggml_type_name(cache_type_v));
                 LLAMA_LOG_WARN("%s: %s: merged layers attend on the CPU, which is SLOW for a model on that device\n", __func__,
                     fallback.c_str());
@@ -332,7 +339,7 @@ void llama_kv_cache_minicache::allocate(const minicache_plan * plan, bool offloa
         const auto context_of = [&](auto & map) -> ggml_context_ptr & {
             ggml_context_ptr & ctx = map[buft];
             if (!ctx) {
-                ctx.reset(ggml_init({ /*.mem_size =*/8 * pairs.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
+                ctx.reset(ggml_init({ /*.mem_size =*/8 * groups.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
             }
             return ctx;
         };
@@ -341,51 +348,51 @@ void llama_kv_cache_minicache::allocate(const minicache_plan * plan, bool offloa
         const int64_t kv_size = get_size();
         const int64_t n_slot  = get_n_slot();
 
-        const auto new_tensor = [&](const char * name, ggml_type type, int64_t row, int64_t n) {
-            ggml_tensor * x = ggml_new_tensor_3d(ctx.get(), type, row, n, n_stream);
-            ggml_format_name(x, "minicache_%s_l%u", name, pair.il_a);
+        const auto new_tensor = [&](const char * name, ggml_type type, int64_t row, int64_t n, int64_t n_layer = 1) {
+            ggml_tensor * x = ggml_new_tensor_4d(ctx.get(), type, row, n, n_stream, n_layer);
+            ggml_format_name(x, "minicache_%s_l%u", name, group.first());
             return x;
         };
 
-        const int64_t n_embd_k = pair.d_k * pair.n_head_kv;
-        const int64_t n_embd_v = pair.d_v * pair.n_head_kv;
+        const int64_t n_embd_k = group.d_k * group.n_head_kv;
+        const int64_t n_embd_v = group.d_v * group.n_head_kv;
 
         if (is_coded()) {
-            pair.codec =
-                ggml_new_tensor_1d(context_of(codec_contexts).get(), GGML_TYPE_I8, minicache_codec_offsets_of(pair.shape).size);
-            ggml_format_name(pair.codec, "minicache_codec_l%u", pair.il_a);
+            group.codec =
+                ggml_new_tensor_1d(context_of(codec_contexts).get(), GGML_TYPE_I8, minicache_codec_offsets_of(group.shape).size);
+            ggml_format_name(group.codec, "minicache_codec_l%u", group.first());
 
-            pair.dir_k = new_tensor("code_k", GGML_TYPE_I8, minicache_code_bytes(pair.shape.layout_k) * pair.n_head_kv, kv_size);
-            pair.dir_v = new_tensor("code_v", GGML_TYPE_I8, minicache_code_bytes(pair.shape.layout_v) * pair.n_head_kv, kv_size);
+            group.dir_k =
+                new_tensor("code_k", GGML_TYPE_I8, minicache_code_bytes(group.shape.layout_k) * group.n_head_kv, kv_size);
+            group.dir_v =
+                new_tensor("code_v", GGML_TYPE_I8, minicache_code_bytes(group.shape.layout_v) * group.n_head_kv, kv_size);
         } else {
-            pair.dir_k = new_tensor("dir_k", cache_type_k, n_embd_k, kv_size);
-            pair.dir_v = new_tensor("dir_v", cache_type_v, n_embd_v, kv_size);
+            group.dir_k = new_tensor("dir_k", cache_type_k, n_embd_k, kv_size);
+            group.dir_v = new_tensor("dir_v", cache_type_v, n_embd_v, kv_size);
         }
         if (mode == LLAMA_MINICACHE_MODE_SLERP || mode == LLAMA_MINICACHE_MODE_ALIGNED) {
-            pair.mag = new_tensor("mag", GGML_TYPE_F16, 4 * pair.n_head_kv, kv_size);
+            group.mag = new_tensor("mag", GGML_TYPE_F16, 4 * group.n_head_kv, kv_size);
         }
         const auto new_basis = [&](const char * name, int side, int64_t d) {
-            ggml_tensor * x = ggml_new_tensor_3d(context_of(codec_contexts).get(), GGML_TYPE_F32, d, d, pair.n_head_kv);
-            ggml_format_name(x, "minicache_%s_l%u", name, side ? pair.il_b : pair.il_a);
+            ggml_tensor * x = ggml_new_tensor_3d(context_of(codec_contexts).get(), GGML_TYPE_F32, d, d, group.n_head_kv);
+            ggml_format_name(x, "minicache_%s_l%u", name, group.layers[side]);
             return x;
         };
         for (int side = 0; side < 2 && mode == LLAMA_MINICACHE_MODE_ALIGNED; ++side) {
-            if (!planned(*plan, pair.il_a).basis_k[side].empty()) {
-                pair.basis_k[side] = new_basis("basis_k", side, pair.d_k);
+            if (!planned(*plan, group).basis_k[side].empty()) {
+                group.basis_k[side] = new_basis("basis_k", side, group.d_k);
             }
-            if (!planned(*plan, pair.il_a).basis_v[side].empty()) {
-                pair.basis_v[side] = new_basis("basis_v", side, pair.d_v);
-                pair.basis_o[side] = new_basis("basis_o", side, pair.d_v);
+            if (!planned(*plan, group).basis_v[side].empty()) {
+                group.basis_v[side] = new_basis("basis_v", side, group.d_v);
+                group.basis_o[side] = new_basis("basis_o", side, group.d_v);
             }
         }
-        pair.slots = new_tensor("slots", GGML_TYPE_I32, 2, n_slot + GGML_MINICACHE_SLOT_STATS);
+        group.slots = new_tensor("slots", GGML_TYPE_I32, 2, n_slot + GGML_MINICACHE_SLOT_STATS);
 
-        for (int side = 0; side < 2 && n_slot > 0; ++side) {
+        if (n_slot > 0) {
             const bool own = settings.pool_type == GGML_TYPE_COUNT;
-            pair.pool_k[side] =
-                new_tensor(side ? "pool_k_b" : "pool_k_a", own ? cache_type_k : settings.pool_type, n_embd_k, n_slot);
-            pair.pool_v[side] =
-                new_tensor(side ? "pool_v_b" : "pool_v_a", own ? cache_type_v : settings.pool_type, n_embd_v, n_slot);
+            group.pool_k   = new_tensor("pool_k", own ? cache_type_k : settings.pool_type, n_embd_k, n_slot, group.n_layer());
+            group.pool_v   = new_tensor("pool_v", own ? cache_type_v : settings.pool_type, n_embd_v, n_slot, group.n_layer());
         }
     }
 
@@ -405,10 +412,10 @@ void llama_kv_cache_minicache::write_codecs(const minicache_plan & plan, const s
     if (hparams.no_alloc) {
         return;
     }
-    for (size_t ip = 0; ip < pairs.size(); ++ip) {
-        const minicache_pair &      pair   = pairs[ip];
-        const minicache_plan_pair & source = planned(plan, pair.il_a);
-        const minicache_rope_turn & turn   = turns[ip];
+    for (size_t ig = 0; ig < groups.size(); ++ig) {
+        const minicache_group &      group  = groups[ig];
+        const minicache_plan_group & source = planned(plan, group);
+        const minicache_rope_turn &  turn   = turns[ig];
 
         std::vector<uint8_t> codec(turn.freq.size() * sizeof(float));
         for (size_t i = 0; i < turn.freq.size(); ++i) {
@@ -417,8 +424,8 @@ void llama_kv_cache_minicache::write_codecs(const minicache_plan & plan, const s
         }
         codec.insert(codec.end(), source.codec.begin(), source.codec.end());
 
-        GGML_ASSERT(codec.size() == ggml_nbytes(pair.codec));
-        ggml_backend_tensor_set(pair.codec, codec.data(), 0, codec.size());
+        GGML_ASSERT(codec.size() == ggml_nbytes(group.codec));
+        ggml_backend_tensor_set(group.codec, codec.data(), 0, codec.size());
     }
 }
 
@@ -469,26 +476,26 @@ void llama_kv_cache_minicache::write_bases(const minicache_plan & plan) {
     if (hparams.no_alloc) {
         return;
     }
-    int64_t n_k = rotates_k(pairs[0].il_a) ? 64 : 0;
+    int64_t n_k = rotates_k(groups[0].first()) ? 64 : 0;
     while (n_k > 0 && n_embd_head_k_all % (2 * n_k) == 0) {
         n_k *= 2;  // as build_input_k_rot() does
     }
-    const int64_t n_v = rotates_v(pairs[0].il_a) ? 64 : 0;
+    const int64_t n_v = rotates_v(groups[0].first()) ? 64 : 0;
 
     const auto set = [](ggml_tensor * dst, const std::vector<float> & x) {
         GGML_ASSERT(x.size() * sizeof(float) == ggml_nbytes(dst));
         ggml_backend_tensor_set(dst, x.data(), 0, ggml_nbytes(dst));
     };
-    for (const minicache_pair & pair : pairs) {
-        const minicache_plan_pair & source = planned(plan, pair.il_a);
+    for (const minicache_group & group : groups) {
+        const minicache_plan_group & source = planned(plan, group);
         for (int side = 0; side < 2; ++side) {
-            if (pair.basis_k[side]) {
-                set(pair.basis_k[side], rotated_basis(source.basis_k[side], pair.d_k, n_k));
+            if (group.basis_k[side]) {
+                set(group.basis_k[side], rotated_basis(source.basis_k[side], group.d_k, n_k));
             }
-            if (pair.basis_v[side]) {
-                const std::vector<float> basis = rotated_basis(source.basis_v[side], pair.d_v, n_v);
-                set(pair.basis_v[side], basis);
-                set(pair.basis_o[side], transposed(basis, pair.d_v));
+            if (group.basis_v[side]) {
+                const std::vector<float> basis = rotated_basis(source.basis_v[side], group.d_v, n_v);
+                set(group.basis_v[side], basis);
+                set(group.basis_o[side], transposed(basis, group.d_v));
             }
         }
     }
@@ -505,10 +512,10 @@ std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_minicache::memory_br
 
 std::string llama_kv_cache_minicache::describe() const {
     if (is_coded()) {
-        return format(
-            "%zu pairs coded, K relative to the last multiple of %d positions, one token in %d retained, the latest %d exact, "
-            "other layers K (%s), V (%s), %.2f MiB with them",
-            pairs.size(), rope_block, block, window, ggml_type_name(cache_type_k), ggml_type_name(cache_type_v),
+        return format("%zu groups of layers coded, K relative to the last multiple of %d positions, one token in %d retained, "
+                      "the latest %d exact, "
+                      "other layers K (%s), V (%s), %.2f MiB with them",
+            groups.size(), rope_block, block, window, ggml_type_name(cache_type_k), ggml_type_name(cache_type_v),
             total_size() / 1024.0 / 1024.0);
     }
     const std::string how   = mode == LLAMA_MINICACHE_MODE_AVERAGE ? "averaged" : format("merged, t = %g", settings.t);
@@ -516,7 +523,7 @@ std::string llama_kv_cache_minicache::describe() const {
     const char *      shift = get_can_shift() ? "" : ", positions can't be shifted";
     return format(
         "%zu pairs %s%s, one token in %d retained, the latest %d exact%s, K (%s), V (%s), %.2f MiB with the plain layers",
-        pairs.size(), how.c_str(), bases.c_str(), block, window, shift, ggml_type_name(cache_type_k),
+        groups.size(), how.c_str(), bases.c_str(), block, window, shift, ggml_type_name(cache_type_k),
         ggml_type_name(cache_type_v), total_size() / 1024.0 / 1024.0);
 }
 
@@ -524,8 +531,8 @@ std::string llama_kv_cache_minicache::describe() const {
 // graph
 //
 
-int32_t llama_kv_cache_minicache::find_pair(int32_t il) const {
-    return il >= 0 && (size_t) il < pair_of_layer.size() ? pair_of_layer[il] : -1;
+int32_t llama_kv_cache_minicache::find_group(int32_t il) const {
+    return il >= 0 && (size_t) il < group_of_layer.size() ? group_of_layer[il] : -1;
 }
 
 int64_t llama_kv_cache_minicache::get_n_slot() const { return window + ggml_minicache_n_slot(get_size(), block); }
@@ -573,9 +580,9 @@ void llama_kv_cache_minicache::set_input_bases(ggml_tensor * dst, const slot_inf
     }
 }
 
-std::vector<int32_t> llama_kv_cache_minicache::read_slots(const minicache_pair & pair) const {
-    std::vector<int32_t> slots(ggml_nelements(pair.slots));
-    ggml_backend_tensor_get(pair.slots, slots.data(), 0, ggml_nbytes(pair.slots));
+std::vector<int32_t> llama_kv_cache_minicache::read_slots(const minicache_group & group) const {
+    std::vector<int32_t> slots(ggml_nelements(group.slots));
+    ggml_backend_tensor_get(group.slots, slots.data(), 0, ggml_nbytes(group.slots));
     return slots;
 }
 
@@ -595,11 +602,14 @@ bool llama_kv_cache_minicache::update(llama_context * lctx, bool do_shift, const
         llama_synchronize(lctx);
     }
     for (size_t i = 0; i < sc_info.ssrc.size(); ++i) {
-        for (const minicache_pair & pair : pairs) {
-            for (ggml_tensor * x : pair.tensors()) {
+        for (const minicache_group & group : groups) {
+            for (ggml_tensor * x : group.tensors()) {
                 std::vector<uint8_t> stream(x->nb[2]);
-                ggml_backend_tensor_get(x, stream.data(), sc_info.ssrc[i] * x->nb[2], x->nb[2]);
-                ggml_backend_tensor_set(x, stream.data(), sc_info.sdst[i] * x->nb[2], x->nb[2]);
+                for (int64_t side = 0; side < x->ne[3]; ++side) {
+                    const size_t from = side * x->nb[3];
+                    ggml_backend_tensor_get(x, stream.data(), from + sc_info.ssrc[i] * x->nb[2], x->nb[2]);
+                    ggml_backend_tensor_set(x, stream.data(), from + sc_info.sdst[i] * x->nb[2], x->nb[2]);
+                }
             }
         }
         if (is_coded()) {
@@ -616,13 +626,13 @@ bool llama_kv_cache_minicache::update(llama_context * lctx, bool do_shift, const
     return llama_kv_cache::update(lctx, do_shift, sc_info);
 }
 
-void llama_kv_cache_minicache::set_input_slot_shift(ggml_tensor * dst, const minicache_pair & pair) const {
+void llama_kv_cache_minicache::set_input_slot_shift(ggml_tensor * dst, const minicache_group & group) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
 
     const int64_t n_slot = get_n_slot();
-    const int64_t n_row  = pair.slots->ne[1];
+    const int64_t n_row  = group.slots->ne[1];
 
-    const std::vector<int32_t> slots = read_slots(pair);
+    const std::vector<int32_t> slots = read_slots(group);
 
     for (uint32_t s = 0; s < n_stream; ++s) {
         for (int64_t i = 0; i < n_slot; ++i) {
@@ -643,17 +653,18 @@ class llm_graph_input_k_shift_minicache : public llm_graph_input_i {
         if (cell_shift->buffer) {
             kv->set_input_k_shift(cell_shift);
         }
-        for (size_t i = 0; i < slot_shift.size(); ++i) {
-            kv->set_input_slot_shift(slot_shift[i], kv->get_pair(i));
+        for (const auto & [group, shift] : slot_shift) {
+            kv->set_input_slot_shift(shift, *group);
         }
         if (rot && rot->buffer) {
             kv->set_input_k_rot(rot);
         }
     }
 
-    ggml_tensor *              cell_shift;  // I32 [kv_size*n_stream]
-    std::vector<ggml_tensor *> slot_shift;  // I32 [n_slot*n_stream] per pair
-    ggml_tensor *              rot;         // upstream's rotation or null
+    ggml_tensor * cell_shift;  // I32 [kv_size*n_stream]
+    ggml_tensor * rot;         // upstream's rotation or null
+
+    std::vector<std::pair<const minicache_group *, ggml_tensor *>> slot_shift;  // I32 [n_slot*n_stream]
 
     const llama_kv_cache_minicache * kv;
 };
@@ -675,13 +686,13 @@ ggml_cgraph * llama_kv_cache_minicache::build_graph_shift(llm_graph_result * res
     const bool is_mrope  = hparams.rope_type == LLAMA_ROPE_TYPE_MROPE || hparams.rope_type == LLAMA_ROPE_TYPE_IMROPE;
     const int  rope_type = is_mrope ? (int) LLAMA_ROPE_TYPE_NEOX : (int) hparams.rope_type;
 
-    // The rotation by a shift is linear and the same for both layers of a pair: it turns their common direction as it
+    // The rotation by a shift is linear and the same for all layers of a group: it turns their common direction as it
     // turns each of them.
-    const auto shift_rows = [&](const minicache_pair & pair, ggml_tensor * k, ggml_tensor * shift) {
-        const uint32_t il  = pair.il_a;
+    const auto shift_rows = [&](const minicache_group & group, ggml_tensor * k, ggml_tensor * shift) {
+        const uint32_t il  = group.first();
         ggml_tensor *  rot = rotates_k(il) ? inp->rot : nullptr;
 
-        ggml_tensor * rows = ggml_reshape_3d(ctx, k, pair.d_k, pair.n_head_kv, k->ne[1] * k->ne[2]);
+        ggml_tensor * rows = ggml_reshape_3d(ctx, k, group.d_k, group.n_head_kv, k->ne[1] * k->ne[2]);
         ggml_tensor * cur  = ggml_cast(ctx, rows, GGML_TYPE_F32);
         if (rot) {
             cur = llama_mul_mat_hadamard(ctx, cur, rot);
@@ -695,20 +706,24 @@ ggml_cgraph * llama_kv_cache_minicache::build_graph_shift(llm_graph_result * res
         ggml_build_forward_expand(gf, ggml_cpy(ctx, cur, rows));
     };
 
-    for (const minicache_pair & pair : pairs) {
-        if (!hparams.has_rope(pair.il_a)) {
+    for (const minicache_group & group : groups) {
+        if (!hparams.has_rope(group.first())) {
             continue;
         }
-        if (!pair.is_coded()) {
-            shift_rows(pair, pair.dir_k, inp->cell_shift);
+        if (!group.is_coded()) {
+            shift_rows(group, group.dir_k, inp->cell_shift);
         }
         if (get_n_slot() > 0) {
             ggml_tensor * slot_shift = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, get_n_slot() * n_stream);
             ggml_set_input(slot_shift);
-            inp->slot_shift.push_back(slot_shift);
+            inp->slot_shift.emplace_back(&group, slot_shift);
 
-            shift_rows(pair, pair.pool_k[0], slot_shift);
-            shift_rows(pair, pair.pool_k[1], slot_shift);
+            for (int32_t side = 0; side < group.n_layer(); ++side) {
+                ggml_tensor * pool = group.pool_k;
+                shift_rows(group,
+                    ggml_view_3d(ctx, pool, pool->ne[0], pool->ne[1], pool->ne[2], pool->nb[1], pool->nb[2], side * pool->nb[3]),
+                    slot_shift);
+            }
         }
     }
 

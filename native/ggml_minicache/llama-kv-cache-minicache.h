@@ -3,12 +3,12 @@
 // llama_kv_cache with merged layers (Liu et al. 2024, arXiv 2405.14366).
 //
 // Invariants it keeps:
-//   - cells, positions, sequences and masks are upstream's: a pair is one layer's storage seen by two layers, so every
+//   - cells, positions, sequences and masks are upstream's: a group is one layer's storage seen by several, so every
 //     sequence operation is the base class's own;
-//   - a cell's direction and magnitudes are written together, after the deeper layer's K and V are known; until then the
+//   - a cell's direction and magnitudes are written together, after the deepest layer's K and V are known; until then the
 //     current tokens come from the graph, never from the cache;
 //   - a retained slot holds a token whose merged entry is there too: a slot may lose its token at any time;
-//   - what is merged is in the pair's bases, where it has some: directions, pools and the attention's queries and results;
+//   - what is merged is in the group's bases, where it has some: directions, pools and the attention's queries and results;
 //   - a coded cell's position is the base it is coded relative to plus its offset; positions move, offsets stay;
 //   - all memory is allocated here, once; a state that does not fit this cache is refused before anything is changed.
 //
@@ -17,34 +17,42 @@
 // our kernels.
 
 #include "llama-kv-cache.h"
-#include "llama-minicache-pairs.h"
+#include "llama-minicache-groups.h"
 #include "llama-minicache-rope.h"
 
-struct minicache_pair {
-    uint32_t il_a;
-    uint32_t il_b;
+#include <algorithm>
+
+struct minicache_group {
+    minicache_layers layers;
 
     int64_t d_k;
     int64_t d_v;
     int64_t n_head_kv;
 
-    minicache_code_shape shape;  // of a coded pair
-    ggml_tensor *        codec;  // of a coded pair, else null: I8 [minicache_codec_offsets.size]
+    minicache_code_shape shape;  // of a coded group
+    ggml_tensor *        codec;  // of a coded group, else null: I8 [minicache_codec_offsets.size]
 
-    // Of layers a and b, F32 [d, d, n_head_kv]; null where a layer's vectors are merged as they are. basis_o is basis_v
-    // transposed, for what attention gives.
-    ggml_tensor * basis_k[2];
-    ggml_tensor * basis_v[2];
-    ggml_tensor * basis_o[2];
+    // Of each layer, F32 [d, d, n_head_kv]; null where its vectors are merged as they are. basis_o is basis_v transposed, for
+    // what attention gives. Groups in bases are of two layers.
+    ggml_tensor * basis_k[MINICACHE_CODE_LAYERS];
+    ggml_tensor * basis_v[MINICACHE_CODE_LAYERS];
+    ggml_tensor * basis_o[MINICACHE_CODE_LAYERS];
 
     // All have the streams in dimension 2. Codes are I8 [bytes*n_head_kv, kv_size, n_stream] in place of directions, and have
     // their magnitudes within; averages have none. The window's slots are among the n_slot, see ggml-minicache.h.
-    ggml_tensor * dir_k;      // cache type of K  [d_k*n_head_kv, kv_size, n_stream]
-    ggml_tensor * dir_v;      // cache type of V  [d_v*n_head_kv, kv_size, n_stream]
-    ggml_tensor * mag;        // f16              [4*n_head_kv,   kv_size, n_stream]: |K_a|, |K_b|, |V_a|, |V_b|, or null
-    ggml_tensor * slots;      // i32              [2, n_slot + GGML_MINICACHE_SLOT_STATS, n_stream]
-    ggml_tensor * pool_k[2];  // pool type        [d_k*n_head_kv, n_slot, n_stream] of a and of b, null without a pool
-    ggml_tensor * pool_v[2];  // pool type        [d_v*n_head_kv, n_slot, n_stream]
+    ggml_tensor * dir_k;   // cache type of K  [d_k*n_head_kv, kv_size, n_stream]
+    ggml_tensor * dir_v;   // cache type of V  [d_v*n_head_kv, kv_size, n_stream]
+    ggml_tensor * mag;     // f16              [4*n_head_kv,   kv_size, n_stream]: |K_a|, |K_b|, |V_a|, |V_b|, or null
+    ggml_tensor * slots;   // i32              [2, n_slot + GGML_MINICACHE_SLOT_STATS, n_stream]
+    ggml_tensor * pool_k;  // pool type        [d_k*n_head_kv, n_slot, n_stream, n_layer], null without a pool
+    ggml_tensor * pool_v;  // pool type        [d_v*n_head_kv, n_slot, n_stream, n_layer]
+
+    int32_t first() const { return layers.front(); }
+
+    int32_t n_layer() const { return (int32_t) layers.size(); }
+
+    // the layer's number in the group
+    int32_t side_of(int32_t il) const { return (int32_t) (std::find(layers.begin(), layers.end(), il) - layers.begin()); }
 
     // the tensors there are, but for the codec and the bases
     std::vector<ggml_tensor *> tensors() const;
@@ -55,9 +63,10 @@ struct minicache_pair {
     // those with a row for each cell
     std::vector<ggml_tensor *> cell_tensors() const;
 
-    bool is_coded() const { return codec != nullptr; }
+    // the pools there are
+    std::vector<ggml_tensor *> pools() const;
 
-    bool is_b(uint32_t il) const { return il == il_b; }
+    bool is_coded() const { return codec != nullptr; }
 };
 
 class llama_kv_cache_minicache : public llama_kv_cache {
@@ -85,14 +94,14 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     // llama_kv_cache_minicache specific API
 
-    // the number of the pair that the layer is in, -1 for a plain layer
-    int32_t find_pair(int32_t il) const;
+    // the number of the group that the layer is in, -1 for a plain layer
+    int32_t find_group(int32_t il) const;
 
-    const minicache_pair & get_pair(int32_t ip) const { return pairs[ip]; }
+    const minicache_group & get_group(int32_t ig) const { return groups[ig]; }
 
-    const std::vector<minicache_pair> & get_pairs() const { return pairs; }
-    const minicache_settings &          get_settings() const { return settings; }
-    const minicache_pairing &           get_pairing() const { return pairing; }
+    const std::vector<minicache_group> & get_groups() const { return groups; }
+    const minicache_settings &           get_settings() const { return settings; }
+    const minicache_grouping &           get_grouping() const { return grouping; }
 
     ggml_type get_type_k() const { return cache_type_k; }
     ggml_type get_type_v() const { return cache_type_v; }
@@ -112,7 +121,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     bool     is_coded() const { return mode == LLAMA_MINICACHE_MODE_CODE; }
     bool     is_observed() const { return settings.observe; }
 
-    // why pairs of a device are kept, and attended to, on the CPU; "" if none are
+    // why groups of a device are kept, and attended to, on the CPU; "" if none are
     const std::string & get_fallback() const { return fallback; }
 
     llama_minicache_mode get_mode() const { return mode; }
@@ -130,10 +139,10 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     void set_input_bases(ggml_tensor * dst, const slot_info & sinfo) const;
 
     // I32 [n_slot*n_stream]: by how much the K of a slot's token is to be shifted
-    void set_input_slot_shift(ggml_tensor * dst, const minicache_pair & pair) const;
+    void set_input_slot_shift(ggml_tensor * dst, const minicache_group & group) const;
 
-    // the pair's slots in host memory, stream by stream
-    std::vector<int32_t> read_slots(const minicache_pair & pair) const;
+    // the group's slots in host memory, stream by stream
+    std::vector<int32_t> read_slots(const minicache_group & group) const;
 
   protected:
     ggml_cgraph * build_graph_shift(llm_graph_result * res, llama_context * lctx) const override;
@@ -143,15 +152,15 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
   private:
     llama_kv_cache_minicache(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
-        const layer_filter_cb & filter, const minicache_settings & settings, const minicache_pairing & pairing);
+        const layer_filter_cb & filter, const minicache_settings & settings, const minicache_grouping & grouping);
 
     void add_plain_layers(const minicache_plan * plan, const layer_filter_cb & filter, bool offload);
-    void add_pairs();
+    void add_groups();
 
-    // the pairs' codes; the result is how RoPE turns each of them
+    // the groups' codes; the result is how RoPE turns each of them
     std::vector<minicache_rope_turn> add_shapes(const minicache_plan & plan, const llama_cparams & cparams);
 
-    std::string missing_ops(ggml_backend_dev_t dev, const minicache_pair & pair) const;
+    std::string missing_ops(ggml_backend_dev_t dev, const minicache_group & group) const;
     void        allocate(const minicache_plan * plan, bool offload);
     void        write_codecs(const minicache_plan & plan, const std::vector<minicache_rope_turn> & turns);
     void        write_bases(const minicache_plan & plan);
@@ -167,14 +176,14 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     std::string describe() const;
 
-    void write_retained(llama_io_write_i & io, const minicache_pair & pair, const cell_ranges_t & cr) const;
-    void read_retained(llama_io_read_i & io, const minicache_pair & pair, uint32_t strm, const slot_info & sinfo);
+    void write_retained(llama_io_write_i & io, const minicache_group & group, const cell_ranges_t & cr) const;
+    void read_retained(llama_io_read_i & io, const minicache_group & group, uint32_t strm, const slot_info & sinfo);
 
     // throws if the cells of a saved state do not fit
     void check_room(const std::vector<uint32_t> & cell_counts, llama_seq_id seq_id) const;
 
     const minicache_settings settings;  // its plan is let go of when it is in place
-    const minicache_pairing  pairing;
+    const minicache_grouping grouping;
 
     const llama_minicache_mode mode;
 
@@ -186,9 +195,9 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     const int32_t   block;   // cells per retained slot, 0 without
     const int32_t   window;  // latest tokens of a stream that are kept as they are
 
-    std::vector<minicache_pair> pairs;
-    std::vector<int32_t>        pair_of_layer;
-    std::string                 fallback;
+    std::vector<minicache_group> groups;
+    std::vector<int32_t>         group_of_layer;
+    std::string                  fallback;
 
     // Codecs and bases stay when the cache is cleared, so they are not among the base class's buffers.
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> codec_bufs;

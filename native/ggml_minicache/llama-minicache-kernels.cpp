@@ -147,14 +147,17 @@ static int16_t check_size(int32_t n, int32_t least, const char * name) {
 }
 
 static minicache_code_shape shape_of(const llama_minicache_codec & codec) {
-    minicache_code_shape shape;
-    shape.layout_k  = layout_of(codec.units_k, "units_k");
-    shape.layout_v  = layout_of(codec.units_v, "units_v");
-    shape.d_k       = check_size(codec.head_size_k, 1, "head_size_k");
-    shape.d_v       = check_size(codec.head_size_v, 1, "head_size_v");
-    shape.n_head_kv = check_size(codec.n_head_kv, 1, "n_head_kv");
-    shape.n_rot     = check_size(codec.n_rot, 0, "n_rot");
-    shape.rope      = codec.rope;
+    minicache_code_shape shape = {};
+    check(codec.n_layer >= 1 && codec.n_layer <= MINICACHE_CODE_LAYERS,
+        "n_layer must be from 1 to " + std::to_string(MINICACHE_CODE_LAYERS));
+    shape.layout_k         = layout_of(codec.units_k, "units_k");
+    shape.layout_v         = layout_of(codec.units_v, "units_v");
+    shape.d_k              = check_size(codec.head_size_k, 1, "head_size_k");
+    shape.d_v              = check_size(codec.head_size_v, 1, "head_size_v");
+    shape.layout_k.n_layer = shape.layout_v.n_layer = (uint8_t) codec.n_layer;
+    shape.n_head_kv                                 = check_size(codec.n_head_kv, 1, "n_head_kv");
+    shape.n_rot                                     = check_size(codec.n_rot, 0, "n_rot");
+    shape.rope                                      = codec.rope;
 
     check(codec.rope >= MINICACHE_ROPE_NONE && codec.rope <= MINICACHE_ROPE_HALVES, "rope must be 0, 1 or 2");
     check(shape.n_rot % 2 == 0 && shape.n_rot <= shape.d_k, "n_rot must be even, and no more than head_size_k");
@@ -173,11 +176,15 @@ static minicache_code_shape checked_shape(const llama_minicache_codec * codec) {
     return shape;
 }
 
-static void encode(const llama_minicache_codec * codec, const float * k_a, const float * k_b, const float * v_a,
-    const float * v_b, const int32_t * bases, int64_t n_tokens, int32_t n_threads, bool reference, uint8_t * code_k,
-    uint8_t * code_v, float * distance_k, float * distance_v) {
+static void check_side(int32_t side, const minicache_code_shape & shape) {
+    const int n = shape.layout_k.n_layer;
+    check(side >= 0 && side < n, "side must be from 0 to " + std::to_string(n - 1));
+}
+
+static void encode(const llama_minicache_codec * codec, const float * k, const float * v, const int32_t * bases, int64_t n_tokens,
+    int32_t n_threads, bool reference, uint8_t * code_k, uint8_t * code_v, float * distance_k, float * distance_v) {
     const minicache_code_shape shape = checked_shape(codec);
-    check(k_a && k_b && v_a && v_b && bases && code_k && code_v && distance_k && distance_v, "arrays must not be NULL");
+    check(k && v && bases && code_k && code_v && distance_k && distance_v, "arrays must not be NULL");
     check(n_tokens > 0, "arrays must not be empty");
 
     array_graph    graph;
@@ -187,21 +194,26 @@ static void encode(const llama_minicache_codec * codec, const float * k_a, const
     const int64_t n_embd_k = shape.d_k * n_head;
     const int64_t n_embd_v = shape.d_v * n_head;
 
-    ggml_tensor * a      = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_embd_k + n_embd_v, n_tokens);
-    ggml_tensor * b      = ggml_dup_tensor(ctx, a);
+    ggml_tensor * kv[MINICACHE_CODE_LAYERS] = {};
+    for (int side = 0; side < codec->n_layer; ++side) {
+        kv[side] = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_embd_k + n_embd_v, n_tokens);
+    }
     ggml_tensor * data   = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, codec->size);
     ggml_tensor * rows_k = ggml_new_tensor_2d(ctx, GGML_TYPE_I8, minicache_code_bytes(shape.layout_k) * n_head, n_tokens);
     ggml_tensor * rows_v = ggml_new_tensor_2d(ctx, GGML_TYPE_I8, minicache_code_bytes(shape.layout_v) * n_head, n_tokens);
     ggml_tensor * rows   = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, n_tokens);
     ggml_tensor * base   = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_tokens);
-    ggml_tensor * r      = ggml_minicache_encode(ctx, a, b, data, rows_k, rows_v, rows, base, shape);
+    ggml_tensor * r      = ggml_minicache_encode(ctx, kv, data, rows_k, rows_v, rows, base, shape);
     if (reference) {
         ggml_minicache_encode_set_reference(r);
     }
     graph.allocate();
 
-    set_data(a, joined(k_a, v_a, n_embd_k, n_embd_v, n_tokens).data());
-    set_data(b, joined(k_b, v_b, n_embd_k, n_embd_v, n_tokens).data());
+    for (int side = 0; side < codec->n_layer; ++side) {
+        const float * k_side = k + side * n_tokens * n_embd_k;
+        const float * v_side = v + side * n_tokens * n_embd_v;
+        set_data(kv[side], joined(k_side, v_side, n_embd_k, n_embd_v, n_tokens).data());
+    }
     set_data(data, codec->data);
     set_data(base, bases);
 
@@ -221,12 +233,11 @@ static void encode(const llama_minicache_codec * codec, const float * k_a, const
     }
 }
 
-bool llama_minicache_encode(const llama_minicache_codec * codec, const float * k_a, const float * k_b, const float * v_a,
-    const float * v_b, const int32_t * bases, int64_t n_tokens, int32_t n_threads, bool reference, uint8_t * code_k,
-    uint8_t * code_v, float * distance_k, float * distance_v) {
-    return minicache_guarded([&] {
-        encode(codec, k_a, k_b, v_a, v_b, bases, n_tokens, n_threads, reference, code_k, code_v, distance_k, distance_v);
-    });
+bool llama_minicache_encode(const llama_minicache_codec * codec, const float * k, const float * v, const int32_t * bases,
+    int64_t n_tokens, int32_t n_threads, bool reference, uint8_t * code_k, uint8_t * code_v, float * distance_k,
+    float * distance_v) {
+    return minicache_guarded(
+        [&] { encode(codec, k, v, bases, n_tokens, n_threads, reference, code_k, code_v, distance_k, distance_v); });
 }
 
 // one layer's K, or V, of all KV heads of a token
@@ -235,6 +246,7 @@ static void decode_token(const llama_minicache_codec & codec, const minicache_co
     const minicache_codec_offsets o      = minicache_codec_offsets_of(shape);
     const minicache_code_layout   layout = is_v ? shape.layout_v : shape.layout_k;
 
+    const int64_t n    = layout.n_layer;
     const int64_t d    = is_v ? shape.d_v : shape.d_k;
     const int64_t r    = minicache_code_size(layout);
     const auto *  data = (const char *) codec.data;
@@ -246,8 +258,8 @@ static void decode_token(const llama_minicache_codec & codec, const minicache_co
         minicache_code_coefficients(layout, row, coefficients.data());
 
         float mag[2];
-        memcpy(mag, data + o.mag + (h * 8 + is_v * 4 + side * 2) * sizeof(float), sizeof(mag));
-        memcpy(decoder.data(), data + (is_v ? o.dec_v : o.dec_k) + (h * 2 + side) * d * r * sizeof(ggml_fp16_t),
+        memcpy(mag, data + o.mag + ((h * 2 + is_v) * n + side) * sizeof(mag), sizeof(mag));
+        memcpy(decoder.data(), data + (is_v ? o.dec_v : o.dec_k) + (h * n + side) * d * r * sizeof(ggml_fp16_t),
             decoder.size() * sizeof(ggml_fp16_t));
 
         const double m = minicache_code_mag_value(row[side], mag[0], mag[1]);
@@ -288,7 +300,7 @@ bool llama_minicache_decode(const llama_minicache_codec * codec, const uint8_t *
     return minicache_guarded([&] {
         const minicache_code_shape shape = checked_shape(codec);
         check(code_k && code_v && bases && k && v, "arrays must not be NULL");
-        check(side == 0 || side == 1, "side must be 0 or 1");
+        check_side(side, shape);
 
         for (int64_t i = 0; i < n_tokens; ++i) {
             float * k_i = k + i * shape.n_head_kv * shape.d_k;
@@ -329,7 +341,7 @@ static void check_args(const llama_minicache_attention_args & a, const code_entr
         return;
     }
     check(codes->code_k && codes->code_v && codes->bases, "code_k, code_v and bases must not be NULL");
-    check(codes->side == 0 || codes->side == 1, "side must be 0 or 1");
+    check_side(codes->side, codes->shape);
     check(codes->shape.d_k == a.head_size && codes->shape.d_v == a.head_size, "the codec is for another head size");
     check(codes->shape.n_head_kv == a.n_head_kv, "the codec is for another n_head_kv");
 }
@@ -443,6 +455,7 @@ static void attention(const llama_minicache_attention_args & a, const code_entri
         codes ? codes->side : 0,
         /*.block =*/n_slot > 0 ? a.retain_block : 0,
         a.reference ? 1 : 0,
+        /*.window =*/0,
     };
     ggml_tensor * q_heads = ggml_permute(ctx, q, 0, 2, 1, 3);
     ggml_tensor * r =

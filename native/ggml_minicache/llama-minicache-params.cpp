@@ -40,7 +40,9 @@ static void check_settings(const minicache_settings & s) {
         "pool type must be f16, q8_0 or cache");
 
     std::set<int32_t> seen;
-    for (const auto & [a, b] : s.pairs) {
+    for (const minicache_layers & pair : s.plan ? std::vector<minicache_layers>() : s.groups) {
+        const int32_t     a    = pair[0];
+        const int32_t     b    = pair[1];
         const std::string name = std::to_string(a) + "-" + std::to_string(b);
         check(a >= 0 && b > a, "pair " + name + " must be two layer numbers, the shallower first");
         check(seen.insert(a).second && seen.insert(b).second,
@@ -57,9 +59,9 @@ static void apply_plan(minicache_settings & s) {
     if (s.mode == LLAMA_MINICACHE_MODE_ALIGNED) {
         s.t = s.plan->t;
     }
-    s.pairs.clear();
-    for (const minicache_plan_pair & pair : s.plan->pairs) {
-        s.pairs.emplace_back(pair.a, pair.b);
+    s.groups.clear();
+    for (const minicache_plan_group & group : s.plan->groups) {
+        s.groups.push_back(group.layers);
     }
 }
 
@@ -86,7 +88,7 @@ minicache_settings minicache_settings_from(const llama_minicache_params & params
 
     check(params.n_pairs >= 0 && (params.n_pairs == 0 || params.pairs), "n_pairs says there are pairs, but none are given");
     for (int32_t i = 0; i < params.n_pairs; ++i) {
-        s.pairs.emplace_back(params.pairs[2 * i], params.pairs[2 * i + 1]);
+        s.groups.push_back({ params.pairs[2 * i], params.pairs[2 * i + 1] });
     }
     check(s.mode == LLAMA_MINICACHE_MODE_SLERP || s.mode == LLAMA_MINICACHE_MODE_AVERAGE || params.plan,
         "mode must be SLERP or AVERAGE: the others come with a plan");
@@ -157,11 +159,11 @@ static void set_key(minicache_settings & s, const std::string & key, const std::
         check(value == "0" || value == "1", "strict=" + value + " must be 0 or 1");
         s.strict = value == "1";
     } else if (key == "pairs") {
-        s.pairs.clear();
+        s.groups.clear();
         for (const std::string & pair : split(value, ';')) {
             const std::vector<std::string> ab = split(pair, '-');
             check(ab.size() == 2, "pairs=" + value + " must look like 8-9;10-11");
-            s.pairs.emplace_back(whole_number_of(key, ab[0]), whole_number_of(key, ab[1]));
+            s.groups.push_back({ whole_number_of(key, ab[0]), whole_number_of(key, ab[1]) });
         }
     } else if (key == "mode") {
         s.mode = mode_of(value);

@@ -7,14 +7,13 @@
 
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 struct minicache_settings {
     float   start       = 0.5f;
     int32_t start_layer = -1;
 
-    std::vector<std::pair<int32_t, int32_t>> pairs;  // { a, b }, empty: from the start layer on
+    std::vector<minicache_layers> groups;  // pairs { a, b }, or a plan's groups; empty: pairs from the start layer on
 
     float t      = 0.6f;
     float retain = 0.05f;
@@ -29,7 +28,7 @@ struct minicache_settings {
 
     llama_minicache_mode mode = LLAMA_MINICACHE_MODE_SLERP;
 
-    // decides pairs, mode, t, retain and pool_type; null: none of them
+    // decides groups, mode, t, retain and pool_type; null: none of them
     std::shared_ptr<const minicache_plan> plan;
 
     // cells that share a retained slot, 0 without a pool

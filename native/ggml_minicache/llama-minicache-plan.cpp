@@ -11,7 +11,7 @@
 #include <set>
 #include <stdexcept>
 
-static const uint32_t PLAN_VERSION = 2;  // 1: without types of single layers
+static const uint32_t PLAN_VERSION = 3;
 
 static void check(bool ok, const std::string & message) {
     if (!ok) {
@@ -103,12 +103,12 @@ class plan_reader {
     ggml_context_ptr data;
 };
 
-// of each pair, from the numbers of units of each width
+// of each group, from the numbers of units of each width
 static std::vector<minicache_code_layout> layouts_of(
-    const std::string & path, const std::vector<int32_t> & counts, size_t n_pair) {
-    check(counts.size() == MINICACHE_CODE_WIDTHS * n_pair, "plan " + path + " is damaged: its lists differ in length");
+    const std::string & path, const std::vector<int32_t> & counts, size_t n_group) {
+    check(counts.size() == MINICACHE_CODE_WIDTHS * n_group, "plan " + path + " is damaged: its lists differ in length");
 
-    std::vector<minicache_code_layout> layouts(n_pair);
+    std::vector<minicache_code_layout> layouts(n_group);
     for (size_t i = 0; i < counts.size(); ++i) {
         check(counts[i] >= 0 && counts[i] <= UINT8_MAX,
             "plan " + path + " is damaged: a code has " + std::to_string(counts[i]) + " units of one width");
@@ -138,80 +138,112 @@ std::string minicache_codec_flaw(const minicache_code_shape & shape, const void 
     return "";
 }
 
-// of a pair, whose sizes are known
+// of a group, whose layers and sizes are known
 static void read_code(const plan_reader & reader, const minicache_plan & plan, const minicache_code_layout & layout_k,
-    const minicache_code_layout & layout_v, minicache_plan_pair & pair) {
-    pair.shape.layout_k = layout_k;
-    pair.shape.layout_v = layout_v;
-    check(minicache_code_size(layout_k) <= 2 * pair.shape.d_k && minicache_code_size(layout_v) <= 2 * pair.shape.d_v,
+    const minicache_code_layout & layout_v, minicache_plan_group & group) {
+    const std::string first = std::to_string(group.layers[0]);
+    const int         n     = (int) group.layers.size();
+
+    group.shape.layout_k         = layout_k;
+    group.shape.layout_v         = layout_v;
+    group.shape.layout_k.n_layer = group.shape.layout_v.n_layer = (uint8_t) n;
+    check(minicache_code_size(layout_k) <= n * group.shape.d_k && minicache_code_size(layout_v) <= n * group.shape.d_v,
         "plan " + plan.path + " is damaged: a code is longer than what it codes");
 
-    pair.codec = reader.bytes("pair." + std::to_string(pair.a) + ".codec");
-    check((int64_t) pair.codec.size() == minicache_codec_offsets_of(pair.shape).size,
-        "plan " + plan.path + " is damaged: the codec of layer " + std::to_string(pair.a) + " has the wrong size");
+    group.codec = reader.bytes("group." + first + ".codec");
+    check((int64_t) group.codec.size() == minicache_codec_offsets_of(group.shape).size,
+        "plan " + plan.path + " is damaged: the codec of layer " + first + " has the wrong size");
 
-    const std::string flaw = minicache_codec_flaw(pair.shape, pair.codec.data());
-    check(flaw.empty(), "plan " + plan.path + " is damaged: the codec of layer " + std::to_string(pair.a) + " has " + flaw);
+    const std::string flaw = minicache_codec_flaw(group.shape, group.codec.data());
+    check(flaw.empty(), "plan " + plan.path + " is damaged: the codec of layer " + first + " has " + flaw);
 }
 
-static void read_pairs(const plan_reader & reader, minicache_plan & plan) {
-    const std::vector<int32_t> layers = reader.ints("minicache.pairs");
-    const std::vector<int32_t> sizes  = reader.ints("minicache.heads");
+// the layers of each group
+static std::vector<minicache_layers> read_layers(const plan_reader & reader, const minicache_plan & plan) {
+    const std::vector<int32_t> all   = reader.ints("minicache.groups");
+    const std::vector<int32_t> sizes = reader.ints("minicache.group_sizes");
 
-    const size_t n_pair = layers.size() / 2;
-    check(layers.size() == 2 * n_pair && sizes.size() == 3 * n_pair,
-        "plan " + plan.path + " is damaged: its lists differ in length");
+    std::vector<minicache_layers> groups;
+    std::set<int32_t>             seen;
+    size_t                        at = 0;
+    for (const int32_t n : sizes) {
+        check(n >= 1 && n <= MINICACHE_CODE_LAYERS && (size_t) n <= all.size() - at,
+            "plan " + plan.path + " is damaged: a group has no layers, or too many");
+        groups.emplace_back(all.begin() + at, all.begin() + at + n);
+        at += n;
+
+        const minicache_layers & layers = groups.back();
+        check(std::is_sorted(layers.begin(), layers.end()),
+            "plan " + plan.path + " is damaged: layers of a group are not in order");
+        check(
+            plan.mode == LLAMA_MINICACHE_MODE_CODE || n == 2, "plan " + plan.path + " is damaged: a group is not of two layers");
+        for (const int32_t il : layers) {
+            check(il >= 0 && il < plan.n_layer && seen.insert(il).second,
+                "plan " + plan.path + " is damaged: layer " + std::to_string(il) + " is in two groups, or there is none");
+        }
+    }
+    check(at == all.size(), "plan " + plan.path + " is damaged: its lists differ in length");
+    return groups;
+}
+
+static uint64_t hash_group(const minicache_plan_group & group, uint64_t h) {
+    const uint64_t n_layer = group.layers.size();
+
+    h = minicache_hash(&n_layer, sizeof(n_layer), h);
+    h = minicache_hash(group.layers.data(), n_layer * sizeof(int32_t), h);
+    h = minicache_hash(&group.shape, sizeof(group.shape), h);
+    h = minicache_hash(group.codec.data(), group.codec.size(), h);
+    for (const auto * basis : { &group.basis_k[0], &group.basis_k[1], &group.basis_v[0], &group.basis_v[1] }) {
+        const uint64_t n = basis->size();
+
+        h = minicache_hash(&n, sizeof(n), h);
+        h = minicache_hash(basis->data(), n * sizeof(float), h);
+    }
+    return h;
+}
+
+static void read_groups(const plan_reader & reader, minicache_plan & plan) {
+    const std::vector<minicache_layers> layers = read_layers(reader, plan);
+    const std::vector<int32_t>          sizes  = reader.ints("minicache.heads");
+
+    check(sizes.size() == 3 * layers.size(), "plan " + plan.path + " is damaged: its lists differ in length");
 
     const bool coded = plan.mode == LLAMA_MINICACHE_MODE_CODE;
 
     std::vector<minicache_code_layout> layouts_k;
     std::vector<minicache_code_layout> layouts_v;
     if (coded) {
-        layouts_k = layouts_of(plan.path, reader.ints("minicache.units_k"), n_pair);
-        layouts_v = layouts_of(plan.path, reader.ints("minicache.units_v"), n_pair);
+        layouts_k = layouts_of(plan.path, reader.ints("minicache.units_k"), layers.size());
+        layouts_v = layouts_of(plan.path, reader.ints("minicache.units_v"), layers.size());
     }
 
-    std::set<int32_t> seen;
-    for (size_t i = 0; i < n_pair; ++i) {
-        minicache_plan_pair pair = {};
-        pair.a                   = layers[2 * i];
-        pair.b                   = layers[2 * i + 1];
-        check(pair.a >= 0 && pair.a < pair.b && pair.b < plan.n_layer && seen.insert(pair.a).second && seen.insert(pair.b).second,
-            "plan " + plan.path + " is damaged: layers " + std::to_string(pair.a) + " and " + std::to_string(pair.b) +
-                " are no pair");
+    for (size_t i = 0; i < layers.size(); ++i) {
+        minicache_plan_group group = {};
+        group.layers               = layers[i];
         for (int j = 0; j < 3; ++j) {
             check(sizes[3 * i + j] > 0 && sizes[3 * i + j] <= 4096,
                 "plan " + plan.path + " is damaged: a head size makes no sense");
         }
-        pair.shape.n_head_kv = (int16_t) sizes[3 * i];
-        pair.shape.d_k       = (int16_t) sizes[3 * i + 1];
-        pair.shape.d_v       = (int16_t) sizes[3 * i + 2];
+        group.shape.n_head_kv = (int16_t) sizes[3 * i];
+        group.shape.d_k       = (int16_t) sizes[3 * i + 1];
+        group.shape.d_v       = (int16_t) sizes[3 * i + 2];
         if (coded) {
-            read_code(reader, plan, layouts_k[i], layouts_v[i], pair);
+            read_code(reader, plan, layouts_k[i], layouts_v[i], group);
         } else {
-            const std::string name = "pair." + std::to_string(pair.a) + ".basis_";
-            reader.bases(name + "k", pair.shape.d_k, pair.shape.n_head_kv, pair.basis_k);
-            reader.bases(name + "v", pair.shape.d_v, pair.shape.n_head_kv, pair.basis_v);
+            const std::string name = "group." + std::to_string(group.layers[0]) + ".basis_";
+            reader.bases(name + "k", group.shape.d_k, group.shape.n_head_kv, group.basis_k);
+            reader.bases(name + "v", group.shape.d_v, group.shape.n_head_kv, group.basis_v);
         }
-
-        plan.hash = minicache_hash(&pair.a, sizeof(pair.a), plan.hash);
-        plan.hash = minicache_hash(&pair.b, sizeof(pair.b), plan.hash);
-        plan.hash = minicache_hash(&pair.shape, sizeof(pair.shape), plan.hash);
-        plan.hash = minicache_hash(pair.codec.data(), pair.codec.size(), plan.hash);
-        for (const auto * basis : { &pair.basis_k[0], &pair.basis_k[1], &pair.basis_v[0], &pair.basis_v[1] }) {
-            const uint64_t n = basis->size();
-            plan.hash        = minicache_hash(&n, sizeof(n), plan.hash);
-            plan.hash        = minicache_hash(basis->data(), n * sizeof(float), plan.hash);
-        }
-        plan.pairs.push_back(std::move(pair));
+        plan.hash = hash_group(group, plan.hash);
+        plan.groups.push_back(std::move(group));
     }
 }
 
-// layers that are not paired and have types of their own: layer, type of K, type of V, as ggml numbers them
+// layers that are in no group and have types of their own: layer, type of K, type of V, as ggml numbers them
 static void read_plain(const plan_reader & reader, minicache_plan & plan) {
     std::set<int32_t> kept;
-    for (const minicache_plan_pair & pair : plan.pairs) {
-        kept.insert({ pair.a, pair.b });
+    for (const minicache_plan_group & group : plan.groups) {
+        kept.insert(group.layers.begin(), group.layers.end());
     }
     const std::vector<int32_t> numbers = reader.ints("minicache.plain");
     check(numbers.size() % 3 == 0, "plan " + plan.path + " is damaged: its lists differ in length");
@@ -238,8 +270,7 @@ static llama_minicache_mode mode_of(const plan_reader & reader, const std::strin
 std::shared_ptr<const minicache_plan> minicache_read_plan(const std::string & path) {
     const plan_reader reader(path);
 
-    check(reader.text("general.type") == "minicache-plan" && reader.u32("minicache.version") >= 1 &&
-              reader.u32("minicache.version") <= PLAN_VERSION,
+    check(reader.text("general.type") == "minicache-plan" && reader.u32("minicache.version") == PLAN_VERSION,
         path + " is no plan of this version: make it anew with `minicache calibrate`");
 
     auto plan         = std::make_shared<minicache_plan>();
@@ -259,8 +290,8 @@ std::shared_ptr<const minicache_plan> minicache_read_plan(const std::string & pa
     plan->hash = minicache_hash(&plan->mode, sizeof(plan->mode), plan->hash);
 
     check(plan->rope_block >= 0 && plan->rope_block <= 1 << 20, "plan " + path + " is damaged: its block makes no sense");
-    if (reader.has("minicache.pairs")) {  // GGUF has no empty lists
-        read_pairs(reader, *plan);
+    if (reader.has("minicache.groups")) {  // GGUF has no empty lists
+        read_groups(reader, *plan);
     }
     if (reader.has("minicache.plain")) {
         read_plain(reader, *plan);
@@ -311,10 +342,11 @@ void minicache_check_plan(const minicache_plan & plan, const llama_model & model
         "plan " + plan.path + " was made for another model (" + plan.fingerprint + ", this one is " + own +
             "): make one with `minicache calibrate`");
 
-    for (const minicache_plan_pair & pair : plan.pairs) {
-        check(pair.shape.n_head_kv == (int64_t) model.hparams.n_head_kv(pair.a) &&
-                  pair.shape.d_k == (int64_t) model.hparams.n_embd_head_k(pair.a) &&
-                  pair.shape.d_v == (int64_t) model.hparams.n_embd_head_v(pair.a),
-            "plan " + plan.path + " does not fit the heads of layer " + std::to_string(pair.a));
+    for (const minicache_plan_group & group : plan.groups) {
+        const int32_t first = group.layers[0];
+        check(group.shape.n_head_kv == (int64_t) model.hparams.n_head_kv(first) &&
+                  group.shape.d_k == (int64_t) model.hparams.n_embd_head_k(first) &&
+                  group.shape.d_v == (int64_t) model.hparams.n_embd_head_v(first),
+            "plan " + plan.path + " does not fit the heads of layer " + std::to_string(first));
     }
 }

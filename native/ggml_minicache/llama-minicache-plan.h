@@ -1,7 +1,7 @@
 #pragma once
 
-// A plan: a small GGUF file that says for one model which layers are paired and how each pair is kept. `minicache
-// calibrate` writes it; docs/plan.md has its keys.
+// A plan: a small GGUF file that says for one model which layers share storage, in groups, and how each group is kept.
+// `minicache calibrate` writes it; docs/plan.md has its keys.
 
 #include "ggml.h"
 #include "llama-minicache.h"
@@ -18,14 +18,15 @@ struct llama_model;
 
 static const int32_t MINICACHE_WINDOW_MAX = 65536;
 
-struct minicache_plan_pair {
-    int32_t a;
-    int32_t b;
+typedef std::vector<int32_t> minicache_layers;  // of a group, the deepest last
+
+struct minicache_plan_group {
+    minicache_layers layers;
 
     minicache_code_shape shape;  // n_rot and rope are the model's, set when a cache is made; without codes only the sizes
     std::vector<uint8_t> codec;  // as minicache_codec_offsets says; the frequencies are the model's
 
-    // of layers a and b, [n_head_kv][d][d]: a vector of the layer times its head's matrix is what is merged; empty where
+    // of a group of two, layers a and b, [n_head_kv][d][d]: a vector of the layer times its head's matrix is what is merged; empty where
     // a layer's vectors are merged as they are
     std::vector<float> basis_k[2];
     std::vector<float> basis_v[2];
@@ -46,23 +47,23 @@ struct minicache_plan {
 
     int32_t   n_layer;
     int32_t   rope_block;  // K is coded relative to the last multiple of it, 0: as it is
-    ggml_type type_k;      // of layers that are not paired, and of directions
+    ggml_type type_k;      // of layers that are in no group, and of directions
     ggml_type type_v;
     ggml_type pool_type;
     float     retain;
     int32_t   window;
 
-    std::vector<minicache_plan_pair> pairs;
+    std::vector<minicache_plan_group> groups;
 
-    std::map<int32_t, minicache_layer_types> plain;  // of layers that are not paired and have types of their own
+    std::map<int32_t, minicache_layer_types> plain;  // of layers that are in no group and have types of their own
 
-    // of a layer that is not paired
+    // of a layer that is in no group
     minicache_layer_types types_of(int32_t il) const {
         const auto it = plain.find(il);
         return it == plain.end() ? minicache_layer_types{ type_k, type_v } : it->second;
     }
 
-    uint64_t hash;  // of everything that a pair's rows depend on
+    uint64_t hash;  // of everything that a group's rows depend on
 };
 
 // Throws std::invalid_argument, saying what is wrong with the file.

@@ -7,8 +7,10 @@
 #include "llama-minicache-error.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
 
 template <size_t N>
@@ -72,26 +74,26 @@ static void report_plain(const llama_model & model, llama_memory_i & memory, lla
 // contexts with merged layers
 //
 
-static uint32_t retained_in_use(const llama_kv_cache_minicache & kv, const minicache_pair & pair) {
-    const std::vector<int32_t> slots = kv.read_slots(pair);
+static uint32_t retained_in_use(const llama_kv_cache_minicache & kv, const minicache_group & group) {
+    const std::vector<int32_t> slots = kv.read_slots(group);
 
     uint32_t n = 0;
-    for (int64_t s = 0; s < pair.slots->ne[2]; ++s) {
+    for (int64_t s = 0; s < group.slots->ne[2]; ++s) {
         for (int64_t i = kv.get_window(); i < kv.get_n_slot(); ++i) {
-            const int32_t cell = slots[2 * (s * pair.slots->ne[1] + i)] - 1;
+            const int32_t cell = slots[2 * (s * group.slots->ne[1] + i)] - 1;
             n += cell >= 0 && kv.is_cell_used(s, cell);
         }
     }
     return n;
 }
 
-// the window's slots of one pair, and its rows in each pool
+// the window's slots of one group, and its rows in each pool
 static uint64_t window_rows(const llama_kv_cache_minicache & kv) { return (uint64_t) kv.get_window() * kv.get_n_stream(); }
 
-static uint64_t window_bytes(const llama_kv_cache_minicache & kv, const minicache_pair & pair) {
-    uint64_t row = pair.slots->nb[1];
-    for (int side = 0; side < 2 && pair.pool_k[side]; ++side) {
-        row += pair.pool_k[side]->nb[1] + pair.pool_v[side]->nb[1];
+static uint64_t window_bytes(const llama_kv_cache_minicache & kv, const minicache_group & group) {
+    uint64_t row = group.slots->nb[1];
+    for (const ggml_tensor * pool : group.pools()) {
+        row += group.n_layer() * pool->nb[1];
     }
     return window_rows(kv) * row;
 }
@@ -99,11 +101,11 @@ static uint64_t window_bytes(const llama_kv_cache_minicache & kv, const minicach
 static void report_merged(const llama_model & model, const llama_kv_cache_minicache & kv, llama_minicache_report & r) {
     const llama_hparams & hp = model.hparams;
 
-    r.active       = !kv.get_pairs().empty();
+    r.active       = !kv.get_groups().empty();
     r.bytes        = allocated_bytes(kv);
     r.n_cells      = kv.get_size();
     r.n_stream     = kv.get_n_stream();
-    r.n_pair       = kv.get_pairs().size();
+    r.n_group      = kv.get_groups().size();
     r.retain_block = kv.get_block();
     r.window       = kv.get_window();
     r.t            = kv.get_settings().t;
@@ -116,28 +118,27 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
 
     const uint64_t n_rows = (uint64_t) kv.get_size() * kv.get_n_stream();
 
-    for (const minicache_pair & pair : kv.get_pairs()) {
-        r.bytes_directions += ggml_nbytes(pair.dir_k) + ggml_nbytes(pair.dir_v);
-        if (pair.is_coded()) {
+    for (const minicache_group & group : kv.get_groups()) {
+        r.bytes_directions += ggml_nbytes(group.dir_k) + ggml_nbytes(group.dir_v);
+        if (group.is_coded()) {
             // a code row begins with its magnitudes
-            const uint64_t magnitudes = (uint64_t) 2 * MINICACHE_CODE_MAG_BYTES * pair.n_head_kv * n_rows;
+            const uint64_t magnitudes = (uint64_t) 2 * minicache_code_mag_bytes(group.shape.layout_k) * group.n_head_kv * n_rows;
             r.bytes_directions -= magnitudes;
             r.bytes_magnitudes += magnitudes;
-            r.bytes_codec += ggml_nbytes(pair.codec);
-        } else if (pair.mag) {
-            r.bytes_magnitudes += ggml_nbytes(pair.mag);
+            r.bytes_codec += ggml_nbytes(group.codec);
+        } else if (group.mag) {
+            r.bytes_magnitudes += ggml_nbytes(group.mag);
         }
-        for (const ggml_tensor * basis : pair.bases()) {
+        for (const ggml_tensor * basis : group.bases()) {
             r.bytes_codec += ggml_nbytes(basis);
         }
         const uint64_t in_window = window_rows(kv);
-        r.bytes_index += ggml_nbytes(pair.slots) - in_window * pair.slots->nb[1];
-        for (int side = 0; side < 2 && pair.pool_k[side]; ++side) {
-            const uint64_t row = pair.pool_k[side]->nb[1] + pair.pool_v[side]->nb[1];
-            r.bytes_pool += ggml_nbytes(pair.pool_k[side]) + ggml_nbytes(pair.pool_v[side]) - in_window * row;
+        r.bytes_index += ggml_nbytes(group.slots) - in_window * group.slots->nb[1];
+        for (const ggml_tensor * pool : group.pools()) {
+            r.bytes_pool += ggml_nbytes(pool) - in_window * group.n_layer() * pool->nb[1];
         }
-        r.bytes_window += window_bytes(kv, pair);
-        r.n_retained += retained_in_use(kv, pair);
+        r.bytes_window += window_bytes(kv, group);
+        r.n_retained += retained_in_use(kv, group);
         r.n_retained_max += (kv.get_n_slot() - kv.get_window()) * kv.get_n_stream();
     }
 
@@ -147,8 +148,8 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
         r.bytes_f16 += rows_bytes(hp, il, GGML_TYPE_F16, GGML_TYPE_F16, n_rows);
     }
     r.bytes_same_type = r.bytes_plain;
-    for (const minicache_pair & pair : kv.get_pairs()) {
-        for (const uint32_t il : { pair.il_a, pair.il_b }) {
+    for (const minicache_group & group : kv.get_groups()) {
+        for (const int32_t il : group.layers) {
             r.bytes_f16 += rows_bytes(hp, il, GGML_TYPE_F16, GGML_TYPE_F16, n_rows);
             r.bytes_same_type += rows_bytes(hp, il, r.type_k, r.type_v, n_rows);
         }
@@ -164,13 +165,14 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
 }
 
 // running means of all streams together
-static void report_distances(const llama_kv_cache_minicache & kv, const minicache_pair & pair, llama_minicache_layer_report & r) {
-    const std::vector<int32_t> slots = kv.read_slots(pair);
+static void report_distances(
+    const llama_kv_cache_minicache & kv, const minicache_group & group, llama_minicache_layer_report & r) {
+    const std::vector<int32_t> slots = kv.read_slots(group);
 
     double sum_k = 0.0;
     double sum_v = 0.0;
-    for (int64_t s = 0; s < pair.slots->ne[2]; ++s) {
-        const int32_t * means = slots.data() + 2 * (s * pair.slots->ne[1] + kv.get_n_slot());
+    for (int64_t s = 0; s < group.slots->ne[2]; ++s) {
+        const int32_t * means = slots.data() + 2 * (s * group.slots->ne[1] + kv.get_n_slot());
         const int32_t   count = means[2];
 
         float mean_k;
@@ -192,7 +194,8 @@ static void report_layer(const llama_model & model, llama_memory_i * memory, con
     llama_minicache_layer_report & r) {
     const uint64_t n_rows = (uint64_t) whole.n_cells * whole.n_stream;
 
-    r.partner    = -1;
+    r.side = -1;
+    std::fill(std::begin(r.group), std::end(r.group), -1);
     r.type_k     = GGML_TYPE_COUNT;
     r.type_v     = GGML_TYPE_COUNT;
     r.distance_k = NAN;
@@ -201,24 +204,31 @@ static void report_layer(const llama_model & model, llama_memory_i * memory, con
 
     const auto * kv = dynamic_cast<llama_kv_cache_minicache *>(memory);
     if (kv) {
-        const minicache_layer & layer = kv->get_pairing().layers[il];
+        const minicache_layer & layer = kv->get_grouping().layers[il];
         r.kind                        = layer.kind;
-        r.partner                     = layer.partner;
+        for (size_t side = 0; side < layer.group.size(); ++side) {
+            r.group[side] = layer.group[side];
+            r.side        = layer.group[side] == il ? (int32_t) side : r.side;
+        }
         copy_text(r.reason, layer.reason);
     }
 
-    const int32_t ip = kv ? kv->find_pair(il) : -1;
-    if (ip >= 0) {
+    const int32_t ig = kv ? kv->find_group(il) : -1;
+    if (ig >= 0) {
+        const minicache_group & group = kv->get_group(ig);
+
         size_t bytes = 0;
-        for (const ggml_tensor * x : kv->get_pair(ip).tensors()) {
+        for (const ggml_tensor * x : group.tensors()) {
             bytes += ggml_nbytes(x);
         }
-        r.bytes = (bytes - window_bytes(*kv, kv->get_pair(ip))) / 2;
+        // shares add up, where the bytes are no multiple of the layers
+        bytes -= window_bytes(*kv, group);
+        r.bytes = bytes * (r.side + 1) / group.n_layer() - bytes * r.side / group.n_layer();
         if (!kv->is_coded()) {
             r.type_k = kv->get_type_k();
             r.type_v = kv->get_type_v();
         }
-        report_distances(*kv, kv->get_pair(ip), r);
+        report_distances(*kv, group, r);
     } else if (r.kind != LLAMA_MINICACHE_LAYER_NONE && dynamic_cast<llama_kv_cache *>(memory)) {
         const minicache_layer_types types = kv ? kv->get_plain_types(il) : minicache_layer_types{ whole.type_k, whole.type_v };
         r.type_k                          = types.k;

@@ -43,12 +43,11 @@ bool llama_minicache_parse_params(const char * text, llama_minicache_params * pa
         const minicache_settings s = minicache_settings_parse(text);
 
         pairs.clear();
-        for (const auto & [a, b] : s.pairs) {
-            pairs.push_back(a);
-            pairs.push_back(b);
+        for (const minicache_layers & pair : s.plan ? std::vector<minicache_layers>() : s.groups) {
+            pairs.insert(pairs.end(), pair.begin(), pair.end());
         }
         plan    = s.plan ? s.plan->path : "";
-        *params = { s.start, s.start_layer, pairs.empty() ? nullptr : pairs.data(), (int32_t) s.pairs.size(), s.t, s.retain,
+        *params = { s.start, s.start_layer, pairs.empty() ? nullptr : pairs.data(), (int32_t) pairs.size() / 2, s.t, s.retain,
             s.window, s.pool_type, s.strict, s.mode, s.plan ? plan.c_str() : nullptr, /*.observe =*/false };
     });
 }

@@ -2,9 +2,9 @@
 
 // MiniCache for llama.cpp: the public C API.
 //
-// A MiniCache context keeps one K and one V direction for two neighbouring layers (a pair), each layer's own
-// magnitudes, and a few retained tokens (Liu et al. 2024, arXiv 2405.14366). Everything else is llama.h, unchanged:
-// a context made here takes the same calls as any other.
+// A MiniCache context keeps one K and one V direction for two neighbouring layers (a pair), or one code for a group of 1 to 4,
+// each layer's own magnitudes, and a few retained tokens (Liu et al. 2024, arXiv 2405.14366). Everything else is llama.h,
+// unchanged: a context made here takes the same calls as any other.
 //
 // No function here throws or ends the process. A function that fails returns false or NULL, changes nothing, and leaves
 // one line that says what was wrong and what to do in llama_minicache_last_error().
@@ -23,7 +23,7 @@ extern "C" {
 // parameters
 //
 
-// how a pair is kept
+// how a group of layers is kept
 enum llama_minicache_mode {
     LLAMA_MINICACHE_MODE_SLERP   = 0,  // one direction, each layer's magnitudes: the paper's
     LLAMA_MINICACHE_MODE_AVERAGE = 1,  // the mean of both layers' vectors: what the paper compares with
@@ -136,9 +136,9 @@ struct llama_minicache_report {
     uint32_t n_cells;  // per stream
     uint32_t n_stream;
     uint32_t n_layer;
-    uint32_t n_pair;
+    uint32_t n_group;  // of layers that share storage
 
-    uint32_t n_retained;      // retained slots in use, over all pairs and streams
+    uint32_t n_retained;      // retained slots in use, over all groups and streams
     uint32_t n_retained_max;  // retained slots there are
     uint32_t retain_block;    // consecutive cells that share a slot, 0 without a pool
     uint32_t window;          // latest tokens of each stream that stay unmerged
@@ -161,24 +161,26 @@ struct llama_minicache_report {
 };
 
 enum llama_minicache_layer_kind {
-    LLAMA_MINICACHE_LAYER_NONE     = 0,  // keeps no K and V
-    LLAMA_MINICACHE_LAYER_PLAIN    = 1,
-    LLAMA_MINICACHE_LAYER_MERGED_A = 2,
-    LLAMA_MINICACHE_LAYER_MERGED_B = 3,
-    LLAMA_MINICACHE_LAYER_REFUSED  = 4,  // plain, though it was to be merged
+    LLAMA_MINICACHE_LAYER_NONE    = 0,  // keeps no K and V
+    LLAMA_MINICACHE_LAYER_PLAIN   = 1,
+    LLAMA_MINICACHE_LAYER_MERGED  = 2,  // in a group, with one direction or code for all its layers
+    LLAMA_MINICACHE_LAYER_REFUSED = 3,  // plain, though it was to be merged
 };
 
 struct llama_minicache_layer_report {
     enum llama_minicache_layer_kind kind;
 
-    int32_t  partner;  // the other layer of the pair, -1 if none
-    uint64_t bytes;    // the layer's plain bytes, or half of its pair's, what is the same at any context left out
+    // of the group that the layer is in, or was to be in: its layers, the deepest last, -1 behind them; all -1 if none
+    int32_t group[4];
+    int32_t side;  // the layer's number among them, -1 if none
 
-    // of the layer's K and V, or of its pair's directions; GGML_TYPE_COUNT for codes, and where the layer keeps none
+    uint64_t bytes;  // the layer's plain bytes, or its share of its group's, what is the same at any context left out
+
+    // of the layer's K and V, or of its group's directions; GGML_TYPE_COUNT for codes, and where the layer keeps none
     enum ggml_type type_k;
     enum ggml_type type_v;
 
-    // mean distance of the pair's K and V over all tokens and heads merged so far, NAN before the first: Ω/π, or, of a code,
+    // mean distance of the group's K and V over all tokens and heads merged so far, NAN before the first: Ω/π, or, of a code,
     // the squared error relative to the squared length
     float    distance_k;
     float    distance_v;
@@ -252,7 +254,7 @@ struct llama_minicache_attention_args {
 // result [n_q, n_head, head_size]
 LLAMA_API bool llama_minicache_attention(const struct llama_minicache_attention_args * args, float * result);
 
-// What a pair's shared codes are made and read with. Code rows are laid out as minicache-code.h says, a token's heads one
+// What a group's shared codes are made and read with. Code rows are laid out as minicache-code.h says, a token's heads one
 // after the other: [n_tokens, n_head_kv, bytes of a row].
 struct llama_minicache_codec {
     const void * data;  // codec as minicache-code.h says
@@ -262,6 +264,7 @@ struct llama_minicache_codec {
     int32_t units_k[7];
     int32_t units_v[7];
 
+    int32_t n_layer;  // of the group, 1 to 4
     int32_t head_size_k;
     int32_t head_size_v;
     int32_t n_head_kv;
@@ -269,13 +272,13 @@ struct llama_minicache_codec {
     int32_t n_rot;  // numbers of a head of K that RoPE turns
 };
 
-// K and V of both layers, [n_tokens, n_head_kv, head_size], K after RoPE, to code rows; `bases` [n_tokens] are the positions
-// that K is coded relative to, distance_k and distance_v [n_tokens, n_head_kv] the relative squared errors
-LLAMA_API bool llama_minicache_encode(const struct llama_minicache_codec * codec, const float * k_a, const float * k_b,
-    const float * v_a, const float * v_b, const int32_t * bases, int64_t n_tokens, int32_t n_threads, bool reference,
-    uint8_t * code_k, uint8_t * code_v, float * distance_k, float * distance_v);
+// K and V of all layers, [n_layer, n_tokens, n_head_kv, head_size], K after RoPE, to code rows; `bases` [n_tokens] are the
+// positions that K is coded relative to, distance_k and distance_v [n_tokens, n_head_kv] the relative squared errors
+LLAMA_API bool llama_minicache_encode(const struct llama_minicache_codec * codec, const float * k, const float * v,
+    const int32_t * bases, int64_t n_tokens, int32_t n_threads, bool reference, uint8_t * code_k, uint8_t * code_v,
+    float * distance_k, float * distance_v);
 
-// what code rows restore of layer a, side 0, or b, side 1; k and v [n_tokens, n_head_kv, head_size]
+// what code rows restore of layer `side` of the group, from 0 on; k and v [n_tokens, n_head_kv, head_size]
 LLAMA_API bool llama_minicache_decode(const struct llama_minicache_codec * codec, const uint8_t * code_k, const uint8_t * code_v,
     const int32_t * bases, int64_t n_tokens, int32_t side, float * k, float * v);
 

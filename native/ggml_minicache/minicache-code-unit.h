@@ -24,7 +24,7 @@ struct minicache_code_unit {
 static inline MINICACHE_HD struct minicache_code_unit minicache_code_unit_at(struct minicache_code_layout layout, int u) {
     struct minicache_code_unit unit = { 0, 0, 0 };
 
-    int offset = MINICACHE_CODE_MAG_BYTES;
+    int offset = minicache_code_mag_bytes(layout);
     for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
         const int n     = layout.n_unit[i];
         const int width = minicache_code_width(i);

@@ -1,20 +1,20 @@
 #pragma once
 
-// The shared code of a pair, byte by byte, free of any backend: the host and the device compile this very text.
+// The shared code of a group of n layers, byte by byte, free of any backend: the host and the device compile this very text.
 //
-// Per KV head, K (at its block-relative position, see below) and V of both layers are kept as one code: with u = x/|x|,
+// Per KV head, K (at its block-relative position, see below) and V of all layers are kept as one code: with u = x/|x|,
 //
-//   y = [w_a*u_a; w_b*u_b]                      2*d numbers; w are the weights of their squared errors
-//   z_c = gain_c * Σ_i D[i][c]*y_i              r coefficients, in units of their steps
-//   û_i = Σ_c D[i][c]*(L_c - (2^w_c - 1)/2)     rows 0..d-1 of D are layer a's decoder, rows d..2d-1 layer b's
-//   x̂_a = m_a*û_a,   x̂_b = m_b*û_b              each layer's own magnitude
+//   y = [w_0*u_0; w_1*u_1; ...]                 n*d numbers; w are the weights of their squared errors
+//   z_c = gain_c * Σ_i D[i][c]*y_i              r coefficients, in units of their steps, r <= n*d
+//   û_i = Σ_c D[i][c]*(L_c - (2^w_c - 1)/2)     rows s*d..s*d+d-1 of D are the decoder of layer s
+//   x̂_s = m_s*û_s                               each layer's own magnitude
 //
 // with the level L_c = z_c + (2^w_c - 1)/2 rounded and clamped to w_c bits. A magnitude m is one byte: 0 for 0, else
 // m = exp(log_min + (q - 1)*log_step). It is not |x|, as û is no unit vector, but what makes m*û as long as x where lengths
-// are weighed as errors are: m² = Σ w_i*x_i² / Σ w_i*û_i², over the layer's half; 0 where û is 0.
+// are weighed as errors are: m² = Σ w_i*x_i² / Σ w_i*û_i², over the layer's numbers; 0 where û is 0.
 //
-// A code row holds, for one KV head of one token: the byte of layer a's magnitude, the byte of layer b's, then the
-// segments from the widest to the narrowest. A segment of n coefficients of w bits is one or two planes: the upper bits of
+// A code row holds, for one KV head of one token: a byte of magnitude for each layer, a byte of 0 where that makes their number
+// even, then the segments from the widest to the narrowest. A segment of n coefficients of w bits is one or two planes: the upper bits of
 // all its levels, then the lower ones (8: 8; 6: 4 + 2; 5: 4 + 1; 4: 4; 3: 2 + 1; 2: 2; 1: 1). A plane of p bits is a
 // little-endian string of bits: level i has the bits i*p to i*p + p - 1. Coefficients come in units of 16, so planes are
 // whole numbers of 16-bit words. A token's row in the cache is the code rows of its KV heads, one after the other.
@@ -34,9 +34,9 @@
 #endif
 #endif
 
-#define MINICACHE_CODE_UNIT      16
-#define MINICACHE_CODE_WIDTHS    7
-#define MINICACHE_CODE_MAG_BYTES 2
+#define MINICACHE_CODE_UNIT   16
+#define MINICACHE_CODE_WIDTHS 7
+#define MINICACHE_CODE_LAYERS 4  // the most that share a code
 
 // bits of segment i, widest first
 static inline MINICACHE_HD int minicache_code_width(int i) { return i == 0 ? 8 : 7 - i; }  // 8 6 5 4 3 2 1
@@ -44,11 +44,16 @@ static inline MINICACHE_HD int minicache_code_width(int i) { return i == 0 ? 8 :
 // bits of the segment's upper plane, which may be all
 static inline MINICACHE_HD int minicache_code_upper(int width) { return width == 3 ? 2 : width == 5 || width == 6 ? 4 : width; }
 
-// units of 16 coefficients in each segment
+// units of 16 coefficients in each segment, and for how many layers a row has magnitudes
 struct minicache_code_layout {
     uint8_t n_unit[MINICACHE_CODE_WIDTHS];
-    uint8_t unused;
+    uint8_t n_layer;
 };
+
+// bytes of a row's magnitudes, behind which its segments begin
+static inline MINICACHE_HD int minicache_code_mag_bytes(struct minicache_code_layout layout) {
+    return layout.n_layer + layout.n_layer % 2;
+}
 
 // coefficients of a code
 static inline MINICACHE_HD int minicache_code_size(struct minicache_code_layout layout) {
@@ -61,7 +66,7 @@ static inline MINICACHE_HD int minicache_code_size(struct minicache_code_layout 
 
 // bytes of a code row, magnitudes included
 static inline MINICACHE_HD int minicache_code_bytes(struct minicache_code_layout layout) {
-    int n = MINICACHE_CODE_MAG_BYTES;
+    int n = minicache_code_mag_bytes(layout);
     for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
         n += MINICACHE_CODE_UNIT / 8 * minicache_code_width(i) * layout.n_unit[i];
     }
@@ -75,7 +80,7 @@ enum minicache_rope {
     MINICACHE_ROPE_HALVES     = 2,
 };
 
-// Everything that coding and attending need to know of a pair but the matrices.
+// Everything that coding and attending need to know of a group but the matrices. Both layouts are of the same number of layers.
 struct minicache_code_shape {
     struct minicache_code_layout layout_k;
     struct minicache_code_layout layout_v;
@@ -87,15 +92,15 @@ struct minicache_code_shape {
     int32_t rope;   // enum minicache_rope
 };
 
-// The codec of a pair is one array of float32 words, then float16 ones:
+// The codec of a group of n layers is one array of float32 words, then float16 ones:
 //   F32  freq     [n_rot/2]                radians per position of each turned pair of numbers
-//   F32  mag      [n_head_kv][4][2]        log_min and log_step of |K_a|, |K_b|, |V_a|, |V_b|
-//   F32  weight_k [n_head_kv][2*d_k]       w
+//   F32  mag      [n_head_kv][2*n][2]      log_min and log_step of |K| of each layer, then of |V|
+//   F32  weight_k [n_head_kv][n*d_k]       w
 //   F32  gain_k   [n_head_kv][r_k]
-//   F32  weight_v [n_head_kv][2*d_v]
+//   F32  weight_v [n_head_kv][n*d_v]
 //   F32  gain_v   [n_head_kv][r_v]
-//   F16  dec_k    [n_head_kv][2*d_k][r_k]  D
-//   F16  dec_v    [n_head_kv][2*d_v][r_v]
+//   F16  dec_k    [n_head_kv][n*d_k][r_k]  D
+//   F16  dec_v    [n_head_kv][n*d_v][r_v]
 // These are the offsets of its parts in bytes, and its size.
 struct minicache_codec_offsets {
     int64_t freq;
@@ -111,19 +116,20 @@ struct minicache_codec_offsets {
 
 static inline MINICACHE_HD struct minicache_codec_offsets minicache_codec_offsets_of(struct minicache_code_shape s) {
     const int64_t n   = s.n_head_kv;
+    const int64_t l   = s.layout_k.n_layer;
     const int64_t r_k = minicache_code_size(s.layout_k);
     const int64_t r_v = minicache_code_size(s.layout_v);
 
     struct minicache_codec_offsets o;
     o.freq     = 0;
     o.mag      = o.freq + 4 * (int64_t) (s.n_rot / 2);
-    o.weight_k = o.mag + 4 * n * 8;
-    o.gain_k   = o.weight_k + 4 * n * 2 * s.d_k;
+    o.weight_k = o.mag + 4 * n * 4 * l;
+    o.gain_k   = o.weight_k + 4 * n * l * s.d_k;
     o.weight_v = o.gain_k + 4 * n * r_k;
-    o.gain_v   = o.weight_v + 4 * n * 2 * s.d_v;
+    o.gain_v   = o.weight_v + 4 * n * l * s.d_v;
     o.dec_k    = o.gain_v + 4 * n * r_v;
-    o.dec_v    = o.dec_k + 2 * n * 2 * s.d_k * r_k;
-    o.size     = o.dec_v + 2 * n * 2 * s.d_v * r_v;
+    o.dec_v    = o.dec_k + 2 * n * l * s.d_k * r_k;
+    o.size     = o.dec_v + 2 * n * l * s.d_v * r_v;
     return o;
 }
 
@@ -160,7 +166,7 @@ static inline MINICACHE_HD void minicache_code_put(uint8_t * plane, int p, int i
 // the coefficients of a code row, L - (2^w - 1)/2, level by level
 static inline MINICACHE_HD void minicache_code_coefficients(
     struct minicache_code_layout layout, const uint8_t * row, float * out) {
-    const uint8_t * plane = row + MINICACHE_CODE_MAG_BYTES;
+    const uint8_t * plane = row + minicache_code_mag_bytes(layout);
     for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
         const int n     = MINICACHE_CODE_UNIT * layout.n_unit[i];
         const int width = minicache_code_width(i);

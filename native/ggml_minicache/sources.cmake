@@ -60,8 +60,8 @@ set(MINICACHE_LLAMA_SOURCES
     llama-minicache-params.cpp
     llama-minicache-plan.h
     llama-minicache-plan.cpp
-    llama-minicache-pairs.h
-    llama-minicache-pairs.cpp
+    llama-minicache-groups.h
+    llama-minicache-groups.cpp
     llama-minicache-report.cpp
     llama-kv-cache-minicache.h
     llama-kv-cache-minicache.cpp

@@ -78,7 +78,7 @@ struct llama_minicache_report {
     uint32_t n_cells;
     uint32_t n_stream;
     uint32_t n_layer;
-    uint32_t n_pair;
+    uint32_t n_group;
     uint32_t n_retained;
     uint32_t n_retained_max;
     uint32_t retain_block;
@@ -96,16 +96,16 @@ struct llama_minicache_report {
 };
 
 enum llama_minicache_layer_kind {
-    LLAMA_MINICACHE_LAYER_NONE     = 0,
-    LLAMA_MINICACHE_LAYER_PLAIN    = 1,
-    LLAMA_MINICACHE_LAYER_MERGED_A = 2,
-    LLAMA_MINICACHE_LAYER_MERGED_B = 3,
-    LLAMA_MINICACHE_LAYER_REFUSED  = 4,
+    LLAMA_MINICACHE_LAYER_NONE    = 0,
+    LLAMA_MINICACHE_LAYER_PLAIN   = 1,
+    LLAMA_MINICACHE_LAYER_MERGED  = 2,
+    LLAMA_MINICACHE_LAYER_REFUSED = 3,
 };
 
 struct llama_minicache_layer_report {
     enum llama_minicache_layer_kind kind;
-    int32_t  partner;
+    int32_t group[4];
+    int32_t side;
     uint64_t bytes;
     enum ggml_type type_k;
     enum ggml_type type_v;
@@ -175,6 +175,7 @@ struct llama_minicache_codec {
     int64_t      size;
     int32_t units_k[7];
     int32_t units_v[7];
+    int32_t n_layer;
     int32_t head_size_k;
     int32_t head_size_v;
     int32_t n_head_kv;
@@ -184,10 +185,8 @@ struct llama_minicache_codec {
 
 bool llama_minicache_encode(
         const struct llama_minicache_codec * codec,
-        const float   * k_a,
-        const float   * k_b,
-        const float   * v_a,
-        const float   * v_b,
+        const float   * k,
+        const float   * v,
         const int32_t * bases,
         int64_t         n_tokens,
         int32_t         n_threads,

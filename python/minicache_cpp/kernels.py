@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _native
+from .code_format import MAX_LAYERS, Layout
 from .errors import MiniCacheError
 from .ggml_types import GGML_TYPES, POOL_TYPES, GGMLType, cache_type
 
@@ -52,10 +53,11 @@ class Current(NamedTuple):
 
 @dataclass(frozen=True)
 class Codec:
-    """What a pair's shared codes are made and read with; `data` is laid out as minicache-code.h says.
+    """What a group's shared codes are made and read with; `data` is laid out as minicache-code.h says.
 
     units_k, units_v: units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits.
     rope: which numbers of a head of K RoPE turns together, "none", "neighbours" or "halves", among the first n_rot.
+    n_layer: the layers that share a code, 1 to 4.
     """
 
     data: bytes
@@ -66,13 +68,14 @@ class Codec:
     n_head_kv: int
     rope: str = "none"
     n_rot: int = 0
+    n_layer: int = 2
 
 
 class Codes(NamedTuple):
     k: Bytes  # [n_tokens, n_head_kv, bytes of a code row]
     v: Bytes
     distance_k: (
-        Floats  # [n_tokens, n_head_kv], squared errors relative to the squared lengths, of both layers
+        Floats  # [n_tokens, n_head_kv], squared errors relative to the squared lengths, mean of the layers
     )
     distance_v: Floats
 
@@ -164,38 +167,35 @@ def attention(
 
 
 def encode(
-    k_a: npt.ArrayLike,
-    k_b: npt.ArrayLike,
-    v_a: npt.ArrayLike,
-    v_b: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
     codec: Codec,
     *,
     bases: npt.ArrayLike | None = None,
     n_threads: int | None = None,
     reference: bool = False,
 ) -> Codes:
-    """Both layers' K (after RoPE) and V as shared codes.
+    """The K (after RoPE) and V of a group's layers as shared codes.
 
-    k_a, k_b, v_a, v_b: [n_tokens, n_head_kv, head_size].
+    k, v: [n_layer, n_tokens, n_head_kv, head_size].
     bases: [n_tokens], the positions that K is coded relative to, None for 0.
     reference: the plain scalar kernel in place of the vectorised one.
     """
     native, _keep = _codec(codec)
-    dims = ("n_tokens", "n_head_kv", "head_size")
-    arrays = {
-        name: _floats(name, x, dims) for name, x in (("k_a", k_a), ("k_b", k_b), ("v_a", v_a), ("v_b", v_b))
-    }
-    n_tokens, n_head_kv = len(arrays["k_a"]), codec.n_head_kv
-    for name, array in arrays.items():
-        _same(name, array, (n_tokens, n_head_kv, codec.head_size_k if name[0] == "k" else codec.head_size_v))
+    dims = ("n_layer", "n_tokens", "n_head_kv", "head_size")
+    k, v = _floats("k", k, dims), _floats("v", v, dims)
+    n_tokens, n_head_kv = k.shape[1], codec.n_head_kv
+    _same("k", k, (codec.n_layer, n_tokens, n_head_kv, codec.head_size_k))
+    _same("v", v, (codec.n_layer, n_tokens, n_head_kv, codec.head_size_v))
     rows = [
-        np.zeros((n_tokens, n_head_kv, _row_bytes(units)), np.uint8)
+        np.zeros((n_tokens, n_head_kv, _row_bytes(codec, units)), np.uint8)
         for units in (codec.units_k, codec.units_v)
     ]
     distances = [np.zeros((n_tokens, n_head_kv), np.float32) for _ in rows]
     done = _native.lib.llama_minicache_encode(
         native,
-        *map(_pointer, arrays.values()),
+        _pointer(k),
+        _pointer(v),
         _ints(_bases(bases, n_tokens)),
         n_tokens,
         _threads(n_threads),
@@ -215,7 +215,7 @@ def decode(
     *,
     bases: npt.ArrayLike | None = None,
 ) -> tuple[Floats, Floats]:
-    """K and V of layer a (side 0) or b (side 1) that code rows restore, [n_tokens, n_head_kv, head_size]."""
+    """K and V of layer `side` of the group, from 0 on, that code rows restore, [n_tokens, n_head_kv, head_size]."""
     native, _keep = _codec(codec)
     k_rows, v_rows = _rows(codec, code_k, code_v)
     k = np.zeros((*k_rows.shape[:2], codec.head_size_k), np.float32)
@@ -252,7 +252,7 @@ def code_attention(
     n_threads: int | None = None,
     reference: bool = False,
 ) -> Floats:
-    """As attention(), of layer a (side 0) or b (side 1), over code rows as encode() gives them.
+    """As attention(), of layer `side` of the group, from 0 on, over code rows as encode() gives them.
 
     code_k, code_v: [n_kv, n_head_kv, bytes of a code row].
     bases: [n_kv], the positions that K was coded relative to, None for 0.
@@ -272,9 +272,8 @@ def code_attention(
     )
 
 
-def _row_bytes(units: tuple[int, ...]) -> int:
-    """Bytes of a code row: two magnitudes, and 16 coefficients a unit."""
-    return 2 + sum(2 * width * n for width, n in zip((8, 6, 5, 4, 3, 2, 1), units, strict=True))
+def _row_bytes(codec: Codec, units: tuple[int, ...]) -> int:
+    return Layout(units).row_bytes(codec.n_layer)
 
 
 def _codec(codec: Codec) -> tuple[Any, Any]:
@@ -284,6 +283,8 @@ def _codec(codec: Codec) -> tuple[Any, Any]:
             raise MiniCacheError(
                 f"{name}={getattr(codec, name)!r} must be 7 numbers, for 8, 6, 5, 4, 3, 2 and 1 bits"
             )
+    if not 1 <= codec.n_layer <= MAX_LAYERS:
+        raise MiniCacheError(f"n_layer={codec.n_layer!r} is outside its range, 1 to {MAX_LAYERS}")
     if codec.rope not in ROPES:
         raise MiniCacheError(f"rope={codec.rope!r}; choose one of {', '.join(ROPES)}")
     data = _native.ffi.from_buffer("char[]", codec.data)
@@ -294,6 +295,7 @@ def _codec(codec: Codec) -> tuple[Any, Any]:
             "size": len(codec.data),
             "units_k": codec.units_k,
             "units_v": codec.units_v,
+            "n_layer": codec.n_layer,
             "head_size_k": codec.head_size_k,
             "head_size_v": codec.head_size_v,
             "n_head_kv": codec.n_head_kv,
@@ -308,7 +310,7 @@ def _rows(codec: Codec, code_k: npt.ArrayLike, code_v: npt.ArrayLike) -> tuple[B
     rows: list[Bytes] = []
     for name, value, units in (("code_k", code_k, codec.units_k), ("code_v", code_v, codec.units_v)):
         array = np.ascontiguousarray(value)
-        shape = (len(rows[0]) if rows else len(array), codec.n_head_kv, _row_bytes(units))
+        shape = (len(rows[0]) if rows else len(array), codec.n_head_kv, _row_bytes(codec, units))
         if array.dtype != np.uint8 or array.shape != shape or not array.size:
             raise MiniCacheError(
                 f"{name} is {array.dtype} {_shape(array)}; with this codec it must be uint8 {list(shape)}"

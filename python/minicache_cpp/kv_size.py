@@ -223,9 +223,8 @@ def n_slots(block: int, cells: int) -> int:
 def _unmerged_bytes(layer: Layer, n_layer: int, spec: CacheSpec, pool_type: str, n: int) -> int:
     """The tokens that a group of such layers keeps as they are, in the window or retained, and the index of them."""
     pool_k, pool_v = _pool_types(spec, pool_type)
-    return n_layer * (_rows(pool_k, layer.n_k, n) + _rows(pool_v, layer.n_v, n)) + _aligned(
-        SLOT_BYTES * (n + SLOT_EXTRA)
-    )
+    rows = _rows(pool_k, layer.n_k, n_layer * n) + _rows(pool_v, layer.n_v, n_layer * n)
+    return rows + _aligned(SLOT_BYTES * (n + SLOT_EXTRA))
 
 
 def _pool_types(spec: CacheSpec, pool_type: str) -> tuple[GGMLType, GGMLType]:

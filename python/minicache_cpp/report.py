@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,14 +23,15 @@ def mib(n_bytes: float) -> str:
 class LayerReport:
     """One layer's part of the cache."""
 
-    kind: str  # "none", "plain", "merged a", "merged b" or "refused"
-    partner: int | None
-    bytes: int  # a merged layer's are half of its pair's
+    kind: str  # "none", "plain", "merged" or "refused"
+    group: tuple[int, ...] | None  # the layers that it shares storage with, or was to, itself among them
+    side: int | None  # its number in the group
+    bytes: int  # a merged layer's are its share of its group's
     type_k: (
         str | None
-    )  # of its K, or of its pair's directions; None for codes, and where the layer keeps none
+    )  # of its K, or of its group's directions; None for codes, and where the layer keeps none
     type_v: str | None
-    # mean Ω/π of the pair's merged tokens, or, of a code, squared error over squared length; None before the first
+    # mean Ω/π of the group's merged tokens, or, of a code, squared error over squared length; None before the first
     distance_k: float | None
     distance_v: float | None
     n_merged: int
@@ -75,18 +78,19 @@ class KVReport:
     pool_type: str | None
     t: float | None
     retain: float | None  # as granted, one token in a whole number
-    retained: int  # retained tokens held now, over all pairs and streams
+    retained: int  # retained tokens held now, over all groups and streams
     retained_max: int
     window: int  # tokens of each stream, the latest, that stay unmerged
-    pairs: list[tuple[int, int]]
+    groups: list[tuple[int, ...]]  # of layers that share storage
+    pairs: list[tuple[int, int]]  # neighbours in them: (0, 1), (1, 2) of a group of three
     layers: list[LayerReport]
     note: str  # why no layer is merged where that was asked for
     fallback: str  # which ops of which device run on the CPU in place of it, "" for none
 
     @property
     def distance(self) -> float | None:
-        """The mean distance over the pairs that have merged something."""
-        distances = [self.layers[a].distance for a, _ in self.pairs]
+        """The mean distance over the groups that have merged something."""
+        distances = [self.layers[group[0]].distance for group in self.groups]
         known = [distance for distance in distances if distance is not None]
         return sum(known) / len(known) if known else None
 
@@ -115,9 +119,9 @@ class KVReport:
         streams = f" x {self.n_stream} streams" if self.n_stream > 1 else ""
         lines = [f"KV cache of {self.n_cells} cells{streams}, K {self.type_k}, V {self.type_v}"]
         if self.active:
-            pairs = ", ".join(f"{a}+{b}" for a, b in self.pairs)
+            groups = ", ".join(map(group_name, self.groups))
             exact = f", the last {self.window} tokens unmerged" if self.window else ""
-            lines.append(f"merged layers {pairs}; {self._how()}, {_retained(self.retain)}{exact}")
+            lines.append(f"merged layers {groups}; {self._how()}, {_retained(self.retain)}{exact}")
             if self.mode == "aligned" and not self.can_shift:
                 lines.append(NO_SHIFT)
         elif self.note:
@@ -162,10 +166,12 @@ class KVReport:
             coded = "mean squared error, relative to the squared length"
             directions = "mean distance (0: the same direction, 0.5: unrelated)"
             lines.append(coded if self.mode == "code" else directions)
-            for a, b in self.pairs:
-                layer = self.layers[a]
+            for group in self.groups:
+                layer = self.layers[group[0]]
                 if layer.distance is not None:
-                    lines.append(f"  layers {a}+{b}:  K {layer.distance_k:.3f}  V {layer.distance_v:.3f}")
+                    lines.append(
+                        f"  layers {group_name(group)}:  K {layer.distance_k:.3f}  V {layer.distance_v:.3f}"
+                    )
         refused = [(i, layer.reason) for i, layer in enumerate(self.layers) if layer.kind == "refused"]
         lines += [f"layer {i} is not merged: {reason}" for i, reason in refused]
         return "\n".join(lines)
@@ -174,6 +180,11 @@ class KVReport:
 def types_name(type_k: str, type_v: str) -> str:
     """Of K and V, as tables name them."""
     return type_k if type_k == type_v else f"{type_k}/{type_v}"
+
+
+def group_name(layers: Sequence[int]) -> str:
+    """Of layers that share storage, as tables name them."""
+    return "+".join(map(str, layers))
 
 
 def _retained(retain: float | None) -> str:
@@ -191,7 +202,7 @@ def read_report(ctx: Any) -> KVReport:
     raw = ffi.new("struct llama_minicache_report *")
     _native.check(lib.llama_minicache_get_report(pointer, raw), "llama_minicache_get_report")
 
-    kinds = ("none", "plain", "merged a", "merged b", "refused")
+    kinds = ("none", "plain", "merged", "refused")
     layers = []
     for number in range(raw.n_layer):
         layer = ffi.new("struct llama_minicache_layer_report *")
@@ -201,7 +212,8 @@ def read_report(ctx: Any) -> KVReport:
         layers.append(
             LayerReport(
                 kind=kinds[layer.kind],
-                partner=layer.partner if layer.partner >= 0 else None,
+                group=tuple(one for one in layer.group if one >= 0) or None,
+                side=layer.side if layer.side >= 0 else None,
                 bytes=layer.bytes,
                 type_k=_type_name(layer.type_k),
                 type_v=_type_name(layer.type_v),
@@ -211,6 +223,7 @@ def read_report(ctx: Any) -> KVReport:
                 reason=_native.text(layer.reason),
             )
         )
+    groups = [one.group for one in layers if one.kind == "merged" and one.side == 0 and one.group]
     type_k, type_v = BY_NUMBER[raw.type_k].name, BY_NUMBER[raw.type_v].name
     pool = None
     if raw.retain_block or raw.window:
@@ -245,11 +258,8 @@ def read_report(ctx: Any) -> KVReport:
         retained=raw.n_retained,
         retained_max=raw.n_retained_max,
         window=raw.window,
-        pairs=[
-            (i, one.partner)
-            for i, one in enumerate(layers)
-            if one.kind == "merged a" and one.partner is not None
-        ],
+        groups=groups,
+        pairs=[pair for group in groups for pair in itertools.pairwise(group)],
         layers=layers,
         note=_native.text(raw.note),
         fallback=_native.text(raw.fallback),

@@ -19,6 +19,7 @@ struct coded_shape : attn_shape {
     minicache_rope rope    = MINICACHE_ROPE_HALVES;
     cell_bases     base    = ADVANCING;
     int            run     = 10;  // cells that share a base
+    int            n_layer = 2;
 };
 
 static codec_shape codec_shape_of(const coded_shape & p) {
@@ -29,6 +30,7 @@ static codec_shape codec_shape_of(const coded_shape & p) {
     s.d_v     = p.d_v;
     s.n_rot   = std::min(p.n_rot, p.d_k);
     s.rope    = p.rope;
+    s.n_layer = p.n_layer;
     return s;
 }
 
@@ -48,7 +50,8 @@ class test_attn_code : public test_attn {
             .add("n_rot", c.n_rot)
             .add("rope", (int) c.rope)
             .add("base", (int) c.base)
-            .add("run", c.run);
+            .add("run", c.run)
+            .add("n_layer", c.n_layer);
     }
 
     void build_cache(ggml_context * ctx) override {
@@ -155,7 +158,7 @@ class test_attn_code : public test_attn {
         for (size_t i = 0; i < data.size(); ++i) {
             const int  row  = (int) (i / n_row) / p.n_head_kv;
             const int  cell = row % n_cells();
-            const bool mag  = i % n_row < 2;
+            const bool mag  = (int) (i % n_row) < part.n_layer;
             const bool used = cell < p.n_kv && state(row / n_cells(), cell) == GGML_MINICACHE_CELL_MERGED;
             data[i]         = (uint8_t) random_int(rng, 0, mag && used ? 150 : 255);
         }
@@ -208,6 +211,24 @@ void add_attn_code_cases(test_cases & cases) {
             p.units_v[i] = n;
             p.side       = n % 2;
             add(p);
+        }
+    }
+    for (const int n_layer : { 1, 2, 3, 4 }) {
+        for (int side = 0; side < n_layer; ++side) {
+            for (const int n_tps : { 1, 7, 33 }) {
+                for (const bool full : { false, true }) {
+                    coded_shape p;
+                    p.n_layer = n_layer;
+                    p.side    = side;
+                    p.n_tps   = n_tps;
+                    p.rope    = side % 2 ? MINICACHE_ROPE_NEIGHBOURS : MINICACHE_ROPE_HALVES;
+                    p.threads = 1 + (n_layer + side) % 4;
+                    if (full) {  // as many coefficients as numbers
+                        p.units_k = p.units_v = { 0, 0, 0, n_layer, n_layer, n_layer, p.d_k / 16 * n_layer - 3 * n_layer };
+                    }
+                    add(p);
+                }
+            }
         }
     }
     for (int flags = 1; flags < 4; ++flags) {

@@ -24,11 +24,12 @@ std::string units_name(const code_units & units) {
     return name;
 }
 
-minicache_code_layout layout_of(const code_units & units) {
+minicache_code_layout layout_of(const code_units & units, int n_layer) {
     minicache_code_layout layout = {};
     for (int i = 0; i < 7; ++i) {
         layout.n_unit[i] = (uint8_t) units[i];
     }
+    layout.n_layer = (uint8_t) n_layer;
     return layout;
 }
 
@@ -37,7 +38,7 @@ int codec_part::row_bytes() const {
     for (const int width : widths) {
         n_bit += width;
     }
-    return 2 + n_bit / 8;
+    return mag_bytes() + n_bit / 8;
 }
 
 // `n` bits from bit `first` on, the lowest first
@@ -52,7 +53,7 @@ static int bits_of(const uint8_t * bytes, int first, int n) {
 std::vector<int> codec_part::levels(const uint8_t * row) const {
     std::vector<int> result;
 
-    int bit = 16;
+    int bit = 8 * mag_bytes();
     for (int i = 0; i < 7; ++i) {
         const int n     = 16 * units[i];
         const int upper = PLANES[i][0];
@@ -70,7 +71,7 @@ std::vector<double> codec_part::decode(int head, int side, const uint8_t * row) 
 
     std::vector<double> u(d, 0.0);
     for (int i = 0; i < d; ++i) {
-        const float * x = dec.data() + ((size_t) head * 2 * d + side * d + i) * r();
+        const float * x = dec.data() + (((size_t) head * n_layer + side) * d + i) * r();
         for (int c = 0; c < r(); ++c) {
             u[i] += x[c] * (l[c] - level_half(c));
         }
@@ -79,15 +80,16 @@ std::vector<double> codec_part::decode(int head, int side, const uint8_t * row) 
 }
 
 double codec_part::magnitude(int head, int side, const uint8_t * row) const {
-    const float * m = mag.data() + (head * 2 + side) * 2;
+    const float * m = mag.data() + (head * n_layer + side) * 2;
     return row[side] == 0 ? 0.0 : exp(m[0] + (row[side] - 1) * (double) m[1]);
 }
 
-static codec_part new_part(const code_units & units, int d, int n_head_kv) {
+static codec_part new_part(const code_units & units, int d, int n_head_kv, int n_layer) {
     codec_part part;
     part.units     = units;
     part.d         = d;
     part.n_head_kv = n_head_kv;
+    part.n_layer   = n_layer;
     for (int i = 0; i < 7; ++i) {
         part.widths.insert(part.widths.end(), 16 * units[i], WIDTHS[i]);
     }
@@ -95,9 +97,9 @@ static codec_part new_part(const code_units & units, int d, int n_head_kv) {
 }
 
 test_codec::test_codec(const codec_shape & s, int n_head_kv) :
-    k(new_part(s.units_k, s.d_k, n_head_kv)), v(new_part(s.units_v, s.d_v, n_head_kv)), shape{} {
-    shape.layout_k  = layout_of(s.units_k);
-    shape.layout_v  = layout_of(s.units_v);
+    k(new_part(s.units_k, s.d_k, n_head_kv, s.n_layer)), v(new_part(s.units_v, s.d_v, n_head_kv, s.n_layer)), shape{} {
+    shape.layout_k  = layout_of(s.units_k, s.n_layer);
+    shape.layout_v  = layout_of(s.units_v, s.n_layer);
     shape.d_k       = (int16_t) s.d_k;
     shape.d_v       = (int16_t) s.d_v;
     shape.n_head_kv = (int16_t) n_head_kv;
@@ -125,7 +127,7 @@ static void orthonormalize(std::vector<double> & x, int rows, int columns) {
 }
 
 static void draw_part(codec_part & part, rng_t & rng, decoders how) {
-    const int rows = 2 * part.d;
+    const int rows = part.n_layer * part.d;
     const int r    = part.r();
 
     for (int h = 0; h < part.n_head_kv; ++h) {
@@ -140,7 +142,7 @@ static void draw_part(codec_part & part, rng_t & rng, decoders how) {
         }
         for (int i = 0; i < rows; ++i) {
             for (int c = 0; c < r; ++c) {
-                // numbers of two weighted unit vectors in any direction are about sqrt(1/d) large: four deviations fit
+                // numbers of weighted unit vectors in any direction are about sqrt(1/d) large: four deviations fit
                 const double step = 8.0 / sqrt(part.d) / (1 << part.widths[c]);
                 const double y    = x[i * r + c] * step / sqrt(weight[i]);
                 part.dec.push_back(ggml_fp16_to_fp32(ggml_fp32_to_fp16((float) y)));
@@ -150,7 +152,7 @@ static void draw_part(codec_part & part, rng_t & rng, decoders how) {
             }
         }
         part.weight.insert(part.weight.end(), weight.begin(), weight.end());
-        for (int side = 0; side < 2; ++side) {
+        for (int side = 0; side < part.n_layer; ++side) {
             part.mag.push_back(logf(0.1f + 0.1f * (float) h));
             part.mag.push_back(0.02f + 0.005f * (float) side);
         }
@@ -165,8 +167,10 @@ void test_codec::draw(rng_t & rng, decoders how) {
 void test_codec::set(ggml_tensor * tensor) const {
     std::vector<float> words = freq;
     for (int h = 0; h < k.n_head_kv; ++h) {
-        words.insert(words.end(), k.mag.begin() + 4 * h, k.mag.begin() + 4 * (h + 1));
-        words.insert(words.end(), v.mag.begin() + 4 * h, v.mag.begin() + 4 * (h + 1));
+        for (const codec_part * part : { &k, &v }) {
+            const int n = 2 * part->n_layer;
+            words.insert(words.end(), part->mag.begin() + n * h, part->mag.begin() + n * (h + 1));
+        }
     }
     for (const codec_part * part : { &k, &v }) {
         words.insert(words.end(), part->weight.begin(), part->weight.end());

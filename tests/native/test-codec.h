@@ -10,21 +10,24 @@
 using code_units = std::vector<int>;
 
 std::string           units_name(const code_units & units);
-minicache_code_layout layout_of(const code_units & units);
+minicache_code_layout layout_of(const code_units & units, int n_layer);
 
 // K or V of all KV heads
 struct codec_part {
     code_units       units;
     int              d;
     int              n_head_kv;
+    int              n_layer;
     std::vector<int> widths;  // [r]
 
-    std::vector<float> mag;     // [n_head_kv][2][2]
-    std::vector<float> weight;  // [n_head_kv][2*d]
+    std::vector<float> mag;     // [n_head_kv][n_layer][2]
+    std::vector<float> weight;  // [n_head_kv][n_layer*d]
     std::vector<float> gain;    // [n_head_kv][r]
-    std::vector<float> dec;     // [n_head_kv][2*d][r]
+    std::vector<float> dec;     // [n_head_kv][n_layer*d][r]
 
     int r() const { return (int) widths.size(); }
+
+    int mag_bytes() const { return n_layer + n_layer % 2; }
 
     int row_bytes() const;
 
@@ -43,12 +46,13 @@ struct codec_shape {
     int            d_v     = 64;
     int            n_rot   = 64;
     minicache_rope rope    = MINICACHE_ROPE_HALVES;
+    int            n_layer = 2;
 };
 
 // how the decoders are drawn
 enum decoders {
     GAUSSIAN,
-    ORTHONORMAL,  // after the weighting: with 2*d coefficients nothing is lost but rounding
+    ORTHONORMAL,  // after the weighting: with n_layer*d coefficients nothing is lost but rounding
 };
 
 struct test_codec {

@@ -20,6 +20,7 @@ struct retain_shape {
     int       stream_0  = 0;
     ggml_type type      = GGML_TYPE_F16;
     bool      coded     = false;  // rows of distances, as ggml_minicache_encode() gives them
+    int       n_layer   = 2;
     int       threads   = 1;
 };
 
@@ -42,6 +43,7 @@ class test_retain : public test_case {
             .add("stream_0", p.stream_0)
             .add("type", ggml_type_name(p.type))
             .add("coded", p.coded)
+            .add("n_layer", p.n_layer)
             .add("threads", p.threads)
             .str();
     }
@@ -51,25 +53,27 @@ class test_retain : public test_case {
 
     int n_threads() const override { return p.threads; }
 
-    size_t bytes() const override { return 2 * steps.size() * ggml_nbytes(steps[0].kv[0]); }
+    size_t bytes() const override { return p.n_layer * steps.size() * ggml_nbytes(steps[0].kv[0]); }
 
     void build(ggml_context * ctx, ggml_cgraph * gf, bool) override {
         slots = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, 2, n_slot + GGML_MINICACHE_SLOT_STATS, all_streams);
-        for (int i = 0; i < 4 && p.block > 0; ++i) {
-            pools[i] = ggml_new_tensor_3d(ctx, p.type, (int64_t) (i % 2 == 0 ? p.d_k : p.d_v) * p.n_head_kv, n_slot, all_streams);
+        for (int is_v = 0; is_v < 2 && p.block > 0; ++is_v) {
+            const int64_t n_embd = (int64_t) (is_v ? p.d_v : p.d_k) * p.n_head_kv;
+            pools[is_v]          = ggml_new_tensor_4d(ctx, p.type, n_embd, n_slot, all_streams, p.n_layer);
         }
         ggml_tensor * result = slots;
         for (step & st : steps) {
             const int64_t n_embd   = (int64_t) (p.d_k + p.d_v) * p.n_head_kv;
             const int64_t n_tokens = (int64_t) p.n_tps * p.n_stream;
 
-            st.kv[0]  = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_embd, n_tokens);
-            st.kv[1]  = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_embd, n_tokens);
+            for (int side = 0; side < p.n_layer; ++side) {
+                st.kv[side] = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_embd, n_tokens);
+            }
             st.merged = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, p.coded ? 2 * p.n_head_kv : n_embd + 6 * p.n_head_kv, n_tokens);
             st.rows   = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, n_tokens);
             st.cells  = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, n_kv(), p.n_stream);
-            result    = ggml_minicache_retain(ctx, result, st.merged, st.rows, st.cells, st.kv[0], st.kv[1], pools[0], pools[1],
-                pools[2], pools[3], { p.d_k, p.d_v, p.n_head_kv, p.block, p.n_cells, p.stream_0 });
+            result    = ggml_minicache_retain(ctx, result, st.merged, st.rows, st.cells, st.kv, pools[0], pools[1],
+                { p.d_k, p.d_v, p.n_head_kv, p.n_layer, p.block, p.n_cells, p.stream_0, /*.window =*/0 });
             ggml_build_forward_expand(gf, result);
         }
     }
@@ -108,8 +112,9 @@ class test_retain : public test_case {
                 if (f32_of(slot[2 * i + 1]) != it->second.distance) {
                     return INFINITY;
                 }
-                for (int which = 0; which < 4; ++which) {
-                    worst = std::max(worst, row_error(which, s, i, it->second));
+                for (int side = 0; side < p.n_layer; ++side) {
+                    worst = std::max(worst, row_error(side, false, s, i, it->second));
+                    worst = std::max(worst, row_error(side, true, s, i, it->second));
                 }
             }
             const stats & st = totals[s];
@@ -124,12 +129,12 @@ class test_retain : public test_case {
 
   private:
     struct step {
-        ggml_tensor * kv[2];
+        ggml_tensor * kv[MINICACHE_CODE_LAYERS];
         ggml_tensor * merged;
         ggml_tensor * rows;
         ggml_tensor * cells;
 
-        std::vector<float>   x[2];
+        std::vector<float>   x[MINICACHE_CODE_LAYERS];
         std::vector<float>   distance_k;  // [n_tokens], means over the heads
         std::vector<float>   distance_v;
         std::vector<int64_t> row_data;
@@ -154,7 +159,7 @@ class test_retain : public test_case {
     const int          n_slot;
 
     ggml_tensor *     slots;
-    ggml_tensor *     pools[4] = {};  // K_a, V_a, K_b, V_b
+    ggml_tensor *     pools[2] = {};  // K, V
     std::vector<step> steps{ N_STEP };
 
     std::map<std::pair<int, int>, holder> held;  // by stream and slot
@@ -179,7 +184,7 @@ class test_retain : public test_case {
             st.distance_k.push_back(mean[0]);
             st.distance_v.push_back(mean[1]);
         }
-        for (int side = 0; side < 2; ++side) {
+        for (int side = 0; side < p.n_layer; ++side) {
             st.x[side] = random_floats(rng, (size_t) n_tokens * n_embd);
             set_rows(st.kv[side], st.x[side]);
         }
@@ -244,19 +249,19 @@ class test_retain : public test_case {
         }
     }
 
-    double row_error(int which, int stream, int slot, const holder & h) const {
-        const ggml_tensor * pool  = pools[which];
-        const bool          is_v  = which % 2 == 1;
-        const int           n     = (int) pool->ne[0];
-        const float *       exact = steps[h.step].x[which / 2].data() + (size_t) h.token * (p.d_k + p.d_v) * p.n_head_kv +
-                                    (is_v ? p.d_k * p.n_head_kv : 0);
+    double row_error(int side, bool is_v, int stream, int slot, const holder & h) const {
+        const ggml_tensor * pool = pools[is_v];
+        const int           n    = (int) pool->ne[0];
+        const float *       exact =
+            steps[h.step].x[side].data() + (size_t) h.token * (p.d_k + p.d_v) * p.n_head_kv + (is_v ? p.d_k * p.n_head_kv : 0);
 
         std::vector<uint8_t> row(ggml_row_size(p.type, n));
         std::vector<float>   expected(n);
         std::vector<float>   x(n);
         ggml_get_type_traits(p.type)->from_float_ref(exact, row.data(), n);
         ggml_get_type_traits(p.type)->to_float(row.data(), expected.data(), n);
-        ggml_backend_tensor_get(pool, row.data(), stream * pool->nb[2] + slot * pool->nb[1], row.size());
+        const size_t at = side * pool->nb[3] + stream * pool->nb[2] + slot * pool->nb[1];
+        ggml_backend_tensor_get(pool, row.data(), at, row.size());
         ggml_get_type_traits(p.type)->to_float(row.data(), x.data(), n);
 
         return nmse(x.data(), expected.data(), n);
@@ -295,6 +300,18 @@ void add_retain_cases(test_cases & cases, bool perf) {
         shape.threads = 2;
         shape.d_v     = 32;
         add(shape);
+    }
+    for (const int n_layer : { 1, 2, 3, 4 }) {
+        for (const int n_stream : { 1, 2 }) {
+            retain_shape shape;
+            shape.coded    = true;
+            shape.n_layer  = n_layer;
+            shape.n_stream = n_stream;
+            shape.d_v      = 32;
+            shape.threads  = n_layer;
+            shape.type     = n_stream == 1 ? GGML_TYPE_F16 : GGML_TYPE_Q8_0;
+            add(shape);
+        }
     }
     for (const ggml_type type :
         { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_1, GGML_TYPE_Q4_0, GGML_TYPE_IQ4_NL }) {

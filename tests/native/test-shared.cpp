@@ -4,6 +4,7 @@
 #include "minicache-turn.h"
 #include "test-case.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -38,6 +39,7 @@ static minicache_code_layout random_layout(rng_t & rng) {
     for (uint8_t & n : layout.n_unit) {
         n = (uint8_t) random_int(rng, 0, 3);
     }
+    layout.n_layer = (uint8_t) random_int(rng, 1, MINICACHE_CODE_LAYERS);
     return layout;
 }
 
@@ -74,7 +76,7 @@ static bool units_hold(rng_t & rng) {
         for (uint16_t & word : row) {
             word = (uint16_t) random_int(rng, 0, 0xFFFF);
         }
-        again[0] = row[0];  // magnitudes
+        std::copy_n(row.begin(), minicache_code_mag_bytes(layout) / 2, again.begin());
 
         std::vector<float> expected(r);
         minicache_code_coefficients(layout, (const uint8_t *) row.data(), expected.data());
@@ -152,16 +154,16 @@ static bool plans_hold(rng_t & rng) {
         d.coded               = repeat % 2;
         d.d_k                 = sizes[random_int(rng, 0, 5)];
         d.d_v                 = random_int(rng, 0, 3) ? d.d_k : 32;
-        d.r_k                 = d.coded ? 16 * random_int(rng, 0, d.d_k / 8) : d.d_k;
-        d.r_v                 = d.coded ? 16 * random_int(rng, 0, d.d_v / 8) : d.d_v;
+        d.r_k                 = d.coded ? 16 * random_int(rng, 0, std::min(d.d_k / 4, 32)) : d.d_k;
+        d.r_v                 = d.coded ? 16 * random_int(rng, 0, std::min(d.d_v / 4, 32)) : d.d_v;
         d.n_gqa               = random_int(rng, 1, 16);
         d.n_head_kv           = random_int(rng, 1, 8);
         d.n_head              = d.n_gqa * d.n_head_kv;
         d.n_tps               = random_int(rng, 1, 64);
         d.n_stream            = random_int(rng, 1, 64);
         d.n_kv                = random_int(rng, 1, 200000);
-        d.bytes_k             = d.coded ? 2 + d.r_k / 2 : 2 * d.d_k;
-        d.bytes_v             = d.coded ? 2 + d.r_v / 2 : 2 * d.d_v;
+        d.bytes_k             = d.coded ? 4 + d.r_k / 2 : 2 * d.d_k;
+        d.bytes_v             = d.coded ? 4 + d.r_v / 2 : 2 * d.d_v;
 
         const minicache_attn_plan p = minicache_attn_plan_of(d, random_int(rng, 1, 600));
 

@@ -1,4 +1,4 @@
-"""Shared codes on arrays: both layers' K, or V, as one row of bytes per KV head, and attention over such rows.
+"""Shared codes on arrays: the K, or V, of a group of layers as one row of bytes per KV head, and attention over rows.
 
 Written from the text of `minicache-code.h`: unit vectors, weights, projections, levels, planes of bits, magnitudes.
 Arrays go token by token, [n_tokens, n_head_kv, ...], and everything is float64 up to where a number is stored.
@@ -6,6 +6,7 @@ Arrays go token by token, [n_tokens, n_head_kv, ...], and everything is float64 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -40,13 +41,14 @@ class Layout:
     def size(self) -> int:
         return UNIT * sum(self.units)
 
-    @property
-    def row_bytes(self) -> int:
-        return 2 + int(self.widths.sum()) // 8
+    def row_bytes(self, n_layer: int) -> int:
+        return n_layer + n_layer % 2 + int(self.widths.sum()) // 8
 
     def pack(self, mags: Bytes, levels: Ints) -> Bytes:
-        """Code rows [..., row_bytes] of magnitudes [..., 2] and levels [..., r]."""
+        """Code rows [..., row_bytes] of magnitudes [..., n_layer] and levels [..., r]."""
         parts = [mags.astype(np.uint8)]
+        if mags.shape[-1] % 2:
+            parts.append(np.zeros_like(parts[0][..., :1]))
         for width, segment in zip(WIDTHS, self._segments(levels), strict=True):
             rest = width
             for bits in PLANES[width]:
@@ -57,9 +59,9 @@ class Layout:
                 parts.append(np.packbits(string, axis=-1, bitorder="little"))
         return np.concatenate(parts, axis=-1)
 
-    def unpack(self, rows: Bytes) -> tuple[Bytes, Ints]:
-        """The magnitudes [..., 2] and levels [..., r] of code rows."""
-        first = 2
+    def unpack(self, rows: Bytes, n_layer: int) -> tuple[Bytes, Ints]:
+        """The magnitudes [..., n_layer] and levels [..., r] of code rows."""
+        first = n_layer + n_layer % 2
         levels = []
         for width, units in zip(WIDTHS, self.units, strict=True):
             segment = np.zeros((*rows.shape[:-1], UNIT * units), dtype=np.int64)
@@ -69,7 +71,7 @@ class Layout:
                 plane = string.reshape(*rows.shape[:-1], UNIT * units, bits) @ (1 << np.arange(bits))
                 segment, first = segment << bits | plane, last
             levels.append(segment)
-        return rows[..., :2], np.concatenate(levels, axis=-1)
+        return rows[..., :n_layer], np.concatenate(levels, axis=-1)
 
     def _segments(self, levels: Ints) -> list[Ints]:
         return np.split(levels.astype(np.int64), np.cumsum(UNIT * np.array(self.units))[:-1], axis=-1)
@@ -77,7 +79,7 @@ class Layout:
 
 class Code(NamedTuple):
     rows: Bytes  # [n, n_head_kv, row_bytes]
-    mags: Bytes  # [n, n_head_kv, 2]
+    mags: Bytes  # [n, n_head_kv, n_layer]
     levels: Ints  # [n, n_head_kv, r]
     projections: Array  # [n, n_head_kv, r]: how near to another level each was
     distance: Array  # [n, n_head_kv]
@@ -85,20 +87,24 @@ class Code(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """The codec of K, or of V, for all KV heads of a pair."""
+    """The codec of K, or of V, for all KV heads of a group."""
 
     layout: Layout
-    mag: Array  # [n_head_kv, 2, 2]: log_min and log_step of each layer
-    weight: Array  # [n_head_kv, 2*d]
+    mag: Array  # [n_head_kv, n_layer, 2]: log_min and log_step of each layer
+    weight: Array  # [n_head_kv, n_layer*d]
     gain: Array  # [n_head_kv, r]
-    decoder: Array  # [n_head_kv, 2*d, r], numbers of float16
+    decoder: Array  # [n_head_kv, n_layer*d, r], numbers of float16
+
+    @property
+    def n_layer(self) -> int:
+        return int(self.mag.shape[1])
 
     @property
     def head_size(self) -> int:
-        return int(self.weight.shape[1]) // 2
+        return int(self.weight.shape[1]) // self.n_layer
 
-    def project(self, unit_a: Array, unit_b: Array) -> Array:
-        y = self.weight * np.concatenate([unit_a, unit_b], axis=-1)
+    def project(self, units: Sequence[Array]) -> Array:
+        y = self.weight * np.concatenate(units, axis=-1)
         z: Array = self.gain * np.einsum("nhi,hic->nhc", y, self.decoder)
         return z
 
@@ -109,8 +115,8 @@ class Part:
     def decode(self, levels: Ints, side: int) -> Array:
         """û of one layer, [n, n_head_kv, d]."""
         coefficients = levels - (2.0**self.layout.widths - 1) / 2
-        half = slice(side * self.head_size, (side + 1) * self.head_size)
-        u_hat: Array = np.einsum("nhc,hic->nhi", coefficients, self.decoder[:, half])
+        own = slice(side * self.head_size, (side + 1) * self.head_size)
+        u_hat: Array = np.einsum("nhc,hic->nhi", coefficients, self.decoder[:, own])
         return u_hat
 
     def mag_byte(self, m: Array, side: int) -> Bytes:
@@ -123,20 +129,18 @@ class Part:
         log_min, log_step = self.mag[:, side].T
         return np.where(q > 0, np.exp(log_min + (q.astype(np.float64) - 1) * log_step), 0)
 
-    def encode(self, x_a: Array, x_b: Array) -> Code:
-        """Both layers' vectors [n, n_head_kv, d]; K as it would be at its block-relative position."""
-        z = self.project(unit(x_a), unit(x_b))
+    def encode(self, xs: Sequence[Array]) -> Code:
+        """The layers' vectors, each [n, n_head_kv, d]; K as it would be at its block-relative position."""
+        z = self.project([unit(x) for x in xs])
         levels = self.quantize(z)
-        mags, errors = zip(
-            *(self._magnitude(x, levels, side) for side, x in enumerate((x_a, x_b))), strict=True
-        )
+        mags, errors = zip(*(self._magnitude(x, levels, side) for side, x in enumerate(xs)), strict=True)
         rows = self.layout.pack(np.stack(mags, axis=-1), levels)
-        return Code(rows, rows[..., :2], levels, z, np.clip(sum(errors) / 2, 0, 1))
+        return Code(rows, rows[..., : len(xs)], levels, z, np.clip(sum(errors) / len(xs), 0, 1))
 
     def _magnitude(self, x: Array, levels: Ints, side: int) -> tuple[Bytes, Array]:
         x = np.asarray(x, dtype=np.float64)
         decoded = self.decode(levels, side)
-        weight = self.weight.reshape(len(self.weight), 2, -1)[:, side]
+        weight = self.weight.reshape(len(self.weight), self.n_layer, -1)[:, side]
         square = (weight * decoded**2).sum(-1)
         mag = np.sqrt((weight * x**2).sum(-1) / np.where(square > 0, square, np.inf))
         mags = self.mag_byte(np.minimum(mag, F32_MAX), side)
@@ -146,13 +150,13 @@ class Part:
 
     def restore(self, rows: Bytes, side: int) -> Array:
         """x̂ of one layer, [n, n_head_kv, d]."""
-        mags, levels = self.layout.unpack(rows)
+        mags, levels = self.layout.unpack(rows, self.n_layer)
         return self.mag_value(mags[..., side], side)[..., None] * self.decode(levels, side)
 
 
 @dataclass(frozen=True)
 class Codec:
-    """The codec of a pair."""
+    """The codec of a group."""
 
     k: Part
     v: Part
@@ -162,6 +166,10 @@ class Codec:
     @property
     def n_head_kv(self) -> int:
         return len(self.k.gain)
+
+    @property
+    def n_layer(self) -> int:
+        return self.k.n_layer
 
     def turn(self, k: Array, positions: npt.ArrayLike) -> Array:
         """RoPE of rows [n, n_head_kv, d] by positions [n]."""
@@ -177,13 +185,13 @@ class Codec:
         turned[..., first], turned[..., second] = z.real, z.imag
         return turned
 
-    def encode_k(self, k_a: Array, k_b: Array, bases: npt.ArrayLike) -> Code:
-        """K of both layers after RoPE, coded relative to the bases [n]."""
+    def encode_k(self, ks: Sequence[Array], bases: npt.ArrayLike) -> Code:
+        """K of the layers after RoPE, coded relative to the bases [n]."""
         back = -np.asarray(bases)
-        return self.k.encode(self.turn(k_a, back), self.turn(k_b, back))
+        return self.k.encode([self.turn(k, back) for k in ks])
 
-    def encode_v(self, v_a: Array, v_b: Array) -> Code:
-        return self.v.encode(v_a, v_b)
+    def encode_v(self, vs: Sequence[Array]) -> Code:
+        return self.v.encode(vs)
 
     def restore_k(self, rows: Bytes, side: int, bases: npt.ArrayLike) -> Array:
         """One layer's K at its full position, [n, n_head_kv, d]."""
@@ -195,7 +203,7 @@ class Codec:
     def to_bytes(self) -> bytes:
         """The array that the ops take."""
         parts = (self.k, self.v)
-        # [n_head_kv][4][2]: |K_a|, |K_b|, |V_a|, |V_b|
+        # [n_head_kv][2*n_layer][2]: |K| of each layer, then |V|
         words = [self.freq, np.concatenate([part.mag for part in parts], axis=1)]
         words += [array for part in parts for array in (part.weight, part.gain)]
         halves = [part.decoder for part in parts]
@@ -252,21 +260,24 @@ def random_codec(
     rope: str = "none",
     n_rot: int = 0,
     rope_base: float = 10000.0,
+    n_layer: int = 2,
 ) -> Codec:
     """A codec with orthonormal directions, whose steps fit unit vectors spread evenly over them."""
 
     def part(layout: Layout, d: int) -> Part:
         width = layout.widths.astype(np.float64)
-        # numbers of two unit vectors in any direction are about 1/√d large; four deviations fit
+        # numbers of unit vectors in any direction are about 1/√d large; four deviations fit
         step = 8 / np.sqrt(d) / 2**width
-        full = np.stack([_orthonormal(rng, 2 * d, max(layout.size, 2 * d)) for _ in range(n_head_kv)])
+        full = np.stack(
+            [_orthonormal(rng, n_layer * d, max(layout.size, n_layer * d)) for _ in range(n_head_kv)]
+        )
         # orthonormal after the weighting by √w: with as many coefficients as numbers, only rounding is lost
-        weight = rng.uniform(0.5, 2, (n_head_kv, 2 * d)).astype(np.float32).astype(np.float64)
+        weight = rng.uniform(0.5, 2, (n_head_kv, n_layer * d)).astype(np.float32).astype(np.float64)
         decoder = full[:, :, : layout.size] * step / np.sqrt(weight)[:, :, None]
         decoder = decoder.astype(np.float16).astype(np.float64)
         gain = np.broadcast_to(1 / step**2, (n_head_kv, layout.size)).astype(np.float32).astype(np.float64)
         log_min, log_max = np.log(0.1), np.log(100)
-        mag = np.empty((n_head_kv, 2, 2))
+        mag = np.empty((n_head_kv, n_layer, 2))
         mag[..., 0] = log_min
         mag[..., 1] = (log_max - log_min) / 254
         return Part(layout, mag.astype(np.float32).astype(np.float64), weight, gain, decoder)

@@ -29,7 +29,7 @@ class Bases(NamedTuple):
 class Config:
     """A context: cache types, how it is split into streams and ubatches, and what is merged."""
 
-    pairs: tuple[tuple[int, int], ...] = ()
+    groups: tuple[tuple[int, ...], ...] = ()  # of layers that share storage: pairs, or of any number as codes
     t: float = 0.6
     retain: float = 0.0
     window: int = 0  # latest tokens of a stream that stay as they are
@@ -42,9 +42,9 @@ class Config:
     n_seq_max: int = 1
     unified: bool = True
     keep_most_similar: bool = False  # the retention rule upside down, to show that a test would notice
-    codecs: tuple[Codec, ...] = ()  # one for each pair where pairs are kept as codes
+    codecs: tuple[Codec, ...] = ()  # one for each group where groups are kept as codes
     rope_block: int = 0  # coded K is relative to the last multiple of it
-    bases: tuple[Bases, ...] = ()  # one for each pair that is merged in bases of its own
+    bases: tuple[Bases, ...] = ()  # one for each group of two that is merged in bases of its own
     average: bool = False  # means of both vectors in place of directions and magnitudes
     plan: str = ""  # the file that says the same to the library
 
@@ -53,8 +53,8 @@ class Config:
         return 1 if self.unified else self.n_seq_max
 
     def types(self, layer: int) -> tuple[str, str]:
-        """What K and V of a layer, or of its pair's directions, are rounded to; codes have no such type."""
-        if self.codecs and any(layer in pair for pair in self.pairs):
+        """What K and V of a layer, or of its group's directions, are rounded to; codes have no such type."""
+        if self.codecs and any(layer in group for group in self.groups):
             return "f32", "f32"
         own = {number: (type_k, type_v) for number, type_k, type_v in self.plain}
         return own.get(layer, (self.type_k, self.type_v))
@@ -69,25 +69,25 @@ class PlainLayer:
     """K and V of one layer, rounded to the layer's types."""
 
     def __init__(self, shape: Shape, config: Config, layer: int) -> None:
-        self.layer = layer  # layer a of a pair
+        self.layer = layer  # the first of a group
         self.type_k, self.type_v = config.types(layer)
         rows = (config.n_stream, config.n_cells, shape.n_head_kv, shape.head_size)
         self.k, self.v = np.zeros(rows), np.zeros(rows)
 
 
-class Pair(PlainLayer):
+class Group(PlainLayer):
     """Directions in place of K and V, magnitudes |K_a|, |K_b|, |V_a|, |V_b|, and the retained slots."""
 
-    def __init__(self, shape: Shape, config: Config, layer: int) -> None:
-        super().__init__(shape, config, layer)
+    def __init__(self, shape: Shape, config: Config, layers: tuple[int, ...]) -> None:
+        super().__init__(shape, config, layers[0])
+        self.n_layer = len(layers)
         self.mag = np.zeros((config.n_stream, config.n_cells, 4, shape.n_head_kv))
         # the window's slots come first
         n_slot = config.window + (-(-config.n_cells // config.block) if config.block else 0)
         self.slot_cell = np.full((config.n_stream, n_slot), -1)
         self.slot_distance = np.zeros((config.n_stream, n_slot))
-        self.pool = np.zeros(
-            (config.n_stream, n_slot, 4, shape.n_head_kv, shape.head_size)
-        )  # K_a, K_b, V_a, V_b
+        # K of all layers, then V
+        self.pool = np.zeros((config.n_stream, n_slot, 2 * self.n_layer, shape.n_head_kv, shape.head_size))
         self.distances: list[tuple[float, float]] = []  # of K and V, token by token
 
     def arrays(self) -> list[Array]:
@@ -95,15 +95,15 @@ class Pair(PlainLayer):
         return [self.k, self.v, self.mag, self.slot_cell, self.slot_distance, self.pool]
 
 
-class CodedPair(Pair):
+class CodedGroup(Group):
     """Code rows in place of directions and magnitudes; everything in the model's own basis."""
 
-    def __init__(self, shape: Shape, config: Config, layer: int, codec: Codec) -> None:
-        super().__init__(shape, config, layer)
+    def __init__(self, shape: Shape, config: Config, layers: tuple[int, ...], codec: Codec) -> None:
+        super().__init__(shape, config, layers)
         self.codec = codec
         cells = (config.n_stream, config.n_cells, shape.n_head_kv)
-        self.rows_k = np.zeros((*cells, codec.k.layout.row_bytes), dtype=np.uint8)
-        self.rows_v = np.zeros((*cells, codec.v.layout.row_bytes), dtype=np.uint8)
+        self.rows_k = np.zeros((*cells, codec.k.layout.row_bytes(codec.n_layer)), dtype=np.uint8)
+        self.rows_v = np.zeros((*cells, codec.v.layout.row_bytes(codec.n_layer)), dtype=np.uint8)
 
     def arrays(self) -> list[Array]:
         return [*super().arrays(), self.rows_k, self.rows_v]
@@ -113,15 +113,15 @@ class Oracle:
     def __init__(self, model: TinyModel, config: Config) -> None:
         self.model, self.shape, self.config = model, model.shape, config
         self.cells = [Cells(config.n_cells, config.n_seq_max) for _ in range(config.n_stream)]
-        self.pairs = {
-            pair: CodedPair(model.shape, config, pair[0], config.codecs[i])
+        self.groups = {
+            layers: CodedGroup(model.shape, config, layers, config.codecs[i])
             if config.codecs
-            else Pair(model.shape, config, pair[0])
-            for i, pair in enumerate(config.pairs)
+            else Group(model.shape, config, layers)
+            for i, layers in enumerate(config.groups)
         }
         # position minus base, set when a token comes in
         self.offsets = np.zeros((config.n_stream, config.n_cells), dtype=int)
-        self.side = {layer: (pair, side) for pair in config.pairs for side, layer in enumerate(pair)}
+        self.side = {layer: (group, side) for group in config.groups for side, layer in enumerate(group)}
         self.plain = {
             layer: PlainLayer(model.shape, config, layer)
             for layer in range(self.shape.n_layer)
@@ -149,7 +149,7 @@ class Oracle:
 
     def _forward(self, ubatch: Ubatch, batch: list[Token]) -> Array:
         tokens = [batch[number] for entries in ubatch.entries for number in entries]
-        groups = []  # stream, its tokens' numbers in `tokens`, their cells
+        parts = []  # stream, its tokens' numbers in `tokens`, their cells
         first = 0
         for stream, entries in zip(ubatch.streams, ubatch.entries, strict=True):
             cells = self.cells[stream].find(len(entries))
@@ -157,11 +157,11 @@ class Oracle:
             for cell, number in zip(cells, entries, strict=True):
                 pos = batch[number].pos
                 self.offsets[stream, cell] = pos % self.config.rope_block if self.config.rope_block else pos
-            groups.append((stream, range(first, first + len(entries)), cells))
+            parts.append((stream, range(first, first + len(entries)), cells))
             first += len(entries)
         bias = [
             np.stack([self._bias(self.cells[stream], tokens[i]) for i in numbers])
-            for stream, numbers, _ in groups
+            for stream, numbers, _ in parts
         ]
 
         pos = np.array([token.pos for token in tokens])
@@ -176,14 +176,14 @@ class Oracle:
             )
             exact[layer] = (k, v)
             attended = np.zeros((len(tokens), self.shape.n_head, self.shape.head_size))
-            for (stream, numbers, cells), mask in zip(groups, bias, strict=True):
+            for (stream, numbers, cells), mask in zip(parts, bias, strict=True):
                 rows = slice(numbers.start, numbers.stop)
                 if layer in self.plain:
                     store = self.plain[layer]
                     store.k[stream, cells] = round_trip(k[rows], store.type_k)
                     store.v[stream, cells] = round_trip(v[rows], store.type_v)
                     # our kernels take queries as they are, upstream's round them
-                    ours = self.config.pairs or self.config.plan
+                    ours = self.config.groups or self.config.plan
                     query = q[rows] if ours else round_trip(q[rows], query_type(store.type_k))
                     keys, values = store.k[stream], store.v[stream]
                 else:
@@ -191,11 +191,12 @@ class Oracle:
                     keys, values = self._restored(layer, stream)
                     keys[cells], values[cells] = k[rows], v[rows]
                 attended[rows] = attend(query, keys, values, mask, max_bias=self.shape.max_bias)
-            if layer in self.side and self.side[layer][1] == 1:
-                pair = self.side[layer][0]
-                for stream, numbers, cells in groups:
+            if layer in self.side and layer == self.side[layer][0][-1]:
+                layers = self.side[layer][0]
+                for stream, numbers, cells in parts:
                     rows = slice(numbers.start, numbers.stop)
-                    self._merge(pair, stream, cells, *([x[rows] for x in exact[il]] for il in pair))
+                    ks, vs = ([exact[il][i][rows] for il in layers] for i in (0, 1))
+                    self._merge(layers, stream, cells, ks, vs)
             attended = self._turned(layer, "v", attended, rot_v, back=True)
             attended = rotate(attended, rot_v).reshape(len(tokens), -1)
             hidden = hidden + attended @ self._weight(f"blk.{layer}.attn_output.weight").T
@@ -218,11 +219,11 @@ class Oracle:
         return rotate(q, rot_k), rotate(k, rot_k), rotate(result["v"], rot_v)
 
     def _turned(self, layer: int, kind: str, x: Array, rot: Array | None, back: bool = False) -> Array:
-        """Heads [n, heads, d], rotated by upstream, in the basis that the layer's pair has for them, or back."""
+        """Heads [n, heads, d], rotated by upstream, in the basis that the layer's group has for them, or back."""
         if not self.config.bases or layer not in self.side:
             return x
-        pair, side = self.side[layer]
-        bases = self.config.bases[self.config.pairs.index(pair)]
+        layers, side = self.side[layer]
+        bases = self.config.bases[self.config.groups.index(layers)]
         matrix = getattr(bases, kind)[side]
         if matrix is None:
             return x
@@ -248,18 +249,19 @@ class Oracle:
     #
 
     def _restored(self, layer: int, stream: int) -> tuple[Array, Array]:
-        """K and V of all cells as one layer of a pair sees them: merged, or exact where the cell is retained."""
+        """K and V of all cells as one layer of a group sees them: merged, or exact where the cell is retained."""
         key, side = self.side[layer]
-        pair = self.pairs[key]
-        if isinstance(pair, CodedPair):
-            keys = pair.codec.restore_k(pair.rows_k[stream], side, self._bases(stream))
-            values = pair.codec.restore_v(pair.rows_v[stream], side)
+        group = self.groups[key]
+        if isinstance(group, CodedGroup):
+            keys = group.codec.restore_k(group.rows_k[stream], side, self._bases(stream))
+            values = group.codec.restore_v(group.rows_v[stream], side)
         else:
-            keys = restore(pair.k[stream], pair.mag[stream, :, side])
-            values = restore(pair.v[stream], pair.mag[stream, :, 2 + side])
-        held = pair.slot_cell[stream] >= 0
-        cells = pair.slot_cell[stream, held]
-        keys[cells], values[cells] = pair.pool[stream, held, side], pair.pool[stream, held, 2 + side]
+            keys = restore(group.k[stream], group.mag[stream, :, side])
+            values = restore(group.v[stream], group.mag[stream, :, 2 + side])
+        held = group.slot_cell[stream] >= 0
+        cells = group.slot_cell[stream, held]
+        keys[cells] = group.pool[stream, held, side]
+        values[cells] = group.pool[stream, held, group.n_layer + side]
         return keys, values
 
     def _bases(self, stream: int) -> Array:
@@ -267,53 +269,50 @@ class Oracle:
         return np.where(cells.used, cells.pos - self.offsets[stream], 0)
 
     def _merge(
-        self, key: tuple[int, int], stream: int, cells: list[int], a: list[Array], b: list[Array]
+        self, key: tuple[int, ...], stream: int, cells: list[int], ks: list[Array], vs: list[Array]
     ) -> None:
-        pair, config = self.pairs[key], self.config
-        if isinstance(pair, CodedPair):
-            k, v = (
-                pair.codec.encode_k(a[0], b[0], self._bases(stream)[cells]),
-                pair.codec.encode_v(a[1], b[1]),
-            )
-            pair.rows_k[stream, cells], pair.rows_v[stream, cells] = k.rows, v.rows
+        group, config, n = self.groups[key], self.config, len(key)
+        if isinstance(group, CodedGroup):
+            k, v = (group.codec.encode_k(ks, self._bases(stream)[cells]), group.codec.encode_v(vs))
+            group.rows_k[stream, cells], group.rows_v[stream, cells] = k.rows, v.rows
         else:
-            k, v = merge(a[0], b[0], config.t), merge(a[1], b[1], config.t)
+            k, v = merge(*ks, config.t), merge(*vs, config.t)
             if config.average:
-                k, v = average(k, a[0], b[0]), average(v, a[1], b[1])
-            pair.k[stream, cells] = round_trip(k.direction, pair.type_k)
-            pair.v[stream, cells] = round_trip(v.direction, pair.type_v)
-            pair.mag[stream, cells] = round_magnitude(np.stack([k.mag_a, k.mag_b, v.mag_a, v.mag_b], axis=1))
-        pair.distances += zip(k.distance.mean(-1), v.distance.mean(-1), strict=True)
+                k, v = average(k, *ks), average(v, *vs)
+            group.k[stream, cells] = round_trip(k.direction, group.type_k)
+            group.v[stream, cells] = round_trip(v.direction, group.type_v)
+            group.mag[stream, cells] = round_magnitude(np.stack([k.mag_a, k.mag_b, v.mag_a, v.mag_b], axis=1))
+        group.distances += zip(k.distance.mean(-1), v.distance.mean(-1), strict=True)
         used = self.cells[stream].used
-        for slot, held in enumerate(pair.slot_cell[stream]):
+        for slot, held in enumerate(group.slot_cell[stream]):
             if held in cells or (held >= 0 and not used[held]):
-                pair.slot_cell[stream, slot] = -1
+                group.slot_cell[stream, slot] = -1
         distance = ((k.distance + v.distance) / 2).mean(-1)
         pool_k = config.type_k if config.pool_type == "cache" else config.pool_type
         pool_v = config.type_v if config.pool_type == "cache" else config.pool_type
         for i, cell in enumerate(cells):
             rows = (
-                round_trip(np.stack([a[0][i], b[0][i]]), pool_k),
-                round_trip(np.stack([a[1][i], b[1][i]]), pool_v),
+                round_trip(np.stack([x[i] for x in ks]), pool_k),
+                round_trip(np.stack([x[i] for x in vs]), pool_v),
             )
             if config.window:
                 slot = cell % config.window
-                pair.slot_cell[stream, slot] = cell
-                pair.pool[stream, slot, :2], pair.pool[stream, slot, 2:] = rows
+                group.slot_cell[stream, slot] = cell
+                group.pool[stream, slot, :n], group.pool[stream, slot, n:] = rows
             if not config.block:
                 continue
             slot = config.window + cell // config.block
-            if pair.slot_cell[stream, slot] >= 0:
-                gain = distance[i] - pair.slot_distance[stream, slot]
+            if group.slot_cell[stream, slot] >= 0:
+                gain = distance[i] - group.slot_distance[stream, slot]
                 self.margin = min(self.margin, abs(gain))
                 if (gain >= 0) if config.keep_most_similar else (gain <= 0):
                     continue
-            pair.slot_cell[stream, slot], pair.slot_distance[stream, slot] = cell, distance[i]
-            pair.pool[stream, slot, :2], pair.pool[stream, slot, 2:] = rows
+            group.slot_cell[stream, slot], group.slot_distance[stream, slot] = cell, distance[i]
+            group.pool[stream, slot, :n], group.pool[stream, slot, n:] = rows
 
-    def retained(self, key: tuple[int, int], stream: int = 0) -> set[int]:
-        """The cells that a pair holds unmerged, the window left out."""
-        held = self.pairs[key].slot_cell[stream, self.config.window :]
+    def retained(self, key: tuple[int, ...], stream: int = 0) -> set[int]:
+        """The cells that a group holds unmerged, the window left out."""
+        held = self.groups[key].slot_cell[stream, self.config.window :]
         return {int(cell) for cell in held if cell >= 0}
 
     #
@@ -338,8 +337,8 @@ class Oracle:
         cells.pos[copied], cells.member[target, copied] = self.cells[source].pos[copied], True
         for layer in self.plain.values():
             layer.k[target], layer.v[target] = layer.k[source], layer.v[source]
-        for pair in self.pairs.values():
-            for array in pair.arrays():
+        for group in self.groups.values():
+            for array in group.arrays():
                 array[target] = array[source]
         self.offsets[target] = self.offsets[source]
 
@@ -353,8 +352,8 @@ class Oracle:
 
     def clear(self) -> None:
         self.cells = [Cells(self.config.n_cells, self.config.n_seq_max) for _ in self.cells]
-        for pair in self.pairs.values():
-            pair.slot_cell[:] = -1
+        for group in self.groups.values():
+            group.slot_cell[:] = -1
 
     def _stream(self, seq: int) -> Cells:
         return self.cells[0 if self.config.unified else seq]
@@ -366,19 +365,19 @@ class Oracle:
             if not len(moved):
                 continue
             delta = cells.shift[moved]
-            turned = [pair for pair in self.pairs.values() if not isinstance(pair, CodedPair)]
+            turned = [group for group in self.groups.values() if not isinstance(group, CodedGroup)]
             for layer in [*self.plain.values(), *turned]:
                 rot = self.rot_k[layer.layer]
                 layer.k[stream, moved] = self._turn(layer.k[stream, moved], delta, layer.type_k, rot)
-            for pair in self.pairs.values():
-                for slot, cell in enumerate(pair.slot_cell[stream]):
+            for group in self.groups.values():
+                for slot, cell in enumerate(group.slot_cell[stream]):
                     if cell in moved:
                         kind = (
                             self.config.type_k if self.config.pool_type == "cache" else self.config.pool_type
                         )
-                        by = cells.shift[[cell, cell]]
-                        k = pair.pool[stream, slot, :2]
-                        pair.pool[stream, slot, :2] = self._turn(k, by, kind, self.rot_k[pair.layer])
+                        by = cells.shift[[cell] * group.n_layer]
+                        k = group.pool[stream, slot, : group.n_layer]
+                        k[:] = self._turn(k, by, kind, self.rot_k[group.layer])
             cells.shift[:] = 0
 
     def _turn(self, k: Array, delta: Array, kind: str, rot: Array | None) -> Array:

@@ -45,7 +45,7 @@ struct minicache_attn {
 
     const int64_t d_k;
     const int64_t d_v;
-    const int64_t r_k;  // numbers of an entry that both layers share: a direction's or a code's
+    const int64_t r_k;  // numbers of an entry that the layers share: a direction's or a code's
     const int64_t r_v;
     const int64_t n_tps;
     const int64_t n_head;
@@ -86,7 +86,7 @@ struct minicache_attn {
         return GGML_CPU_FP16_TO_FP32(((const ggml_fp16_t *) row)[head_kv]);
     }
 
-    // the bytes of an entry that both layers share
+    // the bytes of an entry that the layers share
     const void * shared_k(int64_t stream, int64_t head_kv, int64_t cell) const { return row(cache_k, stream, head_kv, cell); }
 
     const void * shared_v(int64_t stream, int64_t head_kv, int64_t cell) const { return row(cache_v, stream, head_kv, cell); }

@@ -13,10 +13,10 @@ static minicache_code_head code_head(const minicache_code_layout & layout, int64
     head.layout = layout;
     head.d      = d;
     head.r      = r;
-    head.mag    = (const float *) (base + mag) + head_kv * 8;
-    head.weight = (const float *) (base + weight) + head_kv * 2 * d;
+    head.mag    = (const float *) (base + mag) + head_kv * 4 * layout.n_layer;
+    head.weight = (const float *) (base + weight) + head_kv * head.n();
     head.gain   = (const float *) (base + gain) + head_kv * r;
-    head.dec    = (const ggml_fp16_t *) (base + dec) + head_kv * 2 * d * r;
+    head.dec    = (const ggml_fp16_t *) (base + dec) + head_kv * head.n() * r;
     return head;
 }
 
@@ -29,7 +29,7 @@ minicache_code_head minicache_code_head_v(const minicache_code_shape & shape, co
     const minicache_codec_offsets o = minicache_codec_offsets_of(shape);
 
     minicache_code_head head = code_head(shape.layout_v, shape.d_v, head_kv, codec, o.mag, o.weight_v, o.gain_v, o.dec_v);
-    head.mag += 4;  // behind K's
+    head.mag += 2 * head.n_layer();  // behind K's
     return head;
 }
 
@@ -38,9 +38,11 @@ minicache_code_head minicache_code_head_v(const minicache_code_shape & shape, co
 //
 
 void minicache_code_write(const minicache_code_layout & layout, const uint8_t * levels, uint8_t * row) {
-    memset(row + MINICACHE_CODE_MAG_BYTES, 0, minicache_code_bytes(layout) - MINICACHE_CODE_MAG_BYTES);
+    const int mag_bytes = minicache_code_mag_bytes(layout);
 
-    uint8_t * plane = row + MINICACHE_CODE_MAG_BYTES;
+    memset(row + mag_bytes, 0, minicache_code_bytes(layout) - mag_bytes);
+
+    uint8_t * plane = row + mag_bytes;
     for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
         const int n     = MINICACHE_CODE_UNIT * layout.n_unit[i];
         const int width = minicache_code_width(i);
@@ -188,7 +190,7 @@ static inline void read_segment(int n_unit, const uint8_t * const * rows, int n,
 }
 
 void minicache_code_read(const minicache_code_layout & layout, const uint8_t * const * rows, int n, float * out, int64_t stride) {
-    int64_t offset = MINICACHE_CODE_MAG_BYTES;
+    int64_t offset = minicache_code_mag_bytes(layout);
 
     read_segment<8, 0>(layout.n_unit[0], rows, n, offset, out, stride);
     read_segment<4, 2>(layout.n_unit[1], rows, n, offset, out, stride);
@@ -296,7 +298,7 @@ static inline void segment_levels(
 
 void minicache_code_levels(
     const minicache_code_layout & layout, const void * const * rows, int n, uint8_t * out, int64_t stride) {
-    int64_t offset = MINICACHE_CODE_MAG_BYTES;
+    int64_t offset = minicache_code_mag_bytes(layout);
 
     segment_levels<8, 0>(layout.n_unit[0], rows, n, offset, out, stride);
     segment_levels<4, 2>(layout.n_unit[1], rows, n, offset, out, stride);

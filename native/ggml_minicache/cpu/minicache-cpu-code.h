@@ -15,10 +15,15 @@ struct minicache_code_head {
     int64_t d;  // numbers of a head
     int64_t r;  // coefficients
 
-    const float *       mag;     // [2][2]   log_min and log_step of each layer
-    const float *       weight;  // [2*d]
+    const float *       mag;     // [n_layer][2]   log_min and log_step of each layer
+    const float *       weight;  // [n_layer*d]
     const float *       gain;    // [r]
-    const ggml_fp16_t * dec;     // [2*d][r]
+    const ggml_fp16_t * dec;     // [n_layer*d][r]
+
+    int64_t n_layer() const { return layout.n_layer; }
+
+    // numbers of all layers
+    int64_t n() const { return layout.n_layer * d; }
 
     const ggml_fp16_t * decoder(int side) const { return dec + side * d * r; }
 

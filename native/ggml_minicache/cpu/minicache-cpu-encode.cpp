@@ -14,13 +14,13 @@ struct encode_plan {
     encode_plan(const minicache_encode & e, int n_threads) :
         n_head(2 * e.n_head_kv), n_tile((e.n_tokens + TILE - 1) / TILE),
         n_chunk(std::max<int64_t>(1, std::min(n_tile, (n_threads + n_head - 1) / n_head))),
-        tiles((n_tile + n_chunk - 1) / n_chunk), d(2 * e.d_max), r(minicache_padded(e.r_max)), n_angle(e.n_angle()) {}
+        tiles((n_tile + n_chunk - 1) / n_chunk), d(e.n_layer * e.d_max), r(minicache_padded(e.r_max)), n_angle(e.n_angle()) {}
 
     const int64_t n_head;  // K and V
     const int64_t n_tile;
     const int64_t n_chunk;
     const int64_t tiles;  // in a chunk
-    const int64_t d;      // numbers of both layers
+    const int64_t d;      // numbers of all layers
     const int64_t r;      // padded
     const int64_t n_angle;
 
@@ -48,13 +48,13 @@ struct encode_tile {
     minicache_code_head head;
     int64_t             r;  // padded
 
-    double *  u;       // [TILE][2*d]  unit vectors
-    float *   dec;     // [2*d][r]
-    float *   y;       // [TILE][2*d]  weighted
-    float *   u_hat;   // [TILE][2*d]  decoded
+    double *  u;       // [TILE][n_layer*d]  unit vectors
+    float *   dec;     // [n_layer*d][r]
+    float *   y;       // [TILE][n_layer*d]  weighted
+    float *   u_hat;   // [TILE][n_layer*d]  decoded
     float *   coef;    // [TILE][r]
     uint8_t * levels;  // [r]
-    double    length[TILE][2];
+    double    length[TILE][MINICACHE_CODE_LAYERS];
 
     minicache_code_angles angles;
 
@@ -64,14 +64,14 @@ struct encode_tile {
         head    = is_v ? minicache_code_head_v(e.p.shape, e.codec->data, head_kv) :
                          minicache_code_head_k(e.p.shape, e.codec->data, head_kv);
         r       = minicache_padded(head.r);
-        for (int64_t i = 0; i < 2 * head.d; ++i) {
+        for (int64_t i = 0; i < head.n(); ++i) {
             ggml_cpu_fp16_to_fp32(head.dec + i * head.r, dec + i * r, head.r);
             std::fill(dec + i * r + head.r, dec + (i + 1) * r, 0.0f);
         }
     }
 
     void encode(ggml_tensor * dst, int64_t token_0, int64_t n) {
-        const int64_t d = 2 * head.d;
+        const int64_t d = head.n();
 
         for (int64_t t = 0; t < n; ++t) {
             read(token_0 + t, u + t * d, length[t]);
@@ -101,7 +101,7 @@ struct encode_tile {
         if (!is_v) {
             angles.set(e.base(token));
         }
-        for (int side = 0; side < 2; ++side) {
+        for (int side = 0; side < head.n_layer(); ++side) {
             double * x_side = x + side * head.d;
             lengths[side]   = is_v ? e.unit_v(side, token, head_kv, x_side) : e.unit_k(side, token, head_kv, angles, x_side);
         }

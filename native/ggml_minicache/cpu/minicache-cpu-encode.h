@@ -11,10 +11,10 @@
 
 struct minicache_encode {
     explicit minicache_encode(const ggml_tensor * dst) :
-        p(minicache_params<ggml_minicache_encode_params>(dst)), codec(dst->src[2]), code_k(dst->src[3]), code_v(dst->src[4]),
-        n_tokens(dst->ne[1]), n_head_kv(p.shape.n_head_kv), d_k(p.shape.d_k), d_v(p.shape.d_v), d_max(std::max(d_k, d_v)),
-        r_max(std::max(minicache_code_size(p.shape.layout_k), minicache_code_size(p.shape.layout_v))),
-        kv{ dst->src[0], dst->src[1] }, rows((const int64_t *) dst->src[5]->data), bases((const int32_t *) dst->src[6]->data) {}
+        p(minicache_params<ggml_minicache_encode_params>(dst)), codec(dst->src[0]), code_k(dst->src[1]), code_v(dst->src[2]),
+        n_layer(p.shape.layout_k.n_layer), n_tokens(dst->ne[1]), n_head_kv(p.shape.n_head_kv), d_k(p.shape.d_k), d_v(p.shape.d_v),
+        d_max(std::max(d_k, d_v)), r_max(std::max(minicache_code_size(p.shape.layout_k), minicache_code_size(p.shape.layout_v))),
+        rows((const int64_t *) dst->src[3]->data), bases((const int32_t *) dst->src[4]->data), kv(dst->src + 5) {}
 
     const ggml_minicache_encode_params p;
 
@@ -22,6 +22,7 @@ struct minicache_encode {
     const ggml_tensor * code_k;
     const ggml_tensor * code_v;
 
+    const int64_t n_layer;
     const int64_t n_tokens;
     const int64_t n_head_kv;
     const int64_t d_k;
@@ -55,9 +56,9 @@ struct minicache_encode {
     }
 
   private:
-    const ggml_tensor * const kv[2];
-    const int64_t *           rows;
-    const int32_t *           bases;
+    const int64_t *             rows;
+    const int32_t *             bases;
+    ggml_tensor * const * const kv;  // of each layer
 
     const float * layer(int side, int64_t token) const {
         return (const float *) ((const char *) kv[side]->data + token * kv[side]->nb[1]);
@@ -84,13 +85,15 @@ struct minicache_encode {
 };
 
 // Each layer's magnitude as a byte of `row`, from its unit vector u, what that is decoded to, and its length. The result is
-// the squared error of what is then restored, relative to the squared length, averaged over both layers, at most 1.
-//   u, u_hat [2*d]
+// the squared error of what is then restored, relative to the squared length, averaged over the layers, at most 1.
+//   u, u_hat [n_layer*d]
 template <typename T>
 static inline float minicache_encode_magnitudes(
     const minicache_code_head & head, const double * u, const T * u_hat, const double * length, uint8_t * row) {
+    const int n_layer = (int) head.n_layer();
+
     double error = 0.0;
-    for (int side = 0; side < 2; ++side) {
+    for (int side = 0; side < n_layer; ++side) {
         const double * x = u + side * head.d;
         const T *      y = u_hat + side * head.d;
 
@@ -115,7 +118,10 @@ static inline float minicache_encode_magnitudes(
             const double difference = x[i] - scale * y[i];
             sum += difference * difference;
         }
-        error += 0.5 * sum;
+        error += sum / n_layer;
+    }
+    if (n_layer % 2 != 0) {
+        row[n_layer] = 0;
     }
     return error < 1.0 ? (float) error : 1.0f;  // 1 for NaN too
 }

@@ -27,7 +27,7 @@ static float mean(const float * x, int64_t n) {
 struct retain_op {
     explicit retain_op(const ggml_tensor * dst) :
         p(minicache_params<ggml_minicache_retain_params>(dst)), slots(dst->src[0]), merged(dst->src[1]),
-        rows((const int64_t *) dst->src[2]->data), cells(dst->src[3]), n_tokens(dst->src[4]->ne[1]),
+        rows((const int64_t *) dst->src[2]->data), cells(dst->src[3]), n_tokens(dst->src[6]->ne[1]),
         n_slot(p.window + ggml_minicache_n_slot(p.n_cells, p.block)) {}
 
     const ggml_minicache_retain_params p;
@@ -113,8 +113,8 @@ static void decide(const retain_op & op) {
     }
 }
 
-static void write_row(ggml_tensor * pool, int64_t stream, int64_t slot, const float * x) {
-    char * row = (char *) pool->data + stream * pool->nb[2] + slot * pool->nb[1];
+static void write_row(ggml_tensor * pool, int64_t side, int64_t stream, int64_t slot, const float * x) {
+    char * row = (char *) pool->data + side * pool->nb[3] + stream * pool->nb[2] + slot * pool->nb[1];
     if (pool->type == GGML_TYPE_F32) {
         memcpy(row, x, pool->ne[0] * sizeof(float));
     } else {
@@ -142,12 +142,12 @@ void minicache_cpu_retain(const ggml_compute_params * params, ggml_tensor * dst)
             if (op.slot(stream, slot)[0] != op.cell(i) + 1) {
                 return;
             }
-            for (int side = 0; side < 2; ++side) {
-                const ggml_tensor * kv = dst->src[4 + side];
+            for (int side = 0; side < op.p.n_layer; ++side) {
+                const ggml_tensor * kv = dst->src[6 + side];
                 const auto *        x  = (const float *) ((const char *) kv->data + i * kv->nb[1]);
 
-                write_row(dst->src[6 + 2 * side], stream, slot, x);
-                write_row(dst->src[7 + 2 * side], stream, slot, x + n_embd_k);
+                write_row(dst->src[4], side, stream, slot, x);
+                write_row(dst->src[5], side, stream, slot, x + n_embd_k);
             }
         };
         if (op.p.window > 0) {

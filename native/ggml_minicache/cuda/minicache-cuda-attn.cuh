@@ -59,19 +59,21 @@ struct minicache_cuda_attn {
         return __half2float(((const half *) (mag + s * mag_nb[2] + cell * mag_nb[1] + (which + p.side) * mag_nb[0]))[head_kv]);
     }
 
-    // natural logarithm of a coded entry's magnitude
+    __device__ int n_layer() const { return shape.layout_k.n_layer; }
+
+    // natural logarithm of a coded entry's magnitude; which: as above
     __device__ float log_magnitude(int which, int head_kv, const char * row) const {
-        const float * range = (const float *) (codec + at.mag) + (head_kv * 4 + which + p.side) * 2;
+        const float * range = (const float *) (codec + at.mag) + (head_kv * 2 * n_layer() + which / 2 * n_layer() + p.side) * 2;
         const uint8_t q     = (uint8_t) row[p.side];
         return q == 0 ? -INFINITY : range[0] + (float) (q - 1) * range[1];
     }
 
     __device__ const half * decoder_k(int head_kv) const {
-        return (const half *) (codec + at.dec_k) + ((int64_t) head_kv * 2 + p.side) * dims.d_k * dims.r_k;
+        return (const half *) (codec + at.dec_k) + ((int64_t) head_kv * n_layer() + p.side) * dims.d_k * dims.r_k;
     }
 
     __device__ const half * decoder_v(int head_kv) const {
-        return (const half *) (codec + at.dec_v) + ((int64_t) head_kv * 2 + p.side) * dims.d_v * dims.r_v;
+        return (const half *) (codec + at.dec_v) + ((int64_t) head_kv * n_layer() + p.side) * dims.d_v * dims.r_v;
     }
 
     __device__ const float * freq() const { return (const float *) (codec + at.freq); }

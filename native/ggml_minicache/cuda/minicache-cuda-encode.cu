@@ -5,7 +5,7 @@
 
 #include <cfloat>
 
-// Both layers' K, or V, of one KV head, for a tile of tokens, to code rows. Products with the decoder are in float32: levels are
+// All layers' K, or V, of one KV head, for a tile of tokens, to code rows. Products with the decoder are in float32: levels are
 // rounded from them, and a code is made once and read for as long as its token is in the cache.
 
 static const int TOKENS  = 8;
@@ -16,7 +16,7 @@ struct encode_args {
     minicache_code_shape    shape;
     minicache_codec_offsets at;
 
-    const char *    kv[2];
+    const char *    kv[MINICACHE_CODE_LAYERS];
     int64_t         kv_token;  // in bytes
     const char *    codec;
     char *          code[2];  // K, V
@@ -38,9 +38,10 @@ struct encode_part {
     int           head;
     int           d;
     int           r;
+    int           n_layer;
     int           first;   // number in a token's row
-    const float * mag;     // [2][2]
-    const float * weight;  // [2*d]
+    const float * mag;     // [n_layer][2]
+    const float * weight;  // [n_layer*d]
     const float * gain;    // [r]
     const half *  decoder;
 
@@ -51,11 +52,12 @@ struct encode_part {
         layout      = is_v ? a.shape.layout_v : a.shape.layout_k;
         d           = is_v ? a.shape.d_v : a.shape.d_k;
         r           = minicache_code_size(layout);
+        n_layer     = layout.n_layer;
         first       = is_v ? a.shape.d_k * n + head * d : head * d;
-        mag         = (const float *) (a.codec + a.at.mag) + (head * 4 + 2 * is_v) * 2;
-        weight      = (const float *) (a.codec + (is_v ? a.at.weight_v : a.at.weight_k)) + head * 2 * d;
+        mag         = (const float *) (a.codec + a.at.mag) + (head * 2 + is_v) * n_layer * 2;
+        weight      = (const float *) (a.codec + (is_v ? a.at.weight_v : a.at.weight_k)) + head * n_layer * d;
         gain        = (const float *) (a.codec + (is_v ? a.at.gain_v : a.at.gain_k)) + head * r;
-        decoder     = (const half *) (a.codec + (is_v ? a.at.dec_v : a.at.dec_k)) + (int64_t) head * 2 * d * r;
+        decoder     = (const half *) (a.codec + (is_v ? a.at.dec_v : a.at.dec_k)) + (int64_t) head * n_layer * d * r;
     }
 
     __device__ uint8_t * row(const encode_args & a, int token) const {
@@ -65,13 +67,13 @@ struct encode_part {
     }
 };
 
-// One warp: both layers' unit vectors, zeros for a zero vector, and their lengths. The numbers are divided by the largest
+// One warp: all layers' unit vectors, zeros for a zero vector, and their lengths. The numbers are divided by the largest
 // first, so that no square of a finite one overflows, nor do all of them vanish.
 static __device__ void unit_vectors(const encode_args & a, const encode_part & part, int token, const float * angles,
     float * scratch, float * u, double * length) {
     const int n_pair = part.is_v ? 0 : minicache_turn_pairs(a.shape);
 
-    for (int side = 0; side < 2; ++side) {
+    for (int side = 0; side < part.n_layer; ++side) {
         const float * x = (const float *) (a.kv[side] + token * a.kv_token) + part.first;
         float *       y = scratch + side * part.d;
 
@@ -107,7 +109,7 @@ static __device__ void unit_vectors(const encode_args & a, const encode_part & p
 static __device__ void write_magnitudes(
     const encode_part & part, const float * u, const float * u_hat, const double * length, uint8_t * row, float * distance) {
     float error = 0.0f;
-    for (int side = 0; side < 2; ++side) {
+    for (int side = 0; side < part.n_layer; ++side) {
         const float * w  = part.weight + side * part.d;
         const float * x  = u + side * part.d;
         const float * y  = u_hat + side * part.d;
@@ -136,9 +138,12 @@ static __device__ void write_magnitudes(
             const float difference = x[i] - scale * y[i];
             sum += difference * difference;
         }
-        error += 0.5f * warp_reduce_sum(sum);
+        error += warp_reduce_sum(sum) / (float) part.n_layer;
     }
     if (threadIdx.x == 0) {
+        if (part.n_layer % 2 != 0) {
+            row[part.n_layer] = 0;
+        }
         *distance = error < 1.0f ? error : 1.0f;  // 1 for NaN too
     }
 }
@@ -162,12 +167,12 @@ static __global__ void __launch_bounds__(THREADS) encode_kernel(const encode_arg
     const int token_0 = blockIdx.x * TOKENS;
     const int n_token = min(TOKENS, a.n_tokens - token_0);
     const int thread  = threadIdx.y * WARP_SIZE + threadIdx.x;
-    const int d       = 2 * part.d;
+    const int d       = part.n_layer * part.d;
     const int r       = part.r;
 
-    __shared__ double lengths[TOKENS][2];
+    __shared__ double lengths[TOKENS][MINICACHE_CODE_LAYERS];
 
-    float *   u      = (float *) shared;                       // [TOKENS][2*d]
+    float *   u      = (float *) shared;                       // [TOKENS][n_layer*d]
     float *   u_hat  = u + TOKENS * d;                         // the same: weighted, then decoded
     float *   coef   = u_hat + TOKENS * d;                     // [TOKENS][r]
     float *   angles = coef + TOKENS * r;                      // [WARPS][d]
@@ -244,30 +249,31 @@ static __global__ void __launch_bounds__(THREADS) encode_kernel(const encode_arg
 }
 
 static size_t encode_shared(const minicache_code_shape & shape) {
-    const int d = 2 * std::max(shape.d_k, shape.d_v);
+    const int d = std::max(shape.d_k, shape.d_v);
+    const int n = shape.layout_k.n_layer * d;
     const int r = std::max(minicache_code_size(shape.layout_k), minicache_code_size(shape.layout_v));
-    return sizeof(float) * (2 * TOKENS * d + TOKENS * r + WARPS * d / 2) + TOKENS * r;
+    return sizeof(float) * (2 * TOKENS * n + TOKENS * r + WARPS * d) + TOKENS * r;
 }
 
 void minicache_cuda_encode_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     encode_args a = {};
     a.shape       = minicache_cuda_params<ggml_minicache_encode_params>(dst).shape;
     a.at          = minicache_codec_offsets_of(a.shape);
-    for (int side = 0; side < 2; ++side) {
-        a.kv[side] = (const char *) dst->src[side]->data;
+    for (int side = 0; side < a.shape.layout_k.n_layer; ++side) {
+        a.kv[side] = (const char *) dst->src[5 + side]->data;
     }
-    a.kv_token = dst->src[0]->nb[1];
-    a.codec    = (const char *) dst->src[2]->data;
+    a.kv_token = dst->src[5]->nb[1];
+    a.codec    = (const char *) dst->src[0]->data;
     for (int is_v = 0; is_v < 2; ++is_v) {
-        const ggml_tensor * code = dst->src[3 + is_v];
+        const ggml_tensor * code = dst->src[1 + is_v];
         a.code[is_v]             = (char *) code->data;
         a.code_cell[is_v]        = code->nb[1];
         a.code_stream[is_v]      = code->nb[2];
         a.code_bytes[is_v]       = (int32_t) code->ne[0] / a.shape.n_head_kv;
     }
-    a.n_cells  = dst->src[3]->ne[1];
-    a.rows     = (const int64_t *) dst->src[5]->data;
-    a.bases    = (const int32_t *) dst->src[6]->data;
+    a.n_cells  = dst->src[1]->ne[1];
+    a.rows     = (const int64_t *) dst->src[3]->data;
+    a.bases    = (const int32_t *) dst->src[4]->data;
     a.out      = (float *) dst->data;
     a.n_tokens = (int32_t) dst->ne[1];
 

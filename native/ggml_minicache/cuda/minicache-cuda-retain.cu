@@ -15,11 +15,12 @@ struct retain_args {
     const char *    merged;
     const int64_t * rows;
     const int32_t * cells;
-    const float *   kv[2];
-    char *          pool[4];  // K and V of a, of b
-    int64_t         pool_slot[4];
-    int64_t         pool_stream[4];
-    int32_t         pool_type[4];
+    const float *   kv[MINICACHE_CODE_LAYERS];
+    char *          pool[2];  // K, V
+    int64_t         pool_slot[2];
+    int64_t         pool_stream[2];
+    int64_t         pool_layer[2];
+    int32_t         pool_type[2];
 
     int64_t slots_stream;  // in numbers
     int64_t merged_token;  // in bytes
@@ -199,9 +200,12 @@ static __global__ void __launch_bounds__(THREADS) keep_kernel(const retain_args 
             a.slot(s, at)[0] = a.cell(i) + 1;
             a.slot(s, at)[1] = __float_as_int(a.mean(i));
         }
-        for (int p = 0; p < 4; ++p) {
-            const float * x = a.kv[p / 2] + (int64_t) i * (a.n_embd_k + a.n_embd_v) + (p % 2 ? a.n_embd_k : 0);
-            write_row(x, a.pool[p] + s * a.pool_stream[p] + at * a.pool_slot[p], a.pool_type[p], p % 2 ? a.n_embd_v : a.n_embd_k);
+        for (int side = 0; side < a.p.n_layer; ++side) {
+            const float * x = a.kv[side] + (int64_t) i * (a.n_embd_k + a.n_embd_v);
+            for (int is_v = 0; is_v < 2; ++is_v) {
+                char * row = a.pool[is_v] + side * a.pool_layer[is_v] + s * a.pool_stream[is_v] + at * a.pool_slot[is_v];
+                write_row(is_v ? x + a.n_embd_k : x, row, a.pool_type[is_v], is_v ? a.n_embd_v : a.n_embd_k);
+            }
         }
     }
 }
@@ -217,22 +221,23 @@ void minicache_cuda_retain_forward(ggml_backend_cuda_context & ctx, ggml_tensor 
     a.merged      = (const char *) merged->data;
     a.rows        = (const int64_t *) dst->src[2]->data;
     a.cells       = (const int32_t *) cells->data;
-    for (int side = 0; side < 2; ++side) {
-        a.kv[side] = (const float *) dst->src[4 + side]->data;
+    for (int side = 0; side < a.p.n_layer; ++side) {
+        a.kv[side] = (const float *) dst->src[6 + side]->data;
     }
-    for (int p = 0; p < 4; ++p) {
-        const ggml_tensor * pool = dst->src[6 + p];
-        a.pool[p]                = pool ? (char *) pool->data : nullptr;
-        a.pool_slot[p]           = pool ? pool->nb[1] : 0;
-        a.pool_stream[p]         = pool ? pool->nb[2] : 0;
-        a.pool_type[p]           = pool ? pool->type : GGML_TYPE_COUNT;
+    for (int is_v = 0; is_v < 2; ++is_v) {
+        const ggml_tensor * pool = dst->src[4 + is_v];
+        a.pool[is_v]             = pool ? (char *) pool->data : nullptr;
+        a.pool_slot[is_v]        = pool ? pool->nb[1] : 0;
+        a.pool_stream[is_v]      = pool ? pool->nb[2] : 0;
+        a.pool_layer[is_v]       = pool ? pool->nb[3] : 0;
+        a.pool_type[is_v]        = pool ? pool->type : GGML_TYPE_COUNT;
     }
     a.slots_stream = slots->nb[2] / sizeof(int32_t);
     a.merged_token = merged->nb[1];
     a.cells_stream = cells->nb[1] / sizeof(int32_t);
     a.distance     = (int32_t) merged->ne[0] - 2 * a.p.n_head_kv;
     a.n_kv         = (int32_t) cells->ne[0];
-    a.n_tokens     = (int32_t) dst->src[4]->ne[1];
+    a.n_tokens     = (int32_t) dst->src[6]->ne[1];
     a.n_slot       = (int32_t) (a.p.window + ggml_minicache_n_slot(a.p.n_cells, a.p.block));
     a.n_stream     = (int32_t) cells->ne[1];
     a.n_embd_k     = a.p.d_k * a.p.n_head_kv;
@@ -254,6 +259,4 @@ void minicache_cuda_retain_forward(ggml_backend_cuda_context & ctx, ggml_tensor 
 
 static bool writes(const ggml_tensor * pool) { return !pool || minicache_cuda_has_rows_of(pool->type); }
 
-bool minicache_cuda_retain_supported(const ggml_tensor * op) {
-    return writes(op->src[6]) && writes(op->src[7]) && writes(op->src[8]) && writes(op->src[9]);
-}
+bool minicache_cuda_retain_supported(const ggml_tensor * op) { return writes(op->src[4]) && writes(op->src[5]); }

@@ -58,9 +58,9 @@ bool ggml_cuda_minicache_supported(int device, const ggml_tensor * op) {
         case GGML_MINICACHE_OP_MERGE:
             return true;
         case GGML_MINICACHE_OP_RETAIN:
-            return are_here(op, 0, 0, device) && are_here(op, 6, 9, device) && minicache_cuda_retain_supported(op);
+            return are_here(op, 0, 0, device) && are_here(op, 4, 5, device) && minicache_cuda_retain_supported(op);
         case GGML_MINICACHE_OP_ENCODE:
-            return are_here(op, 2, 4, device) && minicache_cuda_encode_supported(op);
+            return are_here(op, 0, 2, device) && minicache_cuda_encode_supported(op);
         case GGML_MINICACHE_OP_ATTN:
         case GGML_MINICACHE_OP_ATTN_CODE:
             return are_here(op, 1, 5, device) && minicache_cuda_attn_supported(op);

@@ -184,12 +184,13 @@ static void bench_minicache(
     minicache_code_shape shape = {};
     if (code) {
         memcpy(shape.layout_k.n_unit, code->units, sizeof(code->units));
-        shape.layout_v  = shape.layout_k;
-        shape.d_k       = (int16_t) D;
-        shape.d_v       = (int16_t) D;
-        shape.n_head_kv = (int16_t) N_HEAD_KV;
-        shape.n_rot     = (int16_t) D;
-        shape.rope      = MINICACHE_ROPE_HALVES;
+        shape.layout_k.n_layer = 2;
+        shape.layout_v         = shape.layout_k;
+        shape.d_k              = (int16_t) D;
+        shape.d_v              = (int16_t) D;
+        shape.n_head_kv        = (int16_t) N_HEAD_KV;
+        shape.n_rot            = (int16_t) D;
+        shape.rope             = MINICACHE_ROPE_HALVES;
     }
     const ggml_minicache_attn_params params = { 0.1f, 0.0f, 0.0f, 1, 0, 0, WINDOW };
 

@@ -1,4 +1,4 @@
-#include "llama-minicache-pairs.h"
+#include "llama-minicache-groups.h"
 
 #include "ggml-backend.h"
 #include "llama-cparams.h"
@@ -7,16 +7,12 @@
 
 #include <stdexcept>
 
-// "" if the layers can share one direction
-static std::string why_not(
-    const llama_model & model, const llama_cparams & cparams, bool offload, bool coded, uint32_t a, uint32_t b) {
+// Why two layers can't share storage, "" if they can; for a layer and itself, why it can't share any.
+static std::string why_not_with(const llama_model & model, const llama_cparams & cparams, bool offload, uint32_t a, uint32_t b) {
     const llama_hparams & hp = model.hparams;
 
-    if (coded && !minicache_rope_why_not(model).empty()) {
-        return minicache_rope_why_not(model);
-    }
     if (!hp.has_kv(a) || !hp.has_kv(b)) {
-        return "one of the two keeps no K and V of its own";
+        return "one of them keeps no K and V of its own";
     }
     if (hp.n_head_kv(a) != hp.n_head_kv(b)) {
         return "the layers differ in KV heads: " + std::to_string(hp.n_head_kv(a)) + " and " + std::to_string(hp.n_head_kv(b));
@@ -43,6 +39,29 @@ static std::string why_not(
     return "";
 }
 
+// "" if the layers can share storage
+static std::string why_not(
+    const llama_model & model, const llama_cparams & cparams, bool offload, bool coded, const minicache_layers & group) {
+    if (coded && !minicache_rope_why_not(model).empty()) {
+        return minicache_rope_why_not(model);
+    }
+    for (const int32_t il : group) {
+        const std::string reason = why_not_with(model, cparams, offload, group[0], il);
+        if (!reason.empty()) {
+            return reason;
+        }
+    }
+    return "";
+}
+
+static std::string names_of(const minicache_layers & group) {
+    std::string names = group.size() > 1 ? "layers" : "layer";
+    for (size_t i = 0; i < group.size(); ++i) {
+        names += (i == 0 ? " " : i + 1 < group.size() ? ", " : " and ") + std::to_string(group[i]);
+    }
+    return names;
+}
+
 static int32_t start_layer(const minicache_settings & settings, int32_t n_layer) {
     if (settings.start_layer < 0) {
         return (int32_t) (settings.start * n_layer);
@@ -54,60 +73,60 @@ static int32_t start_layer(const minicache_settings & settings, int32_t n_layer)
     return settings.start_layer;
 }
 
-static std::vector<std::pair<int32_t, int32_t>> wanted_pairs(const minicache_settings & settings, int32_t n_layer) {
-    std::vector<std::pair<int32_t, int32_t>> pairs = settings.pairs;
+static std::vector<minicache_layers> wanted_groups(const minicache_settings & settings, int32_t n_layer) {
+    std::vector<minicache_layers> groups = settings.groups;
 
-    for (const auto & [a, b] : pairs) {
-        if (b >= n_layer) {
-            throw std::invalid_argument(
-                "layer " + std::to_string(b) + " is out of range: the model has layers 0 to " + std::to_string(n_layer - 1));
+    for (const minicache_layers & group : groups) {
+        if (group.back() >= n_layer) {
+            throw std::invalid_argument("layer " + std::to_string(group.back()) + " is out of range: the model has layers 0 to " +
+                                        std::to_string(n_layer - 1));
         }
     }
-    if (pairs.empty() && !settings.plan) {
+    if (groups.empty() && !settings.plan) {
         for (int32_t il = start_layer(settings, n_layer); il + 1 < n_layer; il += 2) {
-            pairs.emplace_back(il, il + 1);
+            groups.push_back({ il, il + 1 });
         }
     }
-    return pairs;
+    return groups;
 }
 
-minicache_pairing minicache_make_pairing(
+minicache_grouping minicache_make_grouping(
     const llama_model & model, const llama_cparams & cparams, bool offload, const minicache_settings & settings) {
     const int32_t n_layer = model.hparams.n_layer();
 
-    minicache_pairing pairing;
-    pairing.layers.resize(n_layer);
+    minicache_grouping grouping;
+    grouping.layers.resize(n_layer);
     for (int32_t il = 0; il < n_layer; ++il) {
-        pairing.layers[il].kind = model.hparams.has_kv(il) ? LLAMA_MINICACHE_LAYER_PLAIN : LLAMA_MINICACHE_LAYER_NONE;
+        grouping.layers[il].kind = model.hparams.has_kv(il) ? LLAMA_MINICACHE_LAYER_PLAIN : LLAMA_MINICACHE_LAYER_NONE;
     }
 
     if (settings.observe) {
-        return pairing;
+        return grouping;
     }
-    for (const auto & [a, b] : wanted_pairs(settings, n_layer)) {
-        const std::string reason = why_not(model, cparams, offload, settings.mode == LLAMA_MINICACHE_MODE_CODE, a, b);
+    for (const minicache_layers & group : wanted_groups(settings, n_layer)) {
+        const std::string reason = why_not(model, cparams, offload, settings.mode == LLAMA_MINICACHE_MODE_CODE, group);
 
         if (reason.empty()) {
-            pairing.pairs.emplace_back(a, b);
-            pairing.layers[a] = { LLAMA_MINICACHE_LAYER_MERGED_A, b, "" };
-            pairing.layers[b] = { LLAMA_MINICACHE_LAYER_MERGED_B, a, "" };
+            grouping.groups.push_back(group);
+            for (const int32_t il : group) {
+                grouping.layers[il] = { LLAMA_MINICACHE_LAYER_MERGED, group, "" };
+            }
             continue;
         }
-        if (settings.strict && !settings.pairs.empty()) {
-            throw std::invalid_argument(
-                "layers " + std::to_string(a) + " and " + std::to_string(b) + " cannot be merged: " + reason);
+        if (settings.strict && !settings.groups.empty()) {
+            throw std::invalid_argument(names_of(group) + " cannot be merged: " + reason);
         }
-        for (const auto & [il, partner] : { std::make_pair(a, b), std::make_pair(b, a) }) {
-            if (pairing.layers[il].kind == LLAMA_MINICACHE_LAYER_PLAIN) {
-                pairing.layers[il] = { LLAMA_MINICACHE_LAYER_REFUSED, partner, reason };
+        for (const int32_t il : group) {
+            if (grouping.layers[il].kind == LLAMA_MINICACHE_LAYER_PLAIN) {
+                grouping.layers[il] = { LLAMA_MINICACHE_LAYER_REFUSED, group, reason };
             }
         }
     }
 
-    if (settings.strict && pairing.pairs.empty()) {
+    if (settings.strict && grouping.groups.empty()) {
         throw std::invalid_argument("no two layers of this model can be merged with these settings, and strict was asked for");
     }
-    return pairing;
+    return grouping;
 }
 
 std::string minicache_why_not_model(const llama_model & model) {

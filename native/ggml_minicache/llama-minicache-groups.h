@@ -1,0 +1,33 @@
+#pragma once
+
+// Which layers are merged with which, and why others are not.
+
+#include "llama-minicache-params.h"
+
+#include <string>
+#include <vector>
+
+struct llama_model;
+struct llama_cparams;
+
+struct minicache_layer {
+    llama_minicache_layer_kind kind = LLAMA_MINICACHE_LAYER_NONE;
+
+    minicache_layers group;  // that it is in, or was to be in
+    std::string      reason;
+};
+
+struct minicache_grouping {
+    std::vector<minicache_layer>  layers;  // all layers of the model
+    std::vector<minicache_layers> groups;
+
+    bool merged(int32_t il) const { return layers[il].kind == LLAMA_MINICACHE_LAYER_MERGED; }
+};
+
+// Throws std::invalid_argument where the settings name layers the model does not have, and, if strict, where no group or not
+// every explicit one can be merged.
+minicache_grouping minicache_make_grouping(
+    const llama_model & model, const llama_cparams & cparams, bool offload, const minicache_settings & settings);
+
+// Why this model's memory keeps no merged layers at all, for one whose K and V are not in a plain cache.
+std::string minicache_why_not_model(const llama_model & model);
