@@ -213,12 +213,13 @@ def test_clearing_keeps_the_bases(random_model: Loaded, plan: Path) -> None:
     [
         ({"mode": "twisted"}, "which this version does not know"),
         ({"heads": [2, 32, 64, 2, 32, 64]}, "wrong size"),
-        ({"pairs": [2, 3, 3, 4]}, "are no pair"),
+        ({"groups": [2, 3, 3, 4]}, "layer 3 is in two groups"),
+        ({"group_sizes": [1, 3]}, "not of two layers"),
         ({"basis": np.full((2, 2, 32, 32), 0.5, np.float32)}, "not orthogonal"),
         ({"basis": np.full((2, 2, 32, 32), np.nan, np.float32)}, "not orthogonal"),
         ({"basis": np.zeros((3, 2, 32, 32), np.float32)}, "wrong size"),
     ],
-    ids=["mode", "heads", "pairs", "scaled", "nan", "layers"],
+    ids=["mode", "heads", "groups", "group sizes", "scaled", "nan", "layers"],
 )
 def test_a_damaged_plan_is_refused(
     load: Callable[..., Loaded], plan: Path, changes: dict[str, object], reason: str

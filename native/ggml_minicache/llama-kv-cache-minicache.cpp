@@ -350,7 +350,7 @@ void llama_kv_cache_minicache::allocate(const minicache_plan * plan, bool offloa
 
         const auto new_tensor = [&](const char * name, ggml_type type, int64_t row, int64_t n, int64_t n_layer = 1) {
             ggml_tensor * x = ggml_new_tensor_4d(ctx.get(), type, row, n, n_stream, n_layer);
-            ggml_format_name(x, "minicache_%s_l%u", name, group.first());
+            ggml_format_name(x, "minicache_%s_l%d", name, group.first());
             return x;
         };
 
@@ -360,7 +360,7 @@ void llama_kv_cache_minicache::allocate(const minicache_plan * plan, bool offloa
         if (is_coded()) {
             group.codec =
                 ggml_new_tensor_1d(context_of(codec_contexts).get(), GGML_TYPE_I8, minicache_codec_offsets_of(group.shape).size);
-            ggml_format_name(group.codec, "minicache_codec_l%u", group.first());
+            ggml_format_name(group.codec, "minicache_codec_l%d", group.first());
 
             group.dir_k =
                 new_tensor("code_k", GGML_TYPE_I8, minicache_code_bytes(group.shape.layout_k) * group.n_head_kv, kv_size);
@@ -375,7 +375,7 @@ void llama_kv_cache_minicache::allocate(const minicache_plan * plan, bool offloa
         }
         const auto new_basis = [&](const char * name, int side, int64_t d) {
             ggml_tensor * x = ggml_new_tensor_3d(context_of(codec_contexts).get(), GGML_TYPE_F32, d, d, group.n_head_kv);
-            ggml_format_name(x, "minicache_%s_l%u", name, group.layers[side]);
+            ggml_format_name(x, "minicache_%s_l%d", name, group.layers[side]);
             return x;
         };
         for (int side = 0; side < 2 && mode == LLAMA_MINICACHE_MODE_ALIGNED; ++side) {
