@@ -307,6 +307,17 @@ def test_attention_of_every_layer_of_a_group(n_layer: int, side: int) -> None:
         assert_attends(*case(side, n_q=n_q, n_kv=90, rope="neighbours", n_layer=n_layer, side=side))
 
 
+@pytest.mark.parametrize("width", [8, 3])
+def test_the_longest_codes(width: int) -> None:
+    """As many coefficients as four layers' heads of 256 have numbers; no CUDA kernel takes so many."""
+    longest = Layout(tuple(64 * (width == bits) for bits in expected.WIDTHS))
+    oracle, codec = codecs(1, (longest, longest), 1, 256, 256, n_layer=4)
+    assert_coded(oracle, codec, vectors(1, 9, codec), np.arange(9) // 4 * 64)
+    for n_q in (1, 9):
+        arguments = {"n_q": n_q, "n_kv": 24, "n_head_kv": 1, "head_size": 256, "n_layer": 4, "side": 3}
+        assert_attends(*case(1, (longest, longest), **arguments))
+
+
 @pytest.mark.parametrize("rope", kernels.ROPES)
 @pytest.mark.parametrize("head_size", [32, 64, 80, 128])
 @pytest.mark.parametrize("gqa", [1, 3, 8])

@@ -278,6 +278,17 @@ void add_attn_code_cases(test_cases & cases) {
             add(p);
         }
     }
+    for (const int n_tps : { 1, 20 }) {
+        coded_shape p;
+        p.d_k = p.d_v = 128;
+        p.n_rot       = 128;
+        p.n_layer     = 4;
+        p.side        = 2;
+        p.units_k = p.units_v = { 4, 4, 4, 8, 4, 4, 4 };
+        p.n_tps               = n_tps;
+        p.n_kv                = 90;
+        add(p);
+    }
     for (const minicache_rope rope : { MINICACHE_ROPE_NONE, MINICACHE_ROPE_NEIGHBOURS, MINICACHE_ROPE_HALVES }) {
         for (int base = 0; base < N_CELL_BASES; ++base) {
             for (const int run : { 1, 3, 64, 100 }) {
