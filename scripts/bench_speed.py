@@ -328,7 +328,7 @@ def batched_speed(run: Run, words: Sequence[object], environment: Mapping[str, s
     for _ in range(TRIES):
         done = run.call(words, **environment)
         found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        if found and environment and "pairs coded" not in done.stderr:
+        if found and environment and "groups of layers coded" not in done.stderr:
             raise PartError("llama-batched-bench did not take the plan")
         if found:
             return float(found[0]["speed_tg"])

@@ -2,11 +2,12 @@
 """A plan with random codecs for a model of any weights, for measuring speed, which does not depend on their values.
 
     python3 scripts/random_plan.py random-8b-4.gguf --ratio 5 -o random-5.plan.gguf
+    python3 scripts/random_plan.py random-8b-4.gguf --ratio 10 --group 4 -o random-10.plan.gguf
     python3 scripts/random_plan.py random-8b-4.gguf --plain q4_0 -o plain-q4_0.plan.gguf    # nothing is merged
 
-All layers are paired and coded as plans of calibrate's are: coefficients of many widths, K of more bits than V, bases
-128 tokens apart, a window of 64 tokens. With --plain they are plain layers of a MiniCache context, which attend by its
-kernels.
+All layers are coded, in groups of --group, as plans of calibrate's are: coefficients of many widths, K of more bits
+than V, bases 128 tokens apart, a window of 64 tokens. With --plain they are plain layers of a MiniCache context, which
+attend by its kernels.
 
 What such a plan restores has nothing to do with what was stored: it is of no use but for this.
 """
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicache_cpp.code_fit import UNIT_LENGTH, PartCodec, codec_array
-from minicache_cpp.code_format import UNIT, WIDTHS, Layout, PairFormat
+from minicache_cpp.code_format import MAX_LAYERS, UNIT, WIDTHS, GroupFormat, Layout
 from minicache_cpp.errors import MiniCacheError
 from minicache_cpp.fingerprint import fingerprint
 from minicache_cpp.ggml_types import cache_type
@@ -44,7 +45,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="PLAN")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--ratio", type=float, metavar="R", help="f16 bytes of a token over the codes'")
-    what.add_argument("--plain", metavar="TYPE", help="no pairs, all layers plain and of this type")
+    what.add_argument("--plain", metavar="TYPE", help="no groups, all layers plain and of this type")
+    parser.add_argument(
+        "--group",
+        type=int,
+        default=2,
+        choices=range(1, MAX_LAYERS + 1),
+        metavar="N",
+        help="layers that share a code, 1 to 4 (default: 2)",
+    )
     args = parser.parse_args(argv)
     if args.ratio is not None and args.ratio < 2:
         parser.error(f"--ratio {args.ratio}: it must be 2 or more")
@@ -52,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         cache_type(args.plain, "--plain")
     file = read_gguf(args.model)
     layers = model_shape(file).layers
-    pairs = [] if args.plain else coded_pairs(layers, args.ratio)
+    groups = [] if args.plain else coded_groups(layers, args.group, args.ratio)
     plan = Plan(
         fingerprint(file),
         len(layers),
@@ -61,54 +70,56 @@ def main(argv: Sequence[str]) -> int:
         type_v=args.plain or "f16",
         pool_type="q8_0",
         window=WINDOW,
-        pairs=tuple(pairs),
+        groups=tuple(groups),
         model=str(file.keys.get("general.name", "")),
         tool="random_plan.py",
         text="none",
     )
     rng = np.random.default_rng(1)
-    write_plan(args.output, plan, {pair.a: random_codec(rng, pair) for pair in pairs})
+    write_plan(args.output, plan, {group.first: random_codec(rng, group) for group in groups})
     return 0
 
 
-def coded_pairs(layers: Sequence[Layer], ratio: float) -> list[PairFormat]:
-    """Pairs (0, 1), (2, 3), … whose codes take at most 1/ratio of f16's bytes; an odd layer at the end stays plain."""
-    pairs = []
-    for a in range(0, len(layers) - 1, 2):
-        layer = layers[a]
-        budget = (
-            2 * 2 * (layer.head_size_k + layer.head_size_v) / ratio
-        )  # bytes of a head, both layers of f16
-        layout_k = layout_of(layer.head_size_k, SLOPE_K, SHARE_K * budget)
-        layout_v = layout_of(layer.head_size_v, SLOPE_V, budget - layout_k.row_bytes)
-        pairs.append(
-            PairFormat(a, a + 1, layer.n_head_kv, layer.head_size_k, layer.head_size_v, layout_k, layout_v)
-        )
-    return pairs
+def coded_groups(layers: Sequence[Layer], n_layer: int, ratio: float) -> list[GroupFormat]:
+    """Groups of so many layers from the first on, whose codes take at most 1/ratio of f16's bytes; what is left over at
+    the end stays plain."""
+    groups = []
+    for first in range(0, len(layers) - n_layer + 1, n_layer):
+        layer = layers[first]
+        sizes = layer.head_size_k, layer.head_size_v
+        budget = n_layer * 2 * sum(sizes) / ratio  # bytes of a head of all layers
+        layout_k = layout_of(sizes[0], n_layer, SLOPE_K, SHARE_K * budget)
+        layout_v = layout_of(sizes[1], n_layer, SLOPE_V, budget - layout_k.row_bytes(n_layer))
+        members = tuple(range(first, first + n_layer))
+        groups.append(GroupFormat(members, layer.n_head_kv, *sizes, layout_k, layout_v))
+    return groups
 
 
-def layout_of(size: int, slope: float, n_bytes: float) -> Layout:
-    """The widest layout of rows of at most n_bytes for both layers' heads of this size."""
-    units = np.arange(2 * size // UNIT)
+def layout_of(size: int, n_layer: int, slope: float, n_bytes: float) -> Layout:
+    """The widest layout of rows of at most n_bytes for so many layers' heads of this size."""
+    units = np.arange(n_layer * size // UNIT)
     best = Layout()
     for top in np.arange(1.0, 16.0, 1 / 16):
-        wanted = np.clip(np.rint(top - slope * units), 0, max(WIDTHS))
+        # four layers' numbers spread over as many directions again as two layers'
+        wanted = np.clip(np.rint(top - 2 / n_layer * slope * units), 0, max(WIDTHS))
         layout = Layout.of([int(width) if width in WIDTHS else min(int(width), 6) for width in wanted])
-        if layout.row_bytes > n_bytes:
+        if layout.row_bytes(n_layer) > n_bytes:
             break
         best = layout
     return best
 
 
-def random_codec(rng: np.random.Generator, pair: PairFormat) -> NDArray[np.int8]:
-    """Orthonormal directions of both layers' unit vectors, steps that four deviations of their numbers fit in."""
+def random_codec(rng: np.random.Generator, group: GroupFormat) -> NDArray[np.int8]:
+    """Orthonormal directions of the layers' unit vectors, steps that four deviations of their numbers fit in."""
 
     def part(layout: Layout, size: int) -> PartCodec:
-        n = pair.n_head_kv
+        n, n_layer = group.n_head_kv, group.n_layer
         width = np.repeat(np.array(layout.widths, np.float64), UNIT)
         step = 8 / np.sqrt(size) / 2**width
-        vectors = np.linalg.qr(rng.standard_normal((n, 2 * size, 2 * size)))[0][:, :, : layout.size]
-        mag = np.empty((n, 2, 2), np.float32)
+        vectors = np.linalg.qr(rng.standard_normal((n, n_layer * size, n_layer * size)))[0][
+            :, :, : layout.size
+        ]
+        mag = np.empty((n, n_layer, 2), np.float32)
         # a restored unit vector has the length UNIT_LENGTH; what it stands for, 1e-2 to 1e3
         mag[..., 0] = np.log(1e-2 / UNIT_LENGTH)
         mag[..., 1] = np.log(1e5) / 254
@@ -116,12 +127,12 @@ def random_codec(rng: np.random.Generator, pair: PairFormat) -> NDArray[np.int8]
         return PartCodec(
             layout,
             mag,
-            np.ones((n, 2 * size), np.float32),
+            np.ones((n, n_layer * size), np.float32),
             gain.astype(np.float32),
             (vectors * step * UNIT_LENGTH).astype(np.float16),
         )
 
-    return codec_array(part(pair.layout_k, pair.d_k), part(pair.layout_v, pair.d_v))
+    return codec_array(part(group.layout_k, group.d_k), part(group.layout_v, group.d_v))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plans(model: Path) -> dict[str, Path]:
     found = {}
-    for name, options in (("5", ["--ratio", "5"]), ("8", ["--ratio", "8"]), ("plain", ["--plain", "q4_0"])):
+    for name, options in (
+        ("5", ["--ratio", "5"]),
+        ("8", ["--ratio", "8"]),
+        ("plain", ["--plain", "q4_0"]),
+        ("four", ["--ratio", "5", "--group", "4"]),
+    ):
         found[name] = model.with_name(f"{name}.plan.gguf")
         assert random_plan.main([str(model), *options, "-o", str(found[name])]) == 0
     return found
@@ -53,11 +58,11 @@ def test_a_small_vocabulary_is_written(model: Path) -> None:
 @pytest.mark.parametrize("ratio", [5, 8])
 def test_random_plans_have_the_ratio(model: Path, plans: dict[str, Path], ratio: int) -> None:
     plan = read_plan(plans[str(ratio)])
-    assert [(pair.a, pair.b) for pair in plan.pairs] == [(0, 1), (2, 3)]
-    for pair in plan.pairs:
-        f16 = 2 * 2 * (pair.d_k + pair.d_v) * pair.n_head_kv
-        assert ratio <= f16 / pair.token_bytes < 1.15 * ratio
-        assert pair.layout_k.row_bytes > pair.layout_v.row_bytes
+    assert [group.layers for group in plan.groups] == [(0, 1), (2, 3)]
+    for group in plan.groups:
+        f16 = 2 * 2 * (group.d_k + group.d_v) * group.n_head_kv
+        assert ratio <= f16 / group.token_bytes < 1.15 * ratio
+        assert group.layout_k.bits > group.layout_v.bits
     assert plan.window == random_plan.WINDOW
 
 
@@ -67,8 +72,9 @@ def test_random_plans_run(model: Path, plans: dict[str, Path]) -> None:
     specs = [CacheSpec.parse(str(path)) for path in plans.values()]
     rows = measure(read_gguf(model), [600], specs, 1, 1, copies=True)["rows"]
     assert rows[0]["kv_bytes"] > rows[1]["kv_bytes"]
-    assert [row["cache"] for row in rows] == ["f16", "f16", "q4_0"]
-    assert not read_plan(plans["plain"]).pairs
+    assert [row["cache"] for row in rows] == ["f16", "f16", "q4_0", "f16"]
+    assert [group.layers for group in read_plan(plans["four"]).groups] == [(0, 1, 2, 3)]
+    assert not read_plan(plans["plain"]).groups
 
 
 @pytest.mark.parametrize("spec", ["f16", "slerp:type=q4_0", "5", "plain"])
