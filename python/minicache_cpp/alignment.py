@@ -28,6 +28,7 @@ from .config import MiniCache
 from .errors import MiniCacheError
 from .fingerprint import fingerprint
 from .gguf_file import GGUFFile
+from .layer_weights import output_gains
 from .plan_file import Bases, Plan, write_plan
 from .progress import Progress
 from .vocabulary import Vocabulary
@@ -143,7 +144,7 @@ def aligner(
             progress(0.9 * n / len(chunks), "reading the text", f"chunk {n} of {len(chunks)}")
 
     with tempfile.TemporaryDirectory(prefix="minicache-align-") as folder:
-        samples = Samples(Path(folder), shape, chunks)
+        samples = Samples(Path(folder), shape, chunks, output_gains(file, shape))
         capture(model, samples, threads, told)
         yield Aligner(file, samples, n_fit, material)
 

@@ -1,8 +1,8 @@
 """Handing out bits: which widths, and which layers plainly in which types, lose least within so many bytes.
 
-The loss of a plan is taken to be the sum of its parts' losses, each a part's squared error times its sensitivity
-(what the model's output loses for so much error, as measured). At a price for each byte every part is chosen by
-itself; the price is searched for at which all of them fit (reverse water-filling; Shoham and Gersho 1988).
+The loss of a plan is taken to be the sum of its parts' losses, each a squared error times the sensitivity of the layer
+it is an error of (what the model's output loses for so much error, as measured). At a price for each byte every part is
+chosen by itself; the price is searched for at which all of them fit (reverse water-filling; Shoham and Gersho 1988).
 """
 
 from __future__ import annotations
@@ -21,29 +21,26 @@ LOWEST, HIGHEST = 1e-24, 1e12  # prices that are tried
 
 @dataclass(frozen=True)
 class Part:
-    """K, or V, of a pair."""
+    """K, or V, of a group."""
 
-    errors: NDArray[np.float64]  # [choice, unit], over all KV heads
-    sensitivity: float
+    losses: NDArray[np.float64]  # [choice, unit], over all KV heads
     n_head_kv: int
+    n_layer: int
 
     def layout(self, price: float) -> Layout:
         """The widths that cost least, at so much for a byte of each token."""
         widths = np.array(CHOICES)
         unit_bytes = self.n_head_kv * UNIT / 8 * widths
-        best = widths[(self.sensitivity * self.errors + price * unit_bytes[:, None]).argmin(axis=0)]
+        best = widths[(self.losses + price * unit_bytes[:, None]).argmin(axis=0)]
         # segments go from wide to narrow, and variances fall: what breaks the order is noise
         return Layout.of(np.minimum.accumulate(best).tolist())
 
-    def error(self, layout: Layout) -> float:
-        widths = layout.widths + [0] * (self.errors.shape[1] - len(layout.widths))
-        return float(sum(self.errors[CHOICES.index(width), unit] for unit, width in enumerate(widths)))
-
     def loss(self, layout: Layout) -> float:
-        return self.sensitivity * self.error(layout)
+        widths = layout.widths + [0] * (self.losses.shape[1] - len(layout.widths))
+        return float(sum(self.losses[CHOICES.index(width), unit] for unit, width in enumerate(widths)))
 
     def token_bytes(self, layout: Layout) -> float:
-        return self.n_head_kv * (mag_bytes(2) + layout.bits / 8)
+        return self.n_head_kv * (mag_bytes(self.n_layer) + layout.bits / 8)
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class PlainPart:
 
 @dataclass(frozen=True)
 class Choice:
-    """The codes of a pair's K and V, or the cache types of K and V of each layer."""
+    """The codes of a group's K and V, or the cache types of K and V of each of its layers."""
 
     k: Layout | None = None
     v: Layout | None = None
@@ -72,11 +69,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A pair, or a layer that is in none, and the ways there are to keep it."""
+    """A group of layers, and the ways there are to keep it."""
 
     layers: tuple[int, ...]
     plain: tuple[tuple[PlainPart, PlainPart], ...] = ()  # K and V of each layer; none: it must be coded
-    code: tuple[Part, Part] | None = None  # K and V of a pair; none: it must be plain
+    code: tuple[Part, Part] | None = None  # K and V; none: it must be plain
 
     def choose(self, price: float) -> Choice:
         """The way that costs least, at so much for a byte of each token."""

@@ -1,4 +1,4 @@
-"""`minicache calibrate`: fit shared codes to a model, measure what they cost, and write the plan."""
+"""`minicache calibrate`: fit shared codes to a model's layers, measure what they cost, and write the plan."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ DEFAULT_RATIO = 5.0
 DEFAULT_TOKENS = 12288
 DEFAULT_BLOCK = 128
 DEFAULT_WINDOW = 64
+DEFAULT_GROUP = "2"
+GROUP_SIZES = {"2": (2,), "4": (4,), "auto": (2, 4)}  # layers of a group, at most, that are tried
 COMPARED = ("f16", "q8_0", "q4_0")
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 ALIGNED_SETTINGS = {
@@ -53,6 +55,7 @@ class Options:
     n_ctx: int = 0
     rope_block: int = DEFAULT_BLOCK
     window: int = DEFAULT_WINDOW
+    group: str = DEFAULT_GROUP
     tokens: int = DEFAULT_TOKENS
     refine: int = 0
     threads: int = 0  # 0: the cores there are, one for a tiny model
@@ -98,6 +101,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="the latest tokens of each stream, which stay as they are "
         f"(default {DEFAULT_WINDOW}; with --mode aligned 0)",
+    )
+    parser.add_argument(
+        "--group",
+        choices=GROUP_SIZES,
+        default=DEFAULT_GROUP,
+        help="how many neighbouring layers share a code: four lose less, and attention reads twice as much of each; "
+        "auto takes four where that measures better by a tenth (default %(default)s)",
     )
     parser.add_argument(
         "--tokens",
@@ -200,6 +210,7 @@ def options_of(args: argparse.Namespace) -> Options:
         n_ctx=args.ctx or 0,
         rope_block=args.rope_block,
         window=args.window if args.window is not None else DEFAULT_WINDOW,
+        group=args.group,
         tokens=args.tokens,
         refine=args.refine,
         threads=args.threads or 0,
@@ -312,35 +323,33 @@ class _Calibration:
 
     def with_model(self, model: Any) -> dict[str, Any]:
         from .capture import NotObservedError, Samples, capture
+        from .group_fit import Source
+        from .layer_weights import layer_weights, output_gains
         from .measurement import Meter
-        from .pair_fit import alike_pairs, fit_pair
         from .plain_fit import fit_plain
         from .planner import Planner, Target, choice_table
 
         options, shape, material = self.options, self.shape, self.material
-        samples = Samples(self.folder, shape, material.fit)
-        pairs = alike_pairs(shape)
+        samples = Samples(self.folder, shape, material.fit, output_gains(self.file, shape), options.window)
         layers: list[int] = []  # those that can be kept each in its own way
-        why = "no two neighbouring layers of this model can be paired"
         try:
             if not shape.window:
                 capture(model, samples, self.threads, self.on_chunk)
-                pairs = [(a, b) for a, b in pairs if samples.ropes[a] == samples.ropes[b]]
                 layers = [number for number, layer in enumerate(shape.layers) if layer.n_head_kv]
+            else:
+                self.progress.note("the layers of this model can't be coded: it gets a plain cache")
         except NotObservedError as error:
-            pairs, why = [], str(error)
-        if not pairs:
-            self.progress.note(f"{why}: it gets a plain cache")
-        plain = [fit_plain(self.file, samples, number) for number in layers]
-        fits = []
-        for number, (a, b) in enumerate(pairs):
-            self.tell(0.22 + 0.08 * number / len(pairs), "fitting", f"layers {a}+{b}")
-            fits.append(fit_pair(self.file, samples, a, b, options.rope_block))
-        turned = any(fit.source.rope_block for fit in fits)
+            self.progress.note(f"{error}: it gets a plain cache")
+        source = Source(samples, options.rope_block)
+        weights, plain = {}, []
+        for number in layers:
+            self.tell(0.22 + 0.02 * number / len(shape.layers), "fitting", f"layer {number}")
+            weights[number] = layer_weights(samples, number)
+            plain.append(fit_plain(samples, weights[number], number))
         base = Plan(
             fingerprint=fingerprint(self.file),
             n_layer=len(shape.layers),
-            rope_block=options.rope_block if turned else 0,
+            rope_block=options.rope_block if any(source.block(layer) for layer in layers) else 0,
             window=options.window,
             model=str(self.file.keys.get("general.name") or ""),
             tool=f"minicache-cpp {__version__}",
@@ -348,21 +357,31 @@ class _Calibration:
         )
         target = Target(options.ratio, options.max_kl, options.budget, options.n_ctx)
         chunks = {"measure": material.measure, "check": material.check}
-        runs = 2 * (len(layers) - len(fits)) * (1 + options.refine) + 8
+        runs = 2 * len(layers) * (1 + options.refine) + 8
         memory = self.folder / "measured.json"
         with Meter(model, chunks, self.threads, memory, self.on_run(runs)) as meter:
-            planner = Planner(shape, fits, meter, base, self.folder, self.progress.note, plain)
+            planner = Planner(
+                shape,
+                source,
+                weights,
+                meter,
+                base,
+                self.folder,
+                self.progress.note,
+                plain,
+                GROUP_SIZES[options.group],
+            )
             planner.refuse(target)
             if layers:
                 planner.probe()
             chosen = planner.choose(target, options.refine)
-            checked = planner.measure(chosen.plan, "check", "the final check")
+            checked = planner.measure(chosen.plan, "check", "the final check", chosen.fits)
             for _ in range(3):
                 if options.max_kl is None or checked.kl <= options.max_kl or chosen.choices is None:
                     break
                 stricter = chosen.measured.kl * 0.95 * min(1.0, options.max_kl / checked.kl)
                 chosen = planner.choose(replace(target, max_kl=stricter), options.refine)
-                checked = planner.measure(chosen.plan, "check", "the final check")
+                checked = planner.measure(chosen.plan, "check", "the final check", chosen.fits)
             rows = choice_table(planner, chosen)
             compared = self.compared(planner, chosen.plan, checked)
             notes = {
@@ -374,7 +393,7 @@ class _Calibration:
                 "checked": {"kl": checked.kl, "top1": checked.top1},
             }
             plan = replace(chosen.plan, notes=notes)
-            planner.write(plan, self.output)
+            planner.write(plan, self.output, chosen.fits)
         return {
             "model": str(self.file.path),
             "plan": str(self.output),
@@ -454,18 +473,17 @@ def table(found: dict[str, Any]) -> str:
     if found["choices"]:
         lines += [
             "",
-            "layers     bits/value K     V   error K      V   sensitivity K       V   share of the loss",
+            "layers     bits/value K     V   error K      V   share of the loss",
         ]
         for row in found["choices"]:
             layers = "+".join(map(str, row["layers"]))
             if row["types"]:
                 types = ", ".join(types_name(*names) for names in row["types"])
-                lines.append(f"{layers:<8}  {'plain ' + types:<61}   {row['share']:>17.1%}")
+                lines.append(f"{layers:<8}  {'plain ' + types:<35}   {row['share']:>17.1%}")
                 continue
             lines.append(
                 f"{layers:<8}  {row['bits_k']:>13.2f} {row['bits_v']:>5.2f}   {row['error_k']:>7.2%} "
-                f"{row['error_v']:>6.2%}   {row['sensitivity_k']:>13.2e} {row['sensitivity_v']:>7.1e}   "
-                f"{row['share']:>17.1%}"
+                f"{row['error_v']:>6.2%}   {row['share']:>17.1%}"
             )
     if found["rope_block"]:
         lines.append(f"K is coded relative to blocks of {found['rope_block']} positions")

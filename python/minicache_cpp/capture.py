@@ -1,4 +1,4 @@
-"""What a model's attention reads: K and V of all layers, and how large its queries are, taken while it runs.
+"""What a model's attention reads: K and V of all layers, and how much their errors count, taken while it runs.
 
 The library names the tensors where llama_minicache_params.observe is set, and llama.cpp's evaluation callback hands
 them over. Chunk by chunk, K and V go to files as float16, so that memory holds one chunk: 6 bytes of each K and V
@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from . import _native
 from ._native import bindings
+from .attention_weights import Read, attention_weights
 from .bench_context import BenchModel
 from .calibration_text import Chunk
+from .code_format import Kind
 from .errors import MiniCacheError
 from .kv_size import ModelShape
 
@@ -76,30 +78,38 @@ class Rope:
 class Samples:
     """The captured chunks, in a folder."""
 
-    def __init__(self, folder: Path, shape: ModelShape, chunks: Sequence[Chunk]) -> None:
-        self.folder, self.shape, self.chunks = folder, shape, chunks
+    def __init__(
+        self,
+        folder: Path,
+        shape: ModelShape,
+        chunks: Sequence[Chunk],
+        gains: Sequence[
+            Doubles | None
+        ] = (),  # of the output matrices of all layers, [n_head]; None, or none: 1
+        window: int = 0,  # of the cache: so many of the latest tokens have no errors
+    ) -> None:
+        self.folder, self.shape, self.chunks, self.gains, self.window = folder, shape, chunks, gains, window
         self.ropes: list[Rope | None] = []  # None where a layer's K is turned in another way
 
     def _file(self, number: int, kind: str) -> Path:
         return self.folder / f"chunk-{number:04}.{kind}.npy"
 
     def has(self, number: int) -> bool:
-        return self._file(number, "q").exists()
+        return self._file(number, "weights").exists()
 
     def write(self, number: int, seen: dict[tuple[str, int], Floats]) -> None:
-        """Put away what was seen of a chunk, the queries last: they tell that all is there."""
-        rows = []
-        squares = []
+        """Put away what was seen of a chunk, how errors count last: that tells that all is there."""
+        rows, weights = [], []
         for number_of, layer in enumerate(self.shape.layers):
             if not layer.n_head_kv:
                 continue
-            for kind in "kv":
-                rows.append(seen[kind, number_of].reshape(-1))
-            q = seen["q", number_of].astype(np.float64)
-            q = q.reshape(len(q), layer.n_head_kv, -1, layer.head_size_k)
-            squares.append((q**2).mean(axis=(0, 2)).reshape(-1))
+            q, k, v = (seen[kind, number_of] for kind in "qkv")
+            rows += [k.reshape(-1), v.reshape(-1)]
+            gain = self.gains[number_of] if self.gains else None
+            read = attention_weights(q, k, v, gain if gain is not None else np.ones(q.shape[1]), self.window)
+            weights += [one.reshape(-1) for one in (read.k, read.v, read.tokens_k, read.tokens_v)]
         _save(self._file(number, "kv"), np.concatenate(rows).astype(np.float16))
-        _save(self._file(number, "q"), np.concatenate(squares))
+        _save(self._file(number, "weights"), np.concatenate(weights))
 
     @property
     def positions(self) -> NDArray[np.int64]:
@@ -119,15 +129,31 @@ class Samples:
             values.append(data[middle:end].reshape(n, layer.n_head_kv, layer.head_size_v).astype(np.float32))
         return np.concatenate(keys), np.concatenate(values)
 
-    def query_squares(self, number: int) -> Doubles:
-        """The mean square of the queries' numbers, over tokens and the query heads of each KV head, [heads, size]."""
+    def read(self, number: int) -> Read:
+        """How much errors of a layer's K and V count, over all chunks."""
+        chunks = [self._read(index, number) for index in range(len(self.chunks))]
+        shares = [len(chunk.tokens) for chunk in self.chunks]
+        return Read(
+            np.average([one.k for one in chunks], axis=0, weights=shares),
+            np.average([one.v for one in chunks], axis=0, weights=shares),
+            np.concatenate([one.tokens_k for one in chunks]),
+            np.concatenate([one.tokens_v for one in chunks]),
+        )
+
+    def tokens(self, kind: Kind, number: int) -> Doubles:
+        """How much each token of a layer counts, over the mean, [tokens, heads]."""
+        read = self.read(number)
+        return read.tokens_k if kind == "k" else read.tokens_v
+
+    def _read(self, index: int, number: int) -> Read:
+        n = len(self.chunks[index].tokens)
+        before = sum(one.n_k + (1 + 2 * n) * one.n_head_kv for one in self.shape.layers[:number])
         layer = self.shape.layers[number]
-        start = sum(one.n_k for one in self.shape.layers[:number])
-        total = np.zeros(layer.n_k)
-        n = sum(len(chunk.tokens) for chunk in self.chunks)
-        for index, chunk in enumerate(self.chunks):
-            total += np.load(self._file(index, "q"))[start : start + layer.n_k] * (len(chunk.tokens) / n)
-        return total.reshape(layer.n_head_kv, layer.head_size_k)
+        data = np.load(self._file(index, "weights"), mmap_mode="r")[before:]
+        sizes = np.cumsum([layer.n_k, layer.n_head_kv, n * layer.n_head_kv, n * layer.n_head_kv])
+        k, v, tokens_k, tokens_v = np.split(data[: sizes[-1]], sizes[:-1])
+        heads = layer.n_head_kv
+        return Read(k.reshape(heads, -1), np.array(v), tokens_k.reshape(n, heads), tokens_v.reshape(n, heads))
 
 
 def capture(model: BenchModel, samples: Samples, threads: int, on_chunk: Callable[[int], None]) -> None:

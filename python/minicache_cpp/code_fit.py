@@ -1,6 +1,6 @@
-"""Shared codes, fitted to samples of K or V of a pair's two layers.
+"""Shared codes, fitted to samples of K or V of a group's layers.
 
-Per KV head, the unit vectors of both layers, each number times the root of its weight, are turned into the
+Per KV head, the unit vectors of all layers, each number times the root of its weight, are turned into the
 directions of greatest variance. For each of these coefficients and each width, the step of least squared error is
 searched for, and the error is kept, so that a planner can hand out bits (reverse water-filling). What comes of it
 is laid out as a codec of minicache-code.h.
@@ -8,6 +8,7 @@ is laid out as a codec of minicache-code.h.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,10 +37,10 @@ MAG_SPAN = np.log(1e4)  # smaller ones, of the largest, are as good as this smal
 
 @dataclass(frozen=True)
 class PartFit:
-    """K, or V, of a pair: directions, steps and errors of each KV head."""
+    """K, or V, of a group of n layers: directions, steps and errors of each KV head."""
 
-    weight: Doubles  # [n_head_kv, 2d], of squared errors of unit vectors
-    vectors: Floats  # [n_head_kv, 2d, r], largest variance first
+    weight: Doubles  # [n_head_kv, n*d], of squared errors of unit vectors
+    vectors: Floats  # [n_head_kv, n*d, r], largest variance first
     steps: Doubles  # [n_head_kv, choice, r]
     errors: Doubles  # [n_head_kv, choice, r], weighted mean squared error
 
@@ -59,33 +60,49 @@ class PartFit:
         unit_errors = self.unit_errors
         return float(sum(unit_errors[CHOICES.index(width), unit] for unit, width in enumerate(widths)))
 
+    def layer_errors(self, layout: Layout, n_layer: int) -> Doubles:
+        """What each of the group's layers has of that error, [n_layer]."""
+        widths = layout.widths + [0] * (self.n_unit - len(layout.widths))
+        choice = np.repeat([CHOICES.index(width) for width in widths], UNIT)
+        errors = self.errors[:, choice, np.arange(len(choice))]
+        shares = self.vectors.astype(np.float64) ** 2  # of a coefficient's error, for each number
+        by_number = np.einsum("hic,hc->i", shares, errors)
+        return np.asarray(by_number.reshape(n_layer, -1).sum(axis=1))
+
 
 @dataclass(frozen=True)
 class PartCodec:
     """The arrays of a codec for K, or for V."""
 
     layout: Layout
-    mag: Floats  # [n_head_kv, 2, 2]: log_min and log_step of each layer
-    weight: Floats  # [n_head_kv, 2d]
+    mag: Floats  # [n_head_kv, n, 2]: log_min and log_step of each layer
+    weight: Floats  # [n_head_kv, n*d]
     gain: Floats  # [n_head_kv, r]
-    decoder: NDArray[np.float16]  # [n_head_kv, 2d, r]
+    decoder: NDArray[np.float16]  # [n_head_kv, n*d, r]
 
 
-def fit_part(x_a: Floats, x_b: Floats, weight: Doubles) -> PartFit:
-    """Fit the code of samples [n, n_head_kv, d] of both layers, errors weighted by weight [n_head_kv, 2d]."""
-    heads = range(x_a.shape[1])
-    fits = [_fit_head(_weighted(x_a, x_b, weight, head), float(weight[head].mean())) for head in heads]
+def fit_part(layers: Sequence[Floats], weight: Doubles, tokens: Doubles | None = None) -> PartFit:
+    """Fit the code of samples [tokens, n_head_kv, d] of n layers.
+
+    Errors are weighted by weight [n_head_kv, n*d], and by tokens [tokens, n_head_kv], of mean 1, where these are given.
+    """
+    heads = range(layers[0].shape[1])
+    counts = tokens if tokens is not None else np.ones(layers[0].shape[:2])
+    fits = [
+        _fit_head(_weighted(layers, weight, head), counts[:, head], float(weight[head].mean()))
+        for head in heads
+    ]
     vectors, steps, errors = (np.stack(parts) for parts in zip(*fits, strict=True))
     return PartFit(weight, vectors, steps, errors)
 
 
-def make_codec(fit: PartFit, layout: Layout, x_a: Floats, x_b: Floats) -> PartCodec:
-    """The codec of a layout; the samples say how large magnitudes are."""
+def make_codec(fit: PartFit, layout: Layout, layers: Sequence[Floats]) -> PartCodec:
+    """The codec of a layout; the samples of the layers say how large magnitudes are."""
     n_head, size, r = len(fit.weight), fit.weight.shape[1], layout.size
-    d = size // 2
+    d = size // len(layers)
     widths = np.repeat(np.array(layout.widths, dtype=np.int64), UNIT)
     choice = np.array([CHOICES.index(width) for width in widths], dtype=np.int64)
-    mag = np.zeros((n_head, 2, 2), np.float32)
+    mag = np.zeros((n_head, len(layers), 2), np.float32)
     gain = np.zeros((n_head, r), np.float32)
     decoder = np.zeros((n_head, size, r), np.float16)
     weight = np.asarray(fit.weight / fit.weight.mean(axis=1, keepdims=True), dtype=np.float32)
@@ -96,20 +113,20 @@ def make_codec(fit: PartFit, layout: Layout, x_a: Floats, x_b: Floats) -> PartCo
         decoder[head] = scaled
         # the weights were divided by their mean, so that of y'y is back in here
         gain[head] = fit.weight[head].mean() / (UNIT_LENGTH * step**2)
-        y = _weighted(x_a, x_b, fit.weight, head)
+        y = _weighted(layers, fit.weight, head)
         decoded = quantize(y @ vectors, step, widths) @ vectors.T
-        for side, x in enumerate((x_a, x_b)):
-            half = slice(side * d, (side + 1) * d)
+        for side, x in enumerate(layers):
+            own = slice(side * d, (side + 1) * d)
             lengths = np.linalg.norm(x[:, head].astype(np.float64), axis=1)
-            length = np.linalg.norm(y[:, half], axis=1)
-            restored = np.linalg.norm(decoded[:, half], axis=1) * UNIT_LENGTH
+            length = np.linalg.norm(y[:, own], axis=1)
+            restored = np.linalg.norm(decoded[:, own], axis=1) * UNIT_LENGTH
             seen = restored > 0
             mag[head, side] = _magnitudes(lengths[seen] * length[seen] / restored[seen])
     return PartCodec(layout, mag, weight, gain, decoder)
 
 
 def codec_array(k: PartCodec, v: PartCodec) -> NDArray[np.int8]:
-    """The bytes of a pair's codec, without frequencies."""
+    """The bytes of a group's codec, without frequencies."""
     words = [np.concatenate([k.mag, v.mag], axis=1), k.weight, k.gain, v.weight, v.gain]
     parts = [np.ascontiguousarray(array, dtype="<f4").tobytes() for array in words]
     parts += [np.ascontiguousarray(part.decoder, dtype="<f2").tobytes() for part in (k, v)]
@@ -130,35 +147,36 @@ def unit_vectors(x: Floats) -> Floats:
     return np.asarray(np.divide(x, length, out=np.zeros_like(x), where=length > 0))
 
 
-def _weighted(x_a: Floats, x_b: Floats, weight: Doubles, head: int) -> Floats:
-    unit = np.concatenate([unit_vectors(x_a[:, head]), unit_vectors(x_b[:, head])], axis=1)
+def _weighted(layers: Sequence[Floats], weight: Doubles, head: int) -> Floats:
+    unit = np.concatenate([unit_vectors(x[:, head]) for x in layers], axis=1)
     return np.asarray(unit * np.sqrt(weight[head]), dtype=np.float32)
 
 
-def _fit_head(y: Floats, weight: float) -> tuple[Floats, Doubles, Doubles]:
-    """Directions [2d, r], steps and errors [choice, r] of weighted unit vectors [n, 2d]."""
-    n, size = y.shape
+def _fit_head(y: Floats, counts: Doubles, weight: float) -> tuple[Floats, Doubles, Doubles]:
+    """Directions [n*d, r], steps and errors [choice, r] of weighted unit vectors [tokens, n*d]."""
+    n_token, size = y.shape
     double = y.astype(np.float64)
-    _, vectors = np.linalg.eigh(double.T @ double / n)
+    _, vectors = np.linalg.eigh((double * counts[:, None]).T @ double / n_token)
     vectors = vectors[:, ::-1][:, : size // UNIT * UNIT]
     # either sign of a direction would do: take the one whose largest number is positive
     largest = np.abs(vectors).argmax(axis=0)
     vectors = vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
     t = double @ vectors
-    deviation = np.sqrt((t**2).mean(axis=0))
+    deviation = np.sqrt((t**2 * counts[:, None]).mean(axis=0))
     floor = SMALLEST * np.sqrt(weight)
-    steps, errors = _best_steps(_histograms(t / np.maximum(deviation, floor)))
+    steps, errors = _best_steps(_histograms(t / np.maximum(deviation, floor), counts))
     steps *= np.maximum(deviation, floor)
     errors *= deviation**2
     errors[0] = deviation**2
     return np.asarray(vectors, dtype=np.float32), steps, errors
 
 
-def _histograms(t: Doubles) -> Doubles:
-    """The share of each bin of |t|, [r, bin]; t is in deviations."""
+def _histograms(t: Doubles, counts: Doubles) -> Doubles:
+    """The share of each bin of |t|, [r, bin], of rows t [n, r], in deviations, that count as counts [n] say."""
     n, r = t.shape
     bins = np.minimum((np.abs(t) / BIN).astype(np.int64), BINS - 1) + BINS * np.arange(r)
-    return np.asarray(np.bincount(bins.ravel(), minlength=r * BINS).reshape(r, BINS) / n)
+    shares = np.bincount(bins.ravel(), np.repeat(counts / n, r), minlength=r * BINS)
+    return np.asarray(shares.reshape(r, BINS))
 
 
 def _best_steps(histograms: Doubles) -> tuple[Doubles, Doubles]:

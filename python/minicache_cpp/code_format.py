@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 WIDTHS = (8, 6, 5, 4, 3, 2, 1)  # bits of a code's segments, widest first
 UNIT = 16  # coefficients that share a width
 MAX_LAYERS = 4  # that share one code
+
+Kind = Literal["k", "v"]
+KINDS: tuple[Kind, Kind] = ("k", "v")
 
 
 def mag_bytes(n_layer: int) -> int:

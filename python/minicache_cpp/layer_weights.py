@@ -6,40 +6,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .capture import Rope, Samples
+from .code_format import Kind
 from .gguf_file import GGUFFile
 from .kv_size import ModelShape
 
-Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 OUTPUT_ROWS = 1024  # of an output matrix, spread over it, that are looked at
 LEAST_WEIGHT = 1e-3  # of the mean: where queries are next to nothing now, they may be something another time
 
 
-def layer_weights(
-    file: GGUFFile, samples: Samples, number: int, k: Floats, v: Floats
-) -> tuple[Doubles, Doubles]:
-    """Of squared errors of unit vectors of K and of V, [n_head_kv, head size]; k and v [tokens, n_head_kv, head size].
-
-    K by the mean squares of the queries' numbers and of its own length, V by the size of the output matrix's part that
-    reads the head and its own length.
-    """
-    rope = samples.ropes[number] or Rope("none")
-    weight_k = rope.paired_mean(samples.query_squares(number)) * _mean_square(k)
+def layer_weights(samples: Samples, number: int) -> dict[Kind, Doubles]:
+    """Of squared errors of unit vectors of a layer's K and of V, [n_head_kv, head size]."""
+    rope, layer = samples.ropes[number] or Rope("none"), samples.shape.layers[number]
+    read = samples.read(number)
+    weight_k = rope.paired_mean(read.k)
     weight_k = np.maximum(weight_k, LEAST_WEIGHT * weight_k.mean())
-    weight_v = output_weights(file, samples.shape, number)[:, None] * _mean_square(v)
-    return weight_k, np.repeat(np.maximum(weight_v, 1e-12), v.shape[2], axis=1)
+    weight_v = np.maximum(read.v, LEAST_WEIGHT * read.v.mean())
+    return {
+        "k": np.maximum(weight_k, 1e-30),
+        "v": np.repeat(np.maximum(weight_v, 1e-30)[:, None], layer.head_size_v, axis=1),
+    }
 
 
-def output_weights(file: GGUFFile, shape: ModelShape, number: int) -> Doubles:
-    """How much of each KV head's values gets into the layer's output: the mean square gain, up to a factor."""
+def output_gains(file: GGUFFile, shape: ModelShape) -> list[Doubles | None]:
+    """Those of all layers."""
+    return [output_gain(file, shape, number) for number in range(len(shape.layers))]
+
+
+def output_gain(file: GGUFFile, shape: ModelShape, number: int) -> Doubles | None:
+    """How much of each query head's values gets into the layer's output: the mean square gain, if it can be told."""
     layer = shape.layers[number]
     tensor = file.tensors.get(f"blk.{number}.attn_output.weight")
     if tensor is None or len(tensor.dims) != 2 or tensor.dims[0] % (layer.n_head_kv * layer.head_size_v):
-        return np.ones(layer.n_head_kv)
+        return None
     import gguf
 
-    width, n_row = tensor.dims
+    n_row = tensor.dims[1]
     step = max(1, n_row // OUTPUT_ROWS)
     row_bytes = tensor.n_bytes // n_row
     with tensor.path.open("rb") as data:
@@ -50,12 +53,6 @@ def output_weights(file: GGUFFile, shape: ModelShape, number: int) -> Doubles:
     try:
         matrix = gguf.dequantize(rows, gguf.GGMLQuantizationType(tensor.type_number))
     except (NotImplementedError, ValueError):  # a type that gguf can't read
-        return np.ones(layer.n_head_kv)
+        return None
     squares = (np.asarray(matrix, dtype=np.float64) ** 2).sum(axis=0) * step
-    by_head = squares.reshape(layer.n_head_kv, width // layer.n_head_kv).sum(axis=1)
-    return np.asarray(by_head / layer.head_size_v)
-
-
-def _mean_square(x: Floats) -> Doubles:
-    """Of the vectors' lengths, by head, [n_head_kv, 1]."""
-    return np.asarray((x.astype(np.float64) ** 2).sum(axis=2).mean(axis=0)[:, None])
+    return np.asarray(squares.reshape(-1, layer.head_size_v).mean(axis=1))

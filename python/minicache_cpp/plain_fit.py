@@ -1,7 +1,7 @@
 """What each cache type loses of a layer's K and V, so that a planner can choose one where a layer is not coded.
 
-The errors are those of unit vectors, weighted as they are read (pair_fit.py), of what llama.cpp makes of a row: turned
-by a Hadamard matrix where the type is quantized and heads are multiples of 64, rounded, and turned back.
+The errors are those of unit vectors, weighted as they are read (layer_weights.py), of what llama.cpp makes of a row:
+turned by a Hadamard matrix where the type is quantized and heads are multiples of 64, rounded, and turned back.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from .capture import Samples
 from .code_fit import unit_vectors
+from .code_format import Kind
 from .ggml_types import CACHE_TYPES, GGML_TYPES, is_quantized
-from .gguf_file import GGUFFile
-from .layer_weights import layer_weights
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -36,17 +35,17 @@ class PlainFit:
     v: Mapping[str, float]
 
 
-def fit_plain(file: GGUFFile, samples: Samples, number: int) -> PlainFit:
+def fit_plain(samples: Samples, weights: Mapping[Kind, Doubles], number: int) -> PlainFit:
+    """Fit a layer, whose errors count as its weights [n_head_kv, d] say."""
     k, v = samples.layer(number)
-    weight_k, weight_v = layer_weights(file, samples, number, k, v)
     step = max(1, len(k) // ROWS)
     size_k, size_v = k.shape[2], v.shape[2]
     rotated_k = next((n for n in (512, 256, 128, 64) if size_k % n == 0), 0)  # V is turned in blocks of 64
     rotated_v = 64 if size_v % 64 == 0 else 0
     return PlainFit(
         number,
-        _errors(unit_vectors(k[::step]), weight_k, rotated_k),
-        _errors(unit_vectors(v[::step]), weight_v, rotated_v),
+        _errors(unit_vectors(k[::step]), weights["k"], rotated_k),
+        _errors(unit_vectors(v[::step]), weights["v"], rotated_v),
     )
 
 

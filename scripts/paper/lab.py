@@ -19,8 +19,9 @@ from minicache_cpp.bench_context import BenchModel
 from minicache_cpp.evaluate import finite
 from minicache_cpp.fingerprint import fingerprint
 from minicache_cpp.gguf_file import GGUFFile, read_gguf
+from minicache_cpp.group_fit import GroupFit, Source, fit_group
+from minicache_cpp.layer_weights import layer_weights
 from minicache_cpp.measurement import Meter
-from minicache_cpp.pair_fit import PairFit, fit_pair
 from minicache_cpp.plan_file import Plan
 from minicache_cpp.planner import Planner, ratio
 
@@ -89,6 +90,7 @@ class Lab:
         self.told = told
         self.shape = kv_size.model_shape(file)
         self.planner: Planner | None = None
+        self.fits: list[GroupFit] = []
         self.meter: Meter | None = None
 
     def spec(self, config: Config) -> CacheSpec:
@@ -100,23 +102,17 @@ class Lab:
             self.fitting.write(path, config.settings)
         else:
             planner = self.probed()
-            planner.write(self.code(planner, config), path)
+            planner.write(self.code(planner, config), path, self.fits)
         return CacheSpec.parse(str(path))
 
     def probed(self) -> Planner:
-        """A planner of all pairs that knows what their errors do."""
+        """A planner that knows what the layers' errors do; then all pairs are fitted."""
         if self.planner is None:
-            n_layer = len(self.shape.layers)
             samples = self.fitting.samples
-            ropes = samples.ropes
-            fits: list[PairFit] = []
-            for a in range(n_layer % 2, n_layer - 1, 2):
-                layers = self.shape.layers[a : a + 2]
-                if layers[0].n_head_kv and layers[0] == layers[1] and ropes[a] == ropes[a + 1]:
-                    self.told(f"codes, layers {a}+{a + 1}")
-                    fits.append(fit_pair(self.file, samples, a, a + 1, 128))
-            turned = any(fit.source.rope_block for fit in fits)
-            base = Plan(fingerprint(self.file), n_layer, 128 if turned else 0)
+            layers = [number for number, layer in enumerate(self.shape.layers) if layer.n_head_kv]
+            source = Source(samples, 128)
+            turned = any(source.block(layer) for layer in layers)
+            base = Plan(fingerprint(self.file), len(self.shape.layers), 128 if turned else 0)
             self.meter = Meter(
                 self.model,
                 {"measure": self.fitting.material.measure},
@@ -124,9 +120,25 @@ class Lab:
                 self.folder / "measured.json",
                 lambda name: self.told(f"codes, {name}"),
             )
-            self.planner = Planner(self.shape, fits, self.meter, base, self.folder)
-            self.planner.probe()
+            weights = {layer: layer_weights(samples, layer) for layer in layers}
+            planner = Planner(self.shape, source, weights, self.meter, base, self.folder)
+            planner.probe()
+            self.fits = [self.fitted_pair(planner, a) for a in self.first_layers()]
+            self.planner = planner
         return self.planner
+
+    def first_layers(self) -> list[int]:
+        """The layers a of all pairs, which end with the last layer."""
+        layers, ropes = self.shape.layers, self.fitting.samples.ropes
+        return [
+            a
+            for a in range(len(layers) % 2, len(layers) - 1, 2)
+            if layers[a].n_head_kv and layers[a] == layers[a + 1] and ropes[a] == ropes[a + 1]
+        ]
+
+    def fitted_pair(self, planner: Planner, a: int) -> GroupFit:
+        self.told(f"codes, layers {a}+{a + 1}")
+        return fit_group(planner.source, planner.sensitivities.scaled(planner.weights), (a, a + 1))
 
     def code(self, planner: Planner, config: Config) -> Plan:
         """The code of all pairs from a layer on that is expected to lose least within so many bytes."""
@@ -135,17 +147,19 @@ class Lab:
         def whole(choices: list[Any]) -> list[Any]:
             left = iter(choices)
             plain = Choice(types=(("f16", "f16"),) * 2)
-            return [next(left) if fit.a >= config.start else plain for fit in planner.fits]
+            return [next(left) if fit.first >= config.start else plain for fit in self.fits]
 
-        # none of them may stay plain: the planner has no fits of layers
-        candidates = [one for one in planner.candidates() if one.layers[0] >= config.start]
+        # none of them may stay plain: the planner has no fits of plain types
+        candidates = [one for one in planner.candidates(self.fits) if one.layers[0] >= config.start]
         found = allocate(
-            candidates, lambda choices: ratio(self.shape, planner.plan_of(whole(choices))) >= least
+            candidates,
+            lambda choices: ratio(self.shape, planner.plan_of(self.fits, whole(choices))) >= least,
         )
         if found is None:
             raise MiniCacheError(f"{config.label} can't be had: its ratio would be less than {least:.2f}")
         # the other layers have the type that SLERP's have
-        return replace(planner.plan_of(whole(found[0])), type_k=config.kind, type_v=config.kind)
+        plan = planner.plan_of(self.fits, whole(found[0]))
+        return replace(plan, type_k=config.kind, type_v=config.kind)
 
     def slerp_ratio(self, config: Config) -> float:
         """What SLERP of the same pairs takes, over layers that are not merged as f16, as `ratio` counts."""

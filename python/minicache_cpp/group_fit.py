@@ -1,0 +1,119 @@
+"""The codes of groups of layers, fitted to what was captured of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .capture import Rope, Samples
+from .code_fit import PartCodec, PartFit, codec_array, fit_part, make_codec
+from .code_format import KINDS, GroupFormat, Kind, Layout
+from .kv_size import ModelShape
+
+MOST_OF_TOKEN = 3.0  # times the mean: what one text attends to most, another may not
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+LayerWeights = Mapping[
+    int, Mapping[Kind, Doubles]
+]  # of squared errors of unit vectors, by layer, [n_head_kv, d]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The samples of a model's layers: K as it is coded, or V."""
+
+    samples: Samples
+    rope_block: int
+
+    def read(self, kind: Kind, layer: int) -> Floats:
+        """Of one layer, [tokens, n_head_kv, d]."""
+        k, v = self.samples.layer(layer)
+        if kind == "v":
+            return v
+        rope, block = self.samples.ropes[layer], self.block(layer)
+        if rope is None or not block:
+            return k
+        return rope.turn(k, -(self.samples.positions // block * block))
+
+    def block(self, layer: int) -> int:
+        """How many positions the blocks have that this layer's K is coded relative to; 0: it is coded as it is."""
+        rope = self.samples.ropes[layer]
+        return self.rope_block if rope is not None and rope.kind != "none" else 0
+
+
+@dataclass
+class GroupFit:
+    """Layers that share a code: the fits of their K and V, and the codecs that were made of them."""
+
+    layers: tuple[int, ...]
+    k: PartFit
+    v: PartFit
+    source: Source
+    codecs: dict[tuple[Kind, Layout], PartCodec] = field(default_factory=dict, repr=False)
+
+    @property
+    def first(self) -> int:
+        return self.layers[0]
+
+    def part(self, kind: Kind) -> PartFit:
+        return self.k if kind == "k" else self.v
+
+    def format(self, layout_k: Layout, layout_v: Layout) -> GroupFormat:
+        (n_head, size_k), size_v = self.k.weight.shape, self.v.weight.shape[1]
+        n = len(self.layers)
+        return GroupFormat(self.layers, n_head, size_k // n, size_v // n, layout_k, layout_v)
+
+    def codec(self, layout_k: Layout, layout_v: Layout) -> NDArray[np.int8]:
+        """The codec's bytes for these layouts."""
+        return codec_array(self._part("k", layout_k), self._part("v", layout_v))
+
+    def _part(self, kind: Kind, layout: Layout) -> PartCodec:
+        if (kind, layout) not in self.codecs:
+            self.codecs[kind, layout] = make_codec(
+                self.part(kind), layout, [self.source.read(kind, layer) for layer in self.layers]
+            )
+        return self.codecs[kind, layout]
+
+
+def fit_group(source: Source, weights: LayerWeights, layers: Sequence[int]) -> GroupFit:
+    """Fit the code that some layers share."""
+    k, v = (_fit(source, weights, layers, kind) for kind in KINDS)
+    return GroupFit(tuple(layers), k, v, source)
+
+
+def _fit(source: Source, weights: LayerWeights, layers: Sequence[int], kind: Kind) -> PartFit:
+    weight = np.concatenate([weights[layer][kind] for layer in layers], axis=1)
+    # a token counts in a code as it does in the layers that count
+    shares = [weights[layer][kind].sum(axis=1) * source.samples.tokens(kind, layer) for layer in layers]
+    tokens = np.minimum(sum(shares) / sum(shares).mean(axis=0), MOST_OF_TOKEN)
+    return fit_part([source.read(kind, layer) for layer in layers], weight, tokens / tokens.mean(axis=0))
+
+
+def cut_into_groups(shape: ModelShape, ropes: Sequence[Rope | None], most: int) -> list[tuple[int, ...]]:
+    """Neighbouring layers of the same shape in groups of at most so many, as even in size as they can be."""
+    groups: list[tuple[int, ...]] = []
+    for run in alike_runs(shape, ropes):
+        n_group = -(-len(run) // most)
+        size, larger = divmod(len(run), n_group)
+        sizes = [size + (number < larger) for number in range(n_group)]
+        ends = np.cumsum(sizes).tolist()
+        groups += [tuple(run[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+    return groups
+
+
+def alike_runs(shape: ModelShape, ropes: Sequence[Rope | None]) -> list[list[int]]:
+    """Neighbouring layers of the same shape, whose K is turned in the same way."""
+    runs: list[list[int]] = []
+    for number, layer in enumerate(shape.layers):
+        if not layer.n_head_kv:
+            continue
+        last = runs[-1][-1] if runs else -1
+        if last == number - 1 >= 0 and shape.layers[last] == layer and ropes[last] == ropes[number]:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
