@@ -505,27 +505,13 @@ class attn_tile {
         for (int64_t cell = cell_0; cell < cell_1; cell += plan.group) {
             const int64_t next = std::min(cell_1, cell + plan.group);
             group.gather(stream, token_0, n_token, cell, next);
+            n_ahead = next < cell_1 ? next - cell : 0;
             for (int64_t h = 0; h < plan.heads; ++h) {
-                if (plan.few) {
-                    fetch_ahead(a.cache_k, h, next, std::min(cell_1, next + plan.group));
-                    fetch_ahead(a.cache_v, h, next, std::min(cell_1, next + plan.group));
-                }
                 turned.n = 0;
                 for (const entry_block & block : group) {
                     join(h, block);
                 }
             }
-        }
-    }
-
-    // The heads' share of head h in the memory of cells that come next. It is read head by head, in steps that no prefetcher
-    // follows, but lies in one piece.
-    void fetch_ahead(const ggml_tensor * cache, int64_t h, int64_t cell_0, int64_t cell_1) const {
-        const char *  data  = (const char *) cache->data + stream * cache->nb[3] + cell_0 * cache->nb[2];
-        const int64_t n     = (cell_1 - cell_0) * (int64_t) cache->nb[2];
-        const int64_t share = padded(n / plan.heads + 1, 64);
-        for (int64_t i = h * share; i < std::min(n, (h + 1) * share); i += 64) {
-            minicache_prefetch(data + i);
         }
     }
 
@@ -584,6 +570,7 @@ class attn_tile {
     int64_t head_kv_0 = 0;
     int64_t token_0   = 0;
     int64_t n_token   = 0;
+    int64_t n_ahead   = 0;  // cells from those of the group to the next group's, 0 in the last one
 
     const void * rows_k[MINICACHE_BLOCK];  // of a block's entries, the last one again up to a whole vector
     const void * rows_v[MINICACHE_BLOCK];
@@ -599,6 +586,12 @@ class attn_tile {
         x.scale                = memory.floats(ld / MINICACHE_LEVEL_GROUP * MINICACHE_BLOCK);
         x.min                  = memory.floats(ld / MINICACHE_LEVEL_GROUP * MINICACHE_BLOCK);
         return x;
+    }
+
+    // Shared entries lie in a row for all heads, one cell's after the other, and are read head by head, in steps that no
+    // prefetcher of a core follows: each row asks for the one that lies as far behind it as the next group does.
+    minicache_rows rows_of(const entry_block & block, const void * const * rows, const ggml_tensor * cache) const {
+        return { rows, block.n, block.kind == SHARED ? n_ahead * (int64_t) cache->nb[2] : 0 };
     }
 
     bool is_coded(const entry_block & block) const { return a.coded && block.kind == SHARED; }
@@ -722,13 +715,14 @@ class attn_tile {
     // n queries q of d numbers; the same as levels from row r_levels on
     void score_entries(const entry_block & block, int64_t n, const float * q, int64_t ldq, int64_t d, float * levels,
         int64_t n_levels, int64_t r_levels) {
-        const entry_rows & format = plan.rows_k[block.kind];
+        const entry_rows &   format = plan.rows_k[block.kind];
+        const minicache_rows rows   = rows_of(block, rows_k, a.cache_k);
 #if MINICACHE_LEVELS
         if (plan.few && format.is_level) {
-            const minicache_level_rows rows = read_levels(block, format, a.shape.layout_k, rows_k, d, levels_k, zero_k);
-            minicache_level_words(rows.levels, rows.ld, d, block.n, words);
+            const minicache_level_rows x = read_levels(block, format, a.shape.layout_k, rows, d, levels_k, zero_k);
+            minicache_level_words(x.levels, x.ld, d, block.n, words);
             const minicache_level_queries all(levels, n_levels, plan.ld_k);
-            minicache_scores_levels(all.from(r_levels), n, d, words, rows, block.n, scores);
+            minicache_scores_levels(all.from(r_levels), n, d, words, x, block.n, scores);
             return;
         }
 #else
@@ -737,13 +731,13 @@ class attn_tile {
         if (plan.few && format.is_plain) {
             switch (format.type) {
                 case GGML_TYPE_F32:
-                    minicache_scores_rows<float>(q, ldq, n, rows_k, block.n, d, scores);
+                    minicache_scores_rows<float>(q, ldq, n, rows, d, scores);
                     break;
                 case GGML_TYPE_F16:
-                    minicache_scores_rows<ggml_fp16_t>(q, ldq, n, rows_k, block.n, d, scores);
+                    minicache_scores_rows<ggml_fp16_t>(q, ldq, n, rows, d, scores);
                     break;
                 default:
-                    minicache_scores_rows<ggml_bf16_t>(q, ldq, n, rows_k, block.n, d, scores);
+                    minicache_scores_rows<ggml_bf16_t>(q, ldq, n, rows, d, scores);
                     break;
             }
             return;
@@ -861,25 +855,26 @@ class attn_tile {
 
     // acc [n][ld] += the block's V, weighted
     void add_values(const entry_block & block, float * acc, int64_t ld, int64_t n) {
-        const entry_rows & format = plan.rows_v[block.kind];
-        const int64_t      d      = block.kind == SHARED ? a.r_v : a.d_v;
+        const entry_rows &   format = plan.rows_v[block.kind];
+        const minicache_rows rows   = rows_of(block, rows_v, a.cache_v);
+        const int64_t        d      = block.kind == SHARED ? a.r_v : a.d_v;
 #if MINICACHE_LEVELS
         if (plan.few && format.is_level) {
-            const minicache_level_rows rows = read_levels(block, format, a.shape.layout_v, rows_v, d, levels_v, zero_v);
-            minicache_values_levels(acc, ld, n, scores, rows, block.n, d, weights);
+            const minicache_level_rows x = read_levels(block, format, a.shape.layout_v, rows, d, levels_v, zero_v);
+            minicache_values_levels(acc, ld, n, scores, x, block.n, d, weights);
             return;
         }
 #endif
         if (plan.few && format.is_plain) {
             switch (format.type) {
                 case GGML_TYPE_F32:
-                    minicache_values_rows<float>(acc, ld, n, scores, rows_v, block.n, d);
+                    minicache_values_rows<float>(acc, ld, n, scores, rows, d);
                     break;
                 case GGML_TYPE_F16:
-                    minicache_values_rows<ggml_fp16_t>(acc, ld, n, scores, rows_v, block.n, d);
+                    minicache_values_rows<ggml_fp16_t>(acc, ld, n, scores, rows, d);
                     break;
                 default:
-                    minicache_values_rows<ggml_bf16_t>(acc, ld, n, scores, rows_v, block.n, d);
+                    minicache_values_rows<ggml_bf16_t>(acc, ld, n, scores, rows, d);
                     break;
             }
             return;
@@ -896,7 +891,7 @@ class attn_tile {
             for (int c = 0; c < MINICACHE_BLOCK; ++c) {
                 rows_k[c] = d + (i + std::min(c, n - 1)) * a.r_v;
             }
-            minicache_scores_rows<ggml_fp16_t>(x.acc_shared, plan.r_v, n_row(), rows_k, n, a.r_v, scores);
+            minicache_scores_rows<ggml_fp16_t>(x.acc_shared, plan.r_v, n_row(), { rows_k, n, 0 }, a.r_v, scores);
             for (int64_t r = 0; r < n_row(); ++r) {
                 for (int c = 0; c < n; ++c) {
                     x.acc_exact[r * plan.d_v + i + c] += scores[r * MINICACHE_BLOCK + c];
@@ -910,15 +905,15 @@ class attn_tile {
     //
 
     minicache_level_rows read_levels(const entry_block & block, const entry_rows & format, const minicache_code_layout & layout,
-        const void * const * rows, int64_t d, const minicache_level_rows & scratch, float * const * zero) const {
+        const minicache_rows & rows, int64_t d, const minicache_level_rows & scratch, float * const * zero) const {
         minicache_level_rows x = scratch;
         x.zero                 = zero[block.kind];
         if (is_coded(block)) {
             x.scale = x.min = nullptr;
-            minicache_code_levels(layout, rows, block.n, x.levels, x.ld);
+            minicache_code_levels(layout, rows, x.levels, x.ld);
         } else {
             x.min = format.levels.min ? x.min : nullptr;
-            format.levels.read(rows, block.n, d, x);
+            format.levels.read(rows, d, x);
         }
         return x;
     }

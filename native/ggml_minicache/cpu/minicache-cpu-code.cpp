@@ -277,14 +277,16 @@ static inline void store_bytes(uint8_t * out, level_bytes x) { memcpy(out, x.x, 
 // behind a segment is the next one's to overwrite
 template <int UPPER, int LOWER>
 static inline void segment_levels(
-    int n_unit, const void * const * rows, int n, int64_t & offset, uint8_t *& out, int64_t stride) {
+    int n_unit, const minicache_rows & rows, int64_t & offset, uint8_t *& out, int64_t stride) {
     const int n_coef = MINICACHE_CODE_UNIT * n_unit;
     for (int i = 0; i < n_coef; i += LEVELS_AT_ONCE) {
         const int        m          = n_coef - i < LEVELS_AT_ONCE ? n_coef - i : LEVELS_AT_ONCE;
         const plane_part upper_part = first_bytes(m, UPPER);
         const plane_part lower_part = first_bytes(m, LOWER);
-        for (int c = 0; c < n; ++c) {
-            const uint8_t * plane = (const uint8_t *) rows[c] + offset;
+        for (int c = 0; c < rows.n; ++c) {
+            const uint8_t * plane = (const uint8_t *) rows.at[c] + offset;
+            minicache_fetch_ahead(plane, rows.ahead, n_coef * (UPPER + LOWER) / 8);
+
             auto            x     = plane_bytes<UPPER>(plane + i * UPPER / 8, upper_part);
             if constexpr (LOWER > 0) {
                 x = join_bytes<LOWER>(x, plane_bytes<LOWER>(plane + n_coef * UPPER / 8 + i * LOWER / 8, lower_part));
@@ -296,17 +298,16 @@ static inline void segment_levels(
     out += n_coef;
 }
 
-void minicache_code_levels(
-    const minicache_code_layout & layout, const void * const * rows, int n, uint8_t * out, int64_t stride) {
+void minicache_code_levels(const minicache_code_layout & layout, const minicache_rows & rows, uint8_t * out, int64_t stride) {
     int64_t offset = minicache_code_mag_bytes(layout);
 
-    segment_levels<8, 0>(layout.n_unit[0], rows, n, offset, out, stride);
-    segment_levels<4, 2>(layout.n_unit[1], rows, n, offset, out, stride);
-    segment_levels<4, 1>(layout.n_unit[2], rows, n, offset, out, stride);
-    segment_levels<4, 0>(layout.n_unit[3], rows, n, offset, out, stride);
-    segment_levels<2, 1>(layout.n_unit[4], rows, n, offset, out, stride);
-    segment_levels<2, 0>(layout.n_unit[5], rows, n, offset, out, stride);
-    segment_levels<1, 0>(layout.n_unit[6], rows, n, offset, out, stride);
+    segment_levels<8, 0>(layout.n_unit[0], rows, offset, out, stride);
+    segment_levels<4, 2>(layout.n_unit[1], rows, offset, out, stride);
+    segment_levels<4, 1>(layout.n_unit[2], rows, offset, out, stride);
+    segment_levels<4, 0>(layout.n_unit[3], rows, offset, out, stride);
+    segment_levels<2, 1>(layout.n_unit[4], rows, offset, out, stride);
+    segment_levels<2, 0>(layout.n_unit[5], rows, offset, out, stride);
+    segment_levels<1, 0>(layout.n_unit[6], rows, offset, out, stride);
 }
 
 void minicache_code_zeros(const minicache_code_layout & layout, float * out) {

@@ -4,6 +4,7 @@
 
 #include "ggml.h"
 #include "minicache-code.h"
+#include "minicache-cpu-rows.h"
 
 #include <cmath>
 #include <cstdint>
@@ -120,9 +121,9 @@ void minicache_code_write(const minicache_code_layout & layout, const uint8_t * 
 // minicache_code_coefficients() of n rows, vectorised, to every `stride` numbers of `out`
 void minicache_code_read(const minicache_code_layout & layout, const uint8_t * const * rows, int n, float * out, int64_t stride);
 
-// the levels of n rows, from 0 on, to every `stride` bytes of `out`; up to MINICACHE_CODE_SLACK bytes behind a row's are written
+// the levels of the rows, from 0 on, to every `stride` bytes of `out`; up to MINICACHE_CODE_SLACK bytes behind a row's are written
 #define MINICACHE_CODE_SLACK 48
-void minicache_code_levels(const minicache_code_layout & layout, const void * const * rows, int n, uint8_t * out, int64_t stride);
+void minicache_code_levels(const minicache_code_layout & layout, const minicache_rows & rows, uint8_t * out, int64_t stride);
 
 // what a coefficient's level is counted from: (2^w - 1)/2, to `out` [r]
 void minicache_code_zeros(const minicache_code_layout & layout, float * out);

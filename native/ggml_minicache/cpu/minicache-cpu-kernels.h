@@ -114,24 +114,26 @@ static inline void minicache_scores_columns(const float * q, int64_t n_rows, con
 // rows as they lie in memory: float32, float16 or bfloat16, of a multiple of MINICACHE_LANES numbers
 //
 
-// `rows` has an address for each of the last vector's entries
 template <typename T, int R>
-static inline void scores_rows(const float * q, int64_t ldq, const T * const * rows, int n, int64_t d, float * s) {
+static inline void scores_rows(const float * q, int64_t ldq, const minicache_rows & rows, int64_t d, float * s) {
     static const int C = MINICACHE_LANES == 1 ? 1 : 2;
 
-    for (int c = 0; c < n; c += MINICACHE_LANES) {
+    for (int c = 0; c < rows.n; c += MINICACHE_LANES) {
         minicache_vec sums[R][MINICACHE_LANES];
         for (int j = 0; j < MINICACHE_LANES; j += C) {
+            const T *     row[C];
             minicache_vec acc[R][C];
-            for (int r = 0; r < R; ++r) {
-                for (int k = 0; k < C; ++k) {
+            for (int k = 0; k < C; ++k) {
+                row[k] = (const T *) rows.at[c + j + k];
+                minicache_fetch_ahead(row[k], rows.ahead, d * (int64_t) sizeof(T));
+                for (int r = 0; r < R; ++r) {
                     acc[r][k] = vec_zero();
                 }
             }
             for (int64_t i = 0; i < d; i += MINICACHE_LANES) {
                 minicache_vec x[C];
                 for (int k = 0; k < C; ++k) {
-                    x[k] = vec_load(rows[c + j + k] + i);
+                    x[k] = vec_load(row[k] + i);
                 }
                 for (int r = 0; r < R; ++r) {
                     const minicache_vec y = vec_load(q + r * ldq + i);
@@ -155,10 +157,8 @@ static inline void scores_rows(const float * q, int64_t ldq, const T * const * r
 // q [n_rows][ldq], s [n_rows][MINICACHE_BLOCK]
 template <typename T>
 static inline void minicache_scores_rows(
-    const float * q, int64_t ldq, int64_t n_rows, const void * const * rows, int n, int64_t d, float * s) {
-    for_rows<4>(n_rows, [&](int64_t r, auto R) {
-        scores_rows<T, R()>(q + r * ldq, ldq, (const T * const *) rows, n, d, s + r * MINICACHE_BLOCK);
-    });
+    const float * q, int64_t ldq, int64_t n_rows, const minicache_rows & rows, int64_t d, float * s) {
+    for_rows<4>(n_rows, [&](int64_t r, auto R) { scores_rows<T, R()>(q + r * ldq, ldq, rows, d, s + r * MINICACHE_BLOCK); });
 }
 
 // q [n_rows][d], keys [n_keys][d], s [n_rows][lds]
@@ -166,30 +166,33 @@ static inline void minicache_scores(
     const float * q, int64_t n_rows, const float * keys, int64_t n_keys, int64_t d, float * s, int64_t lds) {
     for (int64_t i = 0; i < n_keys; i += MINICACHE_BLOCK) {
         const int    n = (int) (n_keys - i < MINICACHE_BLOCK ? n_keys - i : MINICACHE_BLOCK);
-        const void * rows[MINICACHE_BLOCK];
+        const void * at[MINICACHE_BLOCK];
         for (int c = 0; c < MINICACHE_BLOCK; ++c) {
-            rows[c] = keys + (i + (c < n ? c : n - 1)) * d;
+            at[c] = keys + (i + (c < n ? c : n - 1)) * d;
         }
         for (int64_t r = 0; r < n_rows; ++r) {
             float x[MINICACHE_BLOCK];
-            minicache_scores_rows<float>(q + r * d, d, 1, rows, n, d, x);
+            minicache_scores_rows<float>(q + r * d, d, 1, { at, n, 0 }, d, x);
             memcpy(s + r * lds + i, x, n * sizeof(float));
         }
     }
 }
 
 template <typename T, int R, int V>
-static inline void values_rows(float * acc, int64_t ld_acc, const float * w, const T * const * rows, int n, int64_t i) {
+static inline void values_rows_at(float * acc, int64_t ld_acc, const float * w, const minicache_rows & rows, int64_t i) {
     minicache_vec x[R][V];
     for (int r = 0; r < R; ++r) {
         for (int k = 0; k < V; ++k) {
             x[r][k] = vec_load(acc + r * ld_acc + i + k * MINICACHE_LANES);
         }
     }
-    for (int c = 0; c < n; ++c) {
+    for (int c = 0; c < rows.n; ++c) {
+        const T * row = (const T *) rows.at[c] + i;
+        minicache_fetch_ahead(row, rows.ahead, V * MINICACHE_LANES * (int64_t) sizeof(T));
+
         minicache_vec y[V];
         for (int k = 0; k < V; ++k) {
-            y[k] = vec_load(rows[c] + i + k * MINICACHE_LANES);
+            y[k] = vec_load(row + k * MINICACHE_LANES);
         }
         for (int r = 0; r < R; ++r) {
             const minicache_vec z = vec_set(w[r * MINICACHE_BLOCK + c]);
@@ -206,23 +209,22 @@ static inline void values_rows(float * acc, int64_t ld_acc, const float * w, con
 }
 
 template <typename T, int R>
-static inline void values_rows(float * acc, int64_t ld_acc, const float * w, const T * const * rows, int n, int64_t d) {
+static inline void values_rows(float * acc, int64_t ld_acc, const float * w, const minicache_rows & rows, int64_t d) {
     int64_t i = 0;
     for (; i + MINICACHE_TILE_VECS * MINICACHE_LANES <= d; i += MINICACHE_TILE_VECS * MINICACHE_LANES) {
-        values_rows<T, R, MINICACHE_TILE_VECS>(acc, ld_acc, w, rows, n, i);
+        values_rows_at<T, R, MINICACHE_TILE_VECS>(acc, ld_acc, w, rows, i);
     }
     for (; i < d; i += MINICACHE_LANES) {
-        values_rows<T, R, 1>(acc, ld_acc, w, rows, n, i);
+        values_rows_at<T, R, 1>(acc, ld_acc, w, rows, i);
     }
 }
 
 // acc [n_rows][ld_acc], w [n_rows][MINICACHE_BLOCK]
 template <typename T>
 static inline void minicache_values_rows(
-    float * acc, int64_t ld_acc, int64_t n_rows, const float * w, const void * const * rows, int n, int64_t d) {
-    for_rows<4>(n_rows, [&](int64_t r, auto R) {
-        values_rows<T, R()>(acc + r * ld_acc, ld_acc, w + r * MINICACHE_BLOCK, (const T * const *) rows, n, d);
-    });
+    float * acc, int64_t ld_acc, int64_t n_rows, const float * w, const minicache_rows & rows, int64_t d) {
+    for_rows<4>(n_rows,
+        [&](int64_t r, auto R) { values_rows<T, R()>(acc + r * ld_acc, ld_acc, w + r * MINICACHE_BLOCK, rows, d); });
 }
 
 //

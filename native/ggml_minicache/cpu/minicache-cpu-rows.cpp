@@ -194,10 +194,11 @@ struct levels_iq4_nl {
 };
 
 template <typename F>
-static void read_levels(const void * const * rows, int n, int64_t d, const minicache_level_rows & out) {
-    for (int c = 0; c < n; ++c) {
+static void read_levels(const minicache_rows & rows, int64_t d, const minicache_level_rows & out) {
+    for (int c = 0; c < rows.n; ++c) {
         for (int64_t g = 0; g < d / MINICACHE_LEVEL_GROUP; ++g) {
-            const auto & b = ((const typename F::block *) rows[c])[g];
+            const auto & b = ((const typename F::block *) rows.at[c])[g];
+            minicache_fetch_ahead(&b, rows.ahead, sizeof(b));
             F::unpack(b, out.levels + c * out.ld + g * MINICACHE_LEVEL_GROUP);
             out.scale[g * MINICACHE_BLOCK + c] = GGML_CPU_FP16_TO_FP32(b.d);
             if constexpr (F::has_min) {
@@ -205,10 +206,10 @@ static void read_levels(const void * const * rows, int n, int64_t d, const minic
             }
         }
     }
-    for (int64_t g = 0; g < d / MINICACHE_LEVEL_GROUP && n < MINICACHE_BLOCK; ++g) {
-        std::fill(out.scale + g * MINICACHE_BLOCK + n, out.scale + (g + 1) * MINICACHE_BLOCK, 0.0f);
+    for (int64_t g = 0; g < d / MINICACHE_LEVEL_GROUP && rows.n < MINICACHE_BLOCK; ++g) {
+        std::fill(out.scale + g * MINICACHE_BLOCK + rows.n, out.scale + (g + 1) * MINICACHE_BLOCK, 0.0f);
         if constexpr (F::has_min) {
-            std::fill(out.min + g * MINICACHE_BLOCK + n, out.min + (g + 1) * MINICACHE_BLOCK, 0.0f);
+            std::fill(out.min + g * MINICACHE_BLOCK + rows.n, out.min + (g + 1) * MINICACHE_BLOCK, 0.0f);
         }
     }
 }

@@ -12,11 +12,19 @@ typedef void (*minicache_read_row_t)(const void * row, float * out, int64_t n);
 // never null for a type that a cache or a pool may have
 minicache_read_row_t minicache_row_reader(enum ggml_type type);
 
+static const int MINICACHE_BLOCK = 64;  // entries that are read at a time, at most
+
+// rows of a block of entries, as they lie in memory
+struct minicache_rows {
+    const void * const * at;     // addresses, the last one again up to a whole vector
+    int                  n;
+    int64_t              ahead;  // bytes from each row to what is read after the block's group of cells, 0: nothing
+};
+
 //
 // levels: rows as integers from 0 to 255, which dot products of integers take as they are
 //
 
-static const int MINICACHE_BLOCK       = 64;  // entries that are read at a time, at most
 static const int MINICACHE_LEVEL_GROUP = 32;  // levels that share a scale
 
 // Rows of a block of entries: number i of entry c is scale[g][c]*(level - zero[i]) + min[g][c], with g = i/32.
@@ -28,8 +36,8 @@ struct minicache_level_rows {
     const float * zero;   // [ld], whole or half numbers
 };
 
-// n rows of d elements to levels, scales and minima; scales and minima behind the n are 0
-typedef void (*minicache_read_levels_t)(const void * const * rows, int n, int64_t d, const minicache_level_rows & out);
+// rows of d elements to levels, scales and minima; scales and minima behind them are 0
+typedef void (*minicache_read_levels_t)(const minicache_rows & rows, int64_t d, const minicache_level_rows & out);
 
 struct minicache_level_format {
     minicache_read_levels_t read;  // null for a type that is not made of levels

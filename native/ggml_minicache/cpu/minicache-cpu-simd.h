@@ -277,12 +277,15 @@ static inline minicache_vec vec_sums(minicache_vec * x) {
 #endif
 }
 
-// the line of memory at p is soon read; to the second level of the cache
-static inline void minicache_prefetch(const void * p) {
+// The n bytes that lie `ahead` of p are soon read, unless that is 0: to the second level of the cache. Few lines at a time, in
+// step with the work: a core drops those that it has no room for.
+static inline void minicache_fetch_ahead(const void * p, int64_t ahead, int64_t n) {
 #if defined(__GNUC__)
-    __builtin_prefetch(p, 0, 2);
+    for (int64_t i = 0; ahead != 0 && i < n; i += 64) {
+        __builtin_prefetch((const void *) ((uintptr_t) p + (uintptr_t) (ahead + i)), 0, 2);
+    }
 #else
-    (void) p;
+    (void) p, (void) ahead, (void) n;
 #endif
 }
 
