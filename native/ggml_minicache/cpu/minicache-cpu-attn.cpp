@@ -639,21 +639,25 @@ class attn_tile {
     void find_rows(int64_t h, const entry_block & block) {
         const int32_t * cells = group.cells_of(block);
         const int64_t   head  = head_kv_0 + h;
-        for (int c = 0; c < block.n; ++c) {
-            switch (block.kind) {
-                case SHARED:
-                    rows_k[c] = a.shared_k(stream, head, cells[c]);
-                    rows_v[c] = a.shared_v(stream, head, cells[c]);
-                    break;
-                case RETAINED:
-                    rows_k[c] = a.retained_k(stream, head, cells[c], a.state(stream, cells[c]));
-                    rows_v[c] = a.retained_v(stream, head, cells[c], a.state(stream, cells[c]));
-                    break;
-                default:
-                    rows_k[c] = a.current_k(stream, head, a.state(stream, cells[c]));
-                    rows_v[c] = a.current_v(stream, head, a.state(stream, cells[c]));
-                    break;
+
+        const auto each = [&](const auto & k_of, const auto & v_of) {
+            for (int c = 0; c < block.n; ++c) {
+                rows_k[c] = k_of(cells[c]);
+                rows_v[c] = v_of(cells[c]);
             }
+        };
+        if (block.kind == SHARED) {
+            const auto *  k_0    = (const char *) a.shared_k(stream, head, 0);
+            const auto *  v_0    = (const char *) a.shared_v(stream, head, 0);
+            const int64_t step_k = (int64_t) a.cache_k->nb[2];
+            const int64_t step_v = (int64_t) a.cache_v->nb[2];
+            each([=](int32_t cell) { return k_0 + cell * step_k; }, [=](int32_t cell) { return v_0 + cell * step_v; });
+        } else if (block.kind == RETAINED) {
+            each([&](int32_t cell) { return a.retained_k(stream, head, cell, a.state(stream, cell)); },
+                [&](int32_t cell) { return a.retained_v(stream, head, cell, a.state(stream, cell)); });
+        } else {
+            each([&](int32_t cell) { return a.current_k(stream, head, a.state(stream, cell)); },
+                [&](int32_t cell) { return a.current_v(stream, head, a.state(stream, cell)); });
         }
         for (int c = block.n; c % MINICACHE_LANES != 0; ++c) {
             rows_k[c] = rows_k[block.n - 1];

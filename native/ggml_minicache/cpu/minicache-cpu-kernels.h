@@ -114,42 +114,53 @@ static inline void minicache_scores_columns(const float * q, int64_t n_rows, con
 // rows as they lie in memory: float32, float16 or bfloat16, of a multiple of MINICACHE_LANES numbers
 //
 
-template <typename T, int R>
-static inline void scores_rows(const float * q, int64_t ldq, const minicache_rows & rows, int64_t d, float * s) {
-    static const int C = MINICACHE_LANES == 1 ? 1 : 2;
+// queries of a tile: as many as there are registers for
+static const int MINICACHE_SCORE_ROWS = MINICACHE_LANES == 8 ? 2 : 4;
 
-    for (int c = 0; c < rows.n; c += MINICACHE_LANES) {
-        minicache_vec sums[R][MINICACHE_LANES];
-        for (int j = 0; j < MINICACHE_LANES; j += C) {
-            const T *     row[C];
-            minicache_vec acc[R][C];
-            for (int k = 0; k < C; ++k) {
-                row[k] = (const T *) rows.at[c + j + k];
-                minicache_fetch_ahead(row[k], rows.ahead, d * (int64_t) sizeof(T));
-                for (int r = 0; r < R; ++r) {
-                    acc[r][k] = vec_zero();
-                }
-            }
-            for (int64_t i = 0; i < d; i += MINICACHE_LANES) {
-                minicache_vec x[C];
-                for (int k = 0; k < C; ++k) {
-                    x[k] = vec_load(row[k] + i);
-                }
-                for (int r = 0; r < R; ++r) {
-                    const minicache_vec y = vec_load(q + r * ldq + i);
-                    for (int k = 0; k < C; ++k) {
-                        acc[r][k] = vec_fma(y, x[k], acc[r][k]);
-                    }
-                }
-            }
-            for (int r = 0; r < R; ++r) {
-                for (int k = 0; k < C; ++k) {
-                    sums[r][j + k] = acc[r][k];
-                }
-            }
+// R queries times MINICACHE_FOLD rows, folded, to every LANES/FOLD vectors of `fold`
+template <typename T, int R>
+static inline void scores_rows_at(const float * q, int64_t ldq, const minicache_rows & rows, int c, int64_t d, minicache_vec * fold) {
+    static const int C = MINICACHE_FOLD;
+
+    const T * row[C];
+    for (int k = 0; k < C; ++k) {
+        row[k] = (const T *) rows.at[c + k];
+        minicache_fetch_ahead(row[k], rows.ahead, d * (int64_t) sizeof(T));
+    }
+    minicache_vec acc[R][C];
+    for (int r = 0; r < R; ++r) {
+        for (int k = 0; k < C; ++k) {
+            acc[r][k] = vec_zero();
+        }
+    }
+    for (int64_t i = 0; i < d; i += MINICACHE_LANES) {
+        minicache_vec x[C];
+        for (int k = 0; k < C; ++k) {
+            x[k] = vec_load(row[k] + i);
         }
         for (int r = 0; r < R; ++r) {
-            vec_store(s + r * MINICACHE_BLOCK + c, vec_sums(sums[r]));
+            const minicache_vec y = vec_keep(vec_load(q + r * ldq + i));
+            for (int k = 0; k < C; ++k) {
+                acc[r][k] = vec_fma(y, x[k], acc[r][k]);
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        fold[r * (MINICACHE_LANES / C)] = vec_fold(acc[r]);
+    }
+}
+
+template <typename T, int R>
+static inline void scores_rows(const float * q, int64_t ldq, const minicache_rows & rows, int64_t d, float * s) {
+    static const int N = MINICACHE_LANES / MINICACHE_FOLD;
+
+    for (int c = 0; c < rows.n; c += MINICACHE_LANES) {
+        minicache_vec folds[R * N];
+        for (int j = 0; j < N; ++j) {
+            scores_rows_at<T, R>(q, ldq, rows, c + j * MINICACHE_FOLD, d, folds + j);
+        }
+        for (int r = 0; r < R; ++r) {
+            vec_store(s + r * MINICACHE_BLOCK + c, vec_sums(folds + r * N));
         }
     }
 }
@@ -158,7 +169,8 @@ static inline void scores_rows(const float * q, int64_t ldq, const minicache_row
 template <typename T>
 static inline void minicache_scores_rows(
     const float * q, int64_t ldq, int64_t n_rows, const minicache_rows & rows, int64_t d, float * s) {
-    for_rows<4>(n_rows, [&](int64_t r, auto R) { scores_rows<T, R()>(q + r * ldq, ldq, rows, d, s + r * MINICACHE_BLOCK); });
+    for_rows<MINICACHE_SCORE_ROWS>(
+        n_rows, [&](int64_t r, auto R) { scores_rows<T, R()>(q + r * ldq, ldq, rows, d, s + r * MINICACHE_BLOCK); });
 }
 
 // q [n_rows][d], keys [n_keys][d], s [n_rows][lds]

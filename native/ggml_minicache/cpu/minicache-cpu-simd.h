@@ -105,6 +105,14 @@ static inline minicache_vec vec_load(const ggml_bf16_t * p) { return GGML_BF16_T
 static inline minicache_vec vec_load(const uint8_t * p) { return (float) *p; }
 #endif
 
+// x in a register: GCC 12 would rather load it again for each of its uses
+static inline minicache_vec vec_keep(minicache_vec x) {
+#if defined(__GNUC__) && defined(__AVX2__)
+    __asm__("" : "+v"(x));
+#endif
+    return x;
+}
+
 //
 // Integer dot products of levels, 0 to 255, four of which are a word, with factors. With MINICACHE_BYTE_DOT those are signed
 // bytes, and ivec_dot() takes words of both. Else they have 16 bits: ivec_dot() takes the even or the odd levels, and words of
@@ -243,37 +251,35 @@ static inline void vec_transpose(float32x4_t * x) {
 static inline void vec_transpose(float *) {}
 #endif
 
-// the sum of each of MINICACHE_LANES vectors
-static inline minicache_vec vec_sums(minicache_vec * x) {
-#if MINICACHE_LANES == 16
-    // halves of two at a time are added, so that what is left is half as much
-    const auto fold = [](__m512 a, __m512 b, auto low, auto high) { return _mm512_add_ps(low(a, b), high(a, b)); };
-    const auto lo1  = [](__m512 a, __m512 b) { return _mm512_unpacklo_ps(a, b); };
-    const auto hi1  = [](__m512 a, __m512 b) { return _mm512_unpackhi_ps(a, b); };
-    const auto lo2  = [](__m512 a, __m512 b) {
-        return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
-    };
-    const auto hi2 = [](__m512 a, __m512 b) {
-        return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
-    };
-    const auto lo4 = [](__m512 a, __m512 b) { return _mm512_shuffle_f32x4(a, b, 0x88); };
-    const auto hi4 = [](__m512 a, __m512 b) { return _mm512_shuffle_f32x4(a, b, 0xDD); };
+// Sums of vectors, one of each: halves of two at a time are added, so that what is left is half as much. vec_fold() takes the
+// first steps with MINICACHE_FOLD vectors, vec_sums() the others with as many folds as make MINICACHE_LANES sums.
+#define MINICACHE_FOLD (MINICACHE_LANES == 1 ? 1 : 4)
 
-    __m512 y[4];
-    for (int i = 0; i < 4; ++i) {
-        const __m512 a = fold(x[4 * i], x[4 * i + 1], lo1, hi1);
-        const __m512 b = fold(x[4 * i + 2], x[4 * i + 3], lo1, hi1);
-        y[i]           = fold(a, b, lo2, hi2);
-    }
-    return fold(fold(y[0], y[1], lo4, hi4), fold(y[2], y[3], lo4, hi4), lo4, hi4);
+static inline minicache_vec vec_fold(const minicache_vec * x) {
+#if MINICACHE_LANES == 16
+    const auto words = [](__m512 a, __m512 b) { return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)); };
+    const auto a     = _mm512_castps_pd(words(x[0], x[1]));
+    const auto b     = _mm512_castps_pd(words(x[2], x[3]));
+    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
 #elif MINICACHE_LANES == 8
-    const auto a = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
-    const auto b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
-    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    return _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
 #elif MINICACHE_LANES == 4
     return vpaddq_f32(vpaddq_f32(x[0], x[1]), vpaddq_f32(x[2], x[3]));
 #else
     return x[0];
+#endif
+}
+
+static inline minicache_vec vec_sums(const minicache_vec * folds) {
+#if MINICACHE_LANES == 16
+    const auto quarters = [](__m512 a, __m512 b) {
+        return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+    };
+    return quarters(quarters(folds[0], folds[1]), quarters(folds[2], folds[3]));
+#elif MINICACHE_LANES == 8
+    return _mm256_add_ps(_mm256_permute2f128_ps(folds[0], folds[1], 0x20), _mm256_permute2f128_ps(folds[0], folds[1], 0x31));
+#else
+    return folds[0];
 #endif
 }
 
