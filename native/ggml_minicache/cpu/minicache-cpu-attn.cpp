@@ -449,8 +449,8 @@ class attn_tile {
         v(memory.floats(MINICACHE_BLOCK * plan.row_v)), columns(memory.floats(plan.row_k * MINICACHE_BLOCK)),
         code_rows(a.coded ? memory.floats(MINICACHE_BLOCK * plan.r_k) : nullptr),
         decoder(a.coded && !plan.few ? memory.floats(a.r_k * plan.d_k) : nullptr),
-        weights(memory.floats(plan.ld_v / MINICACHE_LEVEL_GROUP * 4 * MINICACHE_BLOCK)),
-        words((int32_t *) memory.floats(plan.ld_k / 4 * MINICACHE_BLOCK)), levels_k(take_levels(memory, plan.ld_k)),
+        weights(memory.floats(plan.ld_v / MINICACHE_LEVEL_GROUP * 4 * MINICACHE_LEVEL_BLOCK)),
+        words((int32_t *) memory.floats(plan.ld_k / 4 * MINICACHE_LEVEL_BLOCK)), levels_k(take_levels(memory, plan.ld_k)),
         levels_v(take_levels(memory, plan.ld_v)),
         angles(a.shape, a.coded ? a.codec->data : nullptr, memory.floats(angle_table::n_float(a.shape))) {
         for (const entry_kind kind : { SHARED, RETAINED }) {
@@ -556,7 +556,7 @@ class attn_tile {
     float *   code_rows;  // [MINICACHE_BLOCK][r_k]
     float *   decoder;    // [r_k][d_k] of K, transposed
     float *   weights;    // scratch of minicache_values_levels()
-    int32_t * words;      // [ld_k/4][MINICACHE_BLOCK]
+    int32_t * words;      // [ld_k/4][MINICACHE_LEVEL_BLOCK]
 
     minicache_level_rows levels_k;
     minicache_level_rows levels_v;
@@ -581,10 +581,10 @@ class attn_tile {
 
     static minicache_level_rows take_levels(scratch_memory & memory, int64_t ld) {
         minicache_level_rows x = {};
-        x.levels               = (uint8_t *) memory.floats((MINICACHE_BLOCK * ld + 64) / sizeof(float));
+        x.levels               = (uint8_t *) memory.floats((MINICACHE_LEVEL_BLOCK * ld + 64) / sizeof(float));
         x.ld                   = ld;
-        x.scale                = memory.floats(ld / MINICACHE_LEVEL_GROUP * MINICACHE_BLOCK);
-        x.min                  = memory.floats(ld / MINICACHE_LEVEL_GROUP * MINICACHE_BLOCK);
+        x.scale                = (ggml_fp16_t *) memory.floats(ld / MINICACHE_LEVEL_GROUP * MINICACHE_LEVEL_BLOCK / 2);
+        x.min                  = (ggml_fp16_t *) memory.floats(ld / MINICACHE_LEVEL_GROUP * MINICACHE_LEVEL_BLOCK / 2);
         return x;
     }
 
@@ -723,10 +723,13 @@ class attn_tile {
         const minicache_rows rows   = rows_of(block, rows_k, a.cache_k);
 #if MINICACHE_LEVELS
         if (plan.few && format.is_level) {
-            const minicache_level_rows x = read_levels(block, format, a.shape.layout_k, rows, d, levels_k, zero_k);
-            minicache_level_words(x.levels, x.ld, d, block.n, words);
             const minicache_level_queries all(levels, n_levels, plan.ld_k);
-            minicache_scores_levels(all.from(r_levels), n, d, words, x, block.n, scores);
+            for (int c = 0; c < rows.n; c += MINICACHE_LEVEL_BLOCK) {
+                const minicache_rows       some = rows.from(c, MINICACHE_LEVEL_BLOCK);
+                const minicache_level_rows x    = read_levels(block, format, a.shape.layout_k, some, d, levels_k, zero_k);
+                minicache_level_words(x.levels, x.ld, d, some.n, words);
+                minicache_scores_levels(all.from(r_levels), n, d, words, x, some.n, scores + c);
+            }
             return;
         }
 #else
@@ -864,8 +867,11 @@ class attn_tile {
         const int64_t        d      = block.kind == SHARED ? a.r_v : a.d_v;
 #if MINICACHE_LEVELS
         if (plan.few && format.is_level) {
-            const minicache_level_rows x = read_levels(block, format, a.shape.layout_v, rows, d, levels_v, zero_v);
-            minicache_values_levels(acc, ld, n, scores, x, block.n, d, weights);
+            for (int c = 0; c < rows.n; c += MINICACHE_LEVEL_BLOCK) {
+                const minicache_rows       some = rows.from(c, MINICACHE_LEVEL_BLOCK);
+                const minicache_level_rows x    = read_levels(block, format, a.shape.layout_v, some, d, levels_v, zero_v);
+                minicache_values_levels(acc, ld, n, scores + c, x, some.n, d, weights);
+            }
             return;
         }
 #endif

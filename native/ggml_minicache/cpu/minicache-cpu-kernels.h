@@ -83,7 +83,10 @@ static inline void minicache_accumulate(
     for (; i + MINICACHE_TILE_VECS * MINICACHE_LANES <= d; i += MINICACHE_TILE_VECS * MINICACHE_LANES) {
         accumulate_columns<MINICACHE_TILE_VECS>(acc + i, ld_acc, n_rows, w, ldw, v + i, d, n);
     }
-    for (; i < d; i += MINICACHE_LANES) {
+    for (; i + 2 * MINICACHE_LANES <= d; i += 2 * MINICACHE_LANES) {
+        accumulate_columns<2>(acc + i, ld_acc, n_rows, w, ldw, v + i, d, n);
+    }
+    if (i < d) {
         accumulate_columns<1>(acc + i, ld_acc, n_rows, w, ldw, v + i, d, n);
     }
 }
@@ -389,7 +392,7 @@ struct minicache_level_queries {
 #endif
 };
 
-// the first d of levels [MINICACHE_BLOCK][ld] to words [d/4][MINICACHE_BLOCK], whole vectors of words
+// the first d of levels [MINICACHE_LEVEL_BLOCK][ld] to words [d/4][MINICACHE_LEVEL_BLOCK], whole vectors of words
 static inline void minicache_level_words(const uint8_t * levels, int64_t ld, int64_t d, int n, int32_t * words) {
     for (int c = 0; c < n; c += MINICACHE_LANES) {
         for (int64_t i = 0; 4 * i < d; i += MINICACHE_LANES) {
@@ -399,117 +402,79 @@ static inline void minicache_level_words(const uint8_t * levels, int64_t ld, int
             }
             vec_transpose(x);
             for (int j = 0; j < MINICACHE_LANES; ++j) {
-                memcpy(words + (i + j) * MINICACHE_BLOCK + c, &x[j], sizeof(x[j]));
+                memcpy(words + (i + j) * MINICACHE_LEVEL_BLOCK + c, &x[j], sizeof(x[j]));
             }
         }
     }
 }
 
 // acc += a group of levels times factors [R][ld], 8 words of each for bytes, 16 for pairs
-template <int R, int C>
-static inline void level_dots(const int32_t * levels, const int32_t * factors, int64_t ld, minicache_ivec (&acc)[R][C]) {
+template <int R>
+static inline void level_dots(const int32_t * levels, const int32_t * factors, int64_t ld, minicache_ivec (&acc)[R]) {
     for (int i = 0; i < 8; ++i) {
-        minicache_ivec x[C];
-        for (int c = 0; c < C; ++c) {
-            x[c] = ivec_load(levels + i * MINICACHE_BLOCK + c * MINICACHE_LANES);
-        }
+        const minicache_ivec x = ivec_load(levels + i * MINICACHE_LEVEL_BLOCK);
         for (int r = 0; r < R; ++r) {
 #if defined(MINICACHE_BYTE_DOT)
-            const minicache_ivec y = ivec_set(factors[r * ld + i]);
-            for (int c = 0; c < C; ++c) {
-                acc[r][c] = ivec_dot(acc[r][c], x[c], y);
-            }
+            acc[r] = ivec_dot(acc[r], x, ivec_set(factors[r * ld + i]));
 #else
-            const minicache_ivec even = ivec_set(factors[r * ld + i]);
-            const minicache_ivec odd  = ivec_set(factors[r * ld + 8 + i]);
-            for (int c = 0; c < C; ++c) {
-                acc[r][c] = ivec_dot(acc[r][c], ivec_even(x[c]), even);
-                acc[r][c] = ivec_dot(acc[r][c], ivec_odd(x[c]), odd);
-            }
+            acc[r] = ivec_dot(acc[r], ivec_even(x), ivec_set(factors[r * ld + i]));
+            acc[r] = ivec_dot(acc[r], ivec_odd(x), ivec_set(factors[r * ld + 8 + i]));
 #endif
         }
     }
 }
 
-template <int R, int C>
-static inline void scores_levels(
-    const minicache_level_queries & q, int64_t n, const int32_t * words, const minicache_level_rows & k, int c0, float * s) {
+// of one vector of entries
+template <int R>
+static inline void scores_levels(const minicache_level_queries & q, int64_t n, const int32_t * words,
+    const minicache_level_rows & k, int c, float * s) {
     const int64_t ld       = q.n_group;
     const int64_t ld_whole = ld * minicache_level_queries::WHOLE_WORDS;
     const int64_t ld_rest  = ld * minicache_level_queries::REST_WORDS;
 
     const minicache_vec rest_unit = vec_set(1.0f / 256.0f);
 
-    minicache_vec sums[R][C];
+    minicache_vec sums[R];
     for (int r = 0; r < R; ++r) {
-        for (int c = 0; c < C; ++c) {
-            sums[r][c] = vec_zero();
-        }
+        sums[r] = vec_zero();
     }
     for (int64_t g = 0; g < n; ++g) {
-        const int32_t * levels = words + 8 * g * MINICACHE_BLOCK + c0;
+        const int32_t * levels = words + 8 * g * MINICACHE_LEVEL_BLOCK + c;
         const int32_t * whole  = q.whole + g * minicache_level_queries::WHOLE_WORDS;
 
-        minicache_ivec acc[R][C];
+        minicache_ivec low[R];
+        minicache_ivec rest[R];
         for (int r = 0; r < R; ++r) {
-            for (int c = 0; c < C; ++c) {
-                acc[r][c] = ivec_set(q.rest_bias[r * ld + g]);
-            }
+            low[r]  = ivec_set(q.bias[r * ld + g]);
+            rest[r] = ivec_set(q.rest_bias[r * ld + g]);
         }
-        level_dots(levels, q.rest + g * minicache_level_queries::REST_WORDS, ld_rest, acc);
-
-        minicache_vec dots[R][C];
-        for (int r = 0; r < R; ++r) {
-            for (int c = 0; c < C; ++c) {
-                dots[r][c] = vec_mul(rest_unit, ivec_float(acc[r][c]));
-                acc[r][c]  = ivec_zero();
-            }
-        }
-        level_dots(levels, whole, ld_whole, acc);
+        level_dots(levels, q.rest + g * minicache_level_queries::REST_WORDS, ld_rest, rest);
 #if defined(MINICACHE_BYTE_DOT)
+        level_dots(levels, whole + 8, ld_whole, low);
+        minicache_ivec high[R];
         for (int r = 0; r < R; ++r) {
-            for (int c = 0; c < C; ++c) {
-                acc[r][c] = ivec_shl8(acc[r][c]);
-            }
+            high[r] = ivec_zero();
         }
-        level_dots(levels, whole + 8, ld_whole, acc);
+        level_dots(levels, whole, ld_whole, high);
+        for (int r = 0; r < R; ++r) {
+            low[r] = ivec_add(low[r], ivec_shl8(high[r]));
+        }
+#else
+        level_dots(levels, whole, ld_whole, low);
 #endif
+        const int64_t       at    = g * MINICACHE_LEVEL_BLOCK + c;
+        const minicache_vec scale = k.scale ? vec_load(k.scale + at) : vec_zero();
+        const minicache_vec min   = k.min ? vec_load(k.min + at) : vec_zero();
         for (int r = 0; r < R; ++r) {
-            const minicache_ivec bias = ivec_set(q.bias[r * ld + g]);
-            for (int c = 0; c < C; ++c) {
-                dots[r][c] = vec_add(dots[r][c], ivec_float(ivec_add(acc[r][c], bias)));
-            }
-        }
-        for (int c = 0; c < C; ++c) {
-            const int64_t at = g * MINICACHE_BLOCK + c0 + c * MINICACHE_LANES;
-            for (int r = 0; r < R; ++r) {
-                const minicache_vec scale = k.scale ? vec_load(k.scale + at) : vec_set(q.unit[r * ld + g]);
-                sums[r][c]                = vec_fma(dots[r][c], scale, sums[r][c]);
-                if (k.min) {
-                    sums[r][c] = vec_fma(vec_set(q.sum[r * ld + g]), vec_load(k.min + at), sums[r][c]);
-                }
+            const minicache_vec dot = vec_fma(rest_unit, ivec_float(rest[r]), ivec_float(low[r]));
+            sums[r]                 = vec_fma(dot, k.scale ? scale : vec_set(q.unit[r * ld + g]), sums[r]);
+            if (k.min) {
+                sums[r] = vec_fma(vec_set(q.sum[r * ld + g]), min, sums[r]);
             }
         }
     }
     for (int r = 0; r < R; ++r) {
-        const minicache_vec unit = vec_set(k.scale ? q.unit[r * ld] : 1.0f);
-        for (int c = 0; c < C; ++c) {
-            vec_store(s + r * MINICACHE_BLOCK + c0 + c * MINICACHE_LANES, vec_mul(unit, sums[r][c]));
-        }
-    }
-}
-
-template <int R>
-static inline void scores_levels_rows(
-    const minicache_level_queries & q, int64_t n_group, const int32_t * words, const minicache_level_rows & k, int n, float * s) {
-    static const int C = MINICACHE_LANES == 16 ? 2 : 1;  // as many as there are registers for
-
-    int c = 0;
-    for (; c + (C - 1) * MINICACHE_LANES < n; c += C * MINICACHE_LANES) {
-        scores_levels<R, C>(q, n_group, words, k, c, s);
-    }
-    if (c < n) {
-        scores_levels<R, 1>(q, n_group, words, k, c, s);
+        vec_store(s + r * MINICACHE_BLOCK + c, vec_mul(vec_set(k.scale ? q.unit[r * ld] : 1.0f), sums[r]));
     }
 }
 
@@ -517,53 +482,57 @@ static inline void scores_levels_rows(
 static inline void minicache_scores_levels(const minicache_level_queries & q, int64_t n_rows, int64_t d, const int32_t * words,
     const minicache_level_rows & k, int n, float * s) {
     const int64_t n_group = (d + MINICACHE_LEVEL_GROUP - 1) / MINICACHE_LEVEL_GROUP;
-    for_rows<4>(
-        n_rows, [&](int64_t r, auto R) { scores_levels_rows<R()>(q.from(r), n_group, words, k, n, s + r * MINICACHE_BLOCK); });
+    for_rows<MINICACHE_SCORE_ROWS>(n_rows, [&](int64_t r, auto R) {
+        for (int c = 0; c < n; c += MINICACHE_LANES) {
+            scores_levels<R()>(q.from(r), n_group, words, k, c, s + r * MINICACHE_BLOCK);
+        }
+    });
 }
 
-// the weights of one row as each group of levels counts them, w [n_group][4][MINICACHE_BLOCK]; what zeros and minima give goes
-// to `acc`
+// the weights of one row as each group of levels counts them, w [n_group][4][MINICACHE_LEVEL_BLOCK]; what minima give goes to acc
 static inline void scale_weights(
     const float * weights, const minicache_level_rows & v, int n, int64_t d, float * w, float * acc) {
     for (int64_t i = 0; i < d; i += MINICACHE_LEVEL_GROUP) {
-        const int64_t at  = i / MINICACHE_LEVEL_GROUP * MINICACHE_BLOCK;
-        minicache_vec sum = vec_zero();
+        const int64_t at  = i / MINICACHE_LEVEL_GROUP * MINICACHE_LEVEL_BLOCK;
         minicache_vec min = vec_zero();
         for (int c = 0; c < n; c += MINICACHE_LANES) {
             const minicache_vec x = vec_load(weights + c);
-            const minicache_vec y = v.scale ? vec_mul(x, vec_load(v.scale + at + c)) : x;
-            vec_store(w + 4 * at + c, y);
-            sum = vec_add(sum, y);
+            vec_store(w + 4 * at + c, vec_mul(x, vec_load(v.scale + at + c)));
             min = v.min ? vec_fma(x, vec_load(v.min + at + c), min) : min;
         }
-        const minicache_vec all_sum = vec_set(-vec_sum(sum));
-        const minicache_vec all_min = vec_set(v.min ? vec_sum(min) : 0.0f);
-        for (int64_t j = i; j < i + MINICACHE_LEVEL_GROUP && j < d; j += MINICACHE_LANES) {
-            vec_store(acc + j, vec_add(vec_load(acc + j), vec_fma(all_sum, vec_load(v.zero + j), all_min)));
+        const minicache_vec sum = vec_set(v.min ? vec_sum(min) : 0.0f);
+        for (int64_t j = i; v.min && j < i + MINICACHE_LEVEL_GROUP && j < d; j += MINICACHE_LANES) {
+            vec_store(acc + j, vec_add(vec_load(acc + j), sum));
         }
     }
 }
 
+// w: weights of each group [ld_group] and row [ld_w]
 template <int R, int V>
-static inline void values_levels(float * acc, int64_t ld_acc, const float * w, const minicache_level_rows & v, int n, int64_t i) {
+static inline void values_levels(float * acc, int64_t ld_acc, const float * w, int64_t ld_group, int64_t ld_w,
+    const minicache_level_rows & v, int n, int64_t i) {
     const float * weights[V];
-    minicache_vec x[R][V];
+    minicache_vec zero[V];
     for (int k = 0; k < V; ++k) {
-        weights[k] = w + (i + k * MINICACHE_LANES) / MINICACHE_LEVEL_GROUP * 4 * MINICACHE_BLOCK;
-        for (int r = 0; r < R; ++r) {
+        weights[k] = w + (i + k * MINICACHE_LANES) / MINICACHE_LEVEL_GROUP * ld_group;
+        zero[k]    = vec_load(v.zero + i + k * MINICACHE_LANES);
+    }
+    minicache_vec x[R][V];
+    for (int r = 0; r < R; ++r) {
+        for (int k = 0; k < V; ++k) {
             x[r][k] = vec_load(acc + r * ld_acc + i + k * MINICACHE_LANES);
         }
     }
     for (int c = 0; c < n; ++c) {
         for (int k = 0; k < V; ++k) {
-            const minicache_vec y = vec_load(v.levels + c * v.ld + i + k * MINICACHE_LANES);
+            const minicache_vec y = vec_sub(vec_load(v.levels + c * v.ld + i + k * MINICACHE_LANES), zero[k]);
             for (int r = 0; r < R; ++r) {
-                x[r][k] = vec_fma(vec_set(weights[k][r * MINICACHE_BLOCK + c]), y, x[r][k]);
+                x[r][k] = vec_fma(vec_set(weights[k][r * ld_w + c]), y, x[r][k]);
             }
         }
     }
-    for (int k = 0; k < V; ++k) {
-        for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < R; ++r) {
+        for (int k = 0; k < V; ++k) {
             vec_store(acc + r * ld_acc + i + k * MINICACHE_LANES, x[r][k]);
         }
     }
@@ -571,20 +540,25 @@ static inline void values_levels(float * acc, int64_t ld_acc, const float * w, c
 
 template <int R>
 static inline void values_levels_rows(
-    float * acc, int64_t ld_acc, const float * weights, const minicache_level_rows & v, int n, int64_t d, float * w) {
-    for (int r = 0; r < R; ++r) {
-        scale_weights(weights + r * MINICACHE_BLOCK, v, n, d, w + r * MINICACHE_BLOCK, acc + r * ld_acc);
+    float * acc, int64_t ld_acc, const float * weights, const minicache_level_rows & v, int n, int64_t d, float * scratch) {
+    for (int r = 0; r < R && v.scale; ++r) {
+        scale_weights(weights + r * MINICACHE_BLOCK, v, n, d, scratch + r * MINICACHE_LEVEL_BLOCK, acc + r * ld_acc);
     }
+    const float * w        = v.scale ? scratch : weights;
+    const int64_t ld_group = v.scale ? 4 * MINICACHE_LEVEL_BLOCK : 0;
+    const int64_t ld_w     = v.scale ? MINICACHE_LEVEL_BLOCK : MINICACHE_BLOCK;
+
     int64_t i = 0;
     for (; i + MINICACHE_TILE_VECS * MINICACHE_LANES <= d; i += MINICACHE_TILE_VECS * MINICACHE_LANES) {
-        values_levels<R, MINICACHE_TILE_VECS>(acc, ld_acc, w, v, n, i);
+        values_levels<R, MINICACHE_TILE_VECS>(acc, ld_acc, w, ld_group, ld_w, v, n, i);
     }
     for (; i < d; i += MINICACHE_LANES) {
-        values_levels<R, 1>(acc, ld_acc, w, v, n, i);
+        values_levels<R, 1>(acc, ld_acc, w, ld_group, ld_w, v, n, i);
     }
 }
 
-// acc [n_rows][ld_acc], weights [n_rows][MINICACHE_BLOCK], zero behind the n; d is a multiple of 16; scratch [ld/32][4][MINICACHE_BLOCK]
+// acc [n_rows][ld_acc], weights [n_rows][MINICACHE_BLOCK], zero behind the n; d is a multiple of 16;
+// scratch [ld/32][4][MINICACHE_LEVEL_BLOCK]
 static inline void minicache_values_levels(float * acc, int64_t ld_acc, int64_t n_rows, const float * weights,
     const minicache_level_rows & v, int n, int64_t d, float * scratch) {
     for_rows<4>(n_rows, [&](int64_t r, auto R) {

@@ -71,14 +71,25 @@ minicache_read_row_t minicache_row_reader(ggml_type type) {
 // levels
 //
 
-// A nibble each of the first half of a block, then of the second; eight at a time, as compilers make a mess of the bytes.
+// A nibble each of the first half of a block, then of the second. Compilers make a mess of bytes, so where there are no vectors
+// it is eight at a time.
 static inline void unpack_nibbles(const uint8_t * bytes, uint8_t * out) {
+#if defined(__AVX2__)
+    const __m128i x = _mm_loadu_si128((const __m128i *) bytes);
+    const __m256i y = _mm256_inserti128_si256(_mm256_castsi128_si256(x), _mm_srli_epi16(x, 4), 1);
+    _mm256_storeu_si256((__m256i *) out, _mm256_and_si256(y, _mm256_set1_epi8(0x0F)));
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+    const uint8x16_t x = vld1q_u8(bytes);
+    vst1q_u8(out, vandq_u8(x, vdupq_n_u8(0x0F)));
+    vst1q_u8(out + 16, vshrq_n_u8(x, 4));
+#else
     static const uint64_t MASK = 0x0F0F0F0F0F0F0F0Full;
 
     uint64_t x[2];
     memcpy(x, bytes, sizeof(x));
     const uint64_t y[4] = { x[0] & MASK, x[1] & MASK, x[0] >> 4 & MASK, x[1] >> 4 & MASK };
     memcpy(out, y, sizeof(y));
+#endif
 }
 
 // the fifth bits of nibbles
@@ -97,12 +108,17 @@ struct levels_q8_0 {
     static constexpr bool  has_min = false;
 
     static void unpack(const block & b, uint8_t * out) {
+#if defined(__AVX2__)
+        const __m256i x = _mm256_loadu_si256((const __m256i *) b.qs);
+        _mm256_storeu_si256((__m256i *) out, _mm256_xor_si256(x, _mm256_set1_epi8(-128)));
+#else
         uint64_t x[QK8_0 / 8];
         memcpy(x, b.qs, sizeof(x));
         for (uint64_t & y : x) {
             y ^= 0x8080808080808080ull;
         }
         memcpy(out, x, sizeof(x));
+#endif
     }
 };
 
@@ -195,21 +211,27 @@ struct levels_iq4_nl {
 
 template <typename F>
 static void read_levels(const minicache_rows & rows, int64_t d, const minicache_level_rows & out) {
+    const int64_t n_group = d / MINICACHE_LEVEL_GROUP;
     for (int c = 0; c < rows.n; ++c) {
-        for (int64_t g = 0; g < d / MINICACHE_LEVEL_GROUP; ++g) {
-            const auto & b = ((const typename F::block *) rows.at[c])[g];
-            minicache_fetch_ahead(&b, rows.ahead, sizeof(b));
-            F::unpack(b, out.levels + c * out.ld + g * MINICACHE_LEVEL_GROUP);
-            out.scale[g * MINICACHE_BLOCK + c] = GGML_CPU_FP16_TO_FP32(b.d);
+        const auto *  b      = (const typename F::block *) rows.at[c];
+        uint8_t *     levels = out.levels + c * out.ld;
+        ggml_fp16_t * scale  = out.scale + c;
+        ggml_fp16_t * min    = out.min + c;
+        minicache_fetch_ahead(b, rows.ahead, n_group * (int64_t) sizeof(*b));
+        for (int64_t g = 0; g < n_group; ++g) {
+            F::unpack(b[g], levels + g * MINICACHE_LEVEL_GROUP);
+            scale[g * MINICACHE_LEVEL_BLOCK] = b[g].d;
             if constexpr (F::has_min) {
-                out.min[g * MINICACHE_BLOCK + c] = GGML_CPU_FP16_TO_FP32(b.m);
+                min[g * MINICACHE_LEVEL_BLOCK] = b[g].m;
             }
         }
     }
-    for (int64_t g = 0; g < d / MINICACHE_LEVEL_GROUP && rows.n < MINICACHE_BLOCK; ++g) {
-        std::fill(out.scale + g * MINICACHE_BLOCK + rows.n, out.scale + (g + 1) * MINICACHE_BLOCK, 0.0f);
-        if constexpr (F::has_min) {
-            std::fill(out.min + g * MINICACHE_BLOCK + rows.n, out.min + (g + 1) * MINICACHE_BLOCK, 0.0f);
+    for (int64_t g = 0; g < n_group; ++g) {
+        for (int64_t i = g * MINICACHE_LEVEL_BLOCK + rows.n; i < (g + 1) * MINICACHE_LEVEL_BLOCK; ++i) {
+            out.scale[i] = 0;
+            if constexpr (F::has_min) {
+                out.min[i] = 0;
+            }
         }
     }
 }

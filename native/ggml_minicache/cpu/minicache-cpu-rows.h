@@ -19,20 +19,24 @@ struct minicache_rows {
     const void * const * at;     // addresses, the last one again up to a whole vector
     int                  n;
     int64_t              ahead;  // bytes from each row to what is read after the block's group of cells, 0: nothing
+
+    // up to n_max of them from c on
+    minicache_rows from(int c, int n_max) const { return { at + c, n - c < n_max ? n - c : n_max, ahead }; }
 };
 
 //
 // levels: rows as integers from 0 to 255, which dot products of integers take as they are
 //
 
+static const int MINICACHE_LEVEL_BLOCK = 32;  // entries whose levels are read at a time: what is made of them stays in L1
 static const int MINICACHE_LEVEL_GROUP = 32;  // levels that share a scale
 
-// Rows of a block of entries: number i of entry c is scale[g][c]*(level - zero[i]) + min[g][c], with g = i/32.
+// Rows of some entries of a block: number i of entry c is scale[g][c]*(level - zero[i]) + min[g][c], with g = i/32.
 struct minicache_level_rows {
-    uint8_t *     levels;  // [MINICACHE_BLOCK][ld]
+    uint8_t *     levels;  // [MINICACHE_LEVEL_BLOCK][ld]
     int64_t       ld;
-    float *       scale;  // [ld/32][MINICACHE_BLOCK], null: all 1
-    float *       min;    // as scale, null: all 0
+    ggml_fp16_t * scale;  // [ld/32][MINICACHE_LEVEL_BLOCK], null: all 1
+    ggml_fp16_t * min;    // as scale, null: all 0
     const float * zero;   // [ld], whole or half numbers
 };
 

@@ -22,6 +22,7 @@ static inline minicache_vec vec_load(const float * p) { return _mm512_loadu_ps(p
 static inline void          vec_store(float * p, minicache_vec x) { _mm512_storeu_ps(p, x); }
 static inline minicache_vec vec_fma(minicache_vec a, minicache_vec b, minicache_vec c) { return _mm512_fmadd_ps(a, b, c); }
 static inline minicache_vec vec_add(minicache_vec a, minicache_vec b) { return _mm512_add_ps(a, b); }
+static inline minicache_vec vec_sub(minicache_vec a, minicache_vec b) { return _mm512_sub_ps(a, b); }
 static inline minicache_vec vec_mul(minicache_vec a, minicache_vec b) { return _mm512_mul_ps(a, b); }
 static inline minicache_vec vec_max(minicache_vec a, minicache_vec b) { return _mm512_max_ps(a, b); }
 static inline float         vec_top(minicache_vec x) { return _mm512_reduce_max_ps(x); }
@@ -43,6 +44,7 @@ static inline minicache_vec vec_load(const float * p) { return _mm256_loadu_ps(p
 static inline void          vec_store(float * p, minicache_vec x) { _mm256_storeu_ps(p, x); }
 static inline minicache_vec vec_fma(minicache_vec a, minicache_vec b, minicache_vec c) { return _mm256_fmadd_ps(a, b, c); }
 static inline minicache_vec vec_add(minicache_vec a, minicache_vec b) { return _mm256_add_ps(a, b); }
+static inline minicache_vec vec_sub(minicache_vec a, minicache_vec b) { return _mm256_sub_ps(a, b); }
 static inline minicache_vec vec_mul(minicache_vec a, minicache_vec b) { return _mm256_mul_ps(a, b); }
 static inline minicache_vec vec_max(minicache_vec a, minicache_vec b) { return _mm256_max_ps(a, b); }
 static inline float         vec_top(minicache_vec x) {
@@ -74,6 +76,7 @@ static inline minicache_vec vec_load(const float * p) { return vld1q_f32(p); }
 static inline void          vec_store(float * p, minicache_vec x) { vst1q_f32(p, x); }
 static inline minicache_vec vec_fma(minicache_vec a, minicache_vec b, minicache_vec c) { return vfmaq_f32(c, a, b); }
 static inline minicache_vec vec_add(minicache_vec a, minicache_vec b) { return vaddq_f32(a, b); }
+static inline minicache_vec vec_sub(minicache_vec a, minicache_vec b) { return vsubq_f32(a, b); }
 static inline minicache_vec vec_mul(minicache_vec a, minicache_vec b) { return vmulq_f32(a, b); }
 static inline minicache_vec vec_max(minicache_vec a, minicache_vec b) { return vmaxq_f32(a, b); }
 static inline float         vec_top(minicache_vec x) { return vmaxvq_f32(x); }
@@ -96,6 +99,7 @@ static inline minicache_vec vec_load(const float * p) { return *p; }
 static inline void          vec_store(float * p, minicache_vec x) { *p = x; }
 static inline minicache_vec vec_fma(minicache_vec a, minicache_vec b, minicache_vec c) { return a * b + c; }
 static inline minicache_vec vec_add(minicache_vec a, minicache_vec b) { return a + b; }
+static inline minicache_vec vec_sub(minicache_vec a, minicache_vec b) { return a - b; }
 static inline minicache_vec vec_mul(minicache_vec a, minicache_vec b) { return a * b; }
 static inline minicache_vec vec_max(minicache_vec a, minicache_vec b) { return a > b ? a : b; }
 static inline float         vec_top(minicache_vec x) { return x; }
