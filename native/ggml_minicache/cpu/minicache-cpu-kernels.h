@@ -291,44 +291,38 @@ struct minicache_level_queries {
     // query r from n floats, n up to 32*n_group
     //   by_group: a unit for each group of its own; for levels without scales, whose factors may differ much
     void set(int64_t r, const float * q, int64_t n, const float * zero, bool by_group) {
+        float last[MINICACHE_LEVEL_GROUP] = {};  // of the numbers, where they end within a group, and of zeros behind them
+        if (n % MINICACHE_LEVEL_GROUP != 0) {
+            memcpy(last, q + n - n % MINICACHE_LEVEL_GROUP, sizeof(float) * (n % MINICACHE_LEVEL_GROUP));
+        }
+        static const float nothing[MINICACHE_LEVEL_GROUP] = {};
+
+        const auto group = [&](int64_t at) {
+            return at + MINICACHE_LEVEL_GROUP <= n ? q + at : at < n ? last : nothing;
+        };
         float top = 0.0f;
-        for (int64_t i = 0; i < n && !by_group; i += MINICACHE_LEVEL_GROUP) {
-            const float x = largest(group(q, i, n).x);
+        for (int64_t at = 0; at < n && !by_group; at += MINICACHE_LEVEL_GROUP) {
+            const float x = largest(group(at));
             top           = x > top ? x : top;
         }
         for (int64_t g = 0; g < n_group; ++g) {
-            const int64_t  at = g * MINICACHE_LEVEL_GROUP;
-            const floats_t x  = group(q, at, n);
-            set_group(r * n_group + g, x.x, by_group ? largest(x.x) : top, zero + at);
+            const int64_t at = g * MINICACHE_LEVEL_GROUP;
+            set_group(r * n_group + g, group(at), by_group ? largest(group(at)) : top, zero + at);
         }
     }
 
   private:
-    // Loops of a length that is known: compilers turn them into vectors whole.
-    struct floats_t {
-        float x[MINICACHE_LEVEL_GROUP];
-    };
-
-    // padded with zeros
-    static floats_t group(const float * q, int64_t at, int64_t n) {
-        floats_t x = {};
-        if (at < n) {
-            memcpy(x.x, q + at, sizeof(float) * (n - at < MINICACHE_LEVEL_GROUP ? n - at : MINICACHE_LEVEL_GROUP));
-        }
-        return x;
-    }
+    static const int N = MINICACHE_LEVEL_GROUP / MINICACHE_LANES;  // vectors of a group
 
     // absolute value, infinite if there is one that is not finite
     static float largest(const float * q) {
-        int32_t bits[MINICACHE_LEVEL_GROUP];
-        memcpy(bits, q, sizeof(bits));
-
-        int32_t top = 0;
-        for (int i = 0; i < MINICACHE_LEVEL_GROUP; ++i) {
-            const int32_t x = bits[i] & 0x7FFFFFFF;
-            top             = x > top ? x : top;
+        // as integers, absolute values are in the same order, with infinity and NaN at the end
+        minicache_ivec all = ivec_zero();
+        for (int k = 0; k < N; ++k) {
+            all = ivec_max(all, ivec_and(ivec_load(q + k * MINICACHE_LANES), ivec_set(0x7FFFFFFF)));
         }
-        float x;
+        const int32_t top = ivec_top(all);
+        float         x;
         memcpy(&x, &top, sizeof(x));
         return top < 0x7F800000 ? x : INFINITY;
     }
@@ -337,43 +331,42 @@ struct minicache_level_queries {
     void set_group(int64_t i, const float * q, float top, const float * zero) {
         static const int32_t TOP = 127 * 256 + 127;
 
-        const bool  finite  = top < INFINITY;
-        const float inverse = finite && top > 1e-30f ? (float) TOP / top : 0.0f;
-        unit[i]             = finite ? top / (float) TOP : NAN;
+        // NaN makes a score of whatever the integers are
+        const bool          finite  = top < INFINITY;
+        const minicache_vec inverse = vec_set(finite && top > 1e-30f ? (float) TOP / top : 0.0f);
+        unit[i]                     = finite ? top / (float) TOP : NAN;
 
-        int32_t x[MINICACHE_LEVEL_GROUP] = {};
-        int32_t y[MINICACHE_LEVEL_GROUP] = {};  // the rest
-        if (finite) {
-            for (int j = 0; j < MINICACHE_LEVEL_GROUP; ++j) {
-                const float z = inverse * q[j];
-                x[j]          = (int32_t) (z + (z < 0.0f ? -0.5f : 0.5f));
-                y[j]          = (int32_t) (256.0f * (z - (float) x[j]));
-                y[j]          = y[j] > 127 ? 127 : y[j];
-            }
-        }
-        int32_t total[2] = {};
-        int32_t twice[2] = {};  // of Σ (zero - origin)*x
-        for (int j = 0; j < MINICACHE_LEVEL_GROUP; ++j) {
-            const int32_t zero_2 = (int32_t) (2.0f * zero[j]) - 2 * MINICACHE_LEVEL_ORIGIN;
-            total[0] += x[j];
-            total[1] += y[j];
-            twice[0] += x[j] * zero_2;
-            twice[1] += y[j] * zero_2;
+        minicache_ivec x[N];
+        minicache_ivec y[N];                  // the rest
+        minicache_ivec twice_x = ivec_zero();  // of (zero - origin)*x
+        minicache_ivec twice_y = ivec_zero();
+        minicache_vec  total   = vec_zero();
+        for (int k = 0; k < N; ++k) {
+            const minicache_vec z = vec_mul(inverse, vec_load(q + k * MINICACHE_LANES));
+            x[k]                  = ivec_round(z);
+            y[k]  = ivec_min(ivec_round(vec_mul(vec_set(256.0f), vec_sub(z, ivec_float(x[k])))), ivec_set(127));
+            total = vec_add(total, z);
+
+            const minicache_vec  level  = vec_sub(vec_load(zero + k * MINICACHE_LANES), vec_set(MINICACHE_LEVEL_ORIGIN));
+            const minicache_ivec zero_2 = ivec_round(vec_add(level, level));
+            twice_x                     = ivec_add(twice_x, ivec_mul(x[k], zero_2));
+            twice_y                     = ivec_add(twice_y, ivec_mul(y[k], zero_2));
         }
         // half of an odd number is the next group of bits' to keep
-        const int32_t odd = twice[0] % 2;
-        bias[i]           = -(twice[0] - odd) / 2;
-        rest_bias[i]      = -(twice[1] + 256 * odd) / 2;
-        sum[i]            = (float) total[0] + (float) total[1] / 256.0f;
+        const int32_t twice = ivec_sum(twice_x);
+        const int32_t odd   = twice % 2;
+        bias[i]             = -(twice - odd) / 2;
+        rest_bias[i]        = -(ivec_sum(twice_y) + 256 * odd) / 2;
+        sum[i]              = vec_sum(total);
 #if defined(MINICACHE_BYTE_DOT)
-        int8_t bytes[3][MINICACHE_LEVEL_GROUP];
-        for (int j = 0; j < MINICACHE_LEVEL_GROUP; ++j) {
-            bytes[0][j] = (int8_t) ((x[j] + 128) >> 8);
-            bytes[1][j] = (int8_t) (x[j] - 256 * ((x[j] + 128) >> 8));
-            bytes[2][j] = (int8_t) y[j];
+        auto * high = (int8_t *) (whole + i * WHOLE_WORDS);
+        auto * low  = high + MINICACHE_LEVEL_GROUP;
+        for (int k = 0; k < N; ++k) {
+            const minicache_ivec upper = ivec_shr8(ivec_add(x[k], ivec_set(128)));
+            ivec_store_bytes(high + k * MINICACHE_LANES, upper);
+            ivec_store_bytes(low + k * MINICACHE_LANES, x[k]);
+            ivec_store_bytes((int8_t *) (rest + i * REST_WORDS) + k * MINICACHE_LANES, y[k]);
         }
-        memcpy(whole + i * WHOLE_WORDS, bytes, 2 * sizeof(bytes[0]));
-        memcpy(rest + i * REST_WORDS, bytes[2], sizeof(bytes[2]));
 #else
         take_apart(x, whole + i * WHOLE_WORDS);
         take_apart(y, rest + i * REST_WORDS);
@@ -381,11 +374,15 @@ struct minicache_level_queries {
     }
 
 #if !defined(MINICACHE_BYTE_DOT)
-    static void take_apart(const int32_t * x, int32_t * words) {
+    static void take_apart(const minicache_ivec * x, int32_t * words) {
+        int32_t all[MINICACHE_LEVEL_GROUP];
         int16_t pairs[2][MINICACHE_LEVEL_GROUP / 2];
+        for (int k = 0; k < N; ++k) {
+            ivec_store(all + k * MINICACHE_LANES, x[k]);
+        }
         for (int i = 0; i < MINICACHE_LEVEL_GROUP / 2; ++i) {
-            pairs[0][i] = (int16_t) x[2 * i];
-            pairs[1][i] = (int16_t) x[2 * i + 1];
+            pairs[0][i] = (int16_t) all[2 * i];
+            pairs[1][i] = (int16_t) all[2 * i + 1];
         }
         memcpy(words, pairs, sizeof(pairs));
     }

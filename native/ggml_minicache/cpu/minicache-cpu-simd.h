@@ -131,6 +131,18 @@ static inline minicache_ivec ivec_set(int32_t x) { return _mm512_set1_epi32(x); 
 static inline minicache_ivec ivec_load(const void * p) { return _mm512_loadu_si512(p); }
 static inline void           ivec_store(void * p, minicache_ivec x) { _mm512_storeu_si512(p, x); }
 static inline minicache_ivec ivec_add(minicache_ivec a, minicache_ivec b) { return _mm512_add_epi32(a, b); }
+static inline minicache_ivec ivec_mul(minicache_ivec a, minicache_ivec b) { return _mm512_mullo_epi32(a, b); }
+static inline minicache_ivec ivec_min(minicache_ivec a, minicache_ivec b) { return _mm512_min_epi32(a, b); }
+static inline minicache_ivec ivec_max(minicache_ivec a, minicache_ivec b) { return _mm512_max_epi32(a, b); }
+static inline minicache_ivec ivec_and(minicache_ivec a, minicache_ivec b) { return _mm512_and_si512(a, b); }
+static inline minicache_ivec ivec_shr8(minicache_ivec x) { return _mm512_srai_epi32(x, 8); }
+static inline minicache_ivec ivec_round(minicache_vec x) { return _mm512_cvtps_epi32(x); }
+static inline int32_t        ivec_sum(minicache_ivec x) { return _mm512_reduce_add_epi32(x); }
+static inline int32_t        ivec_top(minicache_ivec x) { return _mm512_reduce_max_epi32(x); }
+// the lowest byte of each number
+static inline void ivec_store_bytes(int8_t * p, minicache_ivec x) {
+    _mm_storeu_si128((__m128i *) p, _mm512_cvtepi32_epi8(x));
+}
 static inline minicache_ivec ivec_shl8(minicache_ivec x) { return _mm512_slli_epi32(x, 8); }
 static inline minicache_vec  ivec_float(minicache_ivec x) { return _mm512_cvtepi32_ps(x); }
 #if defined(__AVX512VNNI__)
@@ -153,6 +165,28 @@ static inline minicache_ivec ivec_set(int32_t x) { return _mm256_set1_epi32(x); 
 static inline minicache_ivec ivec_load(const void * p) { return _mm256_loadu_si256((const __m256i *) p); }
 static inline void           ivec_store(void * p, minicache_ivec x) { _mm256_storeu_si256((__m256i *) p, x); }
 static inline minicache_ivec ivec_add(minicache_ivec a, minicache_ivec b) { return _mm256_add_epi32(a, b); }
+static inline minicache_ivec ivec_mul(minicache_ivec a, minicache_ivec b) { return _mm256_mullo_epi32(a, b); }
+static inline minicache_ivec ivec_min(minicache_ivec a, minicache_ivec b) { return _mm256_min_epi32(a, b); }
+static inline minicache_ivec ivec_max(minicache_ivec a, minicache_ivec b) { return _mm256_max_epi32(a, b); }
+static inline minicache_ivec ivec_and(minicache_ivec a, minicache_ivec b) { return _mm256_and_si256(a, b); }
+static inline minicache_ivec ivec_shr8(minicache_ivec x) { return _mm256_srai_epi32(x, 8); }
+static inline minicache_ivec ivec_round(minicache_vec x) { return _mm256_cvtps_epi32(x); }
+static inline int32_t        ivec_sum(minicache_ivec x) {
+    const __m128i y = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    const __m128i z = _mm_add_epi32(y, _mm_shuffle_epi32(y, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(z, _mm_shuffle_epi32(z, 0xB1)));
+}
+static inline int32_t ivec_top(minicache_ivec x) {
+    const __m128i y = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    const __m128i z = _mm_max_epi32(y, _mm_shuffle_epi32(y, 0x4E));
+    return _mm_cvtsi128_si32(_mm_max_epi32(z, _mm_shuffle_epi32(z, 0xB1)));
+}
+// the lowest byte of each number
+static inline void ivec_store_bytes(int8_t * p, minicache_ivec x) {
+    const __m256i lowest = _mm256_and_si256(x, _mm256_set1_epi32(0xFF));
+    const __m128i words  = _mm_packus_epi32(_mm256_castsi256_si128(lowest), _mm256_extracti128_si256(lowest, 1));
+    _mm_storel_epi64((__m128i *) p, _mm_packus_epi16(words, words));
+}
 static inline minicache_ivec ivec_shl8(minicache_ivec x) { return _mm256_slli_epi32(x, 8); }
 static inline minicache_vec  ivec_float(minicache_ivec x) { return _mm256_cvtepi32_ps(x); }
 #if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
@@ -180,6 +214,20 @@ static inline minicache_ivec ivec_set(int32_t x) { return vdupq_n_s32(x); }
 static inline minicache_ivec ivec_load(const void * p) { return vld1q_s32((const int32_t *) p); }
 static inline void           ivec_store(void * p, minicache_ivec x) { vst1q_s32((int32_t *) p, x); }
 static inline minicache_ivec ivec_add(minicache_ivec a, minicache_ivec b) { return vaddq_s32(a, b); }
+static inline minicache_ivec ivec_mul(minicache_ivec a, minicache_ivec b) { return vmulq_s32(a, b); }
+static inline minicache_ivec ivec_min(minicache_ivec a, minicache_ivec b) { return vminq_s32(a, b); }
+static inline minicache_ivec ivec_max(minicache_ivec a, minicache_ivec b) { return vmaxq_s32(a, b); }
+static inline minicache_ivec ivec_and(minicache_ivec a, minicache_ivec b) { return vandq_s32(a, b); }
+static inline minicache_ivec ivec_shr8(minicache_ivec x) { return vshrq_n_s32(x, 8); }
+static inline minicache_ivec ivec_round(minicache_vec x) { return vcvtnq_s32_f32(x); }
+static inline int32_t        ivec_sum(minicache_ivec x) { return vaddvq_s32(x); }
+static inline int32_t        ivec_top(minicache_ivec x) { return vmaxvq_s32(x); }
+// the lowest byte of each number
+static inline void ivec_store_bytes(int8_t * p, minicache_ivec x) {
+    const int16x4_t words = vmovn_s32(x);
+    const int8x8_t  bytes = vmovn_s16(vcombine_s16(words, words));
+    memcpy(p, &bytes, 4);
+}
 static inline minicache_ivec ivec_shl8(minicache_ivec x) { return vshlq_n_s32(x, 8); }
 static inline minicache_vec  ivec_float(minicache_ivec x) { return vcvtq_f32_s32(x); }
 // signed bytes on both sides, so levels count from MINICACHE_LEVEL_ORIGIN
