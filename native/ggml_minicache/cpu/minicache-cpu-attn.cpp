@@ -161,7 +161,7 @@ static int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // bytes from one entry's levels to the next one's: whole vectors, of d numbers and r coefficients
 static int64_t level_stride(const minicache_attn & a, int64_t d, int64_t r) {
-    return padded(a.coded ? std::max(d, r + MINICACHE_CODE_SLACK) : d, 64);
+    return padded(a.coded ? std::max(d, r) : d, 64);
 }
 
 // how the op is cut into pieces of work, and what scratch a piece needs
@@ -451,7 +451,7 @@ class attn_tile {
         decoder(a.coded && !plan.few ? memory.floats(a.r_k * plan.d_k) : nullptr),
         weights(memory.floats(plan.ld_v / MINICACHE_LEVEL_GROUP * 4 * MINICACHE_LEVEL_BLOCK)),
         words((int32_t *) memory.floats(plan.ld_k / 4 * MINICACHE_LEVEL_BLOCK)), levels_k(take_levels(memory, plan.ld_k)),
-        levels_v(take_levels(memory, plan.ld_v)),
+        levels_v(take_levels(memory, plan.ld_v)), codes_k(a.shape.layout_k), codes_v(a.shape.layout_v),
         angles(a.shape, a.coded ? a.codec->data : nullptr, memory.floats(angle_table::n_float(a.shape))) {
         for (const entry_kind kind : { SHARED, RETAINED }) {
             zero_k[kind] = memory.floats(plan.ld_k);
@@ -560,6 +560,10 @@ class attn_tile {
 
     minicache_level_rows levels_k;
     minicache_level_rows levels_v;
+
+    const minicache_code_levels codes_k;
+    const minicache_code_levels codes_v;
+
     float *              zero_k[2];  // of shared and of retained entries
     float *              zero_v[2];
 
@@ -726,7 +730,7 @@ class attn_tile {
             const minicache_level_queries all(levels, n_levels, plan.ld_k);
             for (int c = 0; c < rows.n; c += MINICACHE_LEVEL_BLOCK) {
                 const minicache_rows       some = rows.from(c, MINICACHE_LEVEL_BLOCK);
-                const minicache_level_rows x    = read_levels(block, format, a.shape.layout_k, some, d, levels_k, zero_k);
+                const minicache_level_rows x    = read_levels(block, format, codes_k, some, d, levels_k, zero_k);
                 minicache_level_words(x.levels, x.ld, d, some.n, words);
                 minicache_scores_levels(all.from(r_levels), n, d, words, x, some.n, scores + c);
             }
@@ -869,7 +873,7 @@ class attn_tile {
         if (plan.few && format.is_level) {
             for (int c = 0; c < rows.n; c += MINICACHE_LEVEL_BLOCK) {
                 const minicache_rows       some = rows.from(c, MINICACHE_LEVEL_BLOCK);
-                const minicache_level_rows x    = read_levels(block, format, a.shape.layout_v, some, d, levels_v, zero_v);
+                const minicache_level_rows x    = read_levels(block, format, codes_v, some, d, levels_v, zero_v);
                 minicache_values_levels(acc, ld, n, scores + c, x, some.n, d, weights);
             }
             return;
@@ -914,13 +918,13 @@ class attn_tile {
     // reading
     //
 
-    minicache_level_rows read_levels(const entry_block & block, const entry_rows & format, const minicache_code_layout & layout,
+    minicache_level_rows read_levels(const entry_block & block, const entry_rows & format, const minicache_code_levels & codes,
         const minicache_rows & rows, int64_t d, const minicache_level_rows & scratch, float * const * zero) const {
         minicache_level_rows x = scratch;
         x.zero                 = zero[block.kind];
         if (is_coded(block)) {
             x.scale = x.min = nullptr;
-            minicache_code_levels(layout, rows, x.levels, x.ld);
+            codes.read(rows, x.levels, x.ld);
         } else {
             x.min = format.levels.min ? x.min : nullptr;
             format.levels.read(rows, d, x);

@@ -1,8 +1,12 @@
 #include "minicache-cpu-code.h"
 
+#include "minicache-code-unit.h"
+#include "minicache-cpu-kernels.h"
 #include "minicache-cpu-simd.h"
 
+#include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 static minicache_code_head code_head(const minicache_code_layout & layout, int64_t d, int64_t head_kv, const void * codec,
     int64_t mag, int64_t weight, int64_t gain, int64_t dec) {
@@ -205,100 +209,257 @@ void minicache_code_read(const minicache_code_layout & layout, const uint8_t * c
 // levels
 //
 
-#if MINICACHE_LANES == 16 && defined(__AVX512BW__)
-// coefficients that are read at a time, and what of a plane that is
-static const int LEVELS_AT_ONCE = 64;
+// level_bytes<N>: the levels of N coefficients, a byte each
+#if MINICACHE_LANES == 16 && defined(__AVX512BW__) && defined(__AVX512VL__)
+static const int MAX_LEVELS = 64;  // at a time
 
-typedef __mmask64 plane_part;
+template <int N>
+using level_bytes = std::conditional_t<N == 64, __m512i, std::conditional_t<N == 32, __m256i, __m128i>>;
 
-static inline plane_part first_bytes(int n_coef, int p) { return n_coef * p == 512 ? ~0ull : (1ull << n_coef * p / 8) - 1; }
+// N times P bits, in the low bytes; no other byte is touched
+template <int N, int P>
+static inline auto plane_part(const uint8_t * plane) {
+    if constexpr (N * P == 512) {
+        return _mm512_loadu_si512(plane);
+    } else if constexpr (N * P == 256) {
+        return _mm256_loadu_si256((const __m256i *) plane);
+    } else if constexpr (N * P == 128) {
+        return _mm_loadu_si128((const __m128i *) plane);
+    } else {
+        uint64_t x = 0;
+        memcpy(&x, plane, N * P / 8);
+        return _mm_cvtsi64_si128((long long) x);
+    }
+}
 
-// the levels of a plane of P bits, a byte each; no byte beyond the part is touched
-template <int P>
-static inline __m512i plane_bytes(const uint8_t * plane, plane_part part) {
-    const __m512i x = _mm512_maskz_loadu_epi8(part, plane);
+// words of 8*B bits, of their lowest bytes
+template <int N, int B, typename T>
+static inline level_bytes<N> wide_bytes(T x) {
+    if constexpr (N == 64) {
+        if constexpr (B == 2) {
+            return _mm512_cvtepu8_epi16(x);
+        } else {
+            return _mm512_cvtepu8_epi32(x);
+        }
+    } else if constexpr (N == 32) {
+        if constexpr (B == 2) {
+            return _mm256_cvtepu8_epi16(x);
+        } else {
+            return _mm256_cvtepu8_epi32(x);
+        }
+    } else {
+        if constexpr (B == 2) {
+            return _mm_cvtepu8_epi16(x);
+        } else {
+            return _mm_cvtepu8_epi32(x);
+        }
+    }
+}
+
+// (x | x << SHIFT), of words of 32 bits
+template <int SHIFT>
+static inline __m512i or_shifted(__m512i x, __m512i y) {
+    return _mm512_or_si512(x, _mm512_slli_epi32(y, SHIFT));
+}
+
+template <int SHIFT>
+static inline __m256i or_shifted(__m256i x, __m256i y) {
+    return _mm256_or_si256(x, _mm256_slli_epi32(y, SHIFT));
+}
+
+template <int SHIFT>
+static inline __m128i or_shifted(__m128i x, __m128i y) {
+    return _mm_or_si128(x, _mm_slli_epi32(y, SHIFT));
+}
+
+static inline __m512i and_bytes(__m512i x, char mask) { return _mm512_and_si512(x, _mm512_set1_epi8(mask)); }
+
+static inline __m256i and_bytes(__m256i x, char mask) { return _mm256_and_si256(x, _mm256_set1_epi8(mask)); }
+
+static inline __m128i and_bytes(__m128i x, char mask) { return _mm_and_si128(x, _mm_set1_epi8(mask)); }
+
+template <int N>
+static inline level_bytes<N> bits_to_bytes(__m128i x) {
+    const auto bits = (uint64_t) _mm_cvtsi128_si64(x);
+    if constexpr (N == 64) {
+        return _mm512_maskz_set1_epi8((__mmask64) bits, 1);
+    } else if constexpr (N == 32) {
+        return _mm256_maskz_set1_epi8((__mmask32) bits, 1);
+    } else {
+        return _mm_maskz_set1_epi8((__mmask16) bits, 1);
+    }
+}
+
+template <int N, int P>
+static inline level_bytes<N> plane_bytes(const uint8_t * plane) {
+    const auto x = plane_part<N, P>(plane);
     if constexpr (P == 8) {
         return x;
     } else if constexpr (P == 4) {
-        const __m512i y = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(x));
-        return _mm512_and_si512(_mm512_or_si512(y, _mm512_slli_epi16(y, 4)), _mm512_set1_epi8(0x0F));
+        const auto y = wide_bytes<N, 2>(x);
+        return and_bytes(or_shifted<4>(y, y), 0x0F);
     } else if constexpr (P == 2) {
-        __m512i y = _mm512_cvtepu8_epi32(_mm512_castsi512_si128(x));
-        y         = _mm512_or_si512(y, _mm512_slli_epi32(y, 12));
-        y         = _mm512_or_si512(y, _mm512_slli_epi32(y, 6));
-        return _mm512_and_si512(y, _mm512_set1_epi8(0x03));
+        const auto y = wide_bytes<N, 4>(x);
+        const auto z = or_shifted<12>(y, y);
+        return and_bytes(or_shifted<6>(z, z), 0x03);
     } else {
-        return _mm512_maskz_set1_epi8((__mmask64) _mm_cvtsi128_si64(_mm512_castsi512_si128(x)), 1);
+        return bits_to_bytes<N>(x);
     }
 }
 
 // a shift of words carries nothing from byte to byte: levels of two planes have up to 6 bits
-template <int LOWER>
-static inline __m512i join_bytes(__m512i upper, __m512i lower) {
-    return _mm512_or_si512(_mm512_slli_epi32(upper, LOWER), lower);
+template <int N, int LOWER>
+static inline level_bytes<N> join_bytes(level_bytes<N> upper, level_bytes<N> lower) {
+    return or_shifted<LOWER>(lower, upper);
 }
-
-static inline void store_bytes(uint8_t * out, __m512i x) { _mm512_storeu_si512(out, x); }
 #else
-static const int LEVELS_AT_ONCE = MINICACHE_CODE_UNIT;
+static const int MAX_LEVELS = MINICACHE_CODE_UNIT;
 
-struct plane_part {};
-
+template <int N>
 struct level_bytes {
-    uint8_t x[LEVELS_AT_ONCE];
+    uint8_t x[N];
 };
 
-static inline plane_part first_bytes(int, int) { return {}; }
-
-template <int P>
-static inline level_bytes plane_bytes(const uint8_t * plane, plane_part) {
-    uint8_t bytes[2 * P];
+template <int N, int P>
+static inline level_bytes<N> plane_bytes(const uint8_t * plane) {
+    uint8_t bytes[N * P / 8];
     memcpy(bytes, plane, sizeof(bytes));
 
-    level_bytes y;
-    for (int i = 0; i < LEVELS_AT_ONCE; ++i) {
+    level_bytes<N> y;
+    for (int i = 0; i < N; ++i) {
         y.x[i] = bytes[i * P / 8] >> (i * P % 8) & ((1 << P) - 1);
     }
     return y;
 }
 
-template <int LOWER>
-static inline level_bytes join_bytes(level_bytes upper, level_bytes lower) {
-    for (int i = 0; i < LEVELS_AT_ONCE; ++i) {
+template <int N, int LOWER>
+static inline level_bytes<N> join_bytes(level_bytes<N> upper, level_bytes<N> lower) {
+    for (int i = 0; i < N; ++i) {
         lower.x[i] = (uint8_t) (upper.x[i] << LOWER | lower.x[i]);
     }
     return lower;
 }
-
-static inline void store_bytes(uint8_t * out, level_bytes x) { memcpy(out, x.x, sizeof(x.x)); }
 #endif
 
-// LEVELS_AT_ONCE of a segment at a time for all rows, so that what does not depend on the row is set up once; what is written
-// behind a segment is the next one's to overwrite
-template <int UPPER, int LOWER>
-static inline void segment_levels(
-    int n_unit, const minicache_rows & rows, int64_t & offset, uint8_t *& out, int64_t stride) {
-    const int n_coef = MINICACHE_CODE_UNIT * n_unit;
-    for (int i = 0; i < n_coef; i += LEVELS_AT_ONCE) {
-        const int        m          = n_coef - i < LEVELS_AT_ONCE ? n_coef - i : LEVELS_AT_ONCE;
-        const plane_part upper_part = first_bytes(m, UPPER);
-        const plane_part lower_part = first_bytes(m, LOWER);
-        for (int c = 0; c < rows.n; ++c) {
-            const uint8_t * plane = (const uint8_t *) rows.at[c] + offset;
-            minicache_fetch_ahead(plane, rows.ahead, n_coef * (UPPER + LOWER) / 8);
+// N coefficients of all rows, from byte `upper` and `lower` of each on
+template <int N, int UPPER, int LOWER>
+static inline void levels_at(const minicache_rows & rows, int64_t upper, int64_t lower, uint8_t * out, int64_t stride) {
+    for (int c = 0; c < rows.n; ++c) {
+        const uint8_t * row = (const uint8_t *) rows.at[c];
+        minicache_fetch_ahead(row + upper, rows.ahead, N * UPPER / 8);
 
-            auto            x     = plane_bytes<UPPER>(plane + i * UPPER / 8, upper_part);
-            if constexpr (LOWER > 0) {
-                x = join_bytes<LOWER>(x, plane_bytes<LOWER>(plane + n_coef * UPPER / 8 + i * LOWER / 8, lower_part));
-            }
-            store_bytes(out + c * stride + i, x);
+        auto x = plane_bytes<N, UPPER>(row + upper);
+        if constexpr (LOWER > 0) {
+            x = join_bytes<N, LOWER>(x, plane_bytes<N, LOWER>(row + lower));
         }
+        memcpy(out + c * stride, &x, sizeof(x));
     }
-    offset += n_coef * (UPPER + LOWER) / 8;
-    out += n_coef;
 }
 
-void minicache_code_levels(const minicache_code_layout & layout, const minicache_rows & rows, uint8_t * out, int64_t stride) {
+// One segment of all rows, as many coefficients at a time as there can be: what does not depend on the row is set up once.
+template <int UPPER, int LOWER>
+static inline void segment_levels(int n_unit, const minicache_rows & rows, int64_t & offset, uint8_t *& out, int64_t stride) {
+    const int     n     = MINICACHE_CODE_UNIT * n_unit;
+    const int64_t upper = offset;
+    const int64_t lower = offset + n * UPPER / 8;
+
+    int        i    = 0;
+    const auto take = [&](auto N) {
+        for (; i + N <= n; i += N) {
+            levels_at<N, UPPER, LOWER>(rows, upper + i * UPPER / 8, lower + i * LOWER / 8, out + i, stride);
+        }
+    };
+    if constexpr (MAX_LEVELS > MINICACHE_CODE_UNIT) {
+        take(std::integral_constant<int, 64>());
+        take(std::integral_constant<int, 32>());
+    }
+    take(std::integral_constant<int, MINICACHE_CODE_UNIT>());
+
+    offset += n * (UPPER + LOWER) / 8;
+    out += n;
+}
+
+#if defined(__AVX512VBMI__)
+// PARTS of them, which start at parts[0]; LONG: rows of more than 64 bytes
+template <bool LONG, int PARTS, typename T>
+static inline void levels_parts(const T * parts, const minicache_rows & rows, int n_byte, uint8_t * out, int64_t stride) {
+    const __mmask64 first = n_byte < 64 ? (1ull << n_byte) - 1 : ~0ull;
+    const __mmask64 last  = LONG && n_byte < 128 ? (1ull << (n_byte - 64)) - 1 : ~0ull;
+
+    __m512i byte[PARTS];
+    __m512i upper[PARTS];
+    __m512i lower[PARTS];
+    __m512i is_upper[PARTS];
+    __m512i is_level[PARTS];
+    for (int i = 0; i < PARTS; ++i) {
+        byte[i]     = _mm512_loadu_si512(parts[i].byte);
+        upper[i]    = _mm512_loadu_si512(parts[i].upper);
+        lower[i]    = _mm512_loadu_si512(parts[i].lower);
+        is_upper[i] = _mm512_loadu_si512(parts[i].is_upper);
+        is_level[i] = _mm512_loadu_si512(parts[i].is_level);
+    }
+    for (int c = 0; c < rows.n; ++c) {
+        const uint8_t * row = (const uint8_t *) rows.at[c];
+        minicache_fetch_ahead(row, rows.ahead, n_byte);
+
+        const __m512i x = _mm512_maskz_loadu_epi8(first, row);
+        const __m512i y = LONG ? _mm512_maskz_loadu_epi8(last, row + 64) : x;
+        for (int i = 0; i < PARTS; ++i) {
+            const __m512i z =
+                LONG ? _mm512_permutex2var_epi8(x, byte[i], y) : _mm512_permutexvar_epi8(byte[i], x);
+            // is_upper ? upper bits : lower bits
+            const __m512i level = _mm512_ternarylogic_epi32(
+                is_upper[i], _mm512_multishift_epi64_epi8(upper[i], z), _mm512_multishift_epi64_epi8(lower[i], z), 0xCA);
+            _mm512_storeu_si512(out + c * stride + 64 * i, _mm512_and_si512(level, is_level[i]));
+        }
+    }
+}
+#endif
+
+minicache_code_levels::minicache_code_levels(const minicache_code_layout & layout) :
+    layout(layout), n_byte(minicache_code_bytes(layout)) {
+#if defined(__AVX512VBMI__)
+    const int n_level = minicache_code_size(layout);
+    if (n_byte > 128 || n_level > 64 * MAX_PARTS) {
+        return;
+    }
+    n_part = (n_level + 63) / 64;
+    memset(parts, 0, n_part * sizeof(part));
+    for (int i = 0; i < n_level; ++i) {
+        const minicache_code_unit unit    = minicache_code_unit_at(layout, i / MINICACHE_CODE_UNIT);
+        const int                 n_upper = minicache_code_upper(unit.width);
+        const int                 n_lower = unit.width - n_upper;
+        const int                 half    = i % MINICACHE_CODE_UNIT / 8;  // of the unit: a word
+        const int                 at      = i % 8;
+
+        part & x        = parts[i / 64];
+        const int j     = i % 64;
+        x.upper[j]      = (uint8_t) ((at * n_upper - n_lower) & 63);
+        x.lower[j]      = (uint8_t) (8 * n_upper + at * n_lower);
+        x.is_upper[j]   = (uint8_t) (((1 << n_upper) - 1) << n_lower);
+        x.is_level[j]   = (uint8_t) ((1 << unit.width) - 1);
+        // byte `at` of the word: n_upper bytes of the upper plane, then those of the lower one
+        x.byte[j] = (uint8_t) (at < n_upper             ? unit.upper + half * n_upper + at :
+                               at < n_upper + n_lower ? unit.lower + half * n_lower + at - n_upper :
+                                                          0);
+    }
+#endif
+}
+
+void minicache_code_levels::read(const minicache_rows & rows, uint8_t * out, int64_t stride) const {
+#if defined(__AVX512VBMI__)
+    // as many parts at a time as there are registers for
+    for_rows<4>(n_part, [&](int64_t i, auto PARTS) {
+        if (n_byte > 64) {
+            levels_parts<true, PARTS()>(parts + i, rows, n_byte, out + 64 * i, stride);
+        } else {
+            levels_parts<false, PARTS()>(parts + i, rows, n_byte, out + 64 * i, stride);
+        }
+    });
+    if (n_part > 0) {
+        return;
+    }
+#endif
     int64_t offset = minicache_code_mag_bytes(layout);
 
     segment_levels<8, 0>(layout.n_unit[0], rows, offset, out, stride);

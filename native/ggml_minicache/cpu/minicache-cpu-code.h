@@ -121,9 +121,34 @@ void minicache_code_write(const minicache_code_layout & layout, const uint8_t * 
 // minicache_code_coefficients() of n rows, vectorised, to every `stride` numbers of `out`
 void minicache_code_read(const minicache_code_layout & layout, const uint8_t * const * rows, int n, float * out, int64_t stride);
 
-// the levels of the rows, from 0 on, to every `stride` bytes of `out`; up to MINICACHE_CODE_SLACK bytes behind a row's are written
-#define MINICACHE_CODE_SLACK 48
-void minicache_code_levels(const minicache_code_layout & layout, const minicache_rows & rows, uint8_t * out, int64_t stride);
+// Levels of code rows, for one layout.
+class minicache_code_levels {
+  public:
+    explicit minicache_code_levels(const minicache_code_layout & layout);
+
+    // from 0 on, to every `stride` bytes of `out`, a multiple of 64
+    void read(const minicache_rows & rows, uint8_t * out, int64_t stride) const;
+
+  private:
+    static const int MAX_PARTS = 8;
+
+    // How 64 levels of a row of up to 128 bytes are put together by permutations of bytes and shifts of eight bits at a time,
+    // where there are such (AVX-512 VBMI): a word of 64 bits takes the bytes of eight levels' upper bits and those of their lower
+    // ones, and each level takes its own bits of them.
+    struct part {
+        uint8_t byte[64];   // of the row
+        uint8_t upper[64];  // the bit of the word from which on a level's upper bits are, less the number of its lower ones
+        uint8_t lower[64];
+        uint8_t is_upper[64];  // mask of a level's upper bits
+        uint8_t is_level[64];  // of all
+    };
+
+    const minicache_code_layout layout;
+    const int                   n_byte;
+
+    int  n_part = 0;  // 0: read segment by segment
+    part parts[MAX_PARTS];
+};
 
 // what a coefficient's level is counted from: (2^w - 1)/2, to `out` [r]
 void minicache_code_zeros(const minicache_code_layout & layout, float * out);
