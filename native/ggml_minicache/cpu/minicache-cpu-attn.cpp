@@ -173,8 +173,7 @@ struct attn_plan {
                     1 :
                     std::max<int64_t>(1, std::min<int64_t>(n_threads, a.n_kv / MIN_CHUNK))),
         chunk(padded((a.n_kv + n_chunk - 1) / n_chunk, MINICACHE_BLOCK)),
-        group(few ? std::min(GROUP, padded(IN_CACHE / (int64_t) (a.cache_k->nb[2] + a.cache_v->nb[2]) + 1, MINICACHE_BLOCK)) :
-                    GROUP),
+        group(few ? few_cells(a) : GROUP),
         rows(tile * a.n_gqa), d_k(minicache_padded(a.d_k)), d_v(minicache_padded(a.d_v)), r_k(minicache_padded(a.r_k)),
         r_v(minicache_padded(a.r_v)), row_k(std::max(d_k, r_k)), row_v(std::max(d_v, r_v)), ld_k(level_stride(a, a.d_k, a.r_k)),
         ld_v(level_stride(a, a.d_v, a.r_v)) {
@@ -206,6 +205,12 @@ struct attn_plan {
 
     entry_rows rows_k[N_ENTRY_KIND];
     entry_rows rows_v[N_ENTRY_KIND];
+
+    // of a group for few queries; more for codes, as every base of a group has its price
+    static int64_t few_cells(const minicache_attn & a) {
+        const int64_t n_byte = (int64_t) (a.cache_k->nb[2] + a.cache_v->nb[2]);
+        return std::min(GROUP, padded((a.coded ? 3 : 1) * IN_CACHE / n_byte + 1, MINICACHE_BLOCK));
+    }
 
     // maximum, sum and accumulator of each row
     int64_t partial_floats() const { return n_chunk == 1 ? 0 : heads * rows * (2 + d_v); }

@@ -18,17 +18,24 @@
 
 static_assert(MINICACHE_BLOCK % MINICACHE_LANES == 0, "");
 
-// fn(r, R) for the rows r, r + 1, ... r + R - 1: MAX_R at a time, then what is left, R as a type
+// fn(R), R as a type, for n of 1 to MAX_R
+template <int MAX_R, typename F>
+static inline void for_count(int64_t n, const F & fn) {
+    if (n == MAX_R) {
+        fn(std::integral_constant<int, MAX_R>());
+    } else if constexpr (MAX_R > 1) {
+        for_count<MAX_R - 1>(n, fn);
+    }
+}
+
+// fn(r, R) for the rows r, r + 1, ... r + R - 1: MAX_R at a time, or less and in equal parts, as few at a time are slow
 template <int MAX_R, typename F>
 static inline void for_rows(int64_t n_rows, const F & fn) {
-    int64_t r = 0;
-    for (; r + MAX_R <= n_rows; r += MAX_R) {
-        fn(r, std::integral_constant<int, MAX_R>());
-    }
-    if constexpr (MAX_R > 1) {
-        if (r < n_rows) {
-            for_rows<MAX_R - 1>(n_rows - r, [&](int64_t i, auto R) { fn(r + i, R); });
-        }
+    int64_t n_part = (n_rows + MAX_R - 1) / MAX_R;
+    for (int64_t r = 0; n_part > 0; --n_part) {
+        const int64_t n = (n_rows - r + n_part - 1) / n_part;
+        for_count<MAX_R>(n, [&](auto R) { fn(r, R); });
+        r += n;
     }
 }
 
@@ -187,7 +194,7 @@ static inline void minicache_scores(
         }
         for (int64_t r = 0; r < n_rows; ++r) {
             float x[MINICACHE_BLOCK];
-            minicache_scores_rows<float>(q + r * d, d, 1, { at, n, 0 }, d, x);
+            scores_rows<float, 1>(q + r * d, d, { at, n, 0 }, d, x);
             memcpy(s + r * lds + i, x, n * sizeof(float));
         }
     }
@@ -479,7 +486,7 @@ static inline void scores_levels(const minicache_level_queries & q, int64_t n, c
 static inline void minicache_scores_levels(const minicache_level_queries & q, int64_t n_rows, int64_t d, const int32_t * words,
     const minicache_level_rows & k, int n, float * s) {
     const int64_t n_group = (d + MINICACHE_LEVEL_GROUP - 1) / MINICACHE_LEVEL_GROUP;
-    for_rows<MINICACHE_SCORE_ROWS>(n_rows, [&](int64_t r, auto R) {
+    for_rows<4>(n_rows, [&](int64_t r, auto R) {
         for (int c = 0; c < n; c += MINICACHE_LANES) {
             scores_levels<R()>(q.from(r), n_group, words, k, c, s + r * MINICACHE_BLOCK);
         }
