@@ -160,9 +160,7 @@ struct entry_rows {
 static int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // bytes from one entry's levels to the next one's: whole vectors, of d numbers and r coefficients
-static int64_t level_stride(const minicache_attn & a, int64_t d, int64_t r) {
-    return padded(a.coded ? std::max(d, r) : d, 64);
-}
+static int64_t level_stride(const minicache_attn & a, int64_t d, int64_t r) { return padded(a.coded ? std::max(d, r) : d, 64); }
 
 // how the op is cut into pieces of work, and what scratch a piece needs
 struct attn_plan {
@@ -172,10 +170,9 @@ struct attn_plan {
         n_chunk(n_item % n_threads == 0 || n_item > 8 * n_threads ?
                     1 :
                     std::max<int64_t>(1, std::min<int64_t>(n_threads, a.n_kv / MIN_CHUNK))),
-        chunk(padded((a.n_kv + n_chunk - 1) / n_chunk, MINICACHE_BLOCK)),
-        group(few ? few_cells(a) : GROUP),
-        rows(tile * a.n_gqa), d_k(minicache_padded(a.d_k)), d_v(minicache_padded(a.d_v)), r_k(minicache_padded(a.r_k)),
-        r_v(minicache_padded(a.r_v)), row_k(std::max(d_k, r_k)), row_v(std::max(d_v, r_v)), ld_k(level_stride(a, a.d_k, a.r_k)),
+        chunk(padded((a.n_kv + n_chunk - 1) / n_chunk, MINICACHE_BLOCK)), group(few ? few_cells(a) : GROUP), rows(tile * a.n_gqa),
+        d_k(minicache_padded(a.d_k)), d_v(minicache_padded(a.d_v)), r_k(minicache_padded(a.r_k)), r_v(minicache_padded(a.r_v)),
+        row_k(std::max(d_k, r_k)), row_v(std::max(d_v, r_v)), ld_k(level_stride(a, a.d_k, a.r_k)),
         ld_v(level_stride(a, a.d_v, a.r_v)) {
         rows_k[SHARED]   = a.coded ? entry_rows::of_code() : entry_rows::of_type(a.cache_k->type, a.d_k);
         rows_v[SHARED]   = a.coded ? entry_rows::of_code() : entry_rows::of_type(a.cache_v->type, a.d_v);
@@ -569,8 +566,8 @@ class attn_tile {
     const minicache_code_levels codes_k;
     const minicache_code_levels codes_v;
 
-    float *              zero_k[2];  // of shared and of retained entries
-    float *              zero_v[2];
+    float * zero_k[2];  // of shared and of retained entries
+    float * zero_v[2];
 
     angle_table angles;
     bool        has_decoder = false;

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 
 static minicache_code_head code_head(const minicache_code_layout & layout, int64_t d, int64_t head_kv, const void * codec,
     int64_t mag, int64_t weight, int64_t gain, int64_t dec) {
@@ -209,174 +208,173 @@ void minicache_code_read(const minicache_code_layout & layout, const uint8_t * c
 // levels
 //
 
-// level_bytes<N>: the levels of N coefficients, a byte each
-#if MINICACHE_LANES == 16 && defined(__AVX512BW__) && defined(__AVX512VL__)
-static const int MAX_LEVELS = 64;  // at a time
+#if MINICACHE_LANES == 16 && defined(__AVX512BW__)
+// coefficients that are read at a time, and what of a plane that is
+static const int LEVELS_AT_ONCE = 64;
 
-template <int N>
-using level_bytes = std::conditional_t<N == 64, __m512i, std::conditional_t<N == 32, __m256i, __m128i>>;
+typedef __mmask64 plane_part;
 
-// N times P bits, in the low bytes; no other byte is touched
-template <int N, int P>
-static inline auto plane_part(const uint8_t * plane) {
-    if constexpr (N * P == 512) {
-        return _mm512_loadu_si512(plane);
-    } else if constexpr (N * P == 256) {
-        return _mm256_loadu_si256((const __m256i *) plane);
-    } else if constexpr (N * P == 128) {
-        return _mm_loadu_si128((const __m128i *) plane);
-    } else {
-        uint64_t x = 0;
-        memcpy(&x, plane, N * P / 8);
-        return _mm_cvtsi64_si128((long long) x);
-    }
-}
+static inline plane_part first_bytes(int n_coef, int p) { return n_coef * p == 512 ? ~0ull : (1ull << n_coef * p / 8) - 1; }
 
-// words of 8*B bits, of their lowest bytes
-template <int N, int B, typename T>
-static inline level_bytes<N> wide_bytes(T x) {
-    if constexpr (N == 64) {
-        if constexpr (B == 2) {
-            return _mm512_cvtepu8_epi16(x);
-        } else {
-            return _mm512_cvtepu8_epi32(x);
-        }
-    } else if constexpr (N == 32) {
-        if constexpr (B == 2) {
-            return _mm256_cvtepu8_epi16(x);
-        } else {
-            return _mm256_cvtepu8_epi32(x);
-        }
-    } else {
-        if constexpr (B == 2) {
-            return _mm_cvtepu8_epi16(x);
-        } else {
-            return _mm_cvtepu8_epi32(x);
-        }
-    }
-}
-
-// (x | x << SHIFT), of words of 32 bits
-template <int SHIFT>
-static inline __m512i or_shifted(__m512i x, __m512i y) {
-    return _mm512_or_si512(x, _mm512_slli_epi32(y, SHIFT));
-}
-
-template <int SHIFT>
-static inline __m256i or_shifted(__m256i x, __m256i y) {
-    return _mm256_or_si256(x, _mm256_slli_epi32(y, SHIFT));
-}
-
-template <int SHIFT>
-static inline __m128i or_shifted(__m128i x, __m128i y) {
-    return _mm_or_si128(x, _mm_slli_epi32(y, SHIFT));
-}
-
-static inline __m512i and_bytes(__m512i x, char mask) { return _mm512_and_si512(x, _mm512_set1_epi8(mask)); }
-
-static inline __m256i and_bytes(__m256i x, char mask) { return _mm256_and_si256(x, _mm256_set1_epi8(mask)); }
-
-static inline __m128i and_bytes(__m128i x, char mask) { return _mm_and_si128(x, _mm_set1_epi8(mask)); }
-
-template <int N>
-static inline level_bytes<N> bits_to_bytes(__m128i x) {
-    const auto bits = (uint64_t) _mm_cvtsi128_si64(x);
-    if constexpr (N == 64) {
-        return _mm512_maskz_set1_epi8((__mmask64) bits, 1);
-    } else if constexpr (N == 32) {
-        return _mm256_maskz_set1_epi8((__mmask32) bits, 1);
-    } else {
-        return _mm_maskz_set1_epi8((__mmask16) bits, 1);
-    }
-}
-
-template <int N, int P>
-static inline level_bytes<N> plane_bytes(const uint8_t * plane) {
-    const auto x = plane_part<N, P>(plane);
+// the levels of a plane of P bits, a byte each; no byte beyond the part is touched
+template <int P>
+static inline __m512i plane_bytes(const uint8_t * plane, plane_part part) {
+    const __m512i x = _mm512_maskz_loadu_epi8(part, plane);
     if constexpr (P == 8) {
         return x;
     } else if constexpr (P == 4) {
-        const auto y = wide_bytes<N, 2>(x);
-        return and_bytes(or_shifted<4>(y, y), 0x0F);
+        const __m512i y = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(x));
+        return _mm512_and_si512(_mm512_or_si512(y, _mm512_slli_epi16(y, 4)), _mm512_set1_epi8(0x0F));
     } else if constexpr (P == 2) {
-        const auto y = wide_bytes<N, 4>(x);
-        const auto z = or_shifted<12>(y, y);
-        return and_bytes(or_shifted<6>(z, z), 0x03);
+        __m512i y = _mm512_cvtepu8_epi32(_mm512_castsi512_si128(x));
+        y         = _mm512_or_si512(y, _mm512_slli_epi32(y, 12));
+        y         = _mm512_or_si512(y, _mm512_slli_epi32(y, 6));
+        return _mm512_and_si512(y, _mm512_set1_epi8(0x03));
     } else {
-        return bits_to_bytes<N>(x);
+        return _mm512_maskz_set1_epi8((__mmask64) _mm_cvtsi128_si64(_mm512_castsi512_si128(x)), 1);
     }
 }
 
 // a shift of words carries nothing from byte to byte: levels of two planes have up to 6 bits
-template <int N, int LOWER>
-static inline level_bytes<N> join_bytes(level_bytes<N> upper, level_bytes<N> lower) {
-    return or_shifted<LOWER>(lower, upper);
+template <int LOWER>
+static inline __m512i join_bytes(__m512i upper, __m512i lower) {
+    return _mm512_or_si512(_mm512_slli_epi32(upper, LOWER), lower);
 }
-#else
-static const int MAX_LEVELS = MINICACHE_CODE_UNIT;
 
-template <int N>
-struct level_bytes {
-    uint8_t x[N];
+static inline void store_bytes(uint8_t * out, int n, __m512i x) { _mm512_mask_storeu_epi8(out, first_bytes(n, 8), x); }
+#elif defined(__AVX2__)
+static const int LEVELS_AT_ONCE = MINICACHE_CODE_UNIT;
+
+struct plane_part {};
+
+static inline plane_part first_bytes(int, int) { return {}; }
+
+template <int P>
+static inline __m128i plane_bytes(const uint8_t * plane, plane_part) {
+    if constexpr (P == 8) {
+        return _mm_loadu_si128((const __m128i *) plane);
+    } else {
+        uint64_t bytes = 0;
+        memcpy(&bytes, plane, 2 * P);
+        const __m128i x = _mm_cvtsi64_si128((long long) bytes);
+        if constexpr (P == 4) {
+            const __m128i y = _mm_cvtepu8_epi16(x);
+            return _mm_and_si128(_mm_or_si128(y, _mm_slli_epi16(y, 4)), _mm_set1_epi8(0x0F));
+        } else if constexpr (P == 2) {
+            __m128i y = _mm_cvtepu8_epi32(x);
+            y         = _mm_or_si128(y, _mm_slli_epi32(y, 12));
+            y         = _mm_or_si128(y, _mm_slli_epi32(y, 6));
+            return _mm_and_si128(y, _mm_set1_epi8(0x03));
+        } else {
+            const __m128i twice = _mm_shuffle_epi8(x, _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1));
+            const __m128i bit   = _mm_set1_epi64x((long long) 0x8040201008040201ull);
+            return _mm_min_epu8(_mm_and_si128(twice, bit), _mm_set1_epi8(1));
+        }
+    }
+}
+
+template <int LOWER>
+static inline __m128i join_bytes(__m128i upper, __m128i lower) {
+    return _mm_or_si128(_mm_slli_epi32(upper, LOWER), lower);
+}
+
+static inline void store_bytes(uint8_t * out, int, __m128i x) { _mm_storeu_si128((__m128i *) out, x); }
+#elif MINICACHE_LANES == 4
+static const int LEVELS_AT_ONCE = MINICACHE_CODE_UNIT;
+
+struct plane_part {};
+
+static inline plane_part first_bytes(int, int) { return {}; }
+
+// which byte of a plane of P bits each level is in, and how far it is to be shifted
+template <int P>
+struct plane_places {
+    uint8_t byte[LEVELS_AT_ONCE];
+    int8_t  shift[LEVELS_AT_ONCE];
+
+    constexpr plane_places() : byte(), shift() {
+        for (int i = 0; i < LEVELS_AT_ONCE; ++i) {
+            byte[i]  = (uint8_t) (i * P / 8);
+            shift[i] = (int8_t) -(i * P % 8);
+        }
+    }
 };
 
-template <int N, int P>
-static inline level_bytes<N> plane_bytes(const uint8_t * plane) {
-    uint8_t bytes[N * P / 8];
+template <int P>
+static inline uint8x16_t plane_bytes(const uint8_t * plane, plane_part) {
+    if constexpr (P == 8) {
+        return vld1q_u8(plane);
+    } else {
+        static constexpr plane_places<P> at;
+
+        uint64_t bytes = 0;
+        memcpy(&bytes, plane, 2 * P);
+        const uint8x16_t x = vqtbl1q_u8(vcombine_u8(vcreate_u8(bytes), vcreate_u8(0)), vld1q_u8(at.byte));
+        return vandq_u8(vshlq_u8(x, vld1q_s8(at.shift)), vdupq_n_u8((1 << P) - 1));
+    }
+}
+
+template <int LOWER>
+static inline uint8x16_t join_bytes(uint8x16_t upper, uint8x16_t lower) {
+    return vorrq_u8(vshlq_n_u8(upper, LOWER), lower);
+}
+
+static inline void store_bytes(uint8_t * out, int, uint8x16_t x) { vst1q_u8(out, x); }
+#else
+static const int LEVELS_AT_ONCE = MINICACHE_CODE_UNIT;
+
+struct plane_part {};
+
+struct level_bytes {
+    uint8_t x[LEVELS_AT_ONCE];
+};
+
+static inline plane_part first_bytes(int, int) { return {}; }
+
+template <int P>
+static inline level_bytes plane_bytes(const uint8_t * plane, plane_part) {
+    uint8_t bytes[2 * P];
     memcpy(bytes, plane, sizeof(bytes));
 
-    level_bytes<N> y;
-    for (int i = 0; i < N; ++i) {
+    level_bytes y;
+    for (int i = 0; i < LEVELS_AT_ONCE; ++i) {
         y.x[i] = bytes[i * P / 8] >> (i * P % 8) & ((1 << P) - 1);
     }
     return y;
 }
 
-template <int N, int LOWER>
-static inline level_bytes<N> join_bytes(level_bytes<N> upper, level_bytes<N> lower) {
-    for (int i = 0; i < N; ++i) {
+template <int LOWER>
+static inline level_bytes join_bytes(level_bytes upper, level_bytes lower) {
+    for (int i = 0; i < LEVELS_AT_ONCE; ++i) {
         lower.x[i] = (uint8_t) (upper.x[i] << LOWER | lower.x[i]);
     }
     return lower;
 }
+
+static inline void store_bytes(uint8_t * out, int, level_bytes x) { memcpy(out, x.x, sizeof(x.x)); }
 #endif
 
-// N coefficients of all rows, from byte `upper` and `lower` of each on
-template <int N, int UPPER, int LOWER>
-static inline void levels_at(const minicache_rows & rows, int64_t upper, int64_t lower, uint8_t * out, int64_t stride) {
-    for (int c = 0; c < rows.n; ++c) {
-        const uint8_t * row = (const uint8_t *) rows.at[c];
-        minicache_fetch_ahead(row + upper, rows.ahead, N * UPPER / 8);
-
-        auto x = plane_bytes<N, UPPER>(row + upper);
-        if constexpr (LOWER > 0) {
-            x = join_bytes<N, LOWER>(x, plane_bytes<N, LOWER>(row + lower));
-        }
-        memcpy(out + c * stride, &x, sizeof(x));
-    }
-}
-
-// One segment of all rows, as many coefficients at a time as there can be: what does not depend on the row is set up once.
+// LEVELS_AT_ONCE of a segment at a time for all rows, so that what does not depend on the row is set up once
 template <int UPPER, int LOWER>
 static inline void segment_levels(int n_unit, const minicache_rows & rows, int64_t & offset, uint8_t *& out, int64_t stride) {
-    const int     n     = MINICACHE_CODE_UNIT * n_unit;
-    const int64_t upper = offset;
-    const int64_t lower = offset + n * UPPER / 8;
+    const int n_coef = MINICACHE_CODE_UNIT * n_unit;
+    for (int i = 0; i < n_coef; i += LEVELS_AT_ONCE) {
+        const int        m          = n_coef - i < LEVELS_AT_ONCE ? n_coef - i : LEVELS_AT_ONCE;
+        const plane_part upper_part = first_bytes(m, UPPER);
+        const plane_part lower_part = first_bytes(m, LOWER);
+        for (int c = 0; c < rows.n; ++c) {
+            const uint8_t * plane = (const uint8_t *) rows.at[c] + offset;
+            minicache_fetch_ahead(plane, rows.ahead, n_coef * (UPPER + LOWER) / 8);
 
-    int        i    = 0;
-    const auto take = [&](auto N) {
-        for (; i + N <= n; i += N) {
-            levels_at<N, UPPER, LOWER>(rows, upper + i * UPPER / 8, lower + i * LOWER / 8, out + i, stride);
+            auto x = plane_bytes<UPPER>(plane + i * UPPER / 8, upper_part);
+            if constexpr (LOWER > 0) {
+                x = join_bytes<LOWER>(x, plane_bytes<LOWER>(plane + n_coef * UPPER / 8 + i * LOWER / 8, lower_part));
+            }
+            store_bytes(out + c * stride + i, m, x);
         }
-    };
-    if constexpr (MAX_LEVELS > MINICACHE_CODE_UNIT) {
-        take(std::integral_constant<int, 64>());
-        take(std::integral_constant<int, 32>());
     }
-    take(std::integral_constant<int, MINICACHE_CODE_UNIT>());
-
-    offset += n * (UPPER + LOWER) / 8;
-    out += n;
+    offset += n_coef * (UPPER + LOWER) / 8;
+    out += n_coef;
 }
 
 #if defined(__AVX512VBMI__)
@@ -405,8 +403,7 @@ static inline void levels_parts(const T * parts, const minicache_rows & rows, in
         const __m512i x = _mm512_maskz_loadu_epi8(first, row);
         const __m512i y = LONG ? _mm512_maskz_loadu_epi8(last, row + 64) : x;
         for (int i = 0; i < PARTS; ++i) {
-            const __m512i z =
-                LONG ? _mm512_permutex2var_epi8(x, byte[i], y) : _mm512_permutexvar_epi8(byte[i], x);
+            const __m512i z = LONG ? _mm512_permutex2var_epi8(x, byte[i], y) : _mm512_permutexvar_epi8(byte[i], x);
             // is_upper ? upper bits : lower bits
             const __m512i level = _mm512_ternarylogic_epi32(
                 is_upper[i], _mm512_multishift_epi64_epi8(upper[i], z), _mm512_multishift_epi64_epi8(lower[i], z), 0xCA);
@@ -425,23 +422,25 @@ minicache_code_levels::minicache_code_levels(const minicache_code_layout & layou
     }
     n_part = (n_level + 63) / 64;
     memset(parts, 0, n_part * sizeof(part));
-    for (int i = 0; i < n_level; ++i) {
-        const minicache_code_unit unit    = minicache_code_unit_at(layout, i / MINICACHE_CODE_UNIT);
+    for (int u = 0; u < n_level / MINICACHE_CODE_UNIT; ++u) {
+        const minicache_code_unit unit    = minicache_code_unit_at(layout, u);
         const int                 n_upper = minicache_code_upper(unit.width);
         const int                 n_lower = unit.width - n_upper;
-        const int                 half    = i % MINICACHE_CODE_UNIT / 8;  // of the unit: a word
-        const int                 at      = i % 8;
+        for (int i = 0; i < MINICACHE_CODE_UNIT; ++i) {
+            part &    x    = parts[u / 4];
+            const int j    = u % 4 * MINICACHE_CODE_UNIT + i;
+            const int word = i / 8;  // of the unit
+            const int at   = i % 8;
 
-        part & x        = parts[i / 64];
-        const int j     = i % 64;
-        x.upper[j]      = (uint8_t) ((at * n_upper - n_lower) & 63);
-        x.lower[j]      = (uint8_t) (8 * n_upper + at * n_lower);
-        x.is_upper[j]   = (uint8_t) (((1 << n_upper) - 1) << n_lower);
-        x.is_level[j]   = (uint8_t) ((1 << unit.width) - 1);
-        // byte `at` of the word: n_upper bytes of the upper plane, then those of the lower one
-        x.byte[j] = (uint8_t) (at < n_upper             ? unit.upper + half * n_upper + at :
-                               at < n_upper + n_lower ? unit.lower + half * n_lower + at - n_upper :
-                                                          0);
+            // byte `at` of the word: n_upper bytes of the upper plane, then those of the lower one
+            x.byte[j]     = (uint8_t) (at < n_upper           ? unit.upper + word * n_upper + at :
+                                       at < n_upper + n_lower ? unit.lower + word * n_lower + at - n_upper :
+                                                                0);
+            x.upper[j]    = (uint8_t) ((at * n_upper - n_lower) & 63);
+            x.lower[j]    = (uint8_t) (8 * n_upper + at * n_lower);
+            x.is_upper[j] = (uint8_t) (((1 << n_upper) - 1) << n_lower);
+            x.is_level[j] = (uint8_t) ((1 << unit.width) - 1);
+        }
     }
 #endif
 }

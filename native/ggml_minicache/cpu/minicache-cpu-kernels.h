@@ -129,7 +129,8 @@ static const int MINICACHE_SCORE_ROWS = MINICACHE_LANES == 8 ? 2 : 4;
 
 // R queries times MINICACHE_FOLD rows, folded, to every LANES/FOLD vectors of `fold`
 template <typename T, int R>
-static inline void scores_rows_at(const float * q, int64_t ldq, const minicache_rows & rows, int c, int64_t d, minicache_vec * fold) {
+static inline void scores_rows_at(
+    const float * q, int64_t ldq, const minicache_rows & rows, int c, int64_t d, minicache_vec * fold) {
     static const int C = MINICACHE_FOLD;
 
     const T * row[C];
@@ -245,8 +246,8 @@ static inline void values_rows(float * acc, int64_t ld_acc, const float * w, con
 template <typename T>
 static inline void minicache_values_rows(
     float * acc, int64_t ld_acc, int64_t n_rows, const float * w, const minicache_rows & rows, int64_t d) {
-    for_rows<4>(n_rows,
-        [&](int64_t r, auto R) { values_rows<T, R()>(acc + r * ld_acc, ld_acc, w + r * MINICACHE_BLOCK, rows, d); });
+    for_rows<4>(
+        n_rows, [&](int64_t r, auto R) { values_rows<T, R()>(acc + r * ld_acc, ld_acc, w + r * MINICACHE_BLOCK, rows, d); });
 }
 
 //
@@ -304,10 +305,8 @@ struct minicache_level_queries {
         }
         static const float nothing[MINICACHE_LEVEL_GROUP] = {};
 
-        const auto group = [&](int64_t at) {
-            return at + MINICACHE_LEVEL_GROUP <= n ? q + at : at < n ? last : nothing;
-        };
-        float top = 0.0f;
+        const auto group = [&](int64_t at) { return at + MINICACHE_LEVEL_GROUP <= n ? q + at : at < n ? last : nothing; };
+        float      top   = 0.0f;
         for (int64_t at = 0; at < n && !by_group; at += MINICACHE_LEVEL_GROUP) {
             const float x = largest(group(at));
             top           = x > top ? x : top;
@@ -344,15 +343,15 @@ struct minicache_level_queries {
         unit[i]                     = finite ? top / (float) TOP : NAN;
 
         minicache_ivec x[N];
-        minicache_ivec y[N];                  // the rest
+        minicache_ivec y[N];                   // the rest
         minicache_ivec twice_x = ivec_zero();  // of (zero - origin)*x
         minicache_ivec twice_y = ivec_zero();
         minicache_vec  total   = vec_zero();
         for (int k = 0; k < N; ++k) {
             const minicache_vec z = vec_mul(inverse, vec_load(q + k * MINICACHE_LANES));
             x[k]                  = ivec_round(z);
-            y[k]  = ivec_min(ivec_round(vec_mul(vec_set(256.0f), vec_sub(z, ivec_float(x[k])))), ivec_set(127));
-            total = vec_add(total, z);
+            y[k]                  = ivec_min(ivec_round(vec_mul(vec_set(256.0f), vec_sub(z, ivec_float(x[k])))), ivec_set(127));
+            total                 = vec_add(total, z);
 
             const minicache_vec  level  = vec_sub(vec_load(zero + k * MINICACHE_LANES), vec_set(MINICACHE_LEVEL_ORIGIN));
             const minicache_ivec zero_2 = ivec_round(vec_add(level, level));
@@ -430,8 +429,8 @@ static inline void level_dots(const int32_t * levels, const int32_t * factors, i
 
 // of one vector of entries
 template <int R>
-static inline void scores_levels(const minicache_level_queries & q, int64_t n, const int32_t * words,
-    const minicache_level_rows & k, int c, float * s) {
+static inline void scores_levels(
+    const minicache_level_queries & q, int64_t n, const int32_t * words, const minicache_level_rows & k, int c, float * s) {
     const int64_t ld       = q.n_group;
     const int64_t ld_whole = ld * minicache_level_queries::WHOLE_WORDS;
     const int64_t ld_rest  = ld * minicache_level_queries::REST_WORDS;

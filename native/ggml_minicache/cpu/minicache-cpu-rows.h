@@ -16,7 +16,7 @@ static const int MINICACHE_BLOCK = 64;  // entries that are read at a time, at m
 
 // rows of a block of entries, as they lie in memory
 struct minicache_rows {
-    const void * const * at;     // addresses, the last one again up to a whole vector
+    const void * const * at;  // addresses, the last one again up to a whole vector
     int                  n;
     int64_t              ahead;  // bytes from each row to what is read after the block's group of cells, 0: nothing
 

@@ -140,9 +140,7 @@ static inline minicache_ivec ivec_round(minicache_vec x) { return _mm512_cvtps_e
 static inline int32_t        ivec_sum(minicache_ivec x) { return _mm512_reduce_add_epi32(x); }
 static inline int32_t        ivec_top(minicache_ivec x) { return _mm512_reduce_max_epi32(x); }
 // the lowest byte of each number
-static inline void ivec_store_bytes(int8_t * p, minicache_ivec x) {
-    _mm_storeu_si128((__m128i *) p, _mm512_cvtepi32_epi8(x));
-}
+static inline void ivec_store_bytes(int8_t * p, minicache_ivec x) { _mm_storeu_si128((__m128i *) p, _mm512_cvtepi32_epi8(x)); }
 static inline minicache_ivec ivec_shl8(minicache_ivec x) { return _mm512_slli_epi32(x, 8); }
 static inline minicache_vec  ivec_float(minicache_ivec x) { return _mm512_cvtepi32_ps(x); }
 #if defined(__AVX512VNNI__)
