@@ -303,10 +303,9 @@ struct minicache_level_queries {
         if (n % MINICACHE_LEVEL_GROUP != 0) {
             memcpy(last, q + n - n % MINICACHE_LEVEL_GROUP, sizeof(float) * (n % MINICACHE_LEVEL_GROUP));
         }
-        static const float nothing[MINICACHE_LEVEL_GROUP] = {};
+        const auto group = [&](int64_t at) { return at + MINICACHE_LEVEL_GROUP <= n ? q + at : at < n ? last : zeros(); };
 
-        const auto group = [&](int64_t at) { return at + MINICACHE_LEVEL_GROUP <= n ? q + at : at < n ? last : nothing; };
-        float      top   = 0.0f;
+        float top = 0.0f;
         for (int64_t at = 0; at < n && !by_group; at += MINICACHE_LEVEL_GROUP) {
             const float x = largest(group(at));
             top           = x > top ? x : top;
@@ -319,6 +318,11 @@ struct minicache_level_queries {
 
   private:
     static const int N = MINICACHE_LEVEL_GROUP / MINICACHE_LANES;  // vectors of a group
+
+    static const float * zeros() {
+        static const float x[MINICACHE_LEVEL_GROUP] = {};
+        return x;
+    }
 
     // absolute value, infinite if there is one that is not finite
     static float largest(const float * q) {
@@ -337,10 +341,10 @@ struct minicache_level_queries {
     void set_group(int64_t i, const float * q, float top, const float * zero) {
         static const int32_t TOP = 127 * 256 + 127;
 
-        // NaN makes a score of whatever the integers are
         const bool          finite  = top < INFINITY;
         const minicache_vec inverse = vec_set(finite && top > 1e-30f ? (float) TOP / top : 0.0f);
         unit[i]                     = finite ? top / (float) TOP : NAN;
+        q                           = finite ? q : zeros();
 
         minicache_ivec x[N];
         minicache_ivec y[N];                   // the rest
