@@ -378,35 +378,51 @@ static inline void segment_levels(int n_unit, const minicache_rows & rows, int64
 }
 
 #if defined(__AVX512VBMI__)
-// PARTS of them, which start at parts[0]; LONG: rows of more than 64 bytes
-template <bool LONG, int PARTS, typename T>
+// PARTS of them, which start at parts[0], of rows of up to 64*VECS bytes
+template <int VECS, int PARTS, typename T>
 static inline void levels_parts(const T * parts, const minicache_rows & rows, int n_byte, uint8_t * out, int64_t stride) {
-    const __mmask64 first = n_byte < 64 ? (1ull << n_byte) - 1 : ~0ull;
-    const __mmask64 last  = LONG && n_byte < 128 ? (1ull << (n_byte - 64)) - 1 : ~0ull;
+    static_assert(VECS == 1 || VECS == 2 || VECS == 4);
 
-    __m512i byte[PARTS];
-    __m512i upper[PARTS];
-    __m512i lower[PARTS];
-    __m512i is_upper[PARTS];
-    __m512i is_level[PARTS];
+    __m512i   byte[PARTS];
+    __m512i   upper[PARTS];
+    __m512i   lower[PARTS];
+    __m512i   is_upper[PARTS];
+    __m512i   is_level[PARTS];
+    __mmask64 far[PARTS];  // bytes of the second half of the row
     for (int i = 0; i < PARTS; ++i) {
         byte[i]     = _mm512_loadu_si512(parts[i].byte);
         upper[i]    = _mm512_loadu_si512(parts[i].upper);
         lower[i]    = _mm512_loadu_si512(parts[i].lower);
         is_upper[i] = _mm512_loadu_si512(parts[i].is_upper);
         is_level[i] = _mm512_loadu_si512(parts[i].is_level);
+        far[i]      = _mm512_movepi8_mask(byte[i]);
+    }
+    __mmask64 in_row[VECS];
+    for (int k = 0; k < VECS; ++k) {
+        const int n = n_byte - 64 * k;
+        in_row[k]   = n >= 64 ? ~0ull : n > 0 ? (1ull << n) - 1 : 0;
     }
     for (int c = 0; c < rows.n; ++c) {
         const uint8_t * row = (const uint8_t *) rows.at[c];
         minicache_fetch_ahead(row, rows.ahead, n_byte);
 
-        const __m512i x = _mm512_maskz_loadu_epi8(first, row);
-        const __m512i y = LONG ? _mm512_maskz_loadu_epi8(last, row + 64) : x;
+        __m512i x[VECS];
+        for (int k = 0; k < VECS; ++k) {
+            x[k] = _mm512_maskz_loadu_epi8(in_row[k], row + 64 * k);
+        }
         for (int i = 0; i < PARTS; ++i) {
-            const __m512i z = LONG ? _mm512_permutex2var_epi8(x, byte[i], y) : _mm512_permutexvar_epi8(byte[i], x);
+            __m512i y;
+            if constexpr (VECS == 1) {
+                y = _mm512_permutexvar_epi8(byte[i], x[0]);
+            } else {
+                y = _mm512_permutex2var_epi8(x[0], byte[i], x[1]);
+            }
+            if constexpr (VECS == 4) {
+                y = _mm512_mask_blend_epi8(far[i], y, _mm512_permutex2var_epi8(x[2], byte[i], x[3]));
+            }
             // is_upper ? upper bits : lower bits
             const __m512i level = _mm512_ternarylogic_epi32(
-                is_upper[i], _mm512_multishift_epi64_epi8(upper[i], z), _mm512_multishift_epi64_epi8(lower[i], z), 0xCA);
+                is_upper[i], _mm512_multishift_epi64_epi8(upper[i], y), _mm512_multishift_epi64_epi8(lower[i], y), 0xCA);
             _mm512_storeu_si512(out + c * stride + 64 * i, _mm512_and_si512(level, is_level[i]));
         }
     }
@@ -417,7 +433,7 @@ minicache_code_levels::minicache_code_levels(const minicache_code_layout & layou
     layout(layout), n_byte(minicache_code_bytes(layout)) {
 #if defined(__AVX512VBMI__)
     const int n_level = minicache_code_size(layout);
-    if (n_byte > 128 || n_level > 64 * MAX_PARTS) {
+    if (n_byte > 256 || n_level > 64 * MAX_PARTS) {
         return;
     }
     n_part = (n_level + 63) / 64;
@@ -449,10 +465,12 @@ void minicache_code_levels::read(const minicache_rows & rows, uint8_t * out, int
 #if defined(__AVX512VBMI__)
     // as many parts at a time as there are registers for
     for_rows<4>(n_part, [&](int64_t i, auto PARTS) {
-        if (n_byte > 64) {
-            levels_parts<true, PARTS()>(parts + i, rows, n_byte, out + 64 * i, stride);
+        if (n_byte > 128) {
+            levels_parts<4, PARTS()>(parts + i, rows, n_byte, out + 64 * i, stride);
+        } else if (n_byte > 64) {
+            levels_parts<2, PARTS()>(parts + i, rows, n_byte, out + 64 * i, stride);
         } else {
-            levels_parts<false, PARTS()>(parts + i, rows, n_byte, out + 64 * i, stride);
+            levels_parts<1, PARTS()>(parts + i, rows, n_byte, out + 64 * i, stride);
         }
     });
     if (n_part > 0) {

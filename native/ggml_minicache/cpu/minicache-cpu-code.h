@@ -130,9 +130,9 @@ class minicache_code_levels {
     void read(const minicache_rows & rows, uint8_t * out, int64_t stride) const;
 
   private:
-    static const int MAX_PARTS = 8;
+    static const int MAX_PARTS = 16;
 
-    // How 64 levels of a row of up to 128 bytes are put together by permutations of bytes and shifts of eight bits at a time,
+    // How 64 levels of a row of up to 256 bytes are put together by permutations of bytes and shifts of eight bits at a time,
     // where there are such (AVX-512 VBMI): a word of 64 bits takes the bytes of eight levels' upper bits and those of their lower
     // ones, and each level takes its own bits of them.
     struct part {
