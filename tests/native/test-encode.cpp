@@ -486,15 +486,19 @@ class test_planes : public test_case {
 };
 
 static void add_perf_cases(test_cases & cases) {
-    for (const int n_tokens : { 1, 512 }) {
-        for (const code_units & units : { code_units{ 1, 2, 2, 3, 2, 2, 0 }, code_units{ 0, 1, 1, 1, 2, 2, 0 } }) {
-            encode_shape p;
-            p.codec.units_k = p.codec.units_v = units;
-            p.codec.d_k = p.codec.d_v = 128;
-            p.codec.n_rot             = 128;
-            p.n_head_kv               = 8;
-            p.n_tokens                = n_tokens;
-            cases.push_back(std::make_unique<test_encode>(p));
+    for (const auto & [n_head_kv, d] : { std::pair(8, 128), { 2, 64 } }) {
+        for (const int n_tokens : { 1, 512 }) {
+            for (const code_units & units : { code_units{ 1, 2, 2, 3, 2, 2, 0 }, code_units{ 0, 1, 1, 1, 2, 2, 0 } }) {
+                encode_shape p;
+                p.codec.units_k = p.codec.units_v = units;
+                p.codec.d_k = p.codec.d_v = d;
+                p.codec.n_rot             = d;
+                p.n_head_kv               = n_head_kv;
+                p.n_tokens                = n_tokens;
+                if (2 * d >= 16 * std::accumulate(units.begin(), units.end(), 0)) {
+                    cases.push_back(std::make_unique<test_encode>(p));
+                }
+            }
         }
     }
 }

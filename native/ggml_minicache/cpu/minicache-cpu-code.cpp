@@ -40,28 +40,52 @@ minicache_code_head minicache_code_head_v(const minicache_code_shape & shape, co
 // the bytes of a row
 //
 
-void minicache_code_write(const minicache_code_layout & layout, const uint8_t * levels, uint8_t * row) {
-    const int mag_bytes = minicache_code_mag_bytes(layout);
+// P bits of each of eight bytes, side by side: pairs are joined, then pairs of pairs, then those
+template <int P>
+static inline uint64_t join_bits(uint64_t x) {
+    static const uint64_t ONE = (1u << P) - 1;  // bits of a level, then of two, of four
+    static const uint64_t TWO = (1u << 2 * P) - 1;
+    static const uint64_t ALL = (1ull << 4 * P) - 1;
 
-    memset(row + mag_bytes, 0, minicache_code_bytes(layout) - mag_bytes);
+    x &= ONE * 0x0101010101010101ull;
+    x = (x | x >> (8 - P)) & TWO * 0x0001000100010001ull;
+    x = (x | x >> 2 * (8 - P)) & ALL * 0x0000000100000001ull;
+    return x | x >> 4 * (8 - P);
+}
 
-    uint8_t * plane = row + mag_bytes;
-    for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
-        const int n     = MINICACHE_CODE_UNIT * layout.n_unit[i];
-        const int width = minicache_code_width(i);
-        const int upper = minicache_code_upper(width);
-        const int lower = width - upper;
-
-        for (int j = 0; j < n; ++j) {
-            minicache_code_put(plane, upper, j, levels[j] >> lower);
-        }
-        plane += n / 8 * upper;
-        for (int j = 0; lower > 0 && j < n; ++j) {
-            minicache_code_put(plane, lower, j, levels[j] & ((1 << lower) - 1));
-        }
-        plane += n / 8 * lower;
-        levels += n;
+// the bits of n levels from `shift` on, to a plane of P bits
+template <int P>
+static inline uint8_t * write_plane(const uint8_t * levels, int n, int shift, uint8_t * plane) {
+    for (int i = 0; i < n; i += 8, plane += P) {
+        uint64_t x;
+        memcpy(&x, levels + i, sizeof(x));
+        x = join_bits<P>(x >> shift);  // what comes in from the next byte is above the P bits
+        memcpy(plane, &x, P);
     }
+    return plane;
+}
+
+template <int UPPER, int LOWER>
+static inline void write_segment(int n_unit, const uint8_t *& levels, uint8_t *& plane) {
+    const int n = MINICACHE_CODE_UNIT * n_unit;
+
+    plane = write_plane<UPPER>(levels, n, LOWER, plane);
+    if constexpr (LOWER > 0) {
+        plane = write_plane<LOWER>(levels, n, 0, plane);
+    }
+    levels += n;
+}
+
+void minicache_code_write(const minicache_code_layout & layout, const uint8_t * levels, uint8_t * row) {
+    uint8_t * plane = row + minicache_code_mag_bytes(layout);
+
+    write_segment<8, 0>(layout.n_unit[0], levels, plane);
+    write_segment<4, 2>(layout.n_unit[1], levels, plane);
+    write_segment<4, 1>(layout.n_unit[2], levels, plane);
+    write_segment<4, 0>(layout.n_unit[3], levels, plane);
+    write_segment<2, 1>(layout.n_unit[4], levels, plane);
+    write_segment<2, 0>(layout.n_unit[5], levels, plane);
+    write_segment<1, 0>(layout.n_unit[6], levels, plane);
 }
 
 // code_bits<P>: P bits of each of MINICACHE_LANES levels, from the g-th group of so many of a unit of 16; a plane of P bits

@@ -93,9 +93,10 @@ class minicache_code_angles {
 
     const double * sines() const { return sin_b; }
 
-    void set(int32_t base) {
+    // whether they are others than before
+    bool set(int32_t base) {
         if (known && base == at) {
-            return;
+            return false;
         }
         for (int i = 0; i < n; ++i) {
             const double angle = (double) base * freq[i];
@@ -104,6 +105,7 @@ class minicache_code_angles {
         }
         known = true;
         at    = base;
+        return true;
     }
 
   private:

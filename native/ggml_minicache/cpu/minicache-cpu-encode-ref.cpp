@@ -5,6 +5,20 @@
 // memory of one thread, in doubles: [n_angle] cosines and sines, [n_layer*d] unit vectors, as many decoded ones, [r] coefficients
 static int64_t ref_work(const minicache_encode & e) { return e.n_angle() + 2 * e.n_layer * e.d_max + e.r_max; }
 
+// x to a unit vector, zeros for a zero vector; the result is its length. Double: no finite float32 vector overflows, nor does a
+// denormal one vanish.
+static double normalize(double * x, int64_t d) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < d; ++i) {
+        sum += x[i] * x[i];
+    }
+    const double length = sqrt(sum);
+    for (int64_t i = 0; i < d; ++i) {
+        x[i] = length > 0.0 ? x[i] / length : 0.0;
+    }
+    return length;
+}
+
 size_t minicache_cpu_encode_ref_work_size(const ggml_tensor * op, int n_threads) {
     const minicache_encode e(op);
 
@@ -43,7 +57,24 @@ void minicache_cpu_encode_ref(const ggml_compute_params * params, ggml_tensor * 
                 u_hat[j] += (double) GGML_CPU_FP16_TO_FP32(head.dec[j * head.r + i]) * coef[i];
             }
         }
-        return minicache_encode_magnitudes(head, u, u_hat, length, row);
+
+        const auto sums = [&](int side) {
+            minicache_encode_sums s = { 0.0, 0.0 };
+            for (int64_t j = side * head.d; j < (side + 1) * head.d; ++j) {
+                s.x += head.weight[j] * u[j] * u[j];
+                s.x_hat += head.weight[j] * u_hat[j] * u_hat[j];
+            }
+            return s;
+        };
+        const auto error = [&](int side, double scale) {
+            double sum = 0.0;
+            for (int64_t j = side * head.d; j < (side + 1) * head.d; ++j) {
+                const double difference = u[j] - scale * u_hat[j];
+                sum += difference * difference;
+            }
+            return sum;
+        };
+        return minicache_encode_magnitudes(head, length, row, sums, error);
     };
 
     for (int64_t t = params->ith; t < e.n_tokens; t += params->nth) {
@@ -54,13 +85,18 @@ void minicache_cpu_encode_ref(const ggml_compute_params * params, ggml_tensor * 
 
             const minicache_code_head head_k = minicache_code_head_k(e.p.shape, e.codec->data, h);
             for (int side = 0; side < e.n_layer; ++side) {
-                length[side] = e.unit_k(side, t, h, angles, u + side * head_k.d);
+                double * u_side = u + side * e.d_k;
+                std::copy_n(e.k(side, t, h), e.d_k, u_side);
+                minicache_code_turn(e.p.shape, angles.cosines(), angles.sines(), true, u_side);
+                length[side] = normalize(u_side, e.d_k);
             }
             e.distances(dst, t)[h] = encode_head(head_k, length, e.row_k(t, h));
 
             const minicache_code_head head_v = minicache_code_head_v(e.p.shape, e.codec->data, h);
             for (int side = 0; side < e.n_layer; ++side) {
-                length[side] = e.unit_v(side, t, h, u + side * head_v.d);
+                double * u_side = u + side * e.d_v;
+                std::copy_n(e.v(side, t, h), e.d_v, u_side);
+                length[side] = normalize(u_side, e.d_v);
             }
             e.distances(dst, t)[e.n_head_kv + h] = encode_head(head_v, length, e.row_v(t, h));
         }

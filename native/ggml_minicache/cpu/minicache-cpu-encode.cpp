@@ -1,55 +1,104 @@
 #include "minicache-cpu-encode.h"
 
-#include "ggml-cpu.h"
 #include "minicache-cpu-kernels.h"
 
-// One KV head's K or V at a time, for a tile of tokens: both products with the decoder are the attention's inner loops.
+// One KV head's K or V at a time, for a tile of tokens, in float32: both products with the decoder, as it lies in memory, are
+// the attention's inner loops.
 //
-// Parallel over (K or V, KV head) and, where those are fewer than the threads, over chunks of the tokens. A token's tile does
-// not depend on the number of threads, so neither does its code.
+// Parallel over the tiles of all heads, a stretch of them to a thread, so that a decoder is used again while it is in the
+// cache. No sum of a token's depends on the number of threads or of tokens, so neither does its code.
 
-static const int64_t TILE = 8;  // tokens
+static const int64_t TILE = 12;  // tokens, full tiles of both products
 
 struct encode_plan {
-    encode_plan(const minicache_encode & e, int n_threads) :
-        n_head(2 * e.n_head_kv), n_tile((e.n_tokens + TILE - 1) / TILE),
-        n_chunk(std::max<int64_t>(1, std::min(n_tile, (n_threads + n_head - 1) / n_head))),
-        tiles((n_tile + n_chunk - 1) / n_chunk), d(e.n_layer * e.d_max), r(minicache_padded(e.r_max)), n_angle(e.n_angle()) {}
+    explicit encode_plan(const minicache_encode & e) :
+        n_tile((e.n_tokens + TILE - 1) / TILE), n_item(2 * e.n_head_kv * n_tile), d(e.n_layer * e.d_max), r(e.r_max),
+        n_angle(e.n_angle()) {}
 
-    const int64_t n_head;  // K and V
     const int64_t n_tile;
-    const int64_t n_chunk;
-    const int64_t tiles;  // in a chunk
-    const int64_t d;      // numbers of all layers
-    const int64_t r;      // padded
+    const int64_t n_item;  // tiles of K's and V's heads
+    const int64_t d;       // numbers of all layers
+    const int64_t r;
     const int64_t n_angle;
 
     // doubles, floats, bytes, as their alignment wants it
     size_t scratch_bytes() const {
-        const size_t n = (n_angle + TILE * d) * sizeof(double) + (d * r + TILE * (2 * d + r)) * sizeof(float) + r;
+        const size_t n = n_angle * (sizeof(double) + sizeof(float)) + TILE * (3 * d + r) * sizeof(float) + r;
         return (n + sizeof(double) - 1) / sizeof(double) * sizeof(double);
     }
 };
 
 size_t minicache_cpu_encode_work_size(const ggml_tensor * op, int n_threads) {
-    return n_threads * encode_plan(minicache_encode(op), n_threads).scratch_bytes();
+    return n_threads * encode_plan(minicache_encode(op)).scratch_bytes();
+}
+
+// x *= factor
+static void multiply(float * x, float factor, int64_t n) {
+    const minicache_vec f = vec_set(factor);
+    for (int64_t i = 0; i < n; i += MINICACHE_LANES) {
+        vec_store_first(x + i, n - i, vec_mul(f, vec_load_first(x + i, n - i)));
+    }
+}
+
+static float sum_of_squares(const float * x, int64_t n) {
+    minicache_vec sum = vec_zero();
+    for (int64_t i = 0; i < n; i += MINICACHE_LANES) {
+        const minicache_vec y = vec_load_first(x + i, n - i);
+        sum                   = vec_fma(y, y, sum);
+    }
+    return vec_sum(sum);
+}
+
+static float largest(const float * x, int64_t n) {
+    minicache_vec top = vec_zero();
+    for (int64_t i = 0; i < n; i += MINICACHE_LANES) {
+        const minicache_vec y = vec_load_first(x + i, n - i);
+        top                   = vec_max(vec_max(y, vec_mul(vec_set(-1.0f), y)), top);
+    }
+    return vec_top(top);
 }
 
 struct encode_tile {
     encode_tile(const minicache_encode & e, const encode_plan & plan, char * scratch) :
-        e(e), u((double *) scratch + plan.n_angle), dec((float *) (u + TILE * plan.d)), y(dec + plan.d * plan.r),
-        u_hat(y + TILE * plan.d), coef(u_hat + TILE * plan.d), levels((uint8_t *) (coef + TILE * plan.r)),
-        angles(e.p.shape, e.codec->data, (double *) scratch) {}
+        e(e), cosines((float *) ((double *) scratch + plan.n_angle)), sines(cosines + plan.n_angle / 2),
+        u(cosines + plan.n_angle), y(u + TILE * plan.d), u_hat(y + TILE * plan.d), coef(u_hat + TILE * plan.d),
+        levels((uint8_t *) (coef + TILE * plan.r)), angles(e.p.shape, e.codec->data, (double *) scratch) {}
 
+    void encode(ggml_tensor * dst, int64_t i_head, int64_t token_0, int64_t n) {
+        is_v    = i_head >= e.n_head_kv;
+        head_kv = i_head % e.n_head_kv;
+        head    = is_v ? minicache_code_head_v(e.p.shape, e.codec->data, head_kv) :
+                         minicache_code_head_k(e.p.shape, e.codec->data, head_kv);
+
+        const int64_t d = head.n();
+        for (int64_t t = 0; t < n; ++t) {
+            read(token_0 + t, u + t * d, y + t * d, length[t]);
+        }
+        std::fill(coef, coef + n * head.r, 0.0f);
+        minicache_accumulate(coef, head.r, n, y, d, head.dec, d, head.r);
+
+        for (int64_t t = 0; t < n; ++t) {
+            quantize(coef + t * head.r);
+            minicache_code_write(head.layout, levels, row(token_0 + t));
+        }
+        decode(n);
+
+        for (int64_t t = 0; t < n; ++t) {
+            e.distances(dst, token_0 + t)[is_v * e.n_head_kv + head_kv] =
+                magnitudes(u + t * d, u_hat + t * d, length[t], row(token_0 + t));
+        }
+    }
+
+  private:
     const minicache_encode & e;
 
     bool                is_v;
     int64_t             head_kv;
     minicache_code_head head;
-    int64_t             r;  // padded
 
-    double *  u;       // [TILE][n_layer*d]  unit vectors
-    float *   dec;     // [n_layer*d][r]
+    float *   cosines;  // [n_pair]
+    float *   sines;
+    float *   u;       // [TILE][n_layer*d]  unit vectors
     float *   y;       // [TILE][n_layer*d]  weighted
     float *   u_hat;   // [TILE][n_layer*d]  decoded
     float *   coef;    // [TILE][r]
@@ -58,82 +107,125 @@ struct encode_tile {
 
     minicache_code_angles angles;
 
-    void begin(int64_t i_head) {
-        is_v    = i_head >= e.n_head_kv;
-        head_kv = i_head % e.n_head_kv;
-        head    = is_v ? minicache_code_head_v(e.p.shape, e.codec->data, head_kv) :
-                         minicache_code_head_k(e.p.shape, e.codec->data, head_kv);
-        r       = minicache_padded(head.r);
-        for (int64_t i = 0; i < head.n(); ++i) {
-            ggml_cpu_fp16_to_fp32(head.dec + i * head.r, dec + i * r, head.r);
-            std::fill(dec + i * r + head.r, dec + (i + 1) * r, 0.0f);
-        }
-    }
-
-    void encode(ggml_tensor * dst, int64_t token_0, int64_t n) {
-        const int64_t d = head.n();
-
-        for (int64_t t = 0; t < n; ++t) {
-            read(token_0 + t, u + t * d, length[t]);
-            for (int64_t i = 0; i < d; ++i) {
-                y[t * d + i] = (float) (head.weight[i] * u[t * d + i]);
-            }
-        }
-        std::fill(coef, coef + n * r, 0.0f);
-        minicache_accumulate(coef, r, n, y, d, dec, d, r);
-
-        for (int64_t t = 0; t < n; ++t) {
-            quantize(coef + t * r);
-            minicache_code_write(head.layout, levels, row(token_0 + t));
-        }
-        minicache_scores(coef, n, dec, (int) d, r, u_hat, d);
-
-        for (int64_t t = 0; t < n; ++t) {
-            e.distances(dst, token_0 + t)[is_v * e.n_head_kv + head_kv] =
-                minicache_encode_magnitudes(head, u + t * d, u_hat + t * d, length[t], row(token_0 + t));
-        }
-    }
-
-  private:
     uint8_t * row(int64_t token) const { return is_v ? e.row_v(token, head_kv) : e.row_k(token, head_kv); }
 
-    void read(int64_t token, double * x, double * lengths) {
-        if (!is_v) {
-            angles.set(e.base(token));
+    // unit vectors, of K at its block-relative position, zeros for a zero vector, and what they are weighted
+    void read(int64_t token, float * x, float * weighted, double * lengths) {
+        if (!is_v && angles.set(e.base(token))) {
+            std::copy_n(angles.cosines(), minicache_code_n_pair(e.p.shape), cosines);
+            std::copy_n(angles.sines(), minicache_code_n_pair(e.p.shape), sines);
         }
         for (int side = 0; side < head.n_layer(); ++side) {
-            double * x_side = x + side * head.d;
-            lengths[side]   = is_v ? e.unit_v(side, token, head_kv, x_side) : e.unit_k(side, token, head_kv, angles, x_side);
+            const float * in = is_v ? e.v(side, token, head_kv) : e.k(side, token, head_kv);
+            lengths[side]    = unit(in, x + side * head.d);
         }
+        for (int64_t i = 0; i < head.n(); i += MINICACHE_LANES) {
+            const int64_t n = head.n() - i;
+            vec_store_first(weighted + i, n, vec_mul(vec_load_first(head.weight + i, n), vec_load_first(x + i, n)));
+        }
+    }
+
+    // The length of `in`. By a power of two the numbers come near 1 first, in two steps, as it may be none of float32's: no
+    // finite vector overflows, nor does a denormal one vanish.
+    double unit(const float * in, float * x) const {
+        int exponent;
+        frexpf(largest(in, head.d), &exponent);
+        std::copy_n(in, head.d, x);
+        multiply(x, ldexpf(1.0f, -exponent / 2), head.d);
+        multiply(x, ldexpf(1.0f, -exponent - -exponent / 2), head.d);
+        if (!is_v) {
+            minicache_code_turn(e.p.shape, cosines, sines, true, x);
+        }
+        const float sum = sum_of_squares(x, head.d);
+        if (sum > 0.0f && sum < INFINITY) {
+            multiply(x, 1.0f / sqrtf(sum), head.d);
+            return ldexp(sqrt((double) sum), exponent);
+        }
+        std::fill(x, x + head.d, 0.0f);
+        return sum == 0.0f ? 0.0 : NAN;
     }
 
     // projections to levels, and to what those stand for
     void quantize(float * z) {
-        int c = 0;
+        const float * gain  = head.gain;
+        uint8_t *     level = levels;
         for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
-            const int   width = minicache_code_width(i);
-            const float half  = 0.5f * (float) ((1 << width) - 1);
-            for (const int end = c + MINICACHE_CODE_UNIT * head.layout.n_unit[i]; c < end; ++c) {
-                levels[c] = (uint8_t) minicache_code_level(head.gain[c] * z[c], width);
-                z[c]      = (float) levels[c] - half;
+            const float top = (float) ((1 << minicache_code_width(i)) - 1);
+            for (int u = 0; u < head.layout.n_unit[i]; ++u) {
+                quantize_unit(gain, top, z, level);
+                gain += MINICACHE_CODE_UNIT;
+                z += MINICACHE_CODE_UNIT;
+                level += MINICACHE_CODE_UNIT;
             }
         }
+    }
+
+    // minicache_code_level() but for a number in the middle between two levels
+    static void quantize_unit(
+        const float * MINICACHE_RESTRICT gain, float top, float * MINICACHE_RESTRICT z, uint8_t * MINICACHE_RESTRICT level) {
+        for (int c = 0; c < MINICACHE_CODE_UNIT; ++c) {
+            const float x = gain[c] * z[c] + 0.5f * top;
+            const float l = x > 0.0f ? x : 0.0f;  // 0 for NaN too
+            const int   q = (int) ((l < top ? l : top) + 0.5f);
+            level[c]      = (uint8_t) q;
+            z[c]          = (float) q - 0.5f * top;
+        }
+    }
+
+    void decode(int64_t n) {
+        const int64_t d = head.n();
+        for (int64_t i = 0; i < d; i += MINICACHE_BLOCK) {
+            const int    n_row = (int) std::min<int64_t>(MINICACHE_BLOCK, d - i);
+            const void * rows[MINICACHE_BLOCK];
+            for (int c = 0; c < MINICACHE_BLOCK; ++c) {
+                rows[c] = head.dec + (i + std::min(c, n_row - 1)) * head.r;
+            }
+            float x[TILE * MINICACHE_BLOCK];
+            minicache_scores_rows<ggml_fp16_t>(coef, head.r, n, rows, n_row, head.r, x);
+            for (int64_t t = 0; t < n; ++t) {
+                std::copy_n(x + t * MINICACHE_BLOCK, n_row, u_hat + t * d + i);
+            }
+        }
+    }
+
+    float magnitudes(const float * x, const float * x_hat, const double * lengths, uint8_t * row) const {
+        const auto sums = [&](int side) {
+            minicache_vec sum     = vec_zero();
+            minicache_vec sum_hat = vec_zero();
+            for (int64_t i = 0; i < head.d; i += MINICACHE_LANES) {
+                const int64_t       n = head.d - i;
+                const minicache_vec w = vec_load_first(head.weight + side * head.d + i, n);
+                const minicache_vec a = vec_load_first(x + side * head.d + i, n);
+                const minicache_vec b = vec_load_first(x_hat + side * head.d + i, n);
+                sum                   = vec_fma(vec_mul(w, a), a, sum);
+                sum_hat               = vec_fma(vec_mul(w, b), b, sum_hat);
+            }
+            return minicache_encode_sums{ vec_sum(sum), vec_sum(sum_hat) };
+        };
+        const auto error = [&](int side, double scale) {
+            const minicache_vec s   = vec_set((float) -scale);
+            minicache_vec       sum = vec_zero();
+            for (int64_t i = 0; i < head.d; i += MINICACHE_LANES) {
+                const int64_t       n = head.d - i;
+                const minicache_vec a = vec_load_first(x + side * head.d + i, n);
+                const minicache_vec b = vec_fma(s, vec_load_first(x_hat + side * head.d + i, n), a);
+                sum                   = vec_fma(b, b, sum);
+            }
+            return (double) vec_sum(sum);
+        };
+        return minicache_encode_magnitudes(head, lengths, row, sums, error);
     }
 };
 
 void minicache_cpu_encode(const ggml_compute_params * params, ggml_tensor * dst) {
     const minicache_encode e(dst);
-    const encode_plan      plan(e, params->nth);
+    const encode_plan      plan(e);
 
     encode_tile tile(e, plan, (char *) params->wdata + params->ith * plan.scratch_bytes());
 
-    for (int64_t it = params->ith; it < plan.n_head * plan.n_chunk; it += params->nth) {
-        tile.begin(it / plan.n_chunk);
-
-        const int64_t first = it % plan.n_chunk * plan.tiles * TILE;
-        const int64_t last  = std::min(e.n_tokens, first + plan.tiles * TILE);
-        for (int64_t t = first; t < last; t += TILE) {
-            tile.encode(dst, t, std::min(TILE, last - t));
-        }
+    const int64_t end = plan.n_item * (params->ith + 1) / params->nth;
+    for (int64_t i = plan.n_item * params->ith / params->nth; i < end; ++i) {
+        const int64_t t = i % plan.n_tile * TILE;
+        tile.encode(dst, i / plan.n_tile, t, std::min(TILE, e.n_tokens - t));
     }
 }

@@ -1,6 +1,6 @@
 #pragma once
 
-// What the scalar and the vectorised encoding share: the op's operands by name, unit vectors, and magnitudes.
+// What the scalar and the vectorised encoding share: the op's operands by name, and magnitudes.
 
 #include "minicache-cpu-code.h"
 #include "minicache-cpu.h"
@@ -41,18 +41,11 @@ struct minicache_encode {
     // K, then V, of each KV head
     float * distances(ggml_tensor * dst, int64_t token) const { return (float *) ((char *) dst->data + token * dst->nb[1]); }
 
-    // unit vector of K at its block-relative position, zeros for a zero vector; the result is its length
-    double unit_k(int side, int64_t token, int64_t head_kv, const minicache_code_angles & angles, double * u) const {
-        const float * x = layer(side, token) + head_kv * d_k;
-        std::copy(x, x + d_k, u);
-        minicache_code_turn(p.shape, angles.cosines(), angles.sines(), true, u);
-        return normalize(u, d_k);
-    }
+    // a token's K or V of one layer
+    const float * k(int side, int64_t token, int64_t head_kv) const { return layer(side, token) + head_kv * d_k; }
 
-    double unit_v(int side, int64_t token, int64_t head_kv, double * u) const {
-        const float * x = layer(side, token) + n_head_kv * d_k + head_kv * d_v;
-        std::copy(x, x + d_v, u);
-        return normalize(u, d_v);
+    const float * v(int side, int64_t token, int64_t head_kv) const {
+        return layer(side, token) + n_head_kv * d_k + head_kv * d_v;
     }
 
   private:
@@ -69,59 +62,35 @@ struct minicache_encode {
         return (uint8_t *) code->data + rows[token] / n_cells * code->nb[2] + rows[token] % n_cells * code->nb[1] +
                head_kv * (code->ne[0] / n_head_kv);
     }
-
-    // double: no finite float32 vector overflows, nor does a denormal one vanish
-    static double normalize(double * x, int64_t d) {
-        double sum = 0.0;
-        for (int64_t i = 0; i < d; ++i) {
-            sum += x[i] * x[i];
-        }
-        const double length = sqrt(sum);
-        for (int64_t i = 0; i < d; ++i) {
-            x[i] = length > 0.0 ? x[i] / length : 0.0;
-        }
-        return length;
-    }
 };
 
-// Each layer's magnitude as a byte of `row`, from its unit vector u, what that is decoded to, and its length. The result is
-// the squared error of what is then restored, relative to the squared length, averaged over the layers, at most 1.
-//   u, u_hat [n_layer*d]
-template <typename T>
+struct minicache_encode_sums {
+    double x;      // Σ w*u², w the weights
+    double x_hat;  // Σ w*û²
+};
+
+// Each layer's magnitude as a byte of `row`, from the lengths of its vectors x. The result is the squared error of what is then
+// restored, relative to the squared length, averaged over the layers, at most 1.
+//   sums   of a layer, minicache_encode_sums
+//   error  of a layer and a scale: |u - scale*û|²
+template <typename Sums, typename Error>
 static inline float minicache_encode_magnitudes(
-    const minicache_code_head & head, const double * u, const T * u_hat, const double * length, uint8_t * row) {
+    const minicache_code_head & head, const double * length, uint8_t * row, const Sums & sums, const Error & error) {
     const int n_layer = (int) head.n_layer();
 
-    double error = 0.0;
+    double mean = 0.0;
     for (int side = 0; side < n_layer; ++side) {
-        const double * x = u + side * head.d;
-        const T *      y = u_hat + side * head.d;
+        const minicache_encode_sums s = sums(side);
 
-        const float * w = head.weight + side * head.d;
-
-        double xx = 0.0;
-        double yy = 0.0;
-        for (int64_t i = 0; i < head.d; ++i) {
-            xx += w[i] * x[i] * x[i];
-            yy += (double) w[i] * y[i] * y[i];
-        }
-        const double mag = yy > 0.0 ? sqrt(xx / yy) * length[side] : 0.0;
+        const double mag = s.x_hat > 0.0 ? sqrt(s.x / s.x_hat) * length[side] : 0.0;
 
         row[side] = minicache_code_mag((float) std::min(mag, (double) FLT_MAX), head.mag[2 * side], head.mag[2 * side + 1]);
-        if (length[side] == 0.0) {
-            continue;
+        if (length[side] != 0.0) {
+            mean += error(side, head.magnitude(row, side) / length[side]) / n_layer;
         }
-        // |x - s*y|² for a unit vector x
-        const double scale = head.magnitude(row, side) / length[side];
-        double       sum   = 0.0;
-        for (int64_t i = 0; i < head.d; ++i) {
-            const double difference = x[i] - scale * y[i];
-            sum += difference * difference;
-        }
-        error += sum / n_layer;
     }
     if (n_layer % 2 != 0) {
         row[n_layer] = 0;
     }
-    return error < 1.0 ? (float) error : 1.0f;  // 1 for NaN too
+    return mean < 1.0 ? (float) mean : 1.0f;  // 1 for NaN too
 }
