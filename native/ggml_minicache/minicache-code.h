@@ -158,11 +158,6 @@ static inline MINICACHE_HD int minicache_code_get(const uint8_t * plane, int p, 
     return plane[i * p / 8] >> (i * p % 8) & ((1 << p) - 1);
 }
 
-// sets them in a plane of zeros
-static inline MINICACHE_HD void minicache_code_put(uint8_t * plane, int p, int i, int bits) {
-    plane[i * p / 8] |= (uint8_t) (bits << (i * p % 8));
-}
-
 // the coefficients of a code row, L - (2^w - 1)/2, level by level
 static inline MINICACHE_HD void minicache_code_coefficients(
     struct minicache_code_layout layout, const uint8_t * row, float * out) {

@@ -94,6 +94,10 @@ class test_encode : public test_case {
             }
             ggml_build_forward_expand(gf, r.out);
         }
+        for (int i = 0; i < p.n_tokens && !perf && !on_gpu; i += std::max(1, (p.n_tokens - 1) / 3)) {
+            lone.push_back({ i, new_alone(ctx, i) });
+            ggml_build_forward_expand(gf, lone.back().second.out);
+        }
     }
 
     void initialize(rng_t & rng) override {
@@ -131,6 +135,11 @@ class test_encode : public test_case {
             return worst;
         }
         const written before = read(results[0]);
+        for (const auto & [i, r] : lone) {
+            if (!is_part(read(r), i, before)) {
+                return INFINITY;
+            }
+        }
         for (const int n : { 1, 3 }) {
             const ggml_backend_ptr backend(ggml_backend_cpu_init());
             ggml_backend_cpu_set_n_threads(backend.get(), n);
@@ -172,6 +181,8 @@ class test_encode : public test_case {
     ggml_tensor * codec_data;
     result        results[2] = {};
 
+    std::vector<std::pair<int, result>> lone;  // some tokens, each by an op of its own
+
     std::vector<float>   x[MINICACHE_CODE_LAYERS];
     std::vector<int32_t> base_data;
     std::vector<int64_t> row_data;
@@ -180,6 +191,30 @@ class test_encode : public test_case {
 
     ggml_tensor * new_cache(ggml_context * ctx, const codec_part & part) const {
         return ggml_new_tensor_3d(ctx, GGML_TYPE_I8, (int64_t) part.row_bytes() * p.n_head_kv, n_cells(), p.n_stream);
+    }
+
+    result new_alone(ggml_context * ctx, int token) const {
+        ggml_tensor * x[MINICACHE_CODE_LAYERS];
+        for (int side = 0; side < p.codec.n_layer; ++side) {
+            x[side] = ggml_view_2d(ctx, kv[side], kv[side]->ne[0], 1, kv[side]->nb[1], token * kv[side]->nb[1]);
+        }
+        result r;
+        r.code_k = new_cache(ctx, codec.k);
+        r.code_v = new_cache(ctx, codec.v);
+        r.out    = ggml_minicache_encode(ctx, x, codec_data, r.code_k, r.code_v, ggml_view_1d(ctx, rows, 1, token * rows->nb[0]),
+            ggml_view_1d(ctx, bases, 1, token * bases->nb[0]), codec.shape);
+        return r;
+    }
+
+    // what a token's own op has written is what that of all has: its code does not depend on what else is encoded
+    bool is_part(const written & alone, int token, const written & all) const {
+        const auto same_row = [&](const std::vector<uint8_t> & a, const std::vector<uint8_t> & b, const codec_part & part) {
+            const size_t n = (size_t) part.row_bytes() * p.n_head_kv;
+            return std::equal(
+                a.begin() + row_data[token] * n, a.begin() + (row_data[token] + 1) * n, b.begin() + row_data[token] * n);
+        };
+        return same_row(alone.code_k, all.code_k, codec.k) && same_row(alone.code_v, all.code_v, codec.v) &&
+               std::equal(alone.out.begin(), alone.out.end(), all.out.begin() + token * alone.out.size());
     }
 
     float * vector(int side, int token, int head, bool is_v) {

@@ -203,7 +203,7 @@ struct encode_tile {
             return minicache_encode_sums{ vec_sum(sum), vec_sum(sum_hat) };
         };
         const auto error = [&](int side, double scale) {
-            const minicache_vec s   = vec_set((float) -scale);
+            const minicache_vec s   = vec_set(-(float) scale);
             minicache_vec       sum = vec_zero();
             for (int64_t i = 0; i < head.d; i += MINICACHE_LANES) {
                 const int64_t       n = head.d - i;
