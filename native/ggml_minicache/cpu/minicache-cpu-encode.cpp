@@ -181,7 +181,7 @@ struct encode_tile {
                 rows[c] = head.dec + (i + std::min(c, n_row - 1)) * head.r;
             }
             float x[TILE * MINICACHE_BLOCK];
-            minicache_scores_rows<ggml_fp16_t>(coef, head.r, n, rows, n_row, head.r, x);
+            minicache_scores_rows<ggml_fp16_t>(coef, head.r, n, { rows, n_row, 0 }, head.r, x);
             for (int64_t t = 0; t < n; ++t) {
                 std::copy_n(x + t * MINICACHE_BLOCK, n_row, u_hat + t * d + i);
             }

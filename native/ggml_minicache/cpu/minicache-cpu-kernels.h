@@ -184,23 +184,6 @@ static inline void minicache_scores_rows(
         n_rows, [&](int64_t r, auto R) { scores_rows<T, R()>(q + r * ldq, ldq, rows, d, s + r * MINICACHE_BLOCK); });
 }
 
-// q [n_rows][d], keys [n_keys][d], s [n_rows][lds]
-static inline void minicache_scores(
-    const float * q, int64_t n_rows, const float * keys, int64_t n_keys, int64_t d, float * s, int64_t lds) {
-    for (int64_t i = 0; i < n_keys; i += MINICACHE_BLOCK) {
-        const int    n = (int) (n_keys - i < MINICACHE_BLOCK ? n_keys - i : MINICACHE_BLOCK);
-        const void * at[MINICACHE_BLOCK];
-        for (int c = 0; c < MINICACHE_BLOCK; ++c) {
-            at[c] = keys + (i + (c < n ? c : n - 1)) * d;
-        }
-        for (int64_t r = 0; r < n_rows; ++r) {
-            float x[MINICACHE_BLOCK];
-            scores_rows<float, 1>(q + r * d, d, { at, n, 0 }, d, x);
-            memcpy(s + r * lds + i, x, n * sizeof(float));
-        }
-    }
-}
-
 template <typename T, int R, int V>
 static inline void values_rows_at(float * acc, int64_t ld_acc, const float * w, const minicache_rows & rows, int64_t i) {
     minicache_vec x[R][V];
