@@ -117,26 +117,6 @@ static inline minicache_vec vec_keep(minicache_vec x) {
     return x;
 }
 
-// the first n of a vector's numbers, if there are so many; zeros behind them, and nothing is written there
-static inline minicache_vec vec_load_first(const float * p, int64_t n) {
-    if (n >= MINICACHE_LANES) {
-        return vec_load(p);
-    }
-    float x[MINICACHE_LANES] = {};
-    memcpy(x, p, n * sizeof(float));
-    return vec_load(x);
-}
-
-static inline void vec_store_first(float * p, int64_t n, minicache_vec x) {
-    if (n >= MINICACHE_LANES) {
-        vec_store(p, x);
-        return;
-    }
-    float y[MINICACHE_LANES];
-    vec_store(y, x);
-    memcpy(p, y, n * sizeof(float));
-}
-
 //
 // Integer dot products of levels, 0 to 255, four of which are a word, with factors. With MINICACHE_BYTE_DOT those are signed
 // bytes, and ivec_dot() takes words of both. Else they have 16 bits: ivec_dot() takes the even or the odd levels, and words of
@@ -374,4 +354,24 @@ static inline void minicache_rescale(float * x, float factor, int64_t d) {
     for (int64_t i = 0; i < d; i += MINICACHE_LANES) {
         vec_store(x + i, vec_mul(vec_load(x + i), f));
     }
+}
+
+// the first n of a vector's numbers, if there are so many; zeros behind them, and nothing is written there
+static inline minicache_vec vec_load_first(const float * p, int64_t n) {
+    if (n >= MINICACHE_LANES) {
+        return vec_load(p);
+    }
+    float x[MINICACHE_LANES] = {};
+    memcpy(x, p, n * sizeof(float));
+    return vec_load(x);
+}
+
+static inline void vec_store_first(float * p, int64_t n, minicache_vec x) {
+    if (n >= MINICACHE_LANES) {
+        vec_store(p, x);
+        return;
+    }
+    float y[MINICACHE_LANES];
+    vec_store(y, x);
+    memcpy(p, y, n * sizeof(float));
 }
