@@ -10,8 +10,8 @@ from minicache_cpp.attention_weights import Doubles, Floats, attention_weights
 N, N_HEAD, N_KV, D = 40, 4, 2, 16
 
 
-def inputs(rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
-    q, k, v = (rng.standard_normal((N, n, D)).astype(np.float32) for n in (N_HEAD, N_KV, N_KV))
+def inputs(rng: np.random.Generator, n_token: int = N) -> tuple[Floats, Floats, Floats]:
+    q, k, v = (rng.standard_normal((n_token, n, D)).astype(np.float32) for n in (N_HEAD, N_KV, N_KV))
     return 2 * q, k * np.linspace(0.5, 2, D, dtype=np.float32), v
 
 
@@ -64,6 +64,16 @@ def test_tokens_count_as_they_are_read() -> None:
         # no query lies so far behind the last ones: they count as much as the mean does before it is drawn to 1
         assert np.ptp(tokens[-4:], axis=0).max() == pytest.approx(0)
         assert tokens[-1].min() > 0
+
+
+def test_of_a_long_text_some_queries_tell_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = inputs(np.random.default_rng(5), 800)
+    every = attention_weights(q, k, v, np.ones(N_HEAD), 8)
+    monkeypatch.setattr("minicache_cpp.attention_weights.MOST_QUERIES", 100)
+    some = attention_weights(q, k, v, np.ones(N_HEAD), 8)
+    np.testing.assert_allclose(some.k.sum(), every.k.sum(), rtol=0.3)
+    np.testing.assert_allclose(some.v, every.v, rtol=0.3)
+    assert some.tokens_k.shape == every.tokens_k.shape
 
 
 @pytest.mark.parametrize("window", [0, 30, 1000])

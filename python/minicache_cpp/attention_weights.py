@@ -8,6 +8,7 @@ count that the cache restores: those that lie no nearer than the window.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
+MOST_QUERIES = 512  # that are looked at, evenly, of a longer text
 PRIOR = 32.0  # queries of the mean weight that every token is given: few or none may have come after it
 
 
@@ -36,15 +38,16 @@ def attention_weights(q: Floats, k: Floats, v: Floats, gain: Doubles, window: in
     """
     (n, n_head, d), n_kv = q.shape, k.shape[1]
     at = np.arange(n)
-    seen = at[:, None] >= at
-    coded = at[:, None] - at >= max(1, min(window, n // 2))
+    asked = at[:: max(1, n // MOST_QUERIES)]
+    seen = asked[:, None] >= at
+    coded = asked[:, None] - at >= max(1, min(window, n // 2))
     count = coded.sum(axis=0)
     weight_k, weight_v = np.zeros((n_kv, d)), np.zeros(n_kv)
     read_k, read_v = np.zeros((n, n_kv)), np.zeros((n, n_kv))
     for head in range(n_head):
         kv = head * n_kv // n_head
-        queries, keys, values = q[:, head], k[:, kv], v[:, kv]
-        scores = np.where(seen, queries @ keys.T / np.sqrt(d), -np.inf)
+        queries, keys, values = q[asked, head], k[:, kv], v[:, kv]
+        scores = np.where(seen, queries @ keys.T / math.sqrt(d), -np.inf)
         p = np.exp(scores - scores.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
         o = p @ values
@@ -52,10 +55,10 @@ def attention_weights(q: Floats, k: Floats, v: Floats, gain: Doubles, window: in
         length_k, length_v = (keys**2).sum(axis=1), (values**2).sum(axis=1)
         far = np.maximum(length_v + (o**2).sum(axis=1)[:, None] - 2 * o @ values.T, 0)
         changed = squares * far / d * length_k  # [i, j], for each q_i·δk_j of a unit vector
-        weight_k[kv] += changed.sum(axis=1, dtype=np.float64) @ queries.astype(np.float64) ** 2 / n
+        weight_k[kv] += changed.sum(axis=1, dtype=np.float64) @ queries.astype(np.float64) ** 2 / len(asked)
         read_k[:, kv] += changed.T @ (queries**2).sum(axis=1)
         of_v = squares.sum(axis=0) * length_v
-        weight_v[kv] += of_v.mean()
+        weight_v[kv] += of_v.sum(dtype=np.float64) / len(asked)
         read_v[:, kv] += of_v
     return Read(weight_k, weight_v, _by_token(read_k, count), _by_token(read_v, count))
 
