@@ -165,7 +165,7 @@ static int64_t level_stride(const minicache_attn & a, int64_t d, int64_t r) { re
 // how the op is cut into pieces of work, and what scratch a piece needs
 struct attn_plan {
     attn_plan(const minicache_attn & a, int n_threads) :
-        few(a.n_tps * a.n_gqa <= FEW_ROWS), tile(few ? a.n_tps : std::min(a.n_tps, std::max<int64_t>(1, MAX_ROWS / a.n_gqa))),
+        few(a.n_tps * a.n_gqa <= FEW_ROWS), tile(few ? a.n_tps : std::min(a.n_tps, std::max<int64_t>(1, most_rows(a) / a.n_gqa))),
         n_tile((a.n_tps + tile - 1) / tile), heads(few ? a.n_head_kv : 1), n_item(a.n_stream * (a.n_head_kv / heads) * n_tile),
         n_chunk(n_item % n_threads == 0 || n_item > 8 * n_threads ?
                     1 :
@@ -202,6 +202,9 @@ struct attn_plan {
 
     entry_rows rows_k[N_ENTRY_KIND];
     entry_rows rows_v[N_ENTRY_KIND];
+
+    // queries in a tile; more over codes, whose keys are decoded once for each tile
+    static int64_t most_rows(const minicache_attn & a) { return a.coded ? 2 * MAX_ROWS : MAX_ROWS; }
 
     // of a group for few queries; more for codes, as every base of a group has its price
     static int64_t few_cells(const minicache_attn & a) {
