@@ -75,6 +75,7 @@ def load() -> Path:
         raise ImportError(wrong_version(llama_cpp.__version__))
     path = check_llama(bindings)
     check_ggml(bindings._lib, path)
+    load_backends(path.parent)
     return path
 
 
@@ -123,6 +124,21 @@ def check_ggml(library: ctypes.CDLL, llama: Path) -> None:
     ggml = path_of(library.ggml_time_us)
     if ggml and ggml.parent != llama.parent:
         raise ImportError(f"{llama} was bound to {ggml}; {OTHER_GGML}")
+
+
+def load_backends(directory: Path) -> None:
+    """Load ggml's devices where they are libraries of their own (GGML_BACKEND_DL), of CPUs the one that fits best."""
+    path = find(directory, "ggml")
+    if path is None:
+        return
+    ggml = ctypes.CDLL(str(path))
+    ggml.ggml_backend_reg_count.restype = ctypes.c_size_t
+    if ggml.ggml_backend_reg_count() == 0:
+        ggml.ggml_backend_load_all_from_path(os.fsencode(directory))
+    if ggml.ggml_backend_reg_count() == 0:
+        raise ImportError(
+            f"{directory} has no library of ggml that runs on this machine; build it again here"
+        )
 
 
 class DlInfo(ctypes.Structure):

@@ -1,0 +1,55 @@
+"""Builds with GGML_BACKEND_DL load a library of the CPU at run time: a stand-in for libggml tells what is asked."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from minicache_cpp import _library
+
+COMPILER = shutil.which("cc")
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs cc")
+
+SOURCE = """
+#include <stddef.h>
+#include <string.h>
+static size_t count = {linked};
+static char loaded[4096];
+size_t ggml_backend_reg_count(void) {{ return count; }}
+void ggml_backend_load_all_from_path(const char * path) {{ strncpy(loaded, path, 4095); count += {found}; }}
+const char * loaded_from(void) {{ return loaded; }}
+"""
+
+
+def stand_in(folder: Path, linked: int, found: int) -> ctypes.CDLL:
+    """A libggml in `folder` that has so many backends, and finds so many more."""
+    path = folder / _library.file_names("ggml")[0]
+    source = folder / "ggml.c"
+    source.write_text(SOURCE.format(linked=linked, found=found))
+    subprocess.run([str(COMPILER), "-shared", "-fPIC", "-o", str(path), str(source)], check=True)
+    library = ctypes.CDLL(str(path))
+    library.loaded_from.restype = ctypes.c_char_p
+    return library
+
+
+def test_backends_that_are_libraries_are_loaded(tmp_path: Path) -> None:
+    ggml = stand_in(tmp_path, linked=0, found=1)
+    _library.load_backends(tmp_path)
+    assert ggml.loaded_from() == bytes(tmp_path)
+
+
+def test_backends_that_are_linked_are_enough(tmp_path: Path) -> None:
+    ggml = stand_in(tmp_path, linked=1, found=1)
+    _library.load_backends(tmp_path)
+    assert ggml.loaded_from() == b""
+
+
+def test_no_backend_is_an_error(tmp_path: Path) -> None:
+    stand_in(tmp_path, linked=0, found=0)
+    with pytest.raises(ImportError, match="no library of ggml that runs on this machine"):
+        _library.load_backends(tmp_path)
