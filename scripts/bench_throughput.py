@@ -37,7 +37,6 @@ from minicache_cpp.chat import default_threads
 from minicache_cpp.cli import check_numbers
 from minicache_cpp.config import CacheSpec
 from minicache_cpp.errors import MiniCacheError
-from minicache_cpp.ggml_types import GGML_TYPES
 from minicache_cpp.gguf_file import read_gguf
 from minicache_cpp.report import mib, read_report
 
@@ -146,20 +145,10 @@ class Service:
                 f"{spec.name}: there is no sequence of {cells} tokens that fits {mib(budget)}"
             )
         self.free_before = [gpu.free for gpu in devices.gpus()]
-        params = bindings.llama_context_default_params()
-        params.n_seq_max = self.sequences
-        params.kv_unified = False
-        params.n_ctx = self.sequences * cells
-        params.n_batch = params.n_ubatch = N_BATCH
-        params.n_threads = params.n_threads_batch = threads
-        params.type_k, params.type_v = GGML_TYPES[spec.type_k].number, GGML_TYPES[spec.type_v].number
-        params.flash_attn_type = bindings.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.no_perf = True
-        model.log.clear()
-        with _native.creating_contexts(spec.minicache):
-            self.ctx = bindings.llama_init_from_model(model.model, params)
-        if self.ctx is None:
-            raise MiniCacheError(f"{spec.name} can't be used: {_native.last_error() or model.log.reason()}")
+        n_ctx = self.sequences * cells
+        self.ctx = model.open_context(
+            spec, N_BATCH, threads, n_ctx=n_ctx, n_seq_max=self.sequences, kv_unified=False
+        )
         self.batch = bindings.llama_batch_init(N_BATCH, 0, 1)
 
     def close(self) -> None:

@@ -29,6 +29,23 @@ class BenchModel:
             raise MiniCacheError(f"{path} can't be used: {self.log.reason()}")
         self.n_vocab = bindings.llama_vocab_n_tokens(bindings.llama_model_get_vocab(self.model))
 
+    def open_context(self, spec: CacheSpec, n_batch: int, threads: int, **settings: Any) -> Any:
+        """A context with this cache, which whoever asks for it frees; settings: other llama_context_params."""
+        params = bindings.llama_context_default_params()
+        params.n_batch = params.n_ubatch = n_batch
+        params.n_threads = params.n_threads_batch = threads
+        params.type_k, params.type_v = GGML_TYPES[spec.type_k].number, GGML_TYPES[spec.type_v].number
+        params.flash_attn_type = bindings.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.no_perf = True
+        for name, value in settings.items():
+            setattr(params, name, value)
+        self.log.clear()
+        with _native.creating_contexts(spec.minicache):
+            ctx = bindings.llama_init_from_model(self.model, params)
+        if ctx is None:
+            raise MiniCacheError(f"{spec.name} can't be used: {_native.last_error() or self.log.reason()}")
+        return ctx
+
     def __enter__(self) -> BenchModel:
         return self
 
@@ -53,24 +70,13 @@ class BenchContext:
         copies: bool = False,
         callback: Any = None,
     ) -> None:
-        params = bindings.llama_context_default_params()
-        params.n_ctx = n_ctx
+        settings: dict[str, Any] = {"n_ctx": n_ctx}
         if copies:
-            params.n_seq_max, params.kv_unified = 2, True
+            settings |= {"n_seq_max": 2, "kv_unified": True}
         if callback is not None:
-            params.cb_eval = callback
-        params.n_batch = params.n_ubatch = n_batch
-        params.n_threads = params.n_threads_batch = threads
-        params.type_k, params.type_v = GGML_TYPES[spec.type_k].number, GGML_TYPES[spec.type_v].number
-        params.flash_attn_type = bindings.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.no_perf = True
-        with _native.creating_contexts(spec.minicache), contextlib.ExitStack() as undo:
-            model.log.clear()
-            self.ctx = bindings.llama_init_from_model(model.model, params)
-            if self.ctx is None:
-                raise MiniCacheError(
-                    f"{spec.name} can't be used: {_native.last_error() or model.log.reason()}"
-                )
+            settings["cb_eval"] = callback
+        self.ctx = model.open_context(spec, n_batch, threads, **settings)
+        with contextlib.ExitStack() as undo:
             undo.callback(_native.free_context, self.ctx)
             self.memory = bindings.llama_get_memory(self.ctx)
             self.batch = bindings.llama_batch_init(n_batch, 0, 1)

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _native
 from ._native import bindings
-from .bench_context import BenchContext
+from .bench_context import BenchContext, load_sequence, save_sequence
 from .divergence import Floats
 from .errors import MiniCacheError
 from .report import KVReport, read_report
@@ -63,10 +63,7 @@ class EvaluationContext(BenchContext):
             return
         # a recurrent state can't be cut back, and in a merged cache tokens that are cut off may have displaced retained
         # ones before them
-        size = bindings.llama_state_seq_get_size(self.ctx, 0)
-        self.marked = (ctypes.c_uint8 * size)()
-        if not bindings.llama_state_seq_get_data(self.ctx, self.marked, size, 0):
-            raise MiniCacheError("the context's state can't be saved")
+        self.marked = save_sequence(self.ctx, 0)
 
     def back(self) -> None:
         """What has been read since mark() is forgotten."""
@@ -74,8 +71,7 @@ class EvaluationContext(BenchContext):
             self.cut(self.marked)
             return
         self.clear()
-        if not bindings.llama_state_seq_set_data(self.ctx, self.marked, len(self.marked), 0):
-            raise MiniCacheError("the context's state can't be restored")
+        load_sequence(self.ctx, 0, self.marked)
 
     def report(self) -> KVReport:
         return read_report(self.ctx)

@@ -14,7 +14,6 @@ from .calibration_text import Chunk
 from .config import CacheSpec
 from .divergence import Floats
 from .errors import MiniCacheError
-from .ggml_types import GGML_TYPES
 from .kv_size import n_cells
 
 PROMPT_STEP = 64  # tokens of each chunk in a step that is not measured at
@@ -30,22 +29,13 @@ class ParallelContext:
 
     def __init__(self, model: BenchModel, spec: CacheSpec, chunks: Sequence[Chunk], threads: int) -> None:
         self.chunks, self.n_vocab = chunks, model.n_vocab
-        params = bindings.llama_context_default_params()
-        params.n_seq_max = len(chunks)
-        params.kv_unified = False
-        params.n_ctx = len(chunks) * n_cells(max(len(chunk.tokens) for chunk in chunks))
         self.step = chunks[0].at_once
-        params.n_batch = params.n_ubatch = len(chunks) * max(PROMPT_STEP, self.step)
-        params.n_threads = params.n_threads_batch = threads
-        params.type_k, params.type_v = GGML_TYPES[spec.type_k].number, GGML_TYPES[spec.type_v].number
-        params.flash_attn_type = bindings.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.no_perf = True
-        model.log.clear()
-        with _native.creating_contexts(spec.minicache):
-            self.ctx = bindings.llama_init_from_model(model.model, params)
-        if self.ctx is None:
-            raise MiniCacheError(f"{spec.name} can't be used: {_native.last_error() or model.log.reason()}")
-        self.batch = bindings.llama_batch_init(params.n_batch, 0, 1)
+        n_batch = len(chunks) * max(PROMPT_STEP, self.step)
+        n_ctx = len(chunks) * n_cells(max(len(chunk.tokens) for chunk in chunks))
+        self.ctx = model.open_context(
+            spec, n_batch, threads, n_ctx=n_ctx, n_seq_max=len(chunks), kv_unified=False
+        )
+        self.batch = bindings.llama_batch_init(n_batch, 0, 1)
 
     def read(self) -> Iterator[tuple[list[int], int, Floats]]:
         """Read all chunks; (chunks, index of a token, logits after it in each of them), where it is measured at.
