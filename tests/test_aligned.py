@@ -16,7 +16,7 @@ from lowlevel import Context, captured_log, interleaved, nmse, run
 from oracle.model import Bases, Config
 from test_codes import refusal
 from test_end_to_end import F16_BOUND, QUANTIZED_BOUND, clear_cut, native, oracle_run
-from test_memory_ops import CASES, Memory, Result, assert_matches_the_oracle
+from test_memory_ops import CASES, Memory, Result, assert_a_state_goes_on, assert_matches_the_oracle
 from tiny_models import prompt
 
 from minicache_cpp import CacheSpec, MiniCache, kv_size
@@ -171,14 +171,7 @@ def test_positions_can_be_shifted_only_without_rope(
 def test_a_saved_state_goes_on_bit_for_bit(random_model: Loaded, plan: Path, unified: bool) -> None:
     base = Config(random_model.pairs, retain=0.05, n_ubatch=16, n_seq_max=2, unified=unified)
     config = aligned(random_model, base, plan)
-    with Context.of(random_model.model, config) as ctx, Context.of(random_model.model, config) as other:
-        ctx.decode(interleaved([prompt(60, 1), prompt(60, 2)]))
-        state = ctx.state()
-        tokens = interleaved([prompt(10, 3), prompt(10, 4)], 60)
-        expected = ctx.decode(tokens)
-        other.decode(run(prompt(35, 5)))  # gone after the restore
-        assert other.restore(state)
-        assert np.array_equal(other.decode(tokens), expected)
+    assert_a_state_goes_on(random_model, config, 20)
 
 
 def test_a_state_of_other_bases_is_refused(random_model: Loaded, tmp_path: Path) -> None:

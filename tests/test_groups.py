@@ -12,11 +12,17 @@ import test_memory_ops
 import tiny_models
 from coded_models import coded, fingerprint, write_plan
 from conftest import Loaded
-from lowlevel import Context, ContextRefused, captured_log, interleaved, nmse, repeated, run
+from lowlevel import Context, ContextRefused, captured_log, interleaved, nmse, run
 from oracle.model import Config, Oracle
 from test_codes import CODE_BOUND
-from test_end_to_end import F16_BOUND, clear_cut, native, oracle_run
-from test_memory_ops import Memory, Result, assert_matches_the_oracle
+from test_end_to_end import clear_cut, native, oracle_run
+from test_memory_ops import (
+    Memory,
+    Result,
+    assert_a_sequence_goes_on,
+    assert_a_state_goes_on,
+    assert_matches_the_oracle,
+)
 from tiny_models import TinyModel, prompt
 
 from minicache_cpp import CacheSpec, MiniCache
@@ -116,25 +122,13 @@ def test_other_ways_to_tell_positions(load: Callable[..., Loaded], plan: Path, a
 def test_a_saved_state_goes_on_bit_for_bit(random_model: Loaded, plan: Path, unified: bool) -> None:
     base = Config(MIXED, retain=0.1, window=9, n_ubatch=16, n_seq_max=2, unified=unified)
     config = coded(random_model, base, plan)
-    with Context.of(random_model.model, config) as ctx, Context.of(random_model.model, config) as other:
-        ctx.decode(interleaved([prompt(60, 1), prompt(60, 2)]))
-        state = ctx.state()
-        tokens = interleaved([prompt(10, 3), prompt(10, 4)], first=60)
-        expected = repeated(ctx.decode, tokens, 2)
-        other.decode(run(prompt(35, 5)))  # gone after the restore
-        assert other.restore(state)
-        assert np.array_equal(repeated(other.decode, tokens, 2), expected)
+    assert_a_state_goes_on(random_model, config, 2)
 
 
 def test_a_restored_sequence_goes_on(random_model: Loaded, plan: Path) -> None:
     base = Config(MIXED, window=24, n_ubatch=16, n_seq_max=2, unified=False)
     config = coded(random_model, base, plan)
-    with Context.of(random_model.model, config) as ctx, Context.of(random_model.model, config) as other:
-        ctx.decode(run(prompt(60, 1)))
-        other.decode(run(prompt(35, 5), seq=1))
-        assert other.restore_seq(ctx.seq_state(0), 0)
-        tokens = run(prompt(10, 3), 60)
-        assert nmse(repeated(other.decode, tokens, 1), repeated(ctx.decode, tokens, 1)) <= F16_BOUND
+    assert_a_sequence_goes_on(random_model, config)
 
 
 def test_a_state_of_other_groups_is_refused(random_model: Loaded, tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import test_memory_ops
 import tiny_models
 from coded_models import coded, plain, write_plan
 from conftest import Loaded
-from lowlevel import Context, captured_log, interleaved, nmse, run
+from lowlevel import Context, captured_log, nmse, run
 from oracle.model import Config, Oracle
 from oracle.quant import TYPES
 from oracle.quant import round_trip as stored
 from test_codes import CODE_BOUND, MIXED_BOUND, refusal
 from test_end_to_end import F16_BOUND, QUANTIZED_BOUND, clear_cut, native
-from test_memory_ops import CASES, Memory, Result, assert_matches_the_oracle
+from test_memory_ops import CASES, Memory, Result, assert_a_state_goes_on, assert_matches_the_oracle
 from tiny_models import prompt
 
 from minicache_cpp import CacheSpec, Llama, MiniCache, MiniCacheError
@@ -161,14 +161,7 @@ def test_a_saved_state_goes_on_bit_for_bit(random_model: Loaded, plan: Path, uni
         plain=((0, "q8_0", "f16"), (4, "q4_0", "q5_1")),
     )
     config = coded(random_model, base, plan)
-    with Context.of(random_model.model, config) as ctx, Context.of(random_model.model, config) as other:
-        ctx.decode(interleaved([prompt(60, 1), prompt(60, 2)]))
-        state = ctx.state()
-        tokens = interleaved([prompt(10, 3), prompt(10, 4)], first=60)
-        expected = ctx.decode(tokens)
-        other.decode(run(prompt(35, 5)))  # gone after the restore
-        assert other.restore(state)
-        assert np.array_equal(other.decode(tokens), expected)
+    assert_a_state_goes_on(random_model, config, 20)
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 import tiny_models
 from conftest import Loaded
-from lowlevel import Context, Logits, interleaved, nmse, run
+from lowlevel import Context, Logits, interleaved, nmse, repeated, run
 from oracle.cells import Token
 from oracle.model import Config, Oracle
 from test_end_to_end import F16_BOUND, MARGIN, QUANTIZED_BOUND, ROUNDING
@@ -202,6 +202,28 @@ def assert_matches_the_oracle(
     with context(loaded, config) as ctx:
         for got, want in zip(scenario(ctx, seed), expected, strict=True):
             assert nmse(got, want) <= bound
+
+
+def assert_a_state_goes_on(loaded: Loaded, config: Config, chunk: int) -> None:
+    """Bit for bit, in another context that had something else in it; so many tokens are read at a time."""
+    with context(loaded, config) as ctx, context(loaded, config) as other:
+        ctx.decode(interleaved([prompt(60, 1), prompt(60, 2)]))
+        state = ctx.state()
+        tokens = interleaved([prompt(10, 3), prompt(10, 4)], first=60)
+        expected = repeated(ctx.decode, tokens, chunk)
+        other.decode(run(prompt(35, 5)))  # gone after the restore
+        assert other.restore(state)
+        assert np.array_equal(repeated(other.decode, tokens, chunk), expected)
+
+
+def assert_a_sequence_goes_on(loaded: Loaded, config: Config) -> None:
+    """Beside another one that was there, and on other cells; a token at a time."""
+    with context(loaded, config) as ctx, context(loaded, config) as other:
+        ctx.decode(run(prompt(60, 1)))
+        other.decode(run(prompt(35, 5), seq=1))
+        assert other.restore_seq(ctx.seq_state(0), 0)
+        tokens = run(prompt(10, 3), 60)
+        assert nmse(repeated(other.decode, tokens, 1), repeated(ctx.decode, tokens, 1)) <= F16_BOUND
 
 
 @pytest.mark.parametrize("kind", ["f16", "q4_0"])

@@ -6,17 +6,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import test_memory_ops
 import tiny_models
 from coded_models import coded
 from conftest import Loaded
-from lowlevel import Context, interleaved, nmse, repeated, run
+from lowlevel import Context, nmse, run
 from oracle.model import Config
 from test_codes import ALL, CODE_BOUND
 from test_end_to_end import F16_BOUND, ROUNDING, clear_cut, native, oracle_run
-from test_memory_ops import Memory, Result, assert_matches_the_oracle
+from test_memory_ops import (
+    Memory,
+    Result,
+    assert_a_sequence_goes_on,
+    assert_a_state_goes_on,
+    assert_matches_the_oracle,
+)
 from tiny_models import prompt
 
 SETTINGS = [
@@ -91,24 +96,12 @@ def test_a_saved_state_goes_on_bit_for_bit(
     config = Config(ALL, window=24, retain=0.1, n_ubatch=16, n_seq_max=2, unified=unified)
     if coded_pairs:
         config = coded(random_model, config, plan)
-    with Context.of(random_model.model, config) as ctx, Context.of(random_model.model, config) as other:
-        ctx.decode(interleaved([prompt(60, 1), prompt(60, 2)]))
-        state = ctx.state()
-        tokens = interleaved([prompt(10, 3), prompt(10, 4)], first=60)
-        expected = repeated(ctx.decode, tokens, 2)
-        other.decode(run(prompt(35, 5)))  # gone after the restore
-        assert other.restore(state)
-        assert np.array_equal(repeated(other.decode, tokens, 2), expected)
+    assert_a_state_goes_on(random_model, config, 2)
 
 
 def test_a_restored_sequence_keeps_its_window(random_model: Loaded) -> None:
     config = Config(ALL, window=24, n_ubatch=16, n_seq_max=2, unified=False)
-    with Context.of(random_model.model, config) as ctx, Context.of(random_model.model, config) as other:
-        ctx.decode(run(prompt(60, 1)))
-        other.decode(run(prompt(35, 5), seq=1))
-        assert other.restore_seq(ctx.seq_state(0), 0)
-        tokens = run(prompt(10, 3), 60)
-        assert nmse(repeated(other.decode, tokens, 1), repeated(ctx.decode, tokens, 1)) <= F16_BOUND
+    assert_a_sequence_goes_on(random_model, config)
 
 
 def test_a_state_of_another_window_is_refused(random_model: Loaded) -> None:
