@@ -191,6 +191,25 @@ static inline code_vec code_join(code_vec upper, code_vec lower) {
 static inline minicache_vec code_centred(code_vec level, minicache_vec half) { return (float) level - half; }
 #endif
 
+// a segment's planes, as a type
+template <int UPPER, int LOWER>
+struct segment_planes {
+    static constexpr int upper = UPPER;
+    static constexpr int lower = LOWER;
+};
+
+// fn(segment_planes, number of units) for each segment, in their order
+template <typename F>
+static inline void for_segments(const minicache_code_layout & layout, const F & fn) {
+    fn(segment_planes<8, 0>(), layout.n_unit[0]);
+    fn(segment_planes<4, 2>(), layout.n_unit[1]);
+    fn(segment_planes<4, 1>(), layout.n_unit[2]);
+    fn(segment_planes<4, 0>(), layout.n_unit[3]);
+    fn(segment_planes<2, 1>(), layout.n_unit[4]);
+    fn(segment_planes<2, 0>(), layout.n_unit[5]);
+    fn(segment_planes<1, 0>(), layout.n_unit[6]);
+}
+
 // One segment of all rows, so that what does not depend on the row is set up once: n_unit units of UPPER + LOWER bits, from
 // byte `offset` on.
 template <int UPPER, int LOWER>
@@ -219,13 +238,8 @@ static inline void read_segment(int n_unit, const uint8_t * const * rows, int n,
 void minicache_code_read(const minicache_code_layout & layout, const uint8_t * const * rows, int n, float * out, int64_t stride) {
     int64_t offset = minicache_code_mag_bytes(layout);
 
-    read_segment<8, 0>(layout.n_unit[0], rows, n, offset, out, stride);
-    read_segment<4, 2>(layout.n_unit[1], rows, n, offset, out, stride);
-    read_segment<4, 1>(layout.n_unit[2], rows, n, offset, out, stride);
-    read_segment<4, 0>(layout.n_unit[3], rows, n, offset, out, stride);
-    read_segment<2, 1>(layout.n_unit[4], rows, n, offset, out, stride);
-    read_segment<2, 0>(layout.n_unit[5], rows, n, offset, out, stride);
-    read_segment<1, 0>(layout.n_unit[6], rows, n, offset, out, stride);
+    for_segments(
+        layout, [&](auto planes, int n_unit) { read_segment<planes.upper, planes.lower>(n_unit, rows, n, offset, out, stride); });
 }
 
 //
@@ -503,13 +517,8 @@ void minicache_code_levels::read(const minicache_rows & rows, uint8_t * out, int
 #endif
     int64_t offset = minicache_code_mag_bytes(layout);
 
-    segment_levels<8, 0>(layout.n_unit[0], rows, offset, out, stride);
-    segment_levels<4, 2>(layout.n_unit[1], rows, offset, out, stride);
-    segment_levels<4, 1>(layout.n_unit[2], rows, offset, out, stride);
-    segment_levels<4, 0>(layout.n_unit[3], rows, offset, out, stride);
-    segment_levels<2, 1>(layout.n_unit[4], rows, offset, out, stride);
-    segment_levels<2, 0>(layout.n_unit[5], rows, offset, out, stride);
-    segment_levels<1, 0>(layout.n_unit[6], rows, offset, out, stride);
+    for_segments(
+        layout, [&](auto planes, int n_unit) { segment_levels<planes.upper, planes.lower>(n_unit, rows, offset, out, stride); });
 }
 
 void minicache_code_zeros(const minicache_code_layout & layout, float * out) {
