@@ -22,6 +22,10 @@ static size_t count = {linked};
 static char loaded[4096];
 size_t ggml_backend_reg_count(void) {{ return count; }}
 void ggml_backend_load_all_from_path(const char * path) {{ strncpy(loaded, path, 4095); count += {found}; }}
+void * ggml_backend_load(const char * path) {{
+    strncpy(loaded, path, 4095);
+    return {found} ? loaded : NULL;
+}}
 const char * loaded_from(void) {{ return loaded; }}
 """
 
@@ -53,3 +57,20 @@ def test_no_backend_is_an_error(tmp_path: Path) -> None:
     stand_in(tmp_path, linked=0, found=0)
     with pytest.raises(ImportError, match="no library of ggml that runs on this machine"):
         _library.load_backends(tmp_path)
+
+
+def test_a_backend_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ggml's variable, as llama.cpp's programs read it."""
+    for found in (1, 0):
+        folder = tmp_path / str(found)
+        folder.mkdir()
+        ggml = stand_in(folder, linked=1, found=found)
+        monkeypatch.setenv(_library.MORE_DEVICES, "/elsewhere/libggml-new.so")
+        if found:
+            _library.load_backends(folder)
+        else:
+            with pytest.raises(
+                ImportError, match=r"GGML_BACKEND_PATH is /elsewhere/libggml-new\.so, which is no"
+            ):
+                _library.load_backends(folder)
+        assert ggml.loaded_from() == b"/elsewhere/libggml-new.so"

@@ -18,6 +18,7 @@ from pathlib import Path
 LLAMA_CPP_VERSION = "0.3.36"
 OVERRIDE = "MINICACHE_LIB_PATH"
 MARK = "llama_minicache_get_report"  # a function that only our libllama has
+MORE_DEVICES = "GGML_BACKEND_PATH"  # ggml's name: a library with a backend that ours was not built with
 
 OTHER_GGML = (
     "import minicache_cpp before other packages that bring a ggml of their own, and keep the directories of other "
@@ -127,14 +128,23 @@ def check_ggml(library: ctypes.CDLL, llama: Path) -> None:
 
 
 def load_backends(directory: Path) -> None:
-    """Load ggml's devices where they are libraries of their own (GGML_BACKEND_DL), of CPUs the one that fits best."""
+    """Load ggml's devices where they are libraries of their own (GGML_BACKEND_DL), of CPUs the one that fits best.
+
+    And the one that GGML_BACKEND_PATH names, as llama.cpp's programs do.
+    """
     path = find(directory, "ggml")
     if path is None:
         return
     ggml = ctypes.CDLL(str(path))
     ggml.ggml_backend_reg_count.restype = ctypes.c_size_t
     if ggml.ggml_backend_reg_count() == 0:
-        ggml.ggml_backend_load_all_from_path(os.fsencode(directory))
+        ggml.ggml_backend_load_all_from_path(os.fsencode(directory))  # and MORE_DEVICES
+    elif more := os.environ.get(MORE_DEVICES):
+        ggml.ggml_backend_load.restype = ctypes.c_void_p
+        if not ggml.ggml_backend_load(os.fsencode(more)):
+            raise ImportError(
+                f"{MORE_DEVICES} is {more}, which is no backend for this ggml; correct or unset it"
+            )
     if ggml.ggml_backend_reg_count() == 0:
         raise ImportError(
             f"{directory} has no library of ggml that runs on this machine; build it again here"
