@@ -3,9 +3,10 @@
 
     python3 scripts/bench_kernels.py --device CUDA0 --json kernels.json
 
-For KV lengths of 4k, 32k and 128k, 1, 8 and 64 sequences, 8 KV heads of 128 and 4 or 8 query heads to
-each: the time of one attention, the bytes of it, and these over the time, beside a measured copy on the
-device. Builds with -DMINICACHE_TESTS=ON have the program behind it; on the CPU take a small --largest.
+For sequences of 4k, 32k and 128k tokens, 1, 8 and 64 of them, 8 KV heads of 128 and 4 or 8 query heads to
+each: the time of one attention (the median of seven runs, and their spread), the bytes of it, and these over the
+time, beside a measured copy on the device. The program behind it: cmake --build BUILD --target
+minicache-bench-kernels, of a build with -DMINICACHE_TESTS=ON. On a CPU take short ones, such as --kv 4096 --batch 1.
 """
 
 from __future__ import annotations
@@ -26,9 +27,14 @@ def main(argv: Sequence[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="CUDA0", help="CPU, CUDA0 and so on (default: CUDA0)")
-    parser.add_argument(
-        "--largest", type=int, default=131072, metavar="N", help="the longest KV (default: 131072)"
-    )
+    for name, default, what in (
+        ("kv", "4096,32768,131072", "tokens of a sequence"),
+        ("batch", "1,8,64", "sequences"),
+        ("gqa", "4,8", "query heads to each KV head"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=numbers, default=default, metavar="N,N", help=f"{what} (default: {default})"
+        )
     parser.add_argument("--bin", type=Path, metavar="DIR", help="folder of minicache-bench-kernels")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as well")
     args = parser.parse_args(argv)
@@ -38,7 +44,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"there is no {program}: cmake --build BUILD --target minicache-bench-kernels", file=sys.stderr)
         return FAILED
     done = subprocess.run(
-        [program, args.device, str(args.largest)], stdout=subprocess.PIPE, text=True, check=False
+        [program, args.device, args.kv, args.batch, args.gqa],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         return FAILED
@@ -49,10 +58,18 @@ def main(argv: Sequence[str]) -> int:
     return OK
 
 
+def numbers(text: str) -> str:
+    """As the program takes them."""
+    if not all(part.isdecimal() and int(part) > 0 for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 1,8")
+    return text
+
+
 def table(device: str, copy: float, rows: list[dict[str, Any]]) -> str:
     lines = [
         f"decode attention on {device}; a copy on it: {copy:.0f} GB/s",
-        f"{'n_kv':>7} {'batch':>5} {'gqa':>3}  {'op':<15}  {'cache':<8}{'us':>10}{'GB/s':>8}{'of copy':>9}{'time':>7}",
+        f"{'n_kv':>7} {'batch':>5} {'gqa':>3}  {'op':<15}  {'cache':<8}"
+        f"{'us':>10}{'spread':>8}{'GB/s':>8}{'of copy':>9}{'time':>7}",
     ]
     plain = {
         (row["n_kv"], row["batch"], row["gqa"], row["cache"]): row["us"]
@@ -68,7 +85,11 @@ def table(device: str, copy: float, rows: list[dict[str, Any]]) -> str:
         # codes beside q4_0, whose bytes are the nearest
         beside = plain.get((*place, row["cache"])) or plain.get((*place, "q4_0"))
         relative = f"{row['us'] / beside:>7.2f}" if beside and row["op"] == "minicache" else ""
-        lines.append(f"{line}{row['us']:>10.1f}{row['gb_s']:>8.0f}{row['gb_s'] / copy:>9.0%}{relative}")
+        spread = (row["most_us"] - row["least_us"]) / row["us"]
+        lines.append(
+            f"{line}{row['us']:>10.1f}{spread:>8.0%}{row['gb_s']:>8.0f}{row['gb_s'] / copy:>9.0%}{relative}"
+        )
+    lines.append("spread: of the slowest and the fastest of seven runs")
     lines.append("time: over flash attention's with a plain cache of the same type, of codes over q4_0's")
     return "\n".join(lines)
 

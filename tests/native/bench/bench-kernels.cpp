@@ -34,6 +34,17 @@ static const code_case CODES[] = {
     { "code 10", { 0, 1, 1, 1, 2, 2, 0 } },
 };
 
+static const char * const NOT_SUPPORTED = "not supported";
+static const char * const DOES_NOT_FIT  = "does not fit";
+
+// of one op, in microseconds
+struct timing {
+    const char * missing = nullptr;  // why there is none
+    double       median  = 0.0;
+    double       least   = 0.0;
+    double       most    = 0.0;
+};
+
 class bench {
   public:
     explicit bench(const char * device) : backend(ggml_backend_init_by_name(device, nullptr)) {}
@@ -42,19 +53,20 @@ class bench {
 
     const char * description() const { return ggml_backend_dev_description(ggml_backend_get_device(backend.get())); }
 
-    // Builds `build`'s op NODES times over the same tensors. `fill` sets what must have a meaning, all else is set to small
-    // numbers. Microseconds of one op, 0 where it does not fit the device's memory, -1 where it has no such op.
-    double measure(const std::function<ggml_tensor *(ggml_context *)> & build, const std::function<void()> & fill) const {
+    // Builds `build`'s op n_nodes times over the same tensors. `fill` sets what must have a meaning, all else is set to small
+    // numbers.
+    timing measure(const std::function<ggml_tensor *(ggml_context *)> & build, const std::function<void()> & fill,
+        int n_nodes = NODES) const {
         const ggml_init_params params = { 1024 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true };
         const ggml_context_ptr ctx(ggml_init(params));
 
         ggml_cgraph * graph = ggml_new_graph(ctx.get());
-        for (int i = 0; i < NODES; ++i) {
+        for (int i = 0; i < n_nodes; ++i) {
             ggml_build_forward_expand(graph, build(ctx.get()));
         }
         for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
             if (!ggml_backend_supports_op(backend.get(), ggml_graph_node(graph, i))) {
-                return -1.0;
+                return { NOT_SUPPORTED };
             }
         }
         size_t needed = 0;
@@ -65,11 +77,11 @@ class bench {
         size_t total = 0;
         ggml_backend_dev_memory(ggml_backend_get_device(backend.get()), &free, &total);
         if (needed > free / 10 * 9) {
-            return 0.0;
+            return { DOES_NOT_FIT };
         }
         const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx.get(), backend.get()));
         if (!buffer) {
-            return 0.0;
+            return { DOES_NOT_FIT };
         }
         ggml_backend_buffer_clear(buffer.get(), 0x2C);  // 0.065 in f16, 2e-12 in f32
         fill();
@@ -82,24 +94,32 @@ class bench {
                 exit(1);
             }
             if (i >= 2) {
-                us.push_back((double) (ggml_time_us() - began) / NODES);
+                us.push_back((double) (ggml_time_us() - began) / n_nodes);
             }
         }
         std::sort(us.begin(), us.end());
-        return us[us.size() / 2];
+        return { nullptr, us[us.size() / 2], us.front(), us.back() };
     }
 
   private:
     ggml_backend_ptr backend;
 };
 
-static void report(const char * op, const char * cache, int64_t n_kv, int64_t batch, int64_t n_gqa, double us, double bytes) {
-    printf("{\"op\": \"%s\", \"cache\": \"%s\", \"n_kv\": %lld, \"batch\": %lld, \"gqa\": %lld, ", op, cache, (long long) n_kv,
-        (long long) batch, (long long) n_gqa);
-    if (us > 0.0) {
-        printf("\"us\": %.2f, \"bytes\": %.0f, \"gb_s\": %.2f}\n", us, bytes, bytes / us * 1e-3);
+// what decodes: sequences of n_kv tokens, `batch` of them, with n_gqa query heads to each KV head
+struct work {
+    int64_t n_kv;
+    int64_t batch;
+    int64_t n_gqa;
+};
+
+static void report(const char * op, const char * cache, const work & w, const timing & t, double bytes) {
+    printf("{\"op\": \"%s\", \"cache\": \"%s\", \"n_kv\": %lld, \"batch\": %lld, \"gqa\": %lld, ", op, cache, (long long) w.n_kv,
+        (long long) w.batch, (long long) w.n_gqa);
+    if (t.missing) {
+        printf("\"us\": null, \"reason\": \"%s\"}\n", t.missing);
     } else {
-        printf("\"us\": null, \"reason\": \"%s\"}\n", us < 0.0 ? "not supported" : "does not fit");
+        printf("\"us\": %.2f, \"least_us\": %.2f, \"most_us\": %.2f, \"bytes\": %.0f, \"gb_s\": %.2f}\n", t.median, t.least,
+            t.most, bytes, bytes / t.median * 1e-3);
     }
     fflush(stdout);
 }
@@ -115,7 +135,7 @@ static void bench_copy(const bench & b) {
         y = y ? y : ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n / 4);
         return ggml_cpy(ctx, x, y);
     };
-    report("copy", "", 0, 0, 0, b.measure(shaped, [] {}), 2.0 * (double) n);
+    report("copy", "", {}, b.measure(shaped, [] {}, 1), 2.0 * (double) n);
 }
 
 // tensors that all nodes of a graph share
@@ -141,15 +161,15 @@ struct shared_tensors {
     }
 };
 
-static void bench_plain(const bench & b, ggml_type type, int64_t n_kv, int64_t batch, int64_t n_gqa) {
+static void bench_plain(const bench & b, ggml_type type, const work & w) {
     shared_tensors t;
 
     const auto build = [&](ggml_context * ctx) {
         if (!t.q) {
-            t.q    = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, D, 1, N_HEAD_KV * n_gqa, batch);
-            t.k    = ggml_new_tensor_4d(ctx, type, D, N_HEAD_KV, n_kv, batch);
-            t.v    = ggml_new_tensor_4d(ctx, type, D, N_HEAD_KV, n_kv, batch);
-            t.mask = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_kv, 1, 1, batch);
+            t.q    = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, D, 1, N_HEAD_KV * w.n_gqa, w.batch);
+            t.k    = ggml_new_tensor_4d(ctx, type, D, N_HEAD_KV, w.n_kv, w.batch);
+            t.v    = ggml_new_tensor_4d(ctx, type, D, N_HEAD_KV, w.n_kv, w.batch);
+            t.mask = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, w.n_kv, 1, 1, w.batch);
         }
         ggml_tensor * k = ggml_permute(ctx, t.k, 0, 2, 1, 3);
         ggml_tensor * v = ggml_permute(ctx, t.v, 0, 2, 1, 3);
@@ -157,20 +177,20 @@ static void bench_plain(const bench & b, ggml_type type, int64_t n_kv, int64_t b
     };
     const auto fill = [&] { ggml_backend_tensor_memset(t.mask, 0, 0, ggml_nbytes(t.mask)); };
 
-    const double us = b.measure(build, fill);
-    report("flash attention", ggml_type_name(type), n_kv, batch, n_gqa, us, t.bytes());
+    const timing took = b.measure(build, fill);
+    report("flash attention", ggml_type_name(type), w, took, t.bytes());
 }
 
-static void set_cells(const shared_tensors & t, int64_t n_kv, int64_t batch) {
+static void set_cells(const shared_tensors & t, const work & w) {
     ggml_backend_tensor_memset(t.mask, 0, 0, ggml_nbytes(t.mask));
 
     std::vector<int32_t> index(ggml_nelements(t.index), GGML_MINICACHE_CELL_MERGED);
-    for (int64_t s = 0; s < batch; ++s) {
-        for (int64_t i = 0; i < n_kv; ++i) {
-            int32_t * cell = &index[s * n_kv + i];
-            *cell          = i == n_kv - 1 ? 0 : i >= n_kv - WINDOW ? GGML_MINICACHE_CELL_WINDOW : *cell;
+    for (int64_t s = 0; s < w.batch; ++s) {
+        for (int64_t i = 0; i < w.n_kv; ++i) {
+            int32_t * cell = &index[s * w.n_kv + i];
+            *cell          = i == w.n_kv - 1 ? 0 : i >= w.n_kv - WINDOW ? GGML_MINICACHE_CELL_WINDOW : *cell;
             if (t.index->ne[2] == 2) {
-                index[(batch + s) * n_kv + i] = (int32_t) (i / BASES * BASES);
+                index[(w.batch + s) * w.n_kv + i] = (int32_t) (i / BASES * BASES);
             }
         }
     }
@@ -178,8 +198,7 @@ static void set_cells(const shared_tensors & t, int64_t n_kv, int64_t batch) {
 }
 
 // code: null for directions of `type`
-static void bench_minicache(
-    const bench & b, const char * name, ggml_type type, const code_case * code, int64_t n_kv, int64_t batch, int64_t n_gqa) {
+static void bench_minicache(const bench & b, const char * name, ggml_type type, const code_case * code, const work & w) {
     shared_tensors       t;
     minicache_code_shape shape = {};
     if (code) {
@@ -198,29 +217,50 @@ static void bench_minicache(
         if (!t.q) {
             const int64_t row = code ? minicache_code_bytes(shape.layout_k) : D;
 
-            t.q      = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, D, 1, N_HEAD_KV * n_gqa, batch);
-            t.k      = ggml_new_tensor_4d(ctx, code ? GGML_TYPE_I8 : type, row, N_HEAD_KV, n_kv, batch);
-            t.v      = ggml_new_tensor_4d(ctx, code ? GGML_TYPE_I8 : type, row, N_HEAD_KV, n_kv, batch);
-            t.mask   = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_kv, 1, 1, batch);
+            t.q      = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, D, 1, N_HEAD_KV * w.n_gqa, w.batch);
+            t.k      = ggml_new_tensor_4d(ctx, code ? GGML_TYPE_I8 : type, row, N_HEAD_KV, w.n_kv, w.batch);
+            t.v      = ggml_new_tensor_4d(ctx, code ? GGML_TYPE_I8 : type, row, N_HEAD_KV, w.n_kv, w.batch);
+            t.mask   = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, w.n_kv, 1, 1, w.batch);
             t.scales = code ? ggml_new_tensor_1d(ctx, GGML_TYPE_I8, minicache_codec_offsets_of(shape).size) :
-                              ggml_new_tensor_4d(ctx, GGML_TYPE_F16, N_HEAD_KV, 4, n_kv, batch);
-            t.pool_k = ggml_new_tensor_4d(ctx, GGML_TYPE_Q8_0, D, N_HEAD_KV, WINDOW, batch);
-            t.pool_v = ggml_new_tensor_4d(ctx, GGML_TYPE_Q8_0, D, N_HEAD_KV, WINDOW, batch);
-            t.kv_cur = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2 * D * N_HEAD_KV, batch);
-            t.index  = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, n_kv, batch, code ? 2 : 1);
+                              ggml_new_tensor_4d(ctx, GGML_TYPE_F16, N_HEAD_KV, 4, w.n_kv, w.batch);
+            t.pool_k = ggml_new_tensor_4d(ctx, GGML_TYPE_Q8_0, D, N_HEAD_KV, WINDOW, w.batch);
+            t.pool_v = ggml_new_tensor_4d(ctx, GGML_TYPE_Q8_0, D, N_HEAD_KV, WINDOW, w.batch);
+            t.kv_cur = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2 * D * N_HEAD_KV, w.batch);
+            t.index  = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, w.n_kv, w.batch, code ? 2 : 1);
         }
         return code ? ggml_minicache_attn_code(
                           ctx, t.q, t.k, t.v, t.scales, t.pool_k, t.pool_v, t.kv_cur, t.mask, t.index, nullptr, params, shape) :
                       ggml_minicache_attn(
                           ctx, t.q, t.k, t.v, t.scales, t.pool_k, t.pool_v, t.kv_cur, t.mask, t.index, nullptr, params);
     };
-    const double us = b.measure(build, [&] { set_cells(t, n_kv, batch); });
-    report("minicache", name, n_kv, batch, n_gqa, us, t.bytes());
+    const timing took = b.measure(build, [&] { set_cells(t, w); });
+    report("minicache", name, w, took, t.bytes());
+}
+
+static bool parse(const char * text, std::vector<int64_t> & out) {
+    out.clear();
+    for (const char * at = text; *at;) {
+        char *          end   = nullptr;
+        const long long value = strtoll(at, &end, 10);
+        if (end == at || value < 1 || value > 1 << 24 || (*end && *end != ',')) {
+            return false;
+        }
+        out.push_back(value);
+        at = *end ? end + 1 : end;
+    }
+    return !out.empty();
 }
 
 int main(int argc, char ** argv) {
-    if (argc < 2 || argv[1][0] == '-') {
-        fprintf(stderr, "usage: %s DEVICE [LARGEST_N_KV]\n\n  DEVICE  CPU, CUDA0 and so on\n", argv[0]);
+    std::vector<int64_t> n_kvs;
+    std::vector<int64_t> batches;
+    std::vector<int64_t> gqas;
+    if (argc != 5 || !parse(argv[2], n_kvs) || !parse(argv[3], batches) || !parse(argv[4], gqas)) {
+        fprintf(stderr, "usage: %s DEVICE N_KV BATCH GQA\n\n", argv[0]);
+        fprintf(stderr, "  DEVICE  CPU, CUDA0 and so on\n");
+        fprintf(stderr, "  N_KV    lengths of the sequences, such as 4096,32768\n");
+        fprintf(stderr, "  BATCH   numbers of sequences\n");
+        fprintf(stderr, "  GQA     query heads to each KV head\n");
         return 2;
     }
     ggml_time_init();
@@ -230,23 +270,19 @@ int main(int argc, char ** argv) {
         fprintf(stderr, "there is no device %s\n", argv[1]);
         return 2;
     }
-    const int64_t largest = argc > 2 ? atoll(argv[2]) : 131072;
-
     printf("{\"device\": \"%s\"}\n", b.description());
     fflush(stdout);
     bench_copy(b);
-    for (const int64_t n_kv : { 4096, 32768, 131072 }) {
-        for (const int64_t batch : { 1, 8, 64 }) {
-            for (const int64_t n_gqa : { 4, 8 }) {
-                if (n_kv > largest) {
-                    continue;
-                }
+    for (const int64_t n_kv : n_kvs) {
+        for (const int64_t batch : batches) {
+            for (const int64_t n_gqa : gqas) {
+                const work w = { n_kv, batch, n_gqa };
                 for (const ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
-                    bench_plain(b, type, n_kv, batch, n_gqa);
-                    bench_minicache(b, ggml_type_name(type), type, nullptr, n_kv, batch, n_gqa);
+                    bench_plain(b, type, w);
+                    bench_minicache(b, ggml_type_name(type), type, nullptr, w);
                 }
                 for (const code_case & code : CODES) {
-                    bench_minicache(b, code.name, GGML_TYPE_COUNT, &code, n_kv, batch, n_gqa);
+                    bench_minicache(b, code.name, GGML_TYPE_COUNT, &code, w);
                 }
             }
         }
