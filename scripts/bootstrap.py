@@ -45,6 +45,7 @@ TOOL_TARGETS = (
     "llama-completion",
     "llama-perplexity",
 )
+TEST_TARGETS = ("minicache-test", "minicache-cuda-on-cpu", "minicache-bench-kernels")
 
 
 class BootstrapError(Exception):
@@ -128,7 +129,7 @@ def run_bench(args: argparse.Namespace, passed_on: list[str]) -> int:
 def run_test(args: argparse.Namespace, passed_on: list[str]) -> int:
     set_up([*args.extra, "test"])
     with step("upstream's tools and the native tests"):
-        RELEASE.build([*TOOL_TARGETS, "minicache-test"])
+        RELEASE.build([*TOOL_TARGETS, *TEST_TARGETS])
     with step("the native tests under sanitizers"):
         SANITIZED.build(["minicache-test"])
     with step("the stock library to compare with"):
@@ -139,6 +140,8 @@ def run_test(args: argparse.Namespace, passed_on: list[str]) -> int:
         "MINICACHE_TOOLS_BIN": str(RELEASE.bin),
         "MINICACHE_NATIVE_TEST": str(RELEASE.program("minicache-test")),
         "MINICACHE_NATIVE_TEST_SAN": str(SANITIZED.program("minicache-test")),
+        "MINICACHE_BENCH_KERNELS": str(RELEASE.program("minicache-bench-kernels")),
+        "MINICACHE_CUDA_ON_CPU": str(RELEASE.bin / "libminicache-cuda-on-cpu.so"),
         "MINICACHE_REQUIRE_ALL": "1",  # all of this is built, so a test that misses it fails
     }
     os.chdir(ROOT)

@@ -2,7 +2,7 @@
 """Compile the CUDA sources where there is no GPU: ours for sm_80, sm_90 and sm_120, or the whole ggml-cuda library.
 
     python3 scripts/compile_cuda.py              our translation units, those that changed since they were compiled last
-    python3 scripts/compile_cuda.py --library    ggml-cuda with all of its own, by CMake: some hours on two cores
+    python3 scripts/compile_cuda.py --library    ggml-cuda with all of its own, by CMake; takes 20 minutes or more
 
     python3 scripts/compile_cuda.py --library --no-flash-attention --architecture 90      the shortest that links
 

@@ -25,17 +25,20 @@ class ContextRefused(Exception):
 
 
 class Model:
-    """A loaded model, kept as long as contexts use it."""
+    """A loaded model, kept as long as contexts use it: for good where nobody closes it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, n_gpu_layers: int = 0) -> None:
         params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers = n_gpu_layers
         handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if handle is None:
             raise ValueError(f"{path} cannot be loaded")
         self.handle = handle
         self.n_layer = llama_cpp.llama_model_n_layer(handle)
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(handle))
+
+    def close(self) -> None:
+        llama_cpp.llama_model_free(self.handle)
 
 
 class Context:
@@ -54,6 +57,7 @@ class Context:
         unified: bool = True,
         flash_attn: int = 1,
         n_threads: int = 1,
+        offload_kqv: bool = True,
     ) -> None:
         self.model = model
         params = llama_cpp.llama_context_default_params()
@@ -65,6 +69,7 @@ class Context:
         params.type_k, params.type_v = GGML_TYPES[type_k].number, GGML_TYPES[type_v].number
         params.flash_attn_type = flash_attn
         params.n_threads = params.n_threads_batch = n_threads
+        params.offload_kqv = offload_kqv
         with _native.creating_contexts(minicache):
             handle = llama_cpp.llama_init_from_model(model.handle, params)
             if handle is None:

@@ -34,13 +34,13 @@ def oracle_run(loaded: Loaded, config: Config, tokens: Sequence[Token]) -> tuple
 
 
 def clear_cut(
-    loaded: Loaded, config: Config, make: Callable[[int], list[Token]]
+    loaded: Loaded, config: Config, make: Callable[[int], list[Token]], least: float = MARGIN
 ) -> tuple[list[Token], Logits]:
-    """The first prompt of make(0), make(1), ... in which no choice is close, and the oracle's logits."""
+    """The first prompt of make(0), make(1), ... in which no choice is closer, and the oracle's logits."""
     for seed in range(40):
         tokens = make(seed)
         logits, margin = oracle_run(loaded, config, tokens)
-        if margin > MARGIN:
+        if margin > least:
             return tokens, logits
     raise AssertionError("no prompt without close choices")
 

@@ -66,10 +66,11 @@ function(minicache_set_cuda_options target)
     set_source_files_properties(${kernels} TARGET_DIRECTORY ${target} PROPERTIES COMPILE_OPTIONS "${MINICACHE_CUDA_OPTIONS}")
 endfunction()
 
-# The CUDA kernels compiled as C++ and run by fibers, see tests/native/cuda-on-cpu. Not in a CUDA build, whose library has
-# functions of the same names.
+# The CUDA kernels compiled as C++ and run by fibers, see tests/native/cuda-on-cpu: in minicache-test, and as a backend for
+# ggml_backend_load(). Not in a CUDA build, whose library has functions of the same names.
 function(minicache_add_cuda_on_cpu target)
     if (GGML_CUDA OR NOT CMAKE_SYSTEM_NAME STREQUAL "Linux")
+        add_custom_target(minicache-cuda-on-cpu)
         return()
     endif()
 
@@ -81,17 +82,24 @@ function(minicache_add_cuda_on_cpu target)
     list(TRANSFORM kernels PREPEND "${MINICACHE_SOURCE_DIR}/")
     set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
 
-    add_library(minicache-cuda-on-cpu OBJECT ${sources} ${kernels})
-    target_compile_features(minicache-cuda-on-cpu PUBLIC cxx_std_17)
-    target_compile_definitions(minicache-cuda-on-cpu INTERFACE MINICACHE_CUDA_ON_CPU)
-    target_link_libraries(minicache-cuda-on-cpu PRIVATE ggml)
+    add_library(minicache-cuda-on-cpu-objects OBJECT ${sources} ${kernels})
+    set_target_properties(minicache-cuda-on-cpu-objects PROPERTIES POSITION_INDEPENDENT_CODE ON)
+    target_compile_features(minicache-cuda-on-cpu-objects PUBLIC cxx_std_17)
+    target_compile_definitions(minicache-cuda-on-cpu-objects INTERFACE MINICACHE_CUDA_ON_CPU)
+    target_link_libraries(minicache-cuda-on-cpu-objects PRIVATE ggml)
     # before everything else: the files of ggml-cuda's names
-    target_include_directories(minicache-cuda-on-cpu BEFORE PRIVATE
+    target_include_directories(minicache-cuda-on-cpu-objects BEFORE PRIVATE
         "${directory}"
         "${MINICACHE_SOURCE_DIR}"
         "${MINICACHE_SOURCE_DIR}/cuda"
         "${MINICACHE_UPSTREAM_DIR}/ggml/src")
-    target_link_libraries(${target} PRIVATE minicache-cuda-on-cpu)
+    minicache_sanitize(minicache-cuda-on-cpu-objects)
+    target_link_libraries(${target} PRIVATE minicache-cuda-on-cpu-objects)
+
+    add_library(minicache-cuda-on-cpu MODULE EXCLUDE_FROM_ALL)
+    target_link_libraries(minicache-cuda-on-cpu PRIVATE minicache-cuda-on-cpu-objects ggml)
+    set_target_properties(minicache-cuda-on-cpu PROPERTIES
+        LINKER_LANGUAGE CXX LIBRARY_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
 endfunction()
 
 # minicache-test needs ggml alone, so that it is built under sanitizers without all of llama.cpp's models
@@ -121,11 +129,16 @@ function(minicache_add_native_tests)
     set_target_properties(minicache-bench-kernels PROPERTIES
         RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin" EXCLUDE_FROM_ALL ON)
 
+    minicache_sanitize(minicache-test)
+endfunction()
+
+# as upstream's own targets, by MINICACHE_SANITIZE
+function(minicache_sanitize target)
     foreach (sanitizer ADDRESS UNDEFINED THREAD)
         if (GGML_SANITIZE_${sanitizer})
             string(TOLOWER "${sanitizer}" name)
-            target_compile_options(minicache-test PRIVATE -fsanitize=${name})
-            target_link_options(minicache-test PRIVATE -fsanitize=${name})
+            target_compile_options(${target} PRIVATE -fsanitize=${name})
+            target_link_options(${target} PRIVATE -fsanitize=${name})
         endif()
     endforeach()
 endfunction()

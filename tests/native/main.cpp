@@ -93,7 +93,7 @@ static void usage(const char * program) {
     printf("usage: %s [test|perf] [-d DEVICE] [-o TEXT] [-n COUNT] [-s SEED] [-v] [options of perf]\n\n", program);
     printf("  test     compare the ops with scalar code (default); exit code 1 if any differs\n");
     printf("  perf     time the ops, each beside upstream's where there is one, in turns\n");
-    printf("  -d NAME  where: CPU (default), CUDA0 and so on, or %s, which runs the CUDA kernels on the CPU\n", CUDA_ON_CPU);
+    printf("  -d NAME  where: CPU (default), CUDA0 and so on, or cuda-on-cpu0, which runs the CUDA kernels on the CPU\n");
     printf("  -o TEXT  only cases whose name contains TEXT, such as ATTN or type_k=q4_0\n");
     printf("  -n COUNT the first of them only\n");
     printf("  -s SEED  first seed, 1 without\n");

@@ -3,33 +3,22 @@
 #include "ggml-cpu.h"
 
 #ifdef MINICACHE_CUDA_ON_CPU
-#include "cuda-on-cpu/device.h"
+#include "cuda-on-cpu/backend.h"
 #endif
-
-const char * const CUDA_ON_CPU = "cuda-on-cpu";
 
 test_device::test_device(const std::string & name) {
-#ifdef MINICACHE_CUDA_ON_CPU
-    emulates = name == CUDA_ON_CPU;
-#endif
-    if (emulates || name == "CPU") {
-        backend.reset(ggml_backend_cpu_init());
-        cpu = true;
-        return;
-    }
     ggml_backend_load_all();
+#ifdef MINICACHE_CUDA_ON_CPU
+    ggml_backend_register(cuda_on_cpu_reg());
+#endif
     backend.reset(ggml_backend_init_by_name(name.c_str(), nullptr));
 }
 
+bool test_device::is_cpu() const { return ggml_backend_is_cpu(backend.get()); }
+
 bool test_device::supports(ggml_cgraph * graph) const {
     for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
-        const ggml_tensor * node = ggml_graph_node(graph, i);
-#ifdef MINICACHE_CUDA_ON_CPU
-        if (emulates && node->op == GGML_OP_MINICACHE && !cuda_on_cpu_supports(node)) {
-            return false;
-        }
-#endif
-        if (!emulates && !ggml_backend_supports_op(backend.get(), node)) {
+        if (!ggml_backend_supports_op(backend.get(), ggml_graph_node(graph, i))) {
             return false;
         }
     }
@@ -37,12 +26,7 @@ bool test_device::supports(ggml_cgraph * graph) const {
 }
 
 bool test_device::compute(ggml_cgraph * graph, int n_threads) const {
-#ifdef MINICACHE_CUDA_ON_CPU
-    if (emulates) {
-        return cuda_on_cpu_compute(graph);
-    }
-#endif
-    if (cpu) {
+    if (is_cpu()) {
         ggml_backend_cpu_set_n_threads(backend.get(), n_threads);
     }
     return ggml_backend_graph_compute(backend.get(), graph) == GGML_STATUS_SUCCESS;

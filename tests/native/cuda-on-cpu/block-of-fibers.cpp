@@ -1,14 +1,19 @@
 #include "block-of-fibers.h"
 
+#include <csetjmp>
+#include <ucontext.h>
+
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <numeric>
 #include <random>
-#include <ucontext.h>
 #include <vector>
 
-#include <algorithm>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 uint3 threadIdx;
 uint3 blockIdx;
@@ -29,7 +34,10 @@ struct copy {
 };
 
 struct fiber {
-    ucontext_t              context;
+    ucontext_t              start;
+    jmp_buf                 goes_on;  // where it gave way: swapcontext() would call the kernel each time
+    bool                    started;
+    void *                  kept;
     std::unique_ptr<char[]> stack;
     wait_kind               wait;
     uint3                   index;
@@ -39,20 +47,22 @@ struct fiber {
 };
 
 struct block {
-    std::vector<fiber>   fibers;
-    std::vector<uint8_t> given[2];  // [thread][GIVEN]
-    std::vector<char>    shared;
-    ucontext_t           scheduler;
-    int                  running;
-    bool                 any;
-    std::mt19937         order{ 1 };
+    std::vector<fiber>      fibers;
+    std::vector<uint8_t>    given[2];  // [thread][GIVEN]
+    std::unique_ptr<char[]> shared;    // no larger than asked for, so that sanitizers see where it ends
+    jmp_buf                 scheduler;
+    const void *            stack;  // of the scheduler
+    size_t                  stack_size;
+    int                     running;
+    bool                    any;
+    std::mt19937            order{ 1 };
 
     const std::function<void()> * kernel;
 };
 
 static block b;
 
-char * shared_memory() { return b.shared.data(); }
+char * shared_memory() { return b.shared.get(); }
 
 static void fail(const char * what, const char * place) {
     fprintf(stderr, "block of threads: %s (%s), block %u %u %u, thread %u %u %u\n", what, place, blockIdx.x, blockIdx.y,
@@ -60,10 +70,46 @@ static void fail(const char * what, const char * place) {
     abort();
 }
 
+// What the address sanitizer has to be told: to which stack the program goes, and when it has arrived. `kept` is its own, of
+// the fiber that goes; null for one that does not come back.
+static void leaves_for(const void * stack, size_t size, void ** kept) {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_start_switch_fiber(kept, stack, size);
+#else
+    (void) stack, (void) size, (void) kept;
+#endif
+}
+
+static void arrives(void * kept, const void ** from = nullptr, size_t * from_size = nullptr) {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(kept, from, from_size);
+#else
+    (void) kept, (void) from, (void) from_size;
+#endif
+}
+
 static void give_way(wait_kind kind) {
     fiber & f = b.fibers[b.running];
     f.wait    = kind;
-    swapcontext(&f.context, &b.scheduler);
+    if (!_setjmp(f.goes_on)) {
+        leaves_for(b.stack, b.stack_size, kind == DONE ? nullptr : &f.kept);
+        _longjmp(b.scheduler, 1);
+    }
+    arrives(f.kept);
+}
+
+static void go_on(fiber & f) {
+    void * volatile kept = nullptr;
+    if (_setjmp(b.scheduler)) {
+        arrives(kept);
+        return;
+    }
+    leaves_for(f.stack.get(), STACK, (void **) &kept);
+    if (f.started) {
+        _longjmp(f.goes_on, 1);
+    }
+    f.started = true;
+    setcontext(&f.start);
 }
 
 void wait_for_block() { give_way(AT_BLOCK); }
@@ -113,9 +159,9 @@ bool any_of_block(bool x) {
 }
 
 static void run_fiber() {
+    arrives(nullptr, &b.stack, &b.stack_size);
     (*b.kernel)();
-    b.fibers[b.running].wait = DONE;
-    swapcontext(&b.fibers[b.running].context, &b.scheduler);
+    give_way(DONE);
 }
 
 // threads that all wait for each other go on; false where nobody does
@@ -155,7 +201,7 @@ static void run_block() {
             if (f.wait == READY) {
                 b.running = i;
                 threadIdx = f.index;
-                swapcontext(&b.scheduler, &f.context);
+                go_on(f);
             }
         }
         bool goes_on = false;
@@ -188,16 +234,17 @@ static void start(dim3 threads) {
         if (!f.stack) {
             f.stack.reset(new char[STACK]);
         }
-        f.wait  = READY;
-        f.place = nullptr;
-        f.turn  = 0;
+        f.wait    = READY;
+        f.started = false;
+        f.place   = nullptr;
+        f.turn    = 0;
         f.copies.clear();
         f.index = { (unsigned) i % threads.x, (unsigned) i / threads.x % threads.y, (unsigned) i / threads.x / threads.y };
-        getcontext(&f.context);
-        f.context.uc_stack.ss_sp   = f.stack.get();
-        f.context.uc_stack.ss_size = STACK;
-        f.context.uc_link          = nullptr;
-        makecontext(&f.context, run_fiber, 0);
+        getcontext(&f.start);
+        f.start.uc_stack.ss_sp   = f.stack.get();
+        f.start.uc_stack.ss_size = STACK;
+        f.start.uc_link          = nullptr;
+        makecontext(&f.start, run_fiber, 0);
     }
     b.any = false;
 }
@@ -216,7 +263,8 @@ void run_blocks(dim3 blocks, dim3 threads, size_t shared, const std::function<vo
         for (unsigned y = 0; y < blocks.y; ++y) {
             for (unsigned x = 0; x < blocks.x; ++x) {
                 blockIdx = { x, y, z };
-                b.shared.assign(shared, (char) 0xFF);  // NaN in every format
+                b.shared.reset(new char[shared]);
+                memset(b.shared.get(), 0xFF, shared);  // NaN in every format
                 start(threads);
                 run_block();
             }

@@ -3,6 +3,7 @@
 // What our kernels use of CUDA and of ggml-cuda's common.cuh, on the CPU.
 
 #include "block-of-fibers.h"
+#include "device-memory.h"
 #include "ggml-impl.h"
 #include "ggml.h"
 
@@ -149,6 +150,12 @@ static inline float warp_reduce_max(float x) {
 
 typedef int cudaStream_t;
 
+// Kernels alone can read and write the device's memory. So what is launched can't depend on what lies there, and is the same
+// whenever a captured graph is launched again.
+inline int current_device = 0;
+
+static inline void ggml_cuda_set_device(int device) { current_device = device; }
+
 #define MINICACHE_SHARED(name) char * const name = shared_memory()
 
 template <typename... Parameters>
@@ -159,6 +166,7 @@ static int minicache_cuda_resident_blocks(void (*)(Parameters...), dim3, size_t)
 template <typename... Parameters, typename... Args>
 static void minicache_cuda_launch(
     void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared, cudaStream_t, const Args &... args) {
+    const device_access access(current_device);
     run_blocks(blocks, threads, shared, [&] { kernel(args...); });
 }
 
@@ -204,13 +212,14 @@ struct ggml_cuda_device {
 };
 
 struct ggml_cuda_devices {
-    ggml_cuda_device devices[1];
+    ggml_cuda_device devices[N_DEVICES];
 };
 
 // few multiprocessors, so that chunks are of more than a tile as well
-static inline ggml_cuda_devices ggml_cuda_info() { return { { { 800, 2, 99 * 1024 } } }; }
-
-static inline void ggml_cuda_set_device(int) {}
+static inline ggml_cuda_devices ggml_cuda_info() {
+    const ggml_cuda_device device = { 800, 2, 99 * 1024 };
+    return { { device, device } };
+}
 
 static inline bool ampere_mma_available(int cc) { return cc >= 800; }
 
