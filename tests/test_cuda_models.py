@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
-from coded_models import aligned, coded
+from coded_models import aligned, coded, plain
 from conftest import Loaded
 from cuda_on_cpu import Devices, devices
 from lowlevel import Context, Logits, captured_log, interleaved, nmse, repeated, run
@@ -24,6 +24,7 @@ from oracle.cells import Token
 from oracle.model import Config
 from test_end_to_end import clear_cut, oracle_run
 from test_groups import TIED_BOUND, Groups
+from test_layer_types import MIXED
 from test_memory_ops import (
     CASES,
     Memory,
@@ -108,6 +109,33 @@ def test_codes_match_the_oracle(
     config = coded(loaded, Config(groups, retain=0.1, window=5, n_ubatch=n_ubatch), plan)
     tokens, expected = clear_cut(loaded, config, lambda seed: run(prompt(50, seed)))
     assert nmse(on_device(device, loaded, config, tokens), expected) <= TIED_BOUND
+
+
+@pytest.mark.parametrize("n_ubatch", [1, 40])
+@pytest.mark.parametrize("head_size", [64, 96])
+def test_plain_layers_match_the_oracle(
+    load: Callable[..., Loaded], device: Devices, plan: Path, head_size: int, n_ubatch: int
+) -> None:
+    """Ours takes those that upstream's flash attention on GPUs does not read as they are: five of six."""
+    loaded = load(tiny_models.random_model, head_size=head_size)
+    config = plain(loaded, Config(n_ubatch=n_ubatch, plain=MIXED), plan)
+    tokens = run(prompt(60))
+    expected, _ = oracle_run(loaded, config, tokens)
+    with device.holding(loaded) as held, Context.of(held.model, config) as ctx:
+        assert ctx.report().fallback == ""
+        before = device.computed()
+        assert nmse(ctx.decode(tokens), expected) <= BOUNDS["q4_0"]
+        assert device.computed() - before == len(MIXED) * -(-len(tokens) // n_ubatch)
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q4_0"])
+def test_plain_layers_of_one_type_are_upstreams(random_model: Loaded, device: Devices, kind: str) -> None:
+    config = Config(random_model.pairs, type_k=kind, type_v=kind)
+    with device.holding(random_model) as held, Context.of(held.model, config) as ctx:
+        before = device.computed()
+        ctx.decode(run(prompt(20)))
+        # two attentions, a merge, and its distances
+        assert device.computed() - before == 4 * len(random_model.pairs)
 
 
 @pytest.mark.parametrize("arch", ["qwen2", "refact"])
@@ -269,6 +297,18 @@ def test_what_the_kernels_lack_runs_on_the_cpu(load: Callable[..., Loaded], devi
     assert report.fallback == "cuda-on-cpu0 has no MiniCache kernels for attention (head size 40, f16, f16)"
     assert report.fallback in str(report)
     assert sum(report.fallback in text for _, text in lines) == 1
+
+
+def test_plain_layers_that_nothing_reads_run_on_the_cpu(load: Callable[..., Loaded], device: Devices) -> None:
+    loaded = load(tiny_models.random_model, head_size=288, n_layer=4)
+    config = Config(((2, 3),), type_k="iq4_nl", type_v="iq4_nl", n_ubatch=16)
+    tokens = run(prompt(40))
+    expected, _ = oracle_run(loaded, config, tokens)
+    with device.holding(loaded) as held, captured_log() as lines, Context.of(held.model, config) as ctx:
+        fallback = ctx.report().fallback
+        assert nmse(ctx.decode(tokens), expected) <= BOUNDS["q4_0"]
+    assert fallback == "cuda-on-cpu0 has no attention over plain layers (head size 288, iq4_nl, iq4_nl)"
+    assert sum("attend on the CPU" in text for _, text in lines) == 1
 
 
 #

@@ -206,17 +206,13 @@ static ggml_minicache_attn_params attn_params(
     };
 }
 
-// A layer that is not merged and lies in main memory attends by the same kernels; null for one on another device, where
-// upstream's own are the ones to take.
+// a layer that is not merged
 static ggml_tensor * build_plain(const llm_graph_context & graph, llm_graph_input_attn_kv_minicache & inp, ggml_tensor * q_cur,
     ggml_tensor * k_cur, ggml_tensor * v_cur, ggml_tensor * sinks, float kq_scale, int il) {
     ggml_context * ctx = graph.ctx0;
 
     ggml_tensor * k = inp.mctx->get_k(ctx, il);
     ggml_tensor * v = inp.mctx->get_v(ctx, il);
-    if (ggml_backend_buffer_get_type(k->view_src->buffer) != ggml_backend_cpu_buffer_type()) {
-        return nullptr;
-    }
     ggml_build_forward_expand(graph.gf, inp.mctx->cpy_k(ctx, k_cur, inp.get_k_idxs(), il));
     ggml_build_forward_expand(graph.gf, inp.mctx->cpy_v(ctx, v_cur, inp.get_v_idxs(), il));
 
@@ -237,7 +233,7 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
     }
     const int32_t ig = inp->kv->find_group(il);
     if (ig < 0) {
-        const bool by_upstream = kq_b || graph.cparams.training;
+        const bool by_upstream = kq_b || graph.cparams.training || !inp->kv->attends_by_own_op(il);
         return by_upstream ? nullptr : build_plain(graph, *inp, q_cur, k_cur, v_cur, sinks, kq_scale, il);
     }
     if (kq_b) {

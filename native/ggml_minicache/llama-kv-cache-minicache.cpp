@@ -162,7 +162,7 @@ llama_kv_cache_minicache::llama_kv_cache_minicache(const llama_model & model, co
     mode(grouping.groups.empty() ? LLAMA_MINICACHE_MODE_SLERP : settings.mode),
     rope_block(is_coded() ? settings.plan->rope_block : 0), plan_hash(settings.plan ? settings.plan->hash : 0),
     cache_type_k(params.type_k), cache_type_v(params.type_v), block(settings.retain_block()), window(settings.window),
-    group_of_layer(grouping.layers.size(), -1) {
+    group_of_layer(grouping.layers.size(), -1), own_op(model.hparams.n_layer_all, false) {
     add_plain_layers(settings.plan.get(), filter, cparams.offload_kqv);
     add_groups();
     std::vector<minicache_rope_turn> turns;
@@ -287,6 +287,14 @@ std::string llama_kv_cache_minicache::missing_ops(ggml_backend_dev_t dev, const 
     return missing;
 }
 
+// the first is told, in the log and in the report
+void llama_kv_cache_minicache::note_fallback(const std::string & what) {
+    if (fallback.empty()) {
+        fallback = what;
+        LLAMA_LOG_WARN("%s: %s: layers attend on the CPU, which is SLOW for a model on that device\n", __func__, what.c_str());
+    }
+}
+
 ggml_backend_buffer_t llama_kv_cache_minicache::allocate_tensors(
     ggml_context * ctx, ggml_backend_buffer_type_t buft, bool no_alloc) {
     ggml_backend_buffer_t buf;
@@ -327,12 +335,10 @@ void llama_kv_cache_minicache::allocate(const minicache_plan * plan, bool offloa
             const std::string  missing = missing_ops(dev, group);
             if (missing.empty()) {
                 buft = ggml_backend_dev_buffer_type(dev);
-            } else if (fallback.empty()) {
-                fallback = format("%s has no MiniCache kernels for %s (head size %d, %s, %s)", ggml_backend_dev_name(dev),
+            } else {
+                note_fallback(format("%s has no MiniCache kernels for %s (head size %d, %s, %s)", ggml_backend_dev_name(dev),
                     missing.c_str(), (int) group.d_k, is_coded() ? "codes" : ggml_type_name(cache_type_k),
-                    is_coded() ? "codes" : ggml_type_name(cache_type_v));
-                LLAMA_LOG_WARN("%s: %s: merged layers attend on the CPU, which is SLOW for a model on that device\n", __func__,
-                    fallback.c_str());
+                    is_coded() ? "codes" : ggml_type_name(cache_type_v)));
             }
         }
 

@@ -109,6 +109,9 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     // of a layer that is not merged
     minicache_layer_types get_plain_types(int32_t il) const;
 
+    // whether a layer that is not merged attends by our op, in place of upstream's flash attention
+    bool attends_by_own_op(int32_t il) const { return own_op[il]; }
+
     // whether the layer's K, or V, is kept as upstream's Hadamard rotation turns it: where its type is quantized
     bool rotates_k(int32_t il) const;
     bool rotates_v(int32_t il) const;
@@ -121,7 +124,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     bool     is_coded() const { return mode == LLAMA_MINICACHE_MODE_CODE; }
     bool     is_observed() const { return settings.observe; }
 
-    // why groups of a device are kept, and attended to, on the CPU; "" if none are
+    // why what is to be a device's is computed on the CPU; "" if nothing is
     const std::string & get_fallback() const { return fallback; }
 
     llama_minicache_mode get_mode() const { return mode; }
@@ -155,6 +158,8 @@ class llama_kv_cache_minicache : public llama_kv_cache {
         const layer_filter_cb & filter, const minicache_settings & settings, const minicache_grouping & grouping);
 
     void add_plain_layers(const minicache_plan * plan, const layer_filter_cb & filter, bool offload);
+    bool takes_own_op(ggml_backend_dev_t dev, const kv_layer & layer);
+    void note_fallback(const std::string & what);
     void add_groups();
 
     // the groups' codes; the result is how RoPE turns each of them
@@ -197,6 +202,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     std::vector<minicache_group> groups;
     std::vector<int32_t>         group_of_layer;
+    std::vector<bool>            own_op;  // by layer
     std::string                  fallback;
 
     // Codecs and bases stay when the cache is cleared, so they are not among the base class's buffers.

@@ -130,7 +130,7 @@ class KVReport:
         if others:
             lines.append(f"unmerged layers with other types: {others}")
         if self.fallback:
-            lines.append(f"{self.fallback}: merged layers attend on the CPU")
+            lines.append(f"{self.fallback}: layers attend on the CPU")
         rows = [("taken", mib(self.bytes), "")]
         if self.active:
             fixed = "bases" if self.mode == "aligned" else "codecs"

@@ -242,6 +242,9 @@ bool device_supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
     if (op->op == GGML_OP_MINICACHE) {
         return ggml_cuda_minicache_supported(context_of(device).index, op);
     }
+    if (op->op == GGML_OP_FLASH_ATTN_EXT && (op->src[1]->type == GGML_TYPE_IQ4_NL || op->src[2]->type == GGML_TYPE_IQ4_NL)) {
+        return false;  // as ggml-cuda
+    }
     return ggml_backend_dev_supports_op(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), op);
 }
 
