@@ -131,14 +131,16 @@ measure_model() {
     # long contexts where there are few KV heads: of full ones they take 16 GiB in f16
     local contexts=(--ctx 4096)
     [ "$shape" = llama-3-8b ] && contexts+=(--ctx 32768)
-    LINES_SHOWN=40 step "decode of $shape" decode "$model" "$results/decode-$shape.json" "${contexts[@]}"
+    local plan=$folder/$shape-8.plan.gguf
+    [ -f "$plan" ] || LINES_SHOWN=1 step "random plan of $shape" python3 scripts/random_plan.py "$model" --ratio 8 -o "$plan"
+    local caches=(--config f16 --config q4_0 --config slerp:type=q4_0 --config "$plan")
+    LINES_SHOWN=40 step "decode of $shape" decode "$model" "$results/decode-$shape.json" "${contexts[@]}" "${caches[@]}"
     LINES_SHOWN=6 step "throughput of $shape at 4 GiB" python3 scripts/bench_throughput.py "$model" --budget 4G --requests 128 \
-        --config f16 --config q4_0 --config slerp:type=q4_0 --json "$results/throughput-$shape.json"
+        "${caches[@]}" --json "$results/throughput-$shape.json"
 }
 
 decode() {
-    python3 -m minicache_cpp bench "$1" --device cuda "${@:3}" --reps 3 --config f16 --config q4_0 --config slerp:type=q4_0 \
-        --json > "$2" &&
+    python3 -m minicache_cpp bench "$1" --device cuda "${@:3}" --reps 3 --json > "$2" &&
         python3 -c 'import json, sys; from minicache_cpp.bench import table; print(table(json.load(open(sys.argv[1]))))' "$2"
 }
 
@@ -152,9 +154,12 @@ fi
 if wanted test; then
     LINES_SHOWN=3 step 'native tests on the CPU' "$bin/minicache-test" -o 'ATTN(type_k=f16'
     step 'native tests on the GPU' "$bin/minicache-test" -d CUDA0
-    LINES_SHOWN=8 step 'logits' python3 scripts/compare_devices.py --json "$results/logits.json"
+    LINES_SHOWN=1 step 'a plan of the demo model' python3 -m minicache_cpp calibrate --ratio 8 --tokens 2048 --gpu-layers -1 \
+        -o "$folder/demo-8.plan.gguf"
+    LINES_SHOWN=8 step 'logits' python3 scripts/compare_devices.py --config f16 --config q4_0 --config slerp:type=f16 \
+        --config slerp:type=q8_0 --config slerp:type=q4_0 --config "$folder/demo-8.plan.gguf" --json "$results/logits.json"
     LINES_SHOWN=8 step 'logits with half of the layers on the GPU' python3 scripts/compare_devices.py --gpu-layers 6 \
-        --config f16 --config slerp:type=q4_0
+        --config f16 --config slerp:type=q4_0 --config "$folder/demo-8.plan.gguf"
 fi
 if wanted sanitize; then
     if command -v compute-sanitizer > /dev/null; then
