@@ -35,6 +35,10 @@ class Devices:
         """The op of this number from now on fails, and with `for_good` every call after it; -1: no more."""
         self.library.cuda_on_cpu_fail(op, for_good)
 
+    def fail_copy(self, copy: int) -> None:
+        """The copy to or from a device of this number from now on fails; -1: none."""
+        self.library.cuda_on_cpu_fail_copy(copy)
+
     @contextmanager
     def holding(self, loaded: Loaded, n_gpu_layers: int = ALL_LAYERS) -> Iterator[Loaded]:
         """The model once more, the last layers and the output on the devices."""
@@ -66,4 +70,5 @@ def devices(count: int = 1, memory: int = 8 * GIB) -> Iterator[Devices]:
         yield found
     finally:
         found.fail(-1)
+        found.fail_copy(-1)
         ggml.ggml_backend_unload(backend)

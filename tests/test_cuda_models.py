@@ -339,6 +339,26 @@ def test_an_error_is_an_exception(random_model: Loaded, device: Devices) -> None
         assert np.array_equal(again._ctx.get_logits()[: again.n_vocab()], seen)
 
 
+@pytest.mark.parametrize("call", ["save", "load", "clear"])
+def test_errors_of_copies_are_exceptions_too(random_model: Loaded, device: Devices, call: str) -> None:
+    with Llama(str(random_model.path), **SETTINGS) as llm:
+        llm.eval(TOKENS[:16])
+        state = llm.save_state()
+        calls = {
+            "save": llm.save_state,
+            "load": lambda: llm.load_state(state),
+            "clear": llm._ctx.kv_cache_clear,
+        }
+        device.fail_copy(0)
+        with pytest.raises(
+            MiniCacheError, match=r"illegal memory access .*; the context can't be used any more"
+        ):
+            calls[call]()
+        for one in (*calls.values(), lambda: llm.eval(TOKENS[16:24])):
+            with pytest.raises(MiniCacheError, match="failed earlier"):
+                one()
+
+
 def test_a_device_that_is_lost(random_model: Loaded, device: Devices) -> None:
     """In a process of its own, which is to start again: it says so, refuses to go on, and ends in order."""
     script = f"""

@@ -49,6 +49,9 @@ def test_assertion_is_an_exception(llm: Llama, path: str) -> None:
         for _ in range(2):
             with pytest.raises(MiniCacheError, match=f"failed earlier .* make a new one: .*{ASSERTION}"):
                 llm.eval(TOKENS[:8])
+        for call in (llm.save_state, llm._ctx.kv_cache_clear, lambda: llm.load_state(other.save_state())):
+            with pytest.raises(MiniCacheError, match="failed earlier"):
+                call()
         other.eval(TOKENS[8:16])
         seen = np.array(other._ctx.get_logits()[: other.n_vocab()])
     llm.close()

@@ -93,7 +93,7 @@ LLAMA_API bool llama_minicache_use(enum llama_minicache_use_kind use, const stru
 LLAMA_API const char * llama_minicache_last_error(void);
 
 //
-// batches, with errors in place of an end of the process
+// calls of llama.h that reach a device, with errors in place of an end of the process
 //
 
 // As llama_decode() and llama_encode(), whose result goes to `result`, and as llama_synchronize() after it, so that a device's
@@ -105,6 +105,15 @@ LLAMA_API const char * llama_minicache_last_error(void);
 // is set, and everything in a build by MSVC. Abort and log callbacks must not call llama.h or ggml meanwhile.
 LLAMA_API bool llama_minicache_decode_batch(struct llama_context * ctx, const struct llama_batch * batch, int32_t * result);
 LLAMA_API bool llama_minicache_encode_batch(struct llama_context * ctx, const struct llama_batch * batch, int32_t * result);
+
+// States and clearing, likewise: as llama_state_get_data() and llama_state_set_data(), for seq_id >= 0 as llama_state_seq_get_data()
+// and llama_state_seq_set_data(), and as llama_memory_clear().
+//   dst: NULL asks for the size
+//   n:   bytes written, or read; 0 where llama.cpp refuses, with the reason in llama_minicache_last_error() if it is ours
+LLAMA_API bool llama_minicache_get_state(struct llama_context * ctx, llama_seq_id seq_id, uint8_t * dst, size_t size, size_t * n);
+LLAMA_API bool llama_minicache_set_state(
+    struct llama_context * ctx, llama_seq_id seq_id, const uint8_t * src, size_t size, size_t * n);
+LLAMA_API bool llama_minicache_clear(struct llama_context * ctx, bool data);
 
 // As llama_free(), for any context. False where that would end the process or never return, as after an error of CUDA that the
 // device does not recover from: the context is kept to the end of the process then, and its model must not be freed either.

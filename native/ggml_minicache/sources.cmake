@@ -51,7 +51,7 @@ set(MINICACHE_LLAMA_SOURCES
     llama-minicache.h
     llama-minicache.cpp
     llama-minicache-kernels.cpp
-    llama-minicache-batch.cpp
+    llama-minicache-calls.cpp
     llama-minicache-guard.h
     llama-minicache-guard.cpp
     llama-minicache-error.h

@@ -60,6 +60,11 @@ bool llama_minicache_decode_batch(
         struct llama_context * ctx, const struct llama_batch * batch, int32_t * result);
 bool llama_minicache_encode_batch(
         struct llama_context * ctx, const struct llama_batch * batch, int32_t * result);
+bool llama_minicache_get_state(
+        struct llama_context * ctx, llama_seq_id seq_id, uint8_t * dst, size_t size, size_t * n);
+bool llama_minicache_set_state(
+        struct llama_context * ctx, llama_seq_id seq_id, const uint8_t * src, size_t size, size_t * n);
+bool llama_minicache_clear(struct llama_context * ctx, bool data);
 bool llama_minicache_free(struct llama_context * ctx);
 
 struct llama_minicache_report {
@@ -217,7 +222,7 @@ bool llama_minicache_code_attention(
 ffi = cffi.FFI()
 ffi.cdef(
     f"enum ggml_type {{ GGML_TYPE_F32 = 0, GGML_TYPE_COUNT = {GGML_TYPE_COUNT} }};\n"
-    "struct llama_model;\nstruct llama_context;\nstruct llama_batch;"
+    "struct llama_model;\nstruct llama_context;\nstruct llama_batch;\ntypedef int32_t llama_seq_id;"
 )
 ffi.cdef(DECLARATIONS)
 lib: Any = ffi.dlopen(str(_library.load()))
@@ -308,7 +313,7 @@ def context_pointer(ctx: Any) -> Any:
 
 
 #
-# batches: what would have ended the process is an error
+# what reaches a device: what would have ended the process is an error
 #
 
 
@@ -327,6 +332,34 @@ def _run(function: Any, ctx: Any, batch: Any) -> int:
     pointer = ffi.cast("struct llama_batch *", ctypes.addressof(batch))
     check(function(context_pointer(ctx), pointer, result), "the batch")
     return int(result[0])
+
+
+WHOLE_CONTEXT = -1  # in place of a sequence
+
+
+def get_state(ctx: Any, seq: int = WHOLE_CONTEXT) -> bytearray:
+    """The state of a sequence, or of the whole context, as set_state() takes it; empty where there is none."""
+    size = ffi.new("size_t *")
+    check(lib.llama_minicache_get_state(context_pointer(ctx), seq, ffi.NULL, 0, size), "the state")
+    state = bytearray(size[0])
+    check(
+        lib.llama_minicache_get_state(context_pointer(ctx), seq, ffi.from_buffer(state), len(state), size),
+        "the state",
+    )
+    return state[: size[0]]
+
+
+def set_state(ctx: Any, state: Any, seq: int = WHOLE_CONTEXT) -> bool:
+    """Load a saved state, any object of bytes; False where it is refused, by us with a last_error()."""
+    n = ffi.new("size_t *")
+    buffer = ffi.from_buffer(state)
+    check(lib.llama_minicache_set_state(context_pointer(ctx), seq, buffer, len(buffer), n), "the state")
+    return int(n[0]) == len(buffer)
+
+
+def clear(ctx: Any) -> None:
+    """Empty a context's memory."""
+    check(lib.llama_minicache_clear(context_pointer(ctx), True), "clearing")
 
 
 # contexts that had to be kept: a device failed, and frees nothing any more

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,7 @@ class BenchContext:
         bindings.llama_memory_seq_rm(self.memory, 0, n_tokens, -1)
 
     def clear(self) -> None:
-        bindings.llama_memory_clear(self.memory, True)
+        _native.clear(self.ctx)
 
     def close(self) -> None:
         bindings.llama_batch_free(self.batch)
@@ -130,14 +129,13 @@ class BenchContext:
 
 def save_sequence(ctx: Any, seq: int) -> Any:
     """The state of a sequence, as load_sequence() takes it."""
-    size = bindings.llama_state_seq_get_size(ctx, seq)
-    state = (ctypes.c_uint8 * size)()
-    if bindings.llama_state_seq_get_data(ctx, state, size, seq) != size:
+    state = _native.get_state(ctx, seq)
+    if not state:
         raise MiniCacheError(f"the state of sequence {seq} can't be saved")
     return state
 
 
 def load_sequence(ctx: Any, seq: int, state: Any) -> None:
     """Add the cells of a saved state to a context, as those of this sequence."""
-    if not bindings.llama_state_seq_set_data(ctx, state, len(state), seq):
+    if not _native.set_state(ctx, state, seq):
         raise MiniCacheError(f"there is no room for the state of sequence {seq}")

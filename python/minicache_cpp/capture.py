@@ -215,7 +215,7 @@ class Observed:
         """Run a chunk; Q, K and V of every layer, [tokens, heads, size]."""
         n = len(chunk.tokens)
         self.seen.clear()
-        bindings.llama_memory_clear(bindings.llama_get_memory(self.ctx), True)
+        _native.clear(self.ctx)
         batch = bindings.llama_batch_init(n, 0, 1)
         try:
             batch.n_tokens = n

@@ -5,14 +5,13 @@ One file: a line that names the format, a line of JSON, and the native state's b
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from ._native import bindings
+from . import _native
 from .conversation import Conversation
 from .errors import MiniCacheError
 from .llama import set_state
@@ -24,9 +23,7 @@ FINGERPRINT_BYTES = 1 << 20  # of the model file: its header, and a part of its 
 def save_chat(path: Path, conversation: Conversation, cache: str) -> int:
     """Write the conversation and return the bytes; an older file stays until the new one is complete."""
     llm = conversation.llm
-    size = bindings.llama_state_get_size(llm.ctx)
-    buffer = (ctypes.c_uint8 * size)()
-    state = memoryview(buffer)[: bindings.llama_state_get_data(llm.ctx, buffer, size)]
+    state = _native.get_state(llm.ctx)
     header = {
         "model": fingerprint(llm.model_path),
         "cache": cache,

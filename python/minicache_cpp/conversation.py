@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from . import _native
 from ._native import bindings
 from .chat_template import ChatTemplate, Message
 from .errors import MiniCacheError
@@ -64,7 +65,7 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget everything but the system message."""
-        bindings.llama_memory_clear(self.memory, True)
+        _native.clear(self.llm.ctx)
         self.llm.reset()  # type: ignore[no-untyped-call]
         self.sampler.reset()
         self.messages = list(self.system)
@@ -227,7 +228,7 @@ class Conversation:
         if n_tokens < self.llm.n_tokens:
             if not bindings.llama_memory_seq_rm(self.memory, 0, n_tokens, -1):
                 # a recurrent model's memory can't let go of a part
-                bindings.llama_memory_clear(self.memory, True)
+                _native.clear(self.llm.ctx)
                 n_tokens = 0
                 self.text = ""
             self.llm.n_tokens = n_tokens

@@ -9,9 +9,9 @@ from llama_cpp import _internals
 
 
 class GuardedContext(_internals.LlamaContext):
-    """A batch that fails on a device, or is against an assertion of llama.cpp's, raises MiniCacheError.
+    """What fails on a device, or is against an assertion of llama.cpp's, raises MiniCacheError.
 
-    Afterwards the context refuses every batch, with that reason, and can be closed.
+    Afterwards the context refuses every batch, state and clearing, with that reason, and can be closed.
     """
 
     @classmethod
@@ -26,6 +26,9 @@ class GuardedContext(_internals.LlamaContext):
     def encode(self, batch: Any) -> None:
         if status := _native.encode(self.ctx, batch.batch):
             raise RuntimeError(f"llama_encode returned {status}")
+
+    def kv_cache_clear(self) -> None:
+        _native.clear(self.ctx)
 
     def close(self) -> None:
         ctx, self.ctx = self.ctx, None  # the callback that llama_cpp would free it by finds nothing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import warnings
 from collections.abc import Sequence
@@ -119,6 +118,18 @@ class Llama(llama_cpp.Llama):
             if distance is not None and distance > WARN_DISTANCE:
                 warnings.warn(distance_warning(distance), MiniCacheWarning, stacklevel=2)
 
+    def save_state(self) -> llama_cpp.LlamaState:
+        """As llama_cpp's, but errors of the device are MiniCacheErrors."""
+        state = bytes(_native.get_state(self._ctx.ctx))
+        return llama_cpp.LlamaState(
+            scores=self._scores.copy(),
+            input_ids=self.input_ids.copy(),
+            n_tokens=self.n_tokens,
+            llama_state=state,
+            llama_state_size=len(state),
+            seed=self._seed,
+        )
+
     def load_state(self, state: llama_cpp.LlamaState) -> None:
         """As llama_cpp's, but nothing of this Llama changes before the native state is accepted."""
         n_tokens = state.n_tokens
@@ -163,15 +174,13 @@ def requested(
 
 def set_state(llm: llama_cpp.Llama, data: bytes) -> None:
     """Load a saved native state. One that is refused leaves the context as it was, or, at worst, empty."""
-    buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
-    if bindings.llama_state_set_data(llm.ctx, buffer, len(data)) == len(data):
+    if _native.set_state(llm.ctx, data):
         return
     reason = _native.last_error() or "it is damaged, or of another model, context size or cache setting"
-    memory = bindings.llama_get_memory(llm.ctx)
-    if bindings.llama_memory_seq_pos_max(memory, 0) == llm.n_tokens - 1:
+    if bindings.llama_memory_seq_pos_max(bindings.llama_get_memory(llm.ctx), 0) == llm.n_tokens - 1:
         raise MiniCacheError(f"the saved state was refused, and nothing has changed: {reason}")
     # a plain cache has let go of its cells by then; what is left of them is no sequence
-    bindings.llama_memory_clear(memory, True)
+    _native.clear(llm.ctx)
     llm.n_tokens = 0
     raise MiniCacheError(f"the saved state was refused, and the context is empty now: {reason}")
 

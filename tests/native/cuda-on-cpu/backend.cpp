@@ -18,6 +18,7 @@ size_t device_memory = (size_t) 8 << 30;
 int    fails_at      = -1;
 bool   fails_on      = false;  // when it has failed
 bool   dead          = false;
+int    copy_fails_at = -1;
 int    n_computed    = 0;
 
 struct device_context {
@@ -46,6 +47,13 @@ void check_alive() {
     }
 }
 
+void check_copy() {
+    check_alive();
+    if (copy_fails_at >= 0 && copy_fails_at-- == 0) {
+        fail();
+    }
+}
+
 //
 // buffers
 //
@@ -55,19 +63,19 @@ void buffer_free(ggml_backend_buffer_t buffer) { device_free(context_of(buffer).
 void * buffer_base(ggml_backend_buffer_t buffer) { return buffer->context; }
 
 void buffer_memset(ggml_backend_buffer_t buffer, ggml_tensor * tensor, uint8_t value, size_t offset, size_t size) {
-    check_alive();
+    check_copy();
     const device_access access(context_of(buffer).index);
     memset((char *) tensor->data + offset, value, size);
 }
 
 void buffer_set(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
-    check_alive();
+    check_copy();
     const device_access access(context_of(buffer).index);
     memcpy((char *) tensor->data + offset, data, size);
 }
 
 void buffer_get(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
-    check_alive();
+    check_copy();
     const device_access access(context_of(buffer).index);
     memcpy(data, (const char *) tensor->data + offset, size);
 }
@@ -79,7 +87,7 @@ ggml_backend_buffer_t buffer_of(const ggml_tensor * tensor) {
 bool is_ours(ggml_backend_buffer_t buffer) { return buffer->iface.get_tensor == buffer_get; }
 
 bool buffer_copy(ggml_backend_buffer_t buffer, const ggml_tensor * from, ggml_tensor * to) {
-    check_alive();
+    check_copy();
     if (!is_ours(buffer_of(from))) {
         return false;
     }
@@ -90,7 +98,7 @@ bool buffer_copy(ggml_backend_buffer_t buffer, const ggml_tensor * from, ggml_te
 }
 
 void buffer_clear(ggml_backend_buffer_t buffer, uint8_t value) {
-    check_alive();
+    check_copy();
     const device_access access(context_of(buffer).index);
     memset(buffer->context, value, buffer->size);
 }
@@ -311,6 +319,8 @@ void cuda_on_cpu_fail(int op, bool for_good) {
     fails_on = for_good;
     dead     = false;
 }
+
+void cuda_on_cpu_fail_copy(int copy) { copy_fails_at = copy; }
 
 int cuda_on_cpu_computed(void) { return n_computed; }
 

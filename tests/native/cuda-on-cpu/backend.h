@@ -20,6 +20,9 @@ GGML_BACKEND_API void cuda_on_cpu_set_devices(int n_devices, size_t memory);
 // `for_good` everything after it too. -1: none.
 GGML_BACKEND_API void cuda_on_cpu_fail(int op, bool for_good);
 
+// Of the copies to and from a device's memory, and of what sets it, the one with this number fails, 0 for the next. -1: none.
+GGML_BACKEND_API void cuda_on_cpu_fail_copy(int copy);
+
 // MiniCache ops that the devices have computed so far.
 GGML_BACKEND_API int cuda_on_cpu_computed(void);
 }

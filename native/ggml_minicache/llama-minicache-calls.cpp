@@ -8,7 +8,7 @@
 #include <map>
 #include <mutex>
 
-// Decode and encode inside a guard, and what may become of a context after an error.
+// Calls of llama.h that reach a device, inside a guard, and what may become of a context after an error.
 
 static std::mutex                                   mutex;
 static std::map<const llama_context *, std::string> failures;                // of contexts that are not freed yet
@@ -46,26 +46,31 @@ static std::string note_failure(llama_context * ctx, const std::string & reason)
 }
 
 template <typename F>
+static void run_guarded(llama_context * ctx, const F & run) {
+    refuse_failed(ctx);
+    try {
+        minicache_guard_aborts(run);
+    } catch (const std::exception & e) {
+        throw std::runtime_error(note_failure(ctx, e.what()));
+    }
+}
+
+template <typename F>
 static bool run_batch(llama_context * ctx, const llama_batch * batch, int32_t * result, const F & run) {
     return minicache_guarded([&] {
         if (!ctx || !batch || !result) {
             throw std::invalid_argument("ctx, batch and result must not be NULL");
         }
-        refuse_failed(ctx);
-
         const auto run_all = [&] {
             *result = run(ctx, *batch);
             llama_synchronize(ctx);
         };
         if (ctx->get_cparams().cb_eval) {
+            refuse_failed(ctx);
             run_all();  // between here and an abort there may be frames of the callback's language
             return;
         }
-        try {
-            minicache_guard_aborts(run_all);
-        } catch (const std::exception & e) {
-            throw std::runtime_error(note_failure(ctx, e.what()));
-        }
+        run_guarded(ctx, run_all);
     });
 }
 
@@ -75,6 +80,45 @@ bool llama_minicache_decode_batch(llama_context * ctx, const llama_batch * batch
 
 bool llama_minicache_encode_batch(llama_context * ctx, const llama_batch * batch, int32_t * result) {
     return run_batch(ctx, batch, result, llama_encode);
+}
+
+bool llama_minicache_get_state(llama_context * ctx, llama_seq_id seq_id, uint8_t * dst, size_t size, size_t * n) {
+    return minicache_guarded([&] {
+        if (!ctx || !n) {
+            throw std::invalid_argument("ctx and n must not be NULL");
+        }
+        run_guarded(ctx, [&] {
+            if (seq_id < 0) {
+                *n = dst ? llama_state_get_data(ctx, dst, size) : llama_state_get_size(ctx);
+            } else {
+                *n = dst ? llama_state_seq_get_data(ctx, dst, size, seq_id) : llama_state_seq_get_size(ctx, seq_id);
+            }
+        });
+    });
+}
+
+bool llama_minicache_set_state(llama_context * ctx, llama_seq_id seq_id, const uint8_t * src, size_t size, size_t * n) {
+    return minicache_guarded([&] {
+        if (!ctx || !src || !n) {
+            throw std::invalid_argument("ctx, src and n must not be NULL");
+        }
+        run_guarded(ctx, [&] {
+            *n = seq_id < 0 ? llama_state_set_data(ctx, src, size) : llama_state_seq_set_data(ctx, src, size, seq_id);
+            llama_synchronize(ctx);
+        });
+    });
+}
+
+bool llama_minicache_clear(llama_context * ctx, bool data) {
+    return minicache_guarded([&] {
+        if (!ctx) {
+            throw std::invalid_argument("ctx must not be NULL");
+        }
+        run_guarded(ctx, [&] {
+            llama_memory_clear(llama_get_memory(ctx), data);
+            llama_synchronize(ctx);
+        });
+    });
 }
 
 bool llama_minicache_free(llama_context * ctx) {
