@@ -125,6 +125,10 @@ class Context:
     def report(self) -> KVReport:
         return read_report(self.handle)
 
+    def n_reused(self) -> int:
+        """How often a batch was computed by the graph of the one before."""
+        return int(llama_cpp.llama_perf_context(self.handle).n_reused)
+
     #
     # sequence operations
     #

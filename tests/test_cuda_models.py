@@ -31,6 +31,7 @@ from test_memory_ops import (
     Result,
     assert_a_sequence_goes_on,
     assert_a_state_goes_on,
+    assert_graphs_are_reused,
     assert_matches_the_oracle,
     copy_then_diverge,
     shift_context,
@@ -208,6 +209,12 @@ def test_a_state_moves_between_devices(
             tokens = run(prompt(20, 1), 60)
             results = [repeated(ctx.decode, tokens, 1) for ctx in (one, other)]
     assert nmse(*results) <= TIED_BOUND
+
+
+def test_graphs_are_reused(random_model: Loaded, device: Devices, plan: Path) -> None:
+    config = coded(random_model, Config(GROUPS, retain=0.1, window=9), plan)
+    with device.holding(random_model) as held:
+        assert_graphs_are_reused(held, config)
 
 
 def test_two_runs_are_the_same(random_model: Loaded, device: Devices, plan: Path) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import tiny_models
+from coded_models import coded
 from conftest import Loaded
 from lowlevel import Context, Logits, interleaved, nmse, repeated, run
 from oracle.cells import Token
@@ -259,6 +261,31 @@ def test_quantized_heads_without_rotation_are_shifted(
     pairs = tuple(tiny_models.default_pairs(loaded.tiny.shape.n_layer, start))
     config = Config(pairs, retain=0.1, type_k="q8_0", type_v="q8_0", n_ubatch=16)
     assert_matches_the_oracle(loaded, config, scenario, QUANTIZED_BOUND)
+
+
+def assert_graphs_are_reused(loaded: Loaded, config: Config) -> None:
+    """Token by token, up to where the cells in use pass the next 256: what a GPU has captured is launched again."""
+    sequences = [prompt(90, seed) for seed in range(config.n_seq_max)]
+    with context(loaded, config) as ctx:
+        ctx.decode(interleaved([tokens[:20] for tokens in sequences]))
+        before = ctx.n_reused()
+        for i in range(20, 90):
+            ctx.decode(interleaved([[tokens[i]] for tokens in sequences], first=i))
+        assert ctx.n_reused() - before == 69  # all but the first
+
+
+@pytest.mark.parametrize("kind", ["plain", "slerp", "codes"])
+@pytest.mark.parametrize(("n_seq", "unified"), [(1, True), (2, True), (2, False)])
+def test_graphs_are_reused(
+    random_model: Loaded, tmp_path: Path, kind: str, n_seq: int, unified: bool
+) -> None:
+    config = Config(n_seq_max=n_seq, unified=unified)
+    if kind == "slerp":
+        config = replace(config, groups=random_model.pairs, retain=0.1)
+    if kind == "codes":
+        base = replace(config, groups=((0, 1), (2, 3, 4, 5)), retain=0.1, window=9)
+        config = coded(random_model, base, tmp_path / "plan.gguf")
+    assert_graphs_are_reused(random_model, config)
 
 
 def test_a_full_cache_is_refused_and_stays_as_it_was(random_model: Loaded) -> None:
