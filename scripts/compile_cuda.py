@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bootstrap import FAILED, OK, RELEASE, ROOT, cache_dir, digest
+from cuda_toolkit import find_nvcc, has_cublas_headers, toolkit
 
 SOURCES = ROOT / "native" / "ggml_minicache"
 ARCHITECTURES = ("80", "90", "120")
@@ -68,10 +69,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.architecture = args.architecture or list(ARCHITECTURES)
     return args
-
-
-def find_nvcc() -> str | None:
-    return os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
 def compile_sources(nvcc: str, tree: Path, architectures: Sequence[str], jobs: int) -> int:
@@ -135,18 +132,9 @@ def compile_sources(nvcc: str, tree: Path, architectures: Sequence[str], jobs: i
     return FAILED if failed else OK
 
 
-def toolkit(nvcc: str) -> Path:
-    """Its folder; nvcc itself may be a script elsewhere."""
-    dry_run = [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull]
-    told = subprocess.run(dry_run, capture_output=True, text=True, check=False).stderr
-    top = re.search(r"^#\$ TOP=(.*)$", told, re.MULTILINE)
-    return (Path(top[1]) if top else Path(nvcc).resolve().parent.parent).resolve()
-
-
 def cublas_headers(nvcc: str) -> list[Path]:
     """Nothing where the toolkit has them itself."""
-    top = toolkit(nvcc)
-    if any((top / below / "cublas_v2.h").is_file() for below in ("include", "targets/x86_64-linux/include")):
+    if has_cublas_headers(toolkit(nvcc)):
         return []
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     release = re.search(r"release (\d+)\.(\d+)", version)

@@ -76,14 +76,16 @@ step() {
 }
 
 build_all() {
-    local archive architecture
+    local archive architecture options toolkit
     archive=$(ls "$folder"/upstream-*.tar.xz) || { echo "$folder is not packed: scripts/gpu_check.sh pack $folder" >&2; exit 2; }
     architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
+    options=$(python3 scripts/cuda_toolkit.py "$folder/headers") || exit 1
+    mapfile -t toolkit <<< "$options"
     mkdir -p "$build"
     tar -C "$build" -xJf "$archive"
     # The one GPU that is here, and of flash attention the caches that are measured against.
     if ! {
-        cmake -S native -B "$build" -G Ninja -DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$architecture-real" \
+        cmake -S native -B "$build" -G Ninja "${toolkit[@]}" -DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$architecture-real" \
             -DGGML_CUDA_FA_QUANTS="f16-f16;q8_0-q8_0;q4_0-q4_0" -DMINICACHE_TESTS=ON &&
             cmake --build "$build" --parallel "$(nproc)" &&
             cmake --build "$build" --target minicache-bench-kernels
@@ -145,7 +147,7 @@ decode() {
 }
 
 nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv | tee "$results/device.txt"
-export MINICACHE_LIB_PATH=$bin PYTHONPATH=python:scripts:$folder/site OMP_NUM_THREADS=1
+export MINICACHE_LIB_PATH=$bin PYTHONPATH=python:scripts:$folder/site${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=1
 
 if wanted build; then
     section 'build'

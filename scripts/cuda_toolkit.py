@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""Where the CUDA toolkit is, and CMake's options for what it lacks and Python's packages have.
+
+    python3 scripts/cuda_toolkit.py FOLDER      one option on a line; links to headers go to FOLDER
+
+A machine with PyTorch has all that a build with GGML_CUDA needs, but not always in one place: nvcc may come
+without cuBLAS, and packages from PyPI without the names that linkers look for (libcublas.so, not .so.13). A
+toolkit that has everything needs no options. Exit code 1 where something is nowhere, which is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+OK, FAILED = 0, 1
+HEADERS = ("cublas.h", "cublas_api.h", "cublas_v2.h", "cublasLt.h")
+LIBRARY_FOLDERS = (
+    "lib64",
+    "lib",
+    "targets/x86_64-linux/lib",
+    "lib64/stubs",
+    "targets/x86_64-linux/lib/stubs",
+)
+DRIVER_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/nvidia/lib64")
+
+
+class MissingError(Exception):
+    """A part of the toolkit that is nowhere."""
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="for links to cuBLAS's headers")
+    args = parser.parse_args(argv)
+    nvcc = find_nvcc()
+    if nvcc is None:
+        print("there is no nvcc: name it in CUDACXX, or add its folder to PATH", file=sys.stderr)
+        return FAILED
+    try:
+        print("\n".join(options(nvcc, args.folder, python_packages(), map(Path, DRIVER_FOLDERS))))
+    except MissingError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def find_nvcc() -> str | None:
+    return os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
+def toolkit(nvcc: str) -> Path:
+    """Its folder; nvcc itself may be a script elsewhere."""
+    dry_run = [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull]
+    told = subprocess.run(dry_run, capture_output=True, text=True, check=False).stderr
+    top = re.search(r"^#\$ TOP=(.*)$", told, re.MULTILINE)
+    return (Path(top[1]) if top else Path(nvcc).resolve().parent.parent).resolve()
+
+
+def has_cublas_headers(top: Path) -> bool:
+    return any((top / below / HEADERS[2]).is_file() for below in ("include", "targets/x86_64-linux/include"))
+
+
+def python_packages() -> list[Path]:
+    """Folders of NVIDIA's packages, each with include and lib below it."""
+    return [place for path in sys.path for place in sorted(Path(path).glob("nvidia/*")) if place.is_dir()]
+
+
+def options(nvcc: str, folder: Path, packages: Sequence[Path], driver_folders: Iterable[Path]) -> list[str]:
+    """CMake's, for a build with GGML_CUDA on this machine."""
+    top = toolkit(nvcc)
+    runtime = [library("cudart", [top], exact=True), library("cudart", [top, *packages])]
+    cublas = [library(name, [top], exact=True) or library(name, packages) for name in ("cublas", "cublasLt")]
+    for what, there, package in (
+        ("libcudart", runtime[1], "nvidia-cuda-runtime"),
+        ("cuBLAS", None not in cublas, "nvidia-cublas"),
+    ):
+        if not there:
+            raise MissingError(
+                f"{what} is neither in {top} nor among Python's packages: install the whole toolkit, or {package}"
+            )
+
+    found = [f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+    if runtime[0] is None:
+        found.append(f"-DCUDA_CUDART={runtime[1]}")
+    if runtime[0] is None or library("cudart_static", [top]) is None:
+        found.append("-DCMAKE_CUDA_RUNTIME_LIBRARY=None")  # ggml-cuda links the shared one itself
+    outside = [path for path in (runtime[1], *cublas) if path and top not in path.parents]
+    found += [
+        f"-DCUDA_{name}_LIBRARY={path}"
+        for name, path in zip(("cublas", "cublasLt"), cublas, strict=True)
+        if path in outside
+    ]
+    if not has_cublas_headers(top):
+        found.append(f"-DCMAKE_CUDA_FLAGS=-I{link_headers(folder, packages)}")
+
+    driver = library("cuda", [top], exact=True)
+    elsewhere = (place / name for place in driver_folders for name in ("libcuda.so", "libcuda.so.1"))
+    if driver is None:
+        driver = next((path for path in elsewhere if path.exists()), None)
+        found.append(f"-DCUDA_cuda_driver_LIBRARY={driver}" if driver else "-DGGML_CUDA_NO_VMM=ON")
+    if outside:
+        # the libraries are found where they are now, as LD_LIBRARY_PATH need not name these folders
+        folders = dict.fromkeys(str(path.parent) for path in (runtime[1], *cublas) if path)
+        found.append(f"-DCMAKE_SHARED_LINKER_FLAGS=-Wl,-rpath,{':'.join(folders)}")
+    return found
+
+
+def library(name: str, places: Iterable[Path], exact: bool = False) -> Path | None:
+    """A library in one of these; exact: by the name that linkers look for."""
+    pattern = re.compile(rf"lib{name}\.(a|so)" if exact else rf"lib{name}\.(a|so)[.\d]*")
+    for place in places:
+        for below in LIBRARY_FOLDERS:
+            names = sorted(
+                path for path in (place / below).glob(f"lib{name}.*") if pattern.fullmatch(path.name)
+            )
+            if names:
+                return names[0]
+    return None
+
+
+def link_headers(folder: Path, packages: Sequence[Path]) -> Path:
+    """cuBLAS's alone: a package's folder may hold other headers of CUDA, of another version than nvcc's."""
+    source = next((one / "include" for one in packages if (one / "include" / HEADERS[2]).is_file()), None)
+    if source is None:
+        raise MissingError(
+            "cublas_v2.h is neither in the toolkit nor among Python's packages: "
+            "install the whole toolkit, or nvidia-cublas"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for header in HEADERS:
+        link = folder / header
+        link.unlink(missing_ok=True)
+        link.symlink_to(source / header)
+    return folder.resolve()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
