@@ -5,14 +5,16 @@
 #   scripts/gpu_check.sh RESULTS [FOLDER [PART...]] there: builds for its GPU, tests, measures; tables last, JSON in RESULTS
 #
 # FOLDER is build/gpu unless given, and has to be packed again when native/patches changes. Parts are build, test, sanitize,
-# kernels and models, all of them unless named; `build` has to have run once. The other machine has nvcc, CMake, ninja, a C++
-# compiler and Python with numpy, as PyTorch's images do. Meant to take ten minutes on 16 cores. Exit code 0 where every
-# test passed; measurements pass no judgement.
+# kernels, llama-3-8b and llama-2-7b, all of them unless named; `build` has to have run once:
+#   scripts/gpu_check.sh results build/gpu test kernels
+# The other machine has nvcc, CMake, ninja, a C++ compiler and Python with numpy, as PyTorch's images do. Meant to take ten
+# minutes on 16 cores. Exit code 0 where every test passed (measurements pass no judgement), 1 where one failed, 2 for bad input.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if [ $# -lt 1 ] || [[ $1 == -* ]]; then
-    sed -n '2,11s/^# \{0,1\}//p' "$0"
+    sed -n '2,11s/^# \{0,1\}//p' scripts/gpu_check.sh
+    [[ ${1:-} == -h || ${1:-} == --help ]] && exit 0
     exit 2
 fi
 
@@ -56,9 +58,10 @@ build=$folder/build
 bin=$build/bin
 failed=()
 parts=("${@:3}")
-[ ${#parts[@]} -gt 0 ] || parts=(build test sanitize kernels models)
+all_parts=(build test sanitize kernels llama-3-8b llama-2-7b)
+[ ${#parts[@]} -gt 0 ] || parts=("${all_parts[@]}")
 for part in "${parts[@]}"; do
-    [[ " build test sanitize kernels models " == *" $part "* ]] || { echo "there is no part $part" >&2; exit 2; }
+    [[ " ${all_parts[*]} " == *" $part "* ]] || { echo "there is no part $part" >&2; exit 2; }
 done
 
 wanted() { [[ " ${parts[*]} " == *" $1 "* ]]; }
@@ -133,6 +136,7 @@ measure_model() {
     # long contexts where there are few KV heads: of full ones they take 16 GiB in f16
     local contexts=(--ctx 4096)
     [ "$shape" = llama-3-8b ] && contexts+=(--ctx 32768)
+    [ -f "$model" ] || LINES_SHOWN=1 step "random $shape" python3 scripts/random_model.py "$shape" -o "$model"
     local plan=$folder/$shape-8.plan.gguf
     [ -f "$plan" ] || LINES_SHOWN=1 step "random plan of $shape" python3 scripts/random_plan.py "$model" --ratio 8 -o "$plan"
     local caches=(--config f16 --config q4_0 --config slerp:type=q4_0 --config "$plan")
@@ -171,18 +175,14 @@ if wanted sanitize; then
         failed+=('compute-sanitizer')
     fi
 fi
-if wanted models; then
-    for shape in llama-3-8b llama-2-7b; do
-        [ -f "$folder/$shape.gguf" ] || LINES_SHOWN=1 step "random $shape" python3 scripts/random_model.py "$shape" -o "$folder/$shape.gguf"
-    done
-fi
 if wanted kernels; then
     LINES_SHOWN=200 step 'kernels' python3 scripts/bench_kernels.py --device CUDA0 --bin "$bin" --json "$results/kernels.json"
 fi
-if wanted models; then
-    measure_model llama-3-8b
-    measure_model llama-2-7b
-fi
+for shape in llama-3-8b llama-2-7b; do
+    if wanted "$shape"; then
+        measure_model "$shape"
+    fi
+done
 
 section 'done'
 if [ ${#failed[@]} -gt 0 ]; then
