@@ -58,7 +58,10 @@ void check_copy() {
 // buffers
 //
 
-void buffer_free(ggml_backend_buffer_t buffer) { device_free(context_of(buffer).index, buffer->context); }
+void buffer_free(ggml_backend_buffer_t buffer) {
+    check_alive();
+    device_free(context_of(buffer).index, buffer->context);
+}
 
 void * buffer_base(ggml_backend_buffer_t buffer) { return buffer->context; }
 
