@@ -20,7 +20,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 OK, FAILED = 0, 1
-HEADERS = ("cublas.h", "cublas_api.h", "cublas_v2.h", "cublasLt.h")
+HEADER = "cublas_v2.h"  # the one that is asked for, and what it includes
+HEADERS = (HEADER, "cublas.h", "cublas_api.h", "cublasLt.h")
+LIBRARIES = {
+    "cudart": ("CUDA_CUDART", "nvidia-cuda-runtime"),
+    "cublas": ("CUDA_cublas_LIBRARY", "nvidia-cublas"),
+    "cublasLt": ("CUDA_cublasLt_LIBRARY", "nvidia-cublas"),
+}
 LIBRARY_FOLDERS = (
     "lib64",
     "lib",
@@ -66,7 +72,7 @@ def toolkit(nvcc: str) -> Path:
 
 
 def has_cublas_headers(top: Path) -> bool:
-    return any((top / below / HEADERS[2]).is_file() for below in ("include", "targets/x86_64-linux/include"))
+    return any((top / below / HEADER).is_file() for below in ("include", "targets/x86_64-linux/include"))
 
 
 def python_packages() -> list[Path]:
@@ -77,28 +83,21 @@ def python_packages() -> list[Path]:
 def options(nvcc: str, folder: Path, packages: Sequence[Path], driver_folders: Iterable[Path]) -> list[str]:
     """CMake's, for a build with GGML_CUDA on this machine."""
     top = toolkit(nvcc)
-    runtime = [library("cudart", [top], exact=True), library("cudart", [top, *packages])]
-    cublas = [library(name, [top], exact=True) or library(name, packages) for name in ("cublas", "cublasLt")]
-    for what, there, package in (
-        ("libcudart", runtime[1], "nvidia-cuda-runtime"),
-        ("cuBLAS", None not in cublas, "nvidia-cublas"),
-    ):
-        if not there:
+    libraries, unnamed = {}, []  # those that CMake would not find are told it by path
+    for name, (variable, package) in LIBRARIES.items():
+        named = library(name, [top], exact=True)
+        path = named or library(name, [top, *packages])
+        if path is None:
             raise MissingError(
-                f"{what} is neither in {top} nor among Python's packages: install the whole toolkit, or {package}"
+                f"lib{name} is neither in {top} nor among Python's packages: install the whole toolkit, or {package}"
             )
+        libraries[name] = path
+        if named is None:
+            unnamed.append(f"-D{variable}={path}")
 
-    found = [f"-DCMAKE_CUDA_COMPILER={nvcc}"]
-    if runtime[0] is None:
-        found.append(f"-DCUDA_CUDART={runtime[1]}")
-    if runtime[0] is None or library("cudart_static", [top]) is None:
+    found = [f"-DCMAKE_CUDA_COMPILER={nvcc}", *unnamed]
+    if library("cudart_static", [top]) is None:
         found.append("-DCMAKE_CUDA_RUNTIME_LIBRARY=None")  # ggml-cuda links the shared one itself
-    outside = [path for path in (runtime[1], *cublas) if path and top not in path.parents]
-    found += [
-        f"-DCUDA_{name}_LIBRARY={path}"
-        for name, path in zip(("cublas", "cublasLt"), cublas, strict=True)
-        if path in outside
-    ]
     if not has_cublas_headers(top):
         found.append(f"-DCMAKE_CUDA_FLAGS=-I{link_headers(folder, packages)}")
 
@@ -107,9 +106,9 @@ def options(nvcc: str, folder: Path, packages: Sequence[Path], driver_folders: I
     if driver is None:
         driver = next((path for path in elsewhere if path.exists()), None)
         found.append(f"-DCUDA_cuda_driver_LIBRARY={driver}" if driver else "-DGGML_CUDA_NO_VMM=ON")
-    if outside:
+    if unnamed:
         # the libraries are found where they are now, as LD_LIBRARY_PATH need not name these folders
-        folders = dict.fromkeys(str(path.parent) for path in (runtime[1], *cublas) if path)
+        folders = dict.fromkeys(str(path.parent) for path in libraries.values())
         found.append(f"-DCMAKE_SHARED_LINKER_FLAGS=-Wl,-rpath,{':'.join(folders)}")
     return found
 
@@ -129,10 +128,10 @@ def library(name: str, places: Iterable[Path], exact: bool = False) -> Path | No
 
 def link_headers(folder: Path, packages: Sequence[Path]) -> Path:
     """cuBLAS's alone: a package's folder may hold other headers of CUDA, of another version than nvcc's."""
-    source = next((one / "include" for one in packages if (one / "include" / HEADERS[2]).is_file()), None)
+    source = next((one / "include" for one in packages if (one / "include" / HEADER).is_file()), None)
     if source is None:
         raise MissingError(
-            "cublas_v2.h is neither in the toolkit nor among Python's packages: "
+            f"{HEADER} is neither in the toolkit nor among Python's packages: "
             "install the whole toolkit, or nvidia-cublas"
         )
     folder.mkdir(parents=True, exist_ok=True)

@@ -176,9 +176,8 @@ def test_operations_match_the_oracle(
     config = coded(loaded, base, plan) if kind == "codes" else slerp
 
     def together(m: Memory, seed: int) -> Result:
-        return [
-            np.concatenate(scenario(m, seed))
-        ]  # a level that goes the other way is much for a token alone
+        # a level that goes the other way is much for a token alone
+        return [np.concatenate(scenario(m, seed))]
 
     with device.holding(loaded) as held:
         before = device.computed()

@@ -81,6 +81,19 @@ def test_all_of_it_among_pythons_packages(top: Path, packages: list[Path]) -> No
     told(top, packages, [])  # links that are there are made again
 
 
+def test_nvcc_itself_is_one_of_pythons_packages(top: Path, packages: list[Path]) -> None:
+    """Its folder has the libraries, by names that CMake does not find."""
+    put(top / "lib", "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13")
+    put(top / "include", *HEADERS)
+    found = told(top, [top, *packages], [])
+    lib = top / "lib"
+    assert found["CUDA_CUDART"] == f"{lib}/libcudart.so.13"
+    assert found["CUDA_cublas_LIBRARY"] == f"{lib}/libcublas.so.13"
+    assert found["CUDA_cublasLt_LIBRARY"] == f"{lib}/libcublasLt.so.13"
+    assert found["CMAKE_SHARED_LINKER_FLAGS"] == f"-Wl,-rpath,{lib}"
+    assert "CMAKE_CUDA_FLAGS" not in found
+
+
 def test_the_driver_of_the_machine(top: Path, packages: list[Path], tmp_path: Path) -> None:
     put(top / "lib64", "libcudart.so", "libcudart_static.a", "libcublas.so", "libcublasLt.so")
     put(top / "include", *HEADERS)
@@ -95,7 +108,7 @@ def test_what_is_nowhere_is_named(top: Path, packages: list[Path], part: str) ->
         (packages[0] / "include" / "cublas_v2.h").unlink()
     else:
         (packages[0] / "lib" / f"lib{part}.so.13").unlink()
-    name = {"cudart": "libcudart", "headers": "cublas_v2.h"}.get(part, "cuBLAS")
+    name = "cublas_v2.h" if part == "headers" else f"lib{part}"
     with pytest.raises(
         cuda_toolkit.MissingError, match=rf"{name} is neither .* the whole toolkit, or nvidia-"
     ):

@@ -338,7 +338,7 @@ WHOLE_CONTEXT = -1  # in place of a sequence
 
 
 def get_state(ctx: Any, seq: int = WHOLE_CONTEXT) -> bytearray:
-    """The state of a sequence, or of the whole context, as set_state() takes it; empty where there is none."""
+    """The state of a sequence, or of the whole context, as set_state() takes it."""
     size = ffi.new("size_t *")
     check(lib.llama_minicache_get_state(context_pointer(ctx), seq, ffi.NULL, 0, size), "the state")
     state = bytearray(size[0])
@@ -346,7 +346,9 @@ def get_state(ctx: Any, seq: int = WHOLE_CONTEXT) -> bytearray:
         lib.llama_minicache_get_state(context_pointer(ctx), seq, ffi.from_buffer(state), len(state), size),
         "the state",
     )
-    return state[: size[0]]
+    if size[0] != len(state):
+        raise MiniCacheError(last_error() or "llama.cpp did not give the whole state")
+    return state
 
 
 def set_state(ctx: Any, state: Any, seq: int = WHOLE_CONTEXT) -> bool:

@@ -129,10 +129,7 @@ class BenchContext:
 
 def save_sequence(ctx: Any, seq: int) -> Any:
     """The state of a sequence, as load_sequence() takes it."""
-    state = _native.get_state(ctx, seq)
-    if not state:
-        raise MiniCacheError(f"the state of sequence {seq} can't be saved")
-    return state
+    return _native.get_state(ctx, seq)
 
 
 def load_sequence(ctx: Any, seq: int, state: Any) -> None:
