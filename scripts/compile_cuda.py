@@ -76,7 +76,7 @@ def compile_sources(nvcc: str, tree: Path, architectures: Sequence[str], jobs: i
         r"set\(MINICACHE_CUDA_OPTIONS (.*)\)", (ROOT / "native/cmake/MinicacheSources.cmake").read_text()
     )
     assert options is not None
-    includes = [tree / "include", tree / "src", tree / "src" / "ggml-cuda", SOURCES, SOURCES / "cuda"]
+    includes = [tree / "include", tree / "src", tree / "src" / "ggml-cuda", SOURCES / "op", SOURCES / "cuda"]
     command = [
         nvcc,
         *FLAGS,
@@ -91,7 +91,8 @@ def compile_sources(nvcc: str, tree: Path, architectures: Sequence[str], jobs: i
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     headers = [
         *sorted((tree / "src" / "ggml-cuda").glob("*.cuh")),
-        *sorted(SOURCES.glob("*.h")),
+        *sorted(SOURCES.glob("op/*.h")),
+        *sorted(SOURCES.glob("cuda/*.h")),
         *sorted(SOURCES.glob("cuda/*.cuh")),
     ]
     common = hashlib.sha256("\n".join([version, *command[1:]]).encode())

@@ -59,7 +59,7 @@ function(minicache_install libraries)
 
     file(GLOB headers "${MINICACHE_UPSTREAM_DIR}/include/*.h" "${MINICACHE_UPSTREAM_DIR}/ggml/include/*.h")
     if (MINICACHE_PATCH)
-        list(APPEND headers "${MINICACHE_SOURCE_DIR}/llama-minicache.h")
+        list(APPEND headers "${MINICACHE_SOURCE_DIR}/llama/llama-minicache.h")
     endif()
     install(FILES ${headers} DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
     install(FILES "${license}" DESTINATION "${CMAKE_INSTALL_DOCDIR}")

@@ -16,7 +16,7 @@ function(minicache_add_sources libraries)
             minicache_set_cuda_options(${library})
         elseif (library STREQUAL "ggml-hip" OR library STREQUAL "ggml-musa")
             # built from ggml-cuda's files, without our kernels: minicache-cuda.cuh says so to them
-            target_include_directories(${library} PRIVATE "${MINICACHE_SOURCE_DIR}" "${MINICACHE_SOURCE_DIR}/cuda")
+            target_include_directories(${library} PRIVATE "${MINICACHE_SOURCE_DIR}/op" "${MINICACHE_SOURCE_DIR}/cuda")
         elseif (library MATCHES "^ggml-cpu($|-)")
             # with GGML_CPU_ALL_VARIANTS one library for each instruction set: each compiles them with its own flags
             minicache_link_sources(${library} "${MINICACHE_GGML_CPU_SOURCES}")
@@ -25,7 +25,7 @@ function(minicache_add_sources libraries)
 endfunction()
 
 function(minicache_link_sources target sources)
-    target_include_directories(${target} PRIVATE "${MINICACHE_SOURCE_DIR}")
+    target_include_directories(${target} PRIVATE "${MINICACHE_SOURCE_DIR}/op")
 
     if (NOT sources)
         return()
@@ -90,7 +90,7 @@ function(minicache_add_cuda_on_cpu target)
     # before everything else: the files of ggml-cuda's names
     target_include_directories(minicache-cuda-on-cpu-objects BEFORE PRIVATE
         "${directory}"
-        "${MINICACHE_SOURCE_DIR}"
+        "${MINICACHE_SOURCE_DIR}/op"
         "${MINICACHE_SOURCE_DIR}/cuda"
         "${MINICACHE_UPSTREAM_DIR}/ggml/src")
     minicache_sanitize(minicache-cuda-on-cpu-objects)
@@ -111,13 +111,16 @@ function(minicache_add_native_tests)
     endif()
 
     # libllama's guard needs ggml alone too
-    add_executable(minicache-test ${sources} "${MINICACHE_SOURCE_DIR}/llama-minicache-guard.cpp")
+    add_executable(minicache-test ${sources} "${MINICACHE_SOURCE_DIR}/llama/llama-minicache-guard.cpp")
     target_compile_features(minicache-test PRIVATE cxx_std_17)
     find_package(Threads REQUIRED)  # the measurement of memory
     minicache_add_cuda_on_cpu(minicache-test)
     target_link_libraries(minicache-test PRIVATE ggml Threads::Threads)
     target_include_directories(minicache-test PRIVATE
-        "${MINICACHE_SOURCE_DIR}"
+        "${MINICACHE_SOURCE_DIR}/op"
+        "${MINICACHE_SOURCE_DIR}/cpu"
+        "${MINICACHE_SOURCE_DIR}/cuda"
+        "${MINICACHE_SOURCE_DIR}/llama"
         "${MINICACHE_UPSTREAM_DIR}/ggml/src"
         "${MINICACHE_UPSTREAM_DIR}/ggml/src/ggml-cpu")
     set_target_properties(minicache-test PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
@@ -125,7 +128,7 @@ function(minicache_add_native_tests)
     add_executable(minicache-bench-kernels "${CMAKE_CURRENT_SOURCE_DIR}/../tests/native/bench/bench-kernels.cpp")
     target_compile_features(minicache-bench-kernels PRIVATE cxx_std_17)
     target_link_libraries(minicache-bench-kernels PRIVATE ggml)
-    target_include_directories(minicache-bench-kernels PRIVATE "${MINICACHE_SOURCE_DIR}")
+    target_include_directories(minicache-bench-kernels PRIVATE "${MINICACHE_SOURCE_DIR}/op")
     set_target_properties(minicache-bench-kernels PROPERTIES
         RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin" EXCLUDE_FROM_ALL ON)
 

@@ -1,9 +1,9 @@
 # Our sources, by the upstream target they are linked into. Paths are relative to this file.
 
 set(MINICACHE_GGML_BASE_SOURCES
-    ggml-minicache.h
-    ggml-minicache.cpp
-    minicache-code.h)
+    op/ggml-minicache.h
+    op/ggml-minicache.cpp
+    op/minicache-code.h)
 
 set(MINICACHE_GGML_CPU_SOURCES
     cpu/minicache-cpu.h
@@ -23,8 +23,8 @@ set(MINICACHE_GGML_CPU_SOURCES
     cpu/minicache-cpu-rows.h
     cpu/minicache-cpu-rows.cpp
     cpu/minicache-cpu-simd.h
-    minicache-code.h
-    minicache-math.h)
+    op/minicache-code.h
+    op/minicache-math.h)
 
 set(MINICACHE_GGML_CUDA_SOURCES
     cuda/minicache-cuda.cuh
@@ -41,34 +41,34 @@ set(MINICACHE_GGML_CUDA_SOURCES
     cuda/minicache-cuda-attn-kernel.cuh
     cuda/minicache-cuda-queries.cu
     cuda/minicache-cuda-restore.cu
-    minicache-attn-plan.h
-    minicache-code-unit.h
-    minicache-turn.h
-    minicache-code.h
-    minicache-math.h)
+    cuda/minicache-cuda-attn-plan.h
+    op/minicache-code-unit.h
+    op/minicache-turn.h
+    op/minicache-code.h
+    op/minicache-math.h)
 
 set(MINICACHE_LLAMA_SOURCES
-    llama-minicache.h
-    llama-minicache.cpp
-    llama-minicache-kernels.cpp
-    llama-minicache-calls.cpp
-    llama-minicache-guard.h
-    llama-minicache-guard.cpp
-    llama-minicache-error.h
-    llama-minicache-error.cpp
-    llama-minicache-params.h
-    llama-minicache-params.cpp
-    llama-minicache-plan.h
-    llama-minicache-plan.cpp
-    llama-minicache-groups.h
-    llama-minicache-groups.cpp
-    llama-minicache-report.cpp
-    llama-kv-cache-minicache.h
-    llama-kv-cache-minicache.cpp
-    llama-kv-cache-minicache-plain.cpp
-    llama-kv-cache-minicache-state.cpp
-    llama-minicache-rope.h
-    llama-minicache-rope.cpp
-    minicache-hash.h
-    llama-graph-minicache.h
-    llama-graph-minicache.cpp)
+    llama/llama-minicache.h
+    llama/llama-minicache.cpp
+    llama/llama-minicache-arrays.cpp
+    llama/llama-minicache-calls.cpp
+    llama/llama-minicache-guard.h
+    llama/llama-minicache-guard.cpp
+    llama/llama-minicache-error.h
+    llama/llama-minicache-error.cpp
+    llama/llama-minicache-settings.h
+    llama/llama-minicache-settings.cpp
+    llama/llama-minicache-plan.h
+    llama/llama-minicache-plan.cpp
+    llama/llama-minicache-groups.h
+    llama/llama-minicache-groups.cpp
+    llama/llama-minicache-report.cpp
+    llama/llama-kv-cache-minicache.h
+    llama/llama-kv-cache-minicache.cpp
+    llama/llama-kv-cache-minicache-plain.cpp
+    llama/llama-kv-cache-minicache-state.cpp
+    llama/llama-minicache-rope.h
+    llama/llama-minicache-rope.cpp
+    llama/minicache-hash.h
+    llama/llama-graph-minicache.h
+    llama/llama-graph-minicache.cpp)

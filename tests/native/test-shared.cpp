@@ -1,5 +1,5 @@
 #include "ggml-minicache.h"
-#include "minicache-attn-plan.h"
+#include "minicache-cuda-attn-plan.h"
 #include "minicache-code-unit.h"
 #include "minicache-turn.h"
 #include "test-case.h"

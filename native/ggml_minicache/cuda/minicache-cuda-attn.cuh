@@ -4,7 +4,7 @@
 
 #include "common.cuh"
 #include "ggml-minicache.h"
-#include "minicache-attn-plan.h"
+#include "minicache-cuda-attn-plan.h"
 #include "minicache-cuda-rows.cuh"
 
 struct minicache_cuda_attn {

@@ -2,7 +2,7 @@
 
 #include "ggml-backend-impl.h"
 #include "ggml-cuda.h"
-#include "minicache-attn-plan.h"
+#include "minicache-cuda-attn-plan.h"
 
 void ggml_cuda_minicache(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     ggml_cuda_set_device(ctx.device);

@@ -3,7 +3,7 @@
 #include "llama-context.h"
 #include "llama-minicache-error.h"
 #include "llama-minicache-guard.h"
-#include "llama-minicache-params.h"
+#include "llama-minicache-settings.h"
 #include "llama-minicache-rope.h"
 #include "llama-model.h"
 

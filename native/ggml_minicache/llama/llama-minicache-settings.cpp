@@ -1,4 +1,4 @@
-#include "llama-minicache-params.h"
+#include "llama-minicache-settings.h"
 
 #include <cmath>
 #include <cstdlib>

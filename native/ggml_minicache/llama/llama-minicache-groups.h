@@ -2,7 +2,7 @@
 
 // Which layers are merged with which, and why others are not.
 
-#include "llama-minicache-params.h"
+#include "llama-minicache-settings.h"
 
 #include <string>
 #include <vector>
