@@ -36,11 +36,12 @@ from typing import Any
 import speed_goals
 import speed_tables
 from bootstrap import FAILED, OK, RELEASE, ROOT, BootstrapError
-from minicache_cpp import kv_size
-from minicache_cpp.bench import cpu_name
-from minicache_cpp.config import CacheSpec
+from minicache_cpp.cache.settings import CacheSpec
+from minicache_cpp.cache.size import n_sequences
 from minicache_cpp.errors import MiniCacheError
-from minicache_cpp.gguf_file import read_gguf
+from minicache_cpp.host.threads import cpu_name
+from minicache_cpp.modelfile.gguf_file import read_gguf
+from minicache_cpp.modelfile.shape import model_shape
 
 RATIOS = (5, 8)
 BUDGET = 256 << 20  # bytes of the KV cache, of `throughput` and `batched`
@@ -304,13 +305,13 @@ def measure_batched(run: Run) -> tuple[Any, str]:
         raise PartError(f"there is no {program.name}: cmake --build BUILD --target {program.name}")
     model = run.model()
     specs = run.specs(model)
-    shape = kv_size.model_shape(read_gguf(model))
+    shape = model_shape(read_gguf(model))
     rows: list[dict[str, Any]] = []
     for cells in cells_of(run):
         first = 0.0
         for name in ("f16", "code 5"):
             spec = CacheSpec.parse(specs[name])
-            n = kv_size.n_sequences(shape, spec, cells, budget_of(run))
+            n = n_sequences(shape, spec, cells, budget_of(run))
             words: list[object] = [program, "-m", model, "-c", n * cells, "-b", 2048, "-ub", 512, "-fa", "on"]
             # behind what is told comes a short prompt: the log's thread loses what it has not printed at the end
             words += ["-pps", "-npp", f"{cells - ROOM},1", "-ntg", STEPS, "-npl", n]

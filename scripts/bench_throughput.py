@@ -29,16 +29,19 @@ from typing import Any
 
 import numpy as np
 
-from minicache_cpp import _native, devices, kv_size
-from minicache_cpp._native import bindings
-from minicache_cpp.bench_context import BenchModel
-from minicache_cpp.calibrate import parse_size
-from minicache_cpp.chat import default_threads
-from minicache_cpp.cli import check_numbers
-from minicache_cpp.config import CacheSpec
+from minicache_cpp.cache.context_report import read_report
+from minicache_cpp.cache.settings import CacheSpec
+from minicache_cpp.cache.size import n_sequences
+from minicache_cpp.calibrate.command import parse_size
 from minicache_cpp.errors import MiniCacheError
-from minicache_cpp.gguf_file import read_gguf
-from minicache_cpp.report import mib, read_report
+from minicache_cpp.host.threads import default_threads
+from minicache_cpp.host.units import mib
+from minicache_cpp.modelfile.gguf_file import read_gguf
+from minicache_cpp.modelfile.shape import model_shape
+from minicache_cpp.native import binding, devices
+from minicache_cpp.native.binding import llama_h
+from minicache_cpp.options import check_numbers
+from minicache_cpp.reading.model import NativeModel
 
 MEAN_PROMPT, MEAN_ANSWER, DEVIATION = 161, 338, 1.0
 SHORTEST, LONGEST = 4, 512
@@ -81,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     threads = args.threads or default_threads()
     specs = [CacheSpec.parse(text) for text in args.config]
     rows = []
-    with BenchModel(args.model, -1 if gpu else 0) as model:
+    with NativeModel(args.model, -1 if gpu else 0) as model:
         services = (Service(model, args.model, spec, budget, args.cells, threads) for spec in specs)
         if args.full:
             rows = measure_full(list(services), args.steps)
@@ -135,10 +138,10 @@ class Service:
     """A context of as many sequences as the budget has room for, each with a stream of its own."""
 
     def __init__(
-        self, model: BenchModel, path: Path, spec: CacheSpec, budget: int, cells: int, threads: int
+        self, model: NativeModel, path: Path, spec: CacheSpec, budget: int, cells: int, threads: int
     ) -> None:
         self.model, self.spec, self.cells = model, spec, cells
-        fit = kv_size.n_sequences(kv_size.model_shape(read_gguf(path)), spec, cells, budget)
+        fit = n_sequences(model_shape(read_gguf(path)), spec, cells, budget)
         self.sequences = min(MAX_SEQUENCES, fit)
         if self.sequences < 1:
             raise MiniCacheError(
@@ -149,11 +152,11 @@ class Service:
         self.ctx = model.open_context(
             spec, N_BATCH, threads, n_ctx=n_ctx, n_seq_max=self.sequences, kv_unified=False
         )
-        self.batch = bindings.llama_batch_init(N_BATCH, 0, 1)
+        self.batch = llama_h.llama_batch_init(N_BATCH, 0, 1)
 
     def close(self) -> None:
-        bindings.llama_batch_free(self.batch)
-        _native.free_context(self.ctx)
+        llama_h.llama_batch_free(self.batch)
+        binding.free_context(self.ctx)
 
     def row(self, tokens: int, seconds: float, peak: int | None = None) -> dict[str, Any]:
         """What is told of it; peak: the least GPU memory that was free."""
@@ -174,12 +177,12 @@ class Service:
         for start in range(0, self.first, N_PROMPT):
             n = min(N_PROMPT, self.first - start)
             self.evaluate([(0, start + i) for i in range(n)])
-        memory = bindings.llama_get_memory(self.ctx)
+        memory = llama_h.llama_get_memory(self.ctx)
         for seq in range(1, self.sequences):
-            bindings.llama_memory_seq_cp(memory, 0, seq, -1, -1)
+            llama_h.llama_memory_seq_cp(memory, 0, seq, -1, -1)
         self.step(0)  # does the copies, and pays for the graph
         for seq in range(self.sequences):
-            bindings.llama_memory_seq_rm(memory, seq, self.first, -1)
+            llama_h.llama_memory_seq_rm(memory, seq, self.first, -1)
 
     @property
     def first(self) -> int:
@@ -199,7 +202,7 @@ class Service:
         for i, (seq, position) in enumerate(tokens):
             batch.token[i], batch.pos[i] = (seq + position) * 7919 % self.model.n_vocab, position
             batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, seq, True
-        if status := _native.decode(self.ctx, batch):
+        if status := binding.decode(self.ctx, batch):
             raise MiniCacheError(f"llama_decode failed with {status} at position {tokens[0][1]}")
 
 
@@ -208,7 +211,7 @@ def measure(service: Service, n_requests: int) -> dict[str, Any]:
     try:
         warm_up = draw_requests(service.sequences)
         serve(service, warm_up)
-        bindings.llama_memory_clear(bindings.llama_get_memory(service.ctx), True)
+        llama_h.llama_memory_clear(llama_h.llama_get_memory(service.ctx), True)
         requests = draw_requests(n_requests)
         began = time.perf_counter()
         peak = serve(service, requests)
@@ -236,7 +239,7 @@ def measure_full(services: Sequence[Service], n_steps: int) -> list[dict[str, An
 def serve(service: Service, requests: Sequence[Request]) -> int:
     """Answer all requests; the least memory that was free in between."""
     ctx, batch, sequences, n_vocab = service.ctx, service.batch, service.sequences, service.model.n_vocab
-    memory = bindings.llama_get_memory(ctx)
+    memory = llama_h.llama_get_memory(ctx)
     waiting = list(reversed(requests))
     active: dict[int, Request] = {}
     least = 1 << 62
@@ -258,13 +261,13 @@ def serve(service: Service, requests: Sequence[Request]) -> int:
                 batch.logits[at] = request.done + i >= request.prompt - 1
                 batch.n_tokens += 1
             request.done += n
-        if status := _native.decode(ctx, batch):
+        if status := binding.decode(ctx, batch):
             raise MiniCacheError(f"llama_decode failed with {status}")
         if step % 16 == 0:
             least = min(least, sum(gpu.free for gpu in devices.gpus()))
         step += 1
         for slot in [slot for slot, request in active.items() if request.done >= request.total]:
-            bindings.llama_memory_seq_rm(memory, slot, -1, -1)
+            llama_h.llama_memory_seq_rm(memory, slot, -1, -1)
             del active[slot]
     return least
 

@@ -23,13 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from minicache_cpp import devices
-from minicache_cpp._native import bindings
-from minicache_cpp.bench_context import BenchContext, BenchModel
-from minicache_cpp.config import CacheSpec
-from minicache_cpp.demo_model import demo_model
+from minicache_cpp.cache.context_report import read_report
+from minicache_cpp.cache.settings import CacheSpec
 from minicache_cpp.errors import MiniCacheError
-from minicache_cpp.report import read_report
+from minicache_cpp.host.demo_model import demo_model
+from minicache_cpp.native import devices
+from minicache_cpp.native.binding import llama_h
+from minicache_cpp.reading.context import SequenceContext
+from minicache_cpp.reading.model import NativeModel
 
 N_PROMPT, N_DECODE, N_BATCH = 600, 32, 256
 MAX_NMSE, MAX_OF_COST = 1e-3, 0.25
@@ -75,11 +76,11 @@ def agrees(row: dict[str, Any], plain: float) -> bool:
 
 
 def compare(path: Path, specs: Sequence[CacheSpec], gpu_layers: int) -> list[dict[str, Any]]:
-    with BenchModel(path, 0) as model:
+    with NativeModel(path, 0) as model:
         plain = logits(model, CacheSpec.parse(PLAIN))[0]
         expected = [logits(model, spec)[0] for spec in specs]
     rows = []
-    with BenchModel(path, gpu_layers) as model:
+    with NativeModel(path, gpu_layers) as model:
         for spec, wanted in zip(specs, expected, strict=True):
             found, fallback = logits(model, spec)
             again, _ = logits(model, spec)
@@ -92,9 +93,9 @@ def compare(path: Path, specs: Sequence[CacheSpec], gpu_layers: int) -> list[dic
     return rows
 
 
-def logits(model: BenchModel, spec: CacheSpec) -> tuple[tuple[np.ndarray, np.ndarray], str]:
+def logits(model: NativeModel, spec: CacheSpec) -> tuple[tuple[np.ndarray, np.ndarray], str]:
     """After each part of the prompt, and after each token that follows; then what the report says of the device."""
-    context = BenchContext(model, spec, N_PROMPT + N_DECODE, N_BATCH, 2)
+    context = SequenceContext(model, spec, N_PROMPT + N_DECODE, N_BATCH, 2)
     try:
         prompt = [
             last(context, start, min(N_BATCH, N_PROMPT - start)) for start in range(0, N_PROMPT, N_BATCH)
@@ -105,9 +106,9 @@ def logits(model: BenchModel, spec: CacheSpec) -> tuple[tuple[np.ndarray, np.nda
         context.close()
 
 
-def last(context: BenchContext, start: int, n_tokens: int) -> np.ndarray:
+def last(context: SequenceContext, start: int, n_tokens: int) -> np.ndarray:
     context.evaluate(start, n_tokens)
-    pointer = bindings.llama_get_logits_ith(context.ctx, -1)
+    pointer = llama_h.llama_get_logits_ith(context.ctx, -1)
     row: np.ndarray = np.ctypeslib.as_array(pointer, (context.n_vocab,)).copy()
     return row
 

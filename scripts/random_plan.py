@@ -22,14 +22,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from minicache_cpp.code_fit import UNIT_LENGTH, PartCodec, codec_array
-from minicache_cpp.code_format import MAX_LAYERS, UNIT, WIDTHS, GroupFormat, Layout
+from minicache_cpp.cache.code_format import MAX_LAYERS, UNIT, WIDTHS, GroupFormat, Layout
+from minicache_cpp.cache.plan_file import Plan, write_plan
+from minicache_cpp.calibrate.code_fit import UNIT_LENGTH, PartCodec, codec_array
 from minicache_cpp.errors import MiniCacheError
-from minicache_cpp.fingerprint import fingerprint
-from minicache_cpp.ggml_types import cache_type
-from minicache_cpp.gguf_file import read_gguf
-from minicache_cpp.kv_size import Layer, model_shape
-from minicache_cpp.plan_file import Plan, write_plan
+from minicache_cpp.modelfile.fingerprint import fingerprint
+from minicache_cpp.modelfile.ggml_types import cache_type
+from minicache_cpp.modelfile.gguf_file import read_gguf
+from minicache_cpp.modelfile.shape import Layer, model_shape
 
 ROPE_BLOCK, WINDOW = 128, 64  # calibrate's own
 # as in plans of the demo models: K's share of the bytes, and by how many bits units of 16 coefficients get narrower

@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from minicache_cpp import MiniCacheError
-from minicache_cpp.ggml_types import CACHE_TYPES
+from minicache_cpp.modelfile.ggml_types import CACHE_TYPES
 from paper import figures, lab, output
 
 NUMBERS = {

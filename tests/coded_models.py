@@ -11,9 +11,9 @@ import numpy as np
 from oracle.code import Codec, Layout, random_codec
 from oracle.model import Bases, Config
 
-from minicache_cpp import _native
-from minicache_cpp._native import ffi, lib
-from minicache_cpp.ggml_types import GGML_TYPES
+from minicache_cpp.modelfile.ggml_types import GGML_TYPES
+from minicache_cpp.native import binding
+from minicache_cpp.native.binding import ffi, lib
 
 if TYPE_CHECKING:
     from conftest import Loaded
@@ -32,8 +32,8 @@ def fingerprint(loaded: Loaded) -> str:
     """The library's name for a model."""
     buffer = ffi.new("char[17]")
     pointer = ffi.cast("struct llama_model *", loaded.model.handle)
-    _native.check(lib.llama_minicache_fingerprint(pointer, buffer), "llama_minicache_fingerprint")
-    return _native.text(buffer)
+    binding.check(lib.llama_minicache_fingerprint(pointer, buffer), "llama_minicache_fingerprint")
+    return binding.text(buffer)
 
 
 def coded(

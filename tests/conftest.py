@@ -13,7 +13,7 @@ import pytest
 import tiny_models
 from tiny_models import TinyModel
 
-from minicache_cpp._native import bindings
+from minicache_cpp.native.binding import llama_h
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,13 +39,13 @@ def own_user_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_library() -> None:
-    bindings.llama_log_set(lowlevel.quiet, ctypes.c_void_p(0))
+    llama_h.llama_log_set(lowlevel.quiet, ctypes.c_void_p(0))
 
 
 @pytest.fixture(scope="session")
 def library_dir() -> Path:
     """Where the patched libllama lies that this process has loaded."""
-    return Path(bindings._lib._name).resolve().parent
+    return Path(llama_h._lib._name).resolve().parent
 
 
 @pytest.fixture(scope="session")

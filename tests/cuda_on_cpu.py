@@ -13,7 +13,7 @@ import pytest
 from conftest import Loaded, required
 from lowlevel import Model
 
-from minicache_cpp import _library
+from minicache_cpp.native import library
 
 ALL_LAYERS = 99
 GIB = 1 << 30
@@ -53,13 +53,13 @@ class Devices:
 @contextmanager
 def devices(count: int = 1, memory: int = 8 * GIB) -> Iterator[Devices]:
     """cuda-on-cpu0 and so on, with so many bytes each."""
-    libraries = _library.load().parent
-    if _library.find(libraries, "ggml-cuda"):
+    libraries = library.load().parent
+    if library.find(libraries, "ggml-cuda"):
         pytest.skip("a CUDA build, whose own functions have the same names")
     path = required(
         "MINICACHE_CUDA_ON_CPU", "libminicache-cuda-on-cpu.so, of a build with MINICACHE_TESTS=ON"
     )
-    ggml_path = _library.find(libraries, "ggml")
+    ggml_path = library.find(libraries, "ggml")
     assert ggml_path is not None
     ggml, found = ctypes.CDLL(str(ggml_path)), Devices(path, libraries)
     found.library.cuda_on_cpu_set_devices(count, ctypes.c_size_t(memory))

@@ -12,10 +12,12 @@ import numpy.typing as npt
 from oracle.cells import Token
 from oracle.model import Config
 
-from minicache_cpp import KVReport, MiniCache, _native
-from minicache_cpp._native import bindings as llama_cpp  # over our library
-from minicache_cpp.ggml_types import GGML_TYPES
-from minicache_cpp.report import read_report
+from minicache_cpp import KVReport, MiniCache
+from minicache_cpp.cache.context_report import read_report
+from minicache_cpp.cache.contexts import creating_contexts
+from minicache_cpp.modelfile.ggml_types import GGML_TYPES
+from minicache_cpp.native import binding
+from minicache_cpp.native.binding import llama_h as llama_cpp  # over our library
 
 Logits = npt.NDArray[np.float32]
 
@@ -70,10 +72,10 @@ class Context:
         params.flash_attn_type = flash_attn
         params.n_threads = params.n_threads_batch = n_threads
         params.offload_kqv = offload_kqv
-        with _native.creating_contexts(minicache):
+        with creating_contexts(minicache):
             handle = llama_cpp.llama_init_from_model(model.handle, params)
             if handle is None:
-                raise ContextRefused(_native.last_error())
+                raise ContextRefused(binding.last_error())
         self.handle = handle
         self.memory = llama_cpp.llama_get_memory(handle)
 

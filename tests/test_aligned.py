@@ -19,10 +19,12 @@ from test_end_to_end import F16_BOUND, QUANTIZED_BOUND, clear_cut, native, oracl
 from test_memory_ops import CASES, Memory, Result, assert_a_state_goes_on, assert_matches_the_oracle
 from tiny_models import prompt
 
-from minicache_cpp import CacheSpec, MiniCache, kv_size
-from minicache_cpp._native import bindings
+from minicache_cpp import CacheSpec, MiniCache
+from minicache_cpp.cache.size import kv_bytes
 from minicache_cpp.errors import MiniCacheError
-from minicache_cpp.gguf_file import read_gguf
+from minicache_cpp.modelfile.gguf_file import read_gguf
+from minicache_cpp.modelfile.shape import model_shape
+from minicache_cpp.native.binding import llama_h
 
 ALL = ((0, 1), (2, 3))
 SHIFTS = (
@@ -159,7 +161,7 @@ def test_positions_can_be_shifted_only_without_rope(
     loaded = load(tiny_models.random_model, arch=arch)
     config = aligned(loaded, Config(loaded.pairs, retain=0.1, n_ubatch=16, n_seq_max=2), plan)
     with captured_log() as log, Context.of(loaded.model, config) as ctx:
-        assert bindings.llama_memory_can_shift(ctx.memory) == ctx.report().can_shift == (arch == "refact")
+        assert llama_h.llama_memory_can_shift(ctx.memory) == ctx.report().can_shift == (arch == "refact")
         assert ("can't be shifted" in str(ctx.report())) == (arch == "llama")
     assert any("can't be shifted" in text for _, text in log) == (arch == "llama")
     if arch == "refact":
@@ -240,8 +242,8 @@ def test_the_report_counts_bases(load: Callable[..., Loaded], plan: Path, sides:
     assert report.fixed_bytes >= report.bytes_codec
     assert report.ratio == pytest.approx(report.bytes_f16 / (report.bytes - report.fixed_bytes))
     assert "bases" in str(report)
-    shape = kv_size.model_shape(read_gguf(loaded.path))
-    assert kv_size.kv_bytes(shape, CacheSpec.parse(str(plan)), 512) == report.bytes
+    shape = model_shape(read_gguf(loaded.path))
+    assert kv_bytes(shape, CacheSpec.parse(str(plan)), 512) == report.bytes
 
 
 def test_minicache_of_a_plan_says_what_it_decides(random_model: Loaded, plan: Path) -> None:
@@ -287,8 +289,8 @@ def test_averages_take_half_of_plain_layers(load: Callable[..., Loaded]) -> None
     assert (report.mode, report.t, report.bytes_magnitudes) == ("average", None, 0)
     assert report.ratio == pytest.approx(2, rel=0.01)
     assert report.distance == pytest.approx(0.5, abs=0.1)
-    shape = kv_size.model_shape(read_gguf(loaded.path))
-    assert kv_size.kv_bytes(shape, CacheSpec.parse("average:start=0"), 512) == report.bytes
+    shape = model_shape(read_gguf(loaded.path))
+    assert kv_bytes(shape, CacheSpec.parse("average:start=0"), 512) == report.bytes
 
 
 def test_average_as_a_spec(random_model: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,5 +305,5 @@ def test_average_as_a_spec(random_model: Loaded, monkeypatch: pytest.MonkeyPatch
     with Context(random_model.model, MiniCache.parse("average:start=0.5"), n_ubatch=16) as ctx:
         expected = ctx.decode(tokens)
     monkeypatch.setenv("LLAMA_MINICACHE", "start=0.5,mode=average")
-    monkeypatch.setattr("minicache_cpp._native.use_off", lambda: None)
+    monkeypatch.setattr("minicache_cpp.cache.contexts.use_off", lambda: None)
     assert np.array_equal(native(random_model, Config(n_ubatch=16), tokens), expected)

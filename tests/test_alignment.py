@@ -15,8 +15,9 @@ from oracle.model import Config
 from test_end_to_end import native
 from tiny_models import prompt
 
-from minicache_cpp import MiniCache, alignment, cli
-from minicache_cpp.plan_file import read_plan
+from minicache_cpp import MiniCache, cli
+from minicache_cpp.cache.plan_file import read_plan
+from minicache_cpp.calibrate import alignment
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minicache_cpp.attention_weights import Doubles, Floats, attention_weights
+from minicache_cpp.calibrate.attention_weights import Doubles, Floats, attention_weights
 
 N, N_HEAD, N_KV, D = 40, 4, 2, 16
 
@@ -69,7 +69,7 @@ def test_tokens_count_as_they_are_read() -> None:
 def test_of_a_long_text_some_queries_tell_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = inputs(np.random.default_rng(5), 800)
     every = attention_weights(q, k, v, np.ones(N_HEAD), 8)
-    monkeypatch.setattr("minicache_cpp.attention_weights.MOST_QUERIES", 100)
+    monkeypatch.setattr("minicache_cpp.calibrate.attention_weights.MOST_QUERIES", 100)
     some = attention_weights(q, k, v, np.ones(N_HEAD), 8)
     np.testing.assert_allclose(some.k.sum(), every.k.sum(), rtol=0.3)
     np.testing.assert_allclose(some.v, every.v, rtol=0.3)

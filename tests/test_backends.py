@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minicache_cpp import _library
+from minicache_cpp.native import library
 
 COMPILER = shutil.which("cc")
 
@@ -32,31 +32,31 @@ const char * loaded_from(void) {{ return loaded; }}
 
 def stand_in(folder: Path, linked: int, found: int) -> ctypes.CDLL:
     """A libggml in `folder` that has so many backends, and finds so many more."""
-    path = folder / _library.file_names("ggml")[0]
+    path = folder / library.file_names("ggml")[0]
     source = folder / "ggml.c"
     source.write_text(SOURCE.format(linked=linked, found=found))
     subprocess.run([str(COMPILER), "-shared", "-fPIC", "-o", str(path), str(source)], check=True)
-    library = ctypes.CDLL(str(path))
-    library.loaded_from.restype = ctypes.c_char_p
-    return library
+    ggml = ctypes.CDLL(str(path))
+    ggml.loaded_from.restype = ctypes.c_char_p
+    return ggml
 
 
 def test_backends_that_are_libraries_are_loaded(tmp_path: Path) -> None:
     ggml = stand_in(tmp_path, linked=0, found=1)
-    _library.load_backends(tmp_path)
+    library.load_backends(tmp_path)
     assert ggml.loaded_from() == bytes(tmp_path)
 
 
 def test_backends_that_are_linked_are_enough(tmp_path: Path) -> None:
     ggml = stand_in(tmp_path, linked=1, found=1)
-    _library.load_backends(tmp_path)
+    library.load_backends(tmp_path)
     assert ggml.loaded_from() == b""
 
 
 def test_no_backend_is_an_error(tmp_path: Path) -> None:
     stand_in(tmp_path, linked=0, found=0)
     with pytest.raises(ImportError, match="no library of ggml that runs on this machine"):
-        _library.load_backends(tmp_path)
+        library.load_backends(tmp_path)
 
 
 def test_a_backend_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,12 +65,12 @@ def test_a_backend_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         folder = tmp_path / str(found)
         folder.mkdir()
         ggml = stand_in(folder, linked=1, found=found)
-        monkeypatch.setenv(_library.MORE_DEVICES, "/elsewhere/libggml-new.so")
+        monkeypatch.setenv(library.MORE_DEVICES, "/elsewhere/libggml-new.so")
         if found:
-            _library.load_backends(folder)
+            library.load_backends(folder)
         else:
             with pytest.raises(
                 ImportError, match=r"GGML_BACKEND_PATH is /elsewhere/libggml-new\.so, which is no"
             ):
-                _library.load_backends(folder)
+                library.load_backends(folder)
         assert ggml.loaded_from() == b"/elsewhere/libggml-new.so"

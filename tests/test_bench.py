@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import tiny_models
 
-from minicache_cpp import CacheSpec, MiniCache, MiniCacheError, bench, bench_ops
-from minicache_cpp._native import bindings
-from minicache_cpp.bench import measure, quartile_range, table
-from minicache_cpp.bench_context import BenchContext, BenchModel
-from minicache_cpp.bench_ops import KEEPING, KINDS, Sample
+from minicache_cpp import CacheSpec, MiniCache, MiniCacheError
+from minicache_cpp.bench import ops, speed
+from minicache_cpp.bench.ops import KEEPING, KINDS, Sample
+from minicache_cpp.bench.speed import measure, quartile_range, table
 from minicache_cpp.cli import main
-from minicache_cpp.gguf_file import read_gguf
+from minicache_cpp.modelfile.gguf_file import read_gguf
+from minicache_cpp.native.binding import llama_h
+from minicache_cpp.reading.context import SequenceContext
+from minicache_cpp.reading.model import NativeModel
 
 KEYS = {
     "case": str,
@@ -73,7 +75,7 @@ def test_json_has_a_row_for_every_cache_and_context(model: Path) -> None:
 
 
 def test_a_long_context_is_filled_less_often(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "PREFILL_TOKENS", 1300)
+    monkeypatch.setattr(speed, "PREFILL_TOKENS", 1300)
     told: list[str] = []
     found = measure(read_gguf(model), [20, 600], [CacheSpec.parse("q4_0")], 1, 3, on_progress=told.append)
     assert [row["prefill_reps"] for row in found["rows"]] == [3, 2]
@@ -88,8 +90,8 @@ def one_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.random_model(n_layer=1).write(path)
 
 
-def logits(context: BenchContext) -> np.ndarray:  # type: ignore[type-arg]
-    return np.ctypeslib.as_array(bindings.llama_get_logits(context.ctx), (context.n_vocab,)).copy()
+def logits(context: SequenceContext) -> np.ndarray:  # type: ignore[type-arg]
+    return np.ctypeslib.as_array(llama_h.llama_get_logits(context.ctx), (context.n_vocab,)).copy()
 
 
 # f16 keeps what was turned to its new position with an error of 1/2048, q8_0 of 1/254 of the largest number
@@ -100,16 +102,16 @@ def test_copies_are_what_a_prompt_that_repeats_itself_gives(
 ) -> None:
     period = tiny_models.N_VOCAB  # after so many tokens evaluate() has the same ones again
     found = []
-    with BenchModel(one_layer) as model:
+    with NativeModel(one_layer) as model:
         for copies in (False, True):
-            context = BenchContext(model, CacheSpec.parse(cache), n_kv + 1, 1024, 1, copies)
+            context = SequenceContext(model, CacheSpec.parse(cache), n_kv + 1, 1024, 1, copies)
             try:
                 context.evaluate(0, period if copies else n_kv)
                 if copies:
                     before = logits(context)
                     context.fill_by_copies(period, n_kv)
-                    assert bindings.llama_memory_seq_pos_max(context.memory, 0) == n_kv - 1
-                    assert bindings.llama_memory_seq_pos_max(context.memory, 1) == -1
+                    assert llama_h.llama_memory_seq_pos_max(context.memory, 0) == n_kv - 1
+                    assert llama_h.llama_memory_seq_pos_max(context.memory, 1) == -1
                 context.evaluate(n_kv, 1)
                 found.append(logits(context))
             finally:
@@ -147,7 +149,7 @@ def test_ops_are_told_by_kind(model: Path) -> None:
         assert (row["keeping"] > 0) == (row["minicache"] is not None)
         assert shares["encode"] == 0
         assert row["seconds"] > 0 and row["start_us"] >= 0
-    text = bench_ops.table(json.loads(done.stdout))
+    text = ops.table(json.loads(done.stdout))
     assert "context 700, prefill of 512" in text and "keeping" in text
 
 
@@ -156,7 +158,7 @@ def test_what_starting_nodes_takes_is_left_out() -> None:
     seconds = dict.fromkeys(KINDS, 0.0) | {"attention": 8e-3, "merge": 1e-3, "rest": 3e-3}
     sample = Sample(10e-3, seconds, nodes)  # 2 ms more node by node, of 10 nodes
     assert sample.start == pytest.approx(0.2e-3)
-    row = bench_ops.row(CacheSpec.parse("f16"), 64, "decode", 1, sample, sample.start)
+    row = ops.row(CacheSpec.parse("f16"), 64, "decode", 1, sample, sample.start)
     assert row["shares"]["attention"] == pytest.approx(7.6 / 10)
     assert row["keeping"] == pytest.approx(0.8 / 10)
     # never more than the quickest nodes take, nor less than nothing

@@ -283,7 +283,8 @@ def test_one_version_is_pinned_everywhere() -> None:
     version = pinned("VERSION")
     assert f'"llama-cpp-python=={version}"' in (ROOT / "pyproject.toml").read_text()
     assert (
-        f'LLAMA_CPP_VERSION = "{version}"' in (ROOT / "python" / "minicache_cpp" / "_library.py").read_text()
+        f'LLAMA_CPP_VERSION = "{version}"'
+        in (ROOT / "python" / "minicache_cpp" / "native" / "library.py").read_text()
     )
 
 

@@ -16,33 +16,27 @@ import numpy as np
 import pytest
 import tiny_models
 
-from minicache_cpp import (
-    CacheSpec,
-    Llama,
-    MiniCache,
-    MiniCacheError,
-    MiniCacheWarning,
-    calibrate,
-    kv_size,
-    measurement,
-    texts,
-)
-from minicache_cpp import capture as capture_module
-from minicache_cpp.attention_weights import attention_weights
-from minicache_cpp.bench_context import BenchModel
-from minicache_cpp.calibrate import Options
-from minicache_cpp.calibration_text import Chunk, Texts, make_material
-from minicache_cpp.capture import Rope, Samples, capture
-from minicache_cpp.ggml_types import GGML_TYPES
-from minicache_cpp.gguf_file import read_gguf
-from minicache_cpp.group_fit import cut_into_groups
-from minicache_cpp.layer_weights import output_gain, output_gains
-from minicache_cpp.parallel_context import ParallelContext
-from minicache_cpp.plan_file import read_plan, write_plan
-from minicache_cpp.plans import find_plan, plan_path
-from minicache_cpp.progress import Progress
-from minicache_cpp.vocabulary import Vocabulary
-from minicache_cpp.work_folder import work_folder
+from minicache_cpp import CacheSpec, Llama, MiniCache, MiniCacheError, MiniCacheWarning
+from minicache_cpp.cache.plan_file import read_plan, write_plan
+from minicache_cpp.cache.plan_store import find_plan, plan_path
+from minicache_cpp.calibrate import capture as capture_module
+from minicache_cpp.calibrate.attention_weights import attention_weights
+from minicache_cpp.calibrate.calibration import Options, calibrate
+from minicache_cpp.calibrate.capture import Rope, Samples, capture
+from minicache_cpp.calibrate.command import table
+from minicache_cpp.calibrate.group_fit import cut_into_groups
+from minicache_cpp.calibrate.layer_weights import output_gain, output_gains
+from minicache_cpp.calibrate.material import Chunk, Texts, make_material
+from minicache_cpp.calibrate.meter import Meter
+from minicache_cpp.calibrate.parallel_context import ParallelContext
+from minicache_cpp.host.progress import Progress
+from minicache_cpp.host.work_folder import work_folder
+from minicache_cpp.modelfile.ggml_types import GGML_TYPES
+from minicache_cpp.modelfile.gguf_file import read_gguf
+from minicache_cpp.modelfile.shape import Layer, ModelShape, model_shape
+from minicache_cpp.reading.model import NativeModel
+from minicache_cpp.text import bundled
+from minicache_cpp.text.vocabulary import Vocabulary
 
 QUICK = Options(ratio=5.0, tokens=1024, threads=1)
 SENTENCES = "The quick brown fox, no. {}, jumps over the lazy dog; {} dogs bark. "
@@ -68,7 +62,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(model: Path, text: Path, output: Path, **more: Any) -> dict[str, Any]:
     values = {"ratio": 5.0, "tokens": 1024, "threads": 1, "texts": (text,), **more}
-    return calibrate.calibrate(model, Options(**values), output)
+    return calibrate(model, Options(**values), output)
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +80,9 @@ def test_what_is_captured_is_what_the_model_computes(
     models: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
     chunks = [Chunk(tiny_models.prompt(40), 0), Chunk(tiny_models.prompt(30, seed=1), 3000)]
-    shape = kv_size.model_shape(read_gguf(models[name]))
+    shape = model_shape(read_gguf(models[name]))
     samples = Samples(tmp_path, shape, chunks, window=8)
-    with BenchModel(models[name]) as model:
+    with NativeModel(models[name]) as model:
         capture(model, samples, 1, lambda n: None)
     arch = {"plain": "llama", "odd": "qwen2", "alibi": "refact"}[name]
     tiny = tiny_models.random_model(n_layer=len(shape.layers), arch=arch)
@@ -133,10 +127,10 @@ def test_the_gain_of_values_is_that_of_the_output_matrix(models: dict[str, Path]
     file = read_gguf(models["plain"])
     matrix = tiny_models.random_model(n_layer=4).weights["blk.1.attn_output.weight"].astype(np.float64)
     expected = (matrix.reshape(128, 4, 32) ** 2).sum(axis=0).mean(axis=1)
-    gain = output_gain(file, kv_size.model_shape(file), 1)
+    gain = output_gain(file, model_shape(file), 1)
     assert gain is not None
     np.testing.assert_allclose(gain, expected, rtol=1e-5)
-    assert len(output_gains(file, kv_size.model_shape(file))) == 4
+    assert len(output_gains(file, model_shape(file))) == 4
 
 
 #
@@ -227,7 +221,7 @@ def test_what_a_window_holds_is_read_at_once_to_the_same_end(models: dict[str, P
     for window in (0, 30):
         chunks = [Chunk(prompt, 100 * i, window) for i, prompt in enumerate(prompts)]
         with (
-            BenchModel(models["plain"]) as model,
+            NativeModel(models["plain"]) as model,
             ParallelContext(model, CacheSpec(kind, kind), chunks, 1) as context,
         ):
             seen = [(numbers, at, logits.copy()) for numbers, at, logits in context.read()]
@@ -308,7 +302,7 @@ def test_the_plan_meets_the_ratio_and_says_why(models: dict[str, Path], found: d
     for pair, row in zip(plan.groups, found["choices"], strict=True):
         assert row["bits_k"] == pair.layout_k.bits / (2 * pair.d_k)
         assert min(row["sensitivity_k"] + row["sensitivity_v"]) > 0
-    printed = calibrate.table(found)
+    printed = table(found)
     for words in ("0+1", "2+3", "ratio 5", "q4_0", str(found["plan"])):
         assert words in printed
 
@@ -350,23 +344,23 @@ def test_of_two_layers_the_one_that_counts_is_told_better(text: Path, tmp_path: 
 def test_everything_is_measured_with_the_window(
     models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
-    measure = measurement.Meter.measure
+    measure = Meter.measure
     windows: list[int] = []
     folders: list[Path] = []
 
-    def seen(self: measurement.Meter, spec: CacheSpec, kind: str, name: str = "") -> Any:
+    def seen(self: Meter, spec: CacheSpec, kind: str, name: str = "") -> Any:
         if spec.minicache is not None and spec.minicache.groups:  # plans without pairs have none
             windows.append(spec.minicache.window)
         folders.append(self.memory.parent)
         return measure(self, spec, kind, name)
 
-    monkeypatch.setattr(measurement.Meter, "measure", seen)
+    monkeypatch.setattr(Meter, "measure", seen)
     found = made(models["plain"], text, tmp_path / "plan.gguf", window=window)
     assert set(windows) == {window}
     assert len(windows) >= 1 + 8 + 1  # the probes' base, the probes, and the plan
     plan = read_plan(found["plan"])
     assert (plan.window, plan.notes["window"], found["window"]) == (window, window, window)
-    assert ("latest 40 tokens are kept as q8_0" in calibrate.table(found)) == bool(window)
+    assert ("latest 40 tokens are kept as q8_0" in table(found)) == bool(window)
     with Llama(str(models["plain"]), n_ctx=2048, minicache=found["plan"], verbose=False) as llm:
         report = llm.kv_report()
     assert report.window == window
@@ -374,7 +368,7 @@ def test_everything_is_measured_with_the_window(
     assert row["fixed_bytes"] == pytest.approx(report.fixed_bytes, abs=32 * 20)
     assert row["ratio"] >= 5.0
     # work for another window is other work
-    monkeypatch.setattr(measurement.Meter, "measure", measure)
+    monkeypatch.setattr(Meter, "measure", measure)
     made(models["plain"], text, tmp_path / "plan.gguf", window=window + 1)
     assert len(set(folders)) == 1
 
@@ -391,7 +385,7 @@ def test_a_window_costs_less_loss(models: dict[str, Path], text: Path, tmp_path:
         write_plan(path, replace(plan, window=window), tensors)
         chunks = {"check": [Chunk(tiny_models.prompt(120, seed=seed), 0, 24) for seed in range(4)]}
         memory = tmp_path / f"{window}.json"
-        with BenchModel(models["plain"]) as model, measurement.Meter(model, chunks, 1, memory) as meter:
+        with NativeModel(models["plain"]) as model, Meter(model, chunks, 1, memory) as meter:
             kl[window] = meter.measure(CacheSpec.parse(str(path)), "check").kl
     assert 0 < kl[24] < kl[0]
 
@@ -425,9 +419,9 @@ def test_what_was_cut_off_is_taken_up(
 ) -> None:
     monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path / "cache"))
     n_run = 0
-    read = measurement.Meter._read
+    read = Meter._read
 
-    def interrupted(self: measurement.Meter, spec: CacheSpec, kind: str) -> Any:
+    def interrupted(self: Meter, spec: CacheSpec, kind: str) -> Any:
         nonlocal n_run
         n_run += 1
         if n_run == 5:
@@ -436,7 +430,7 @@ def test_what_was_cut_off_is_taken_up(
 
     told: list[str] = []
     monkeypatch.setattr(Progress, "__call__", lambda self, fraction, stage, detail="": told.append(detail))
-    monkeypatch.setattr(measurement.Meter, "_read", interrupted)
+    monkeypatch.setattr(Meter, "_read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         made(models["plain"], text, tmp_path / "plan.gguf")
     assert not (tmp_path / "plan.gguf").exists()
@@ -467,7 +461,7 @@ def test_two_at_once_dont_meddle_with_each_other(tmp_path: Path) -> None:
 WORK = """
 import sys
 from pathlib import Path
-from minicache_cpp.work_folder import work_folder
+from minicache_cpp.host.work_folder import work_folder
 with work_folder(Path(sys.argv[1])) as folder:
     print(folder)
 """
@@ -523,7 +517,7 @@ def test_where_codes_are_bad_the_plan_is_plain(
     models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A broken fit measures badly, and loses against plain types."""
-    from minicache_cpp import code_fit
+    from minicache_cpp.calibrate import code_fit
 
     monkeypatch.setattr(code_fit, "GAUSSIAN_STEPS", dict.fromkeys(range(1, 9), 4.0))
     found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=1.88)
@@ -541,7 +535,7 @@ def test_types_by_layer_go_where_the_model_looks(text: Path, tmp_path: Path) -> 
     tiny.weights["blk.1.attn_output.weight"][:] = 0
     path = tiny.write(tmp_path / "blind.gguf")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minicache_cpp.planner.Planner.coded", lambda *_: None)
+        patch.setattr("minicache_cpp.calibrate.planner.Planner.coded", lambda *_: None)
         found = made(path, text, tmp_path / "plan.gguf", ratio=2.2)
     plan = read_plan(found["plan"])
     assert not plan.groups
@@ -554,7 +548,7 @@ def test_types_by_layer_go_where_the_model_looks(text: Path, tmp_path: Path) -> 
     rows = {row["name"]: row for row in found["rows"]}
     assert rows["plan"]["ratio"] >= 2.2
     assert rows["plan"]["kl"] < rows["q4_0"]["kl"]
-    printed = calibrate.table(found)
+    printed = table(found)
     assert all(words in printed for words in ("\n0+1  ", "\n2  ", "plain ", "types by layer"))
     with Llama(str(path), n_ctx=512, minicache=found["plan"], verbose=False) as llm:
         report = llm.kv_report()
@@ -580,7 +574,7 @@ def test_four_layers_share_a_code(models: dict[str, Path], text: Path, tmp_path:
     assert groups in ([[(0, 1, 2, 3)]] if group == "4" else [[(0, 1, 2, 3)], [(0, 1), (2, 3)]])
     assert [tuple(row["layers"]) for row in found["choices"]] == groups
     assert len(found["choices"][0]["sensitivity_k"]) == len(groups[0])
-    assert "+".join(map(str, groups[0])) in calibrate.table(found)
+    assert "+".join(map(str, groups[0])) in table(found)
     with Llama(str(models["plain"]), n_ctx=4096, minicache=found["plan"], verbose=False) as llm:
         assert 8.0 <= llm.kv_report().ratio < 8.5  # units of a small model are large
 
@@ -591,12 +585,12 @@ def test_four_layers_share_a_code(models: dict[str, Path], text: Path, tmp_path:
 )
 def test_layers_are_grouped_evenly(most: int, groups: list[tuple[int, ...]]) -> None:
     rope = Rope("halves", (1.0, 0.1))
-    layers = [kv_size.Layer(2, 32, 32)] * 5
-    shape = kv_size.ModelShape("llama", 4096, 4, layers)
+    layers = [Layer(2, 32, 32)] * 5
+    shape = ModelShape("llama", 4096, 4, layers)
     assert cut_into_groups(shape, [rope] * 5, most) == groups
     # neither across another shape, nor where K is turned in another way, nor over a layer that has none
-    mixed = [layers[0], kv_size.Layer(4, 32, 32), kv_size.Layer(0, 0, 0), *layers[:3]]
-    other = kv_size.ModelShape("llama", 4096, 4, mixed)
+    mixed = [layers[0], Layer(4, 32, 32), Layer(0, 0, 0), *layers[:3]]
+    other = ModelShape("llama", 4096, 4, mixed)
     ropes = [rope, rope, None, rope, Rope("halves", (1.0, 0.2)), Rope("halves", (1.0, 0.2))]
     assert cut_into_groups(other, ropes, 4) == [(0,), (1,), (3,), (4, 5)]
 
@@ -613,7 +607,7 @@ def test_a_model_whose_layers_cant_be_coded_is_told_so(
     models: dict[str, Path], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = Options(ratio=3.0, tokens=1024, threads=1, texts=(text,))
-    found = calibrate.calibrate(models["window"], options, tmp_path / "plan.gguf", Progress("calibrate"))
+    found = calibrate(models["window"], options, tmp_path / "plan.gguf", Progress("calibrate"))
     assert found["choices"] == []
     assert "gets a plain cache" in capsys.readouterr().err
     with Llama(str(models["window"]), n_ctx=512, minicache=found["plan"], verbose=False) as llm:
@@ -636,7 +630,7 @@ def test_auto_calibrates_once(
     models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(texts, "calibration_files", lambda: [text])
+    monkeypatch.setattr(bundled, "calibration_files", lambda: [text])
     arguments: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "verbose": False, "minicache": "auto"}
     with pytest.warns(MiniCacheWarning, match="plain q8_0.*minicache calibrate"):
         llm = Llama(str(models["plain"]), calibrate="never", **arguments)
@@ -650,7 +644,7 @@ def test_auto_calibrates_once(
     assert llm.minicache == MiniCache(plan=plan_path(read_gguf(models["plain"])))
     llm.close()
     # now it is there, and nothing is said
-    monkeypatch.setattr(calibrate, "calibrate", None)
+    monkeypatch.setattr("minicache_cpp.calibrate.calibration.calibrate", None)
     for choice in ("once", "never", None):
         with Llama(str(models["plain"]), calibrate=choice, **arguments) as llm:
             assert llm.kv_report().mode == "code"
@@ -664,11 +658,11 @@ def test_auto_makes_a_plan_of_an_older_version_anew(
     found: dict[str, Any],
 ) -> None:
     monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(texts, "calibration_files", lambda: [text])
+    monkeypatch.setattr(bundled, "calibration_files", lambda: [text])
     path = plan_path(read_gguf(models["plain"]))
     plan = read_plan(found["plan"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minicache_cpp.plan_file.VERSION", 2)
+        patch.setattr("minicache_cpp.cache.plan_file.VERSION", 2)
         write_plan(path, plan, {group.first: read_codec(found["plan"], group.first) for group in plan.groups})
     with pytest.raises(MiniCacheError, match="another version"):
         read_plan(path)
@@ -685,7 +679,7 @@ def test_auto_does_without_where_calibration_fails(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(texts, "calibration_files", lambda: [tmp_path / "none.txt"])
+    monkeypatch.setattr(bundled, "calibration_files", lambda: [tmp_path / "none.txt"])
     arguments: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "verbose": False, "minicache": "auto"}
     with pytest.warns(MiniCacheWarning, match="can't be calibrated.*none.txt"):
         llm = Llama(str(models["plain"]), calibrate="once", **arguments)

@@ -17,11 +17,13 @@ import gguf
 import pytest
 import tiny_models
 
-from minicache_cpp import Llama, MiniCache, MiniCacheError, demo_model, host_memory
-from minicache_cpp._native import bindings
-from minicache_cpp.chat_file import load_chat, save_chat
-from minicache_cpp.chat_template import ChatTemplate
-from minicache_cpp.conversation import AnswerWriter, Conversation, Sampling
+from minicache_cpp import Llama, MiniCache, MiniCacheError
+from minicache_cpp.chat.console import template_of
+from minicache_cpp.chat.conversation import AnswerWriter, Conversation, Sampling
+from minicache_cpp.chat.file import load_chat, save_chat
+from minicache_cpp.host import demo_model, memory
+from minicache_cpp.host.memory import available_bytes, refuse_too_large
+from minicache_cpp.native.binding import llama_h
 
 TEMPLATE = (
     "{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
@@ -301,20 +303,20 @@ def test_a_cgroups_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
     proc.mkdir()
     cgroup.mkdir()
-    monkeypatch.setattr(host_memory, "PROC", proc)
-    monkeypatch.setattr(host_memory, "CGROUP", cgroup)
-    assert host_memory.available_bytes() is None  # nothing known, nothing refused
-    host_memory.refuse_too_large(1 << 40, 1 << 60, 0)
+    monkeypatch.setattr(memory, "PROC", proc)
+    monkeypatch.setattr(memory, "CGROUP", cgroup)
+    assert available_bytes() is None  # nothing known, nothing refused
+    refuse_too_large(1 << 40, 1 << 60, 0)
     (proc / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    4000 kB\n")
-    assert host_memory.available_bytes() == 4000 * 1024
+    assert available_bytes() == 4000 * 1024
     (cgroup / "memory.current").write_text("3000000\n")
     (cgroup / "memory.stat").write_text("anon 5\ninactive_file 500000\n")
     (cgroup / "memory.max").write_text("max\n")
-    assert host_memory.available_bytes() == 4000 * 1024
+    assert available_bytes() == 4000 * 1024
     (cgroup / "memory.max").write_text("4000000\n")
-    assert host_memory.available_bytes() == 1500000
+    assert available_bytes() == 1500000
     with pytest.raises(MiniCacheError, match="smaller --ctx"):
-        host_memory.refuse_too_large(4096, 1000000, 600000)
+        refuse_too_large(4096, 1000000, 600000)
 
 
 #
@@ -330,7 +332,7 @@ def llm(models: dict[str, Path]) -> Iterator[Llama]:
 
 
 def talk(llm: Llama, system: str | None = "be kind") -> Conversation:
-    return Conversation(llm, ChatTemplate.of(llm), system, Sampling(temp=0))
+    return Conversation(llm, template_of(llm), system, Sampling(temp=0))
 
 
 @QUIET
@@ -368,9 +370,9 @@ def test_a_full_context_shifts_and_keeps_the_system_message(llm: Llama) -> None:
         dropped += answer.dropped
         assert answer.n_tokens == 60
         assert llm.n_tokens <= 256
-        memory = bindings.llama_get_memory(llm.ctx)
-        assert bindings.llama_memory_seq_pos_min(memory, 0) == 0
-        assert bindings.llama_memory_seq_pos_max(memory, 0) == llm.n_tokens - 1
+        memory = llama_h.llama_get_memory(llm.ctx)
+        assert llama_h.llama_memory_seq_pos_min(memory, 0) == 0
+        assert llama_h.llama_memory_seq_pos_max(memory, 0) == llm.n_tokens - 1
     assert dropped > 256
     assert llm.input_ids[: conversation.n_keep].tolist() == start
 
@@ -464,7 +466,7 @@ def test_a_saved_chat_that_does_not_fit_changes_nothing(
     (tmp_path / "other").write_bytes(b"GGUF" + data)
     (tmp_path / "wrong").write_bytes(data.replace(b'"n_keep": ', b'"n_kept": '))
     with Llama(str(models["no system"]), **SMALL) as other:
-        save_chat(tmp_path / "model", Conversation(other, ChatTemplate.of(other), None, Sampling()), "cache")
+        save_chat(tmp_path / "model", Conversation(other, template_of(other), None, Sampling()), "cache")
     before, messages = llm.input_ids[: llm.n_tokens].tolist(), list(conversation.messages)
     for name, cache, words in (
         ("saved", "q4_0", "saved with the cache"),
@@ -485,7 +487,7 @@ def test_a_saved_chat_that_does_not_fit_changes_nothing(
 
 def test_templates_without_a_system_role_get_it_in_the_first_question(models: dict[str, Path]) -> None:
     with Llama(str(models["no system"]), **SMALL) as llm:
-        template = ChatTemplate.of(llm)
+        template = template_of(llm)
     messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]
     assert template.render(messages) == "<s>user: be kind\n\nhello</s><s>assistant: "
     assert template.opening(messages[:1]) == "<s>user: be kind\n\n"

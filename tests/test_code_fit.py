@@ -10,11 +10,11 @@ import pytest
 from oracle.code import Layout as OracleLayout
 from oracle.code import Part as OraclePart
 
-from minicache_cpp import code_fit
-from minicache_cpp.allocation import Candidate, Choice, Part, PlainPart, allocate
-from minicache_cpp.capture import Rope
-from minicache_cpp.code_fit import CHOICES, PartCodec, PartFit, fit_part, make_codec, unit_vectors
-from minicache_cpp.code_format import UNIT, WIDTHS, GroupFormat, Layout
+from minicache_cpp.cache.code_format import UNIT, WIDTHS, GroupFormat, Layout
+from minicache_cpp.calibrate import code_fit
+from minicache_cpp.calibrate.allocation import Candidate, Choice, Part, PlainPart, allocate
+from minicache_cpp.calibrate.capture import Rope
+from minicache_cpp.calibrate.code_fit import CHOICES, PartCodec, PartFit, fit_part, make_codec, unit_vectors
 
 Array = npt.NDArray[np.floating]
 

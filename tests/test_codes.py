@@ -20,8 +20,10 @@ from test_end_to_end import F16_BOUND, clear_cut, native, oracle_run
 from test_memory_ops import CASES, Memory, Result, assert_matches_the_oracle
 from tiny_models import prompt
 
-from minicache_cpp import MiniCache, _native
-from minicache_cpp._native import ffi, lib
+from minicache_cpp import MiniCache
+from minicache_cpp.cache import contexts
+from minicache_cpp.native import binding
+from minicache_cpp.native.binding import ffi, lib
 
 # Where every layer is coded the oracle agrees to about 1e-13, but for coefficients that lie within float32 rounding
 # of the middle between two levels: such a one goes one way here and the other way there, and moves by a whole step.
@@ -220,16 +222,16 @@ def refusal(loaded: Loaded, plan: Path) -> str:
     """Why the library itself refuses a plan; the Python side reads plans too, and would refuse some before."""
     params = ffi.new("struct llama_minicache_params *")
     if not lib.llama_minicache_parse_params(f"plan={plan}".encode(), params):
-        return _native.last_error()
-    _native.check(lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_PARAMS, params), "llama_minicache_use")
+        return binding.last_error()
+    binding.check(lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_PARAMS, params), "llama_minicache_use")
     try:
-        handle = _native.bindings.llama_init_from_model(
-            loaded.model.handle, _native.bindings.llama_context_default_params()
+        handle = binding.bindings.llama_init_from_model(
+            loaded.model.handle, binding.bindings.llama_context_default_params()
         )
         assert handle is None
-        return _native.last_error()
+        return binding.last_error()
     finally:
-        _native.use_env()
+        binding.use_env()
 
 
 def test_a_plan_cut_short_is_refused(random_model: Loaded, plan: Path) -> None:
@@ -259,7 +261,7 @@ def test_the_environment_names_a_plan(
     tokens = run(prompt(60))
     expected = native(random_model, config, tokens)
     monkeypatch.setenv("LLAMA_MINICACHE", f"plan={plan}")
-    monkeypatch.setattr(_native, "use_off", _native.use_env)
+    monkeypatch.setattr(contexts, "use_off", binding.use_env)
     assert np.array_equal(native(random_model, Config(n_ubatch=16), tokens), expected)
 
 

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, required
 
-from minicache_cpp import CacheSpec, MiniCacheError, bench, devices
-from minicache_cpp.bench_context import BenchModel
+from minicache_cpp import CacheSpec, MiniCacheError
+from minicache_cpp.bench.speed import measure
 from minicache_cpp.cli import main
+from minicache_cpp.modelfile.gguf_file import read_gguf
+from minicache_cpp.native import devices
+from minicache_cpp.reading.model import NativeModel
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -49,7 +52,7 @@ def test_device_and_layers_contradict(capsys: pytest.CaptureFixture[str], random
 
 
 def test_random_models_run(random_gguf: Path) -> None:
-    found = bench.measure(bench.read_gguf(random_gguf), [64], [CacheSpec.parse(s) for s in SPECS], 1, 1)
+    found = measure(read_gguf(random_gguf), [64], [CacheSpec.parse(s) for s in SPECS], 1, 1)
     assert [row["n_kv"] for row in found["rows"]] == [64, 64]
     assert found["rows"][1]["kv_bytes"] < found["rows"][0]["kv_bytes"] / 2
 
@@ -136,7 +139,7 @@ def test_requests_are_like_conversations() -> None:
 
 def test_throughput_counts_answers(random_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_throughput, "LONGEST", 16)
-    with BenchModel(random_gguf) as model:
+    with NativeModel(random_gguf) as model:
         spec = CacheSpec.parse(SPECS[1])
         row = bench_throughput.measure(bench_throughput.Service(model, random_gguf, spec, 1 << 20, 64, 1), 5)
     assert row["tokens"] == sum(request.answer for request in bench_throughput.draw_requests(5))

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from conftest import Loaded
 
-from minicache_cpp import Llama, MiniCache, MiniCacheError, _native
-from minicache_cpp._native import bindings
+from minicache_cpp import Llama, MiniCache, MiniCacheError
+from minicache_cpp.native import binding
+from minicache_cpp.native.binding import llama_h
 
 SETTINGS = {"n_ctx": 256, "n_batch": 32, "verbose": False, "n_threads": 1, "n_threads_batch": 1}
 TOKENS = list(range(3, 43))
@@ -86,20 +87,20 @@ def test_each_thread_has_its_own(llm: Llama) -> None:
 
 def test_a_failed_device_keeps_its_models(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     """What ggml-cuda would end the process at is not called."""
-    free_context, free_model = _native.free_context, bindings.llama_model_free
+    free_context, free_model = binding.free_context, llama_h.llama_model_free
     freed: list[object] = []
-    monkeypatch.setattr(_native, "free_context", lambda ctx: False)
-    monkeypatch.setattr(bindings, "llama_model_free", freed.append)
+    monkeypatch.setattr(binding, "free_context", lambda ctx: False)
+    monkeypatch.setattr(llama_h, "llama_model_free", freed.append)
     ctx, model = llm._ctx.ctx, llm._model.model
     llm.close()
     assert freed == []
     assert free_context(ctx)
 
-    monkeypatch.setattr(_native, "_kept", [ctx])
-    _native.free_model(model)
+    monkeypatch.setattr(binding, "_kept", [ctx])
+    binding.free_model(model)
     assert freed == []
-    monkeypatch.setattr(_native, "_kept", [])
-    _native.free_model(model)
+    monkeypatch.setattr(binding, "_kept", [])
+    binding.free_model(model)
     assert freed == [model]
     free_model(model)
 
@@ -109,22 +110,22 @@ def test_unguarded_calls_end_as_ever(path: str, callback: bool) -> None:
     """llama_decode() itself, and a guarded one that an evaluation callback may be called from."""
     script = f"""
 import ctypes
-from minicache_cpp import _native
-from minicache_cpp._native import bindings
+from minicache_cpp.native import binding
+from minicache_cpp.native.binding import llama_h
 tokens = {TOKENS}
-model = bindings.llama_model_load_from_file({path.encode()!r}, bindings.llama_model_default_params())
-params = bindings.llama_context_default_params()
+model = llama_h.llama_model_load_from_file({path.encode()!r}, llama_h.llama_model_default_params())
+params = llama_h.llama_context_default_params()
 params.n_ctx, params.n_batch = 256, 32
 callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)(lambda *_: False)
 if {callback}:
     params.cb_eval = ctypes.cast(callback, type(params.cb_eval))
-ctx = bindings.llama_init_from_model(model, params)
-batch = bindings.llama_batch_init(len(tokens), 0, 1)
+ctx = llama_h.llama_init_from_model(model, params)
+batch = llama_h.llama_batch_init(len(tokens), 0, 1)
 batch.n_tokens = len(tokens)
 for i, token in enumerate(tokens):
     batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, i, 1, 0, False
 print("ready", flush=True)
-(_native if {callback} else bindings).{"decode" if callback else "llama_decode"}(ctx, batch)
+(binding if {callback} else llama_h).{"decode" if callback else "llama_decode"}(ctx, batch)
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
@@ -150,7 +151,8 @@ def test_failed_allocation_names_asked_and_free(path: str, minicache: str) -> No
     """Where nothing is refused beforehand, as the memory of a GPU is only known when it is asked for."""
     script = f"""
 import resource
-from minicache_cpp import Llama, MiniCache, MiniCacheError, host_memory
+from minicache_cpp import Llama, MiniCache, MiniCacheError
+from minicache_cpp.host import memory as host_memory
 known, host_memory.available_bytes = host_memory.available_bytes, lambda: None
 Llama({path!r}, minicache={minicache}, **{SETTINGS}).close()
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))

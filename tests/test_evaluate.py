@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import tiny_models
 
-from minicache_cpp import CacheSpec, Llama, MiniCacheError, bench_context, cli, evaluate, evaluation, facts
-from minicache_cpp._native import bindings
-from minicache_cpp.chat_template import ChatTemplate
-from minicache_cpp.divergence import Divergence, Reference, kl_divergence, log_probabilities
-from minicache_cpp.evaluation_context import EvaluationContext
-from minicache_cpp.vocabulary import Vocabulary
+from minicache_cpp import CacheSpec, Llama, MiniCacheError, cli
+from minicache_cpp.evaluate import command, evaluation, facts
+from minicache_cpp.native.binding import llama_h
+from minicache_cpp.reading.divergence import Divergence, Reference, kl_divergence, log_probabilities
+from minicache_cpp.reading.model import NativeModel
+from minicache_cpp.reading.scored_context import ScoredContext
+from minicache_cpp.text.chat_template import ChatTemplate
+from minicache_cpp.text.vocabulary import Vocabulary
 
 KEYS = {
     "name": str,
@@ -116,14 +118,14 @@ def test_the_numbers_are_those_of_other_contexts(found: Run, model: Path, text: 
 
 def test_positions_are_shifted_in_every_context(found: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
-    decode = EvaluationContext.decode
+    decode = ScoredContext.decode
 
-    def watched(self: EvaluationContext, tokens: Sequence[int], position: int, scored_from: int) -> Any:
+    def watched(self: ScoredContext, tokens: Sequence[int], position: int, scored_from: int) -> Any:
         yield from decode(self, tokens, position, scored_from)
-        last = bindings.llama_memory_seq_pos_max(self.memory, 0)
-        seen.add((bindings.llama_memory_seq_pos_min(self.memory, 0), last - position - len(tokens) + 1))
+        last = llama_h.llama_memory_seq_pos_max(self.memory, 0)
+        seen.add((llama_h.llama_memory_seq_pos_min(self.memory, 0), last - position - len(tokens) + 1))
 
-    monkeypatch.setattr(EvaluationContext, "decode", watched)
+    monkeypatch.setattr(ScoredContext, "decode", watched)
     found("--ctx", 64, "--chunks", 1, "--pos-offset", 1000, "--recall", 8, "--rounds", 1, "--config", "slerp")
     assert seen == {(1000, 0)}
 
@@ -220,7 +222,7 @@ def test_bad_input_is_told_before_anything_is_loaded(
 ) -> None:
     if "--plot" in arguments:
         pytest.importorskip("matplotlib")
-    monkeypatch.setattr(evaluation, "BenchModel", lambda *_: pytest.fail("the weights were loaded"))
+    monkeypatch.setattr(evaluation, "NativeModel", lambda *_: pytest.fail("the weights were loaded"))
     given = ["evaluate", model, *arguments] + (["--text", text] if "--text" not in arguments else [])
     assert cli.main(list(map(str, given))) == 2
     out, err = capsys.readouterr()
@@ -305,7 +307,7 @@ def test_tokens_that_cant_come_add_nothing() -> None:
 
 
 def test_json_has_no_nan() -> None:
-    assert json.loads(evaluate.to_json([{"rows": [{"kl_mean": float("nan"), "ppl": float("inf")}]}])) == {
+    assert json.loads(command.to_json([{"rows": [{"kl_mean": float("nan"), "ppl": float("inf")}]}])) == {
         "rows": [{"kl_mean": None, "ppl": None}]
     }
 
@@ -322,7 +324,7 @@ def test_json_has_no_nan() -> None:
     ],
 )
 def test_small_numbers_keep_their_first_digits(value: float, shown: str) -> None:
-    assert evaluate.digits(value) == shown
+    assert command.digits(value) == shown
 
 
 # ---- planted facts
@@ -414,19 +416,19 @@ def test_facts_differ_in_place_and_value() -> None:
 def test_a_real_context_forgets_one_question_before_the_next(model: Path, spec: str) -> None:
     told, asked = tiny_models.prompt(70), tiny_models.prompt(20, seed=5)
 
-    def answer(context: EvaluationContext) -> Any:
+    def answer(context: ScoredContext) -> Any:
         return np.concatenate([logits.copy() for _, logits in context.decode(asked, 100, 0)])
 
     with (
-        bench_context.BenchModel(model) as loaded,
-        EvaluationContext(loaded, CacheSpec.parse(spec), 256, 16, 1) as context,
+        NativeModel(model) as loaded,
+        ScoredContext(loaded, CacheSpec.parse(spec), 256, 16, 1) as context,
     ):
         context.read(told, 30)
         context.mark()
         first = answer(context)
         for _ in range(3):
             context.back()
-            assert bindings.llama_memory_seq_pos_max(context.memory, 0) == 99
+            assert llama_h.llama_memory_seq_pos_max(context.memory, 0) == 99
             context.likeliest(tiny_models.prompt(40, seed=6), 100, 1)  # another question
             context.back()
             assert np.array_equal(answer(context), first)
@@ -452,7 +454,7 @@ def test_a_model_without_a_vocabulary_is_told(tmp_path: Path, monkeypatch: pytes
 
 
 def test_positions_that_a_model_lacks_are_refused(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    from minicache_cpp.gguf_file import read_gguf
+    from minicache_cpp.modelfile.gguf_file import read_gguf
 
     file = read_gguf(model)
     monkeypatch.setattr(evaluation, "LEARNED_POSITIONS", (file.architecture,))

@@ -26,8 +26,9 @@ from test_memory_ops import (
 from tiny_models import TinyModel, prompt
 
 from minicache_cpp import CacheSpec, MiniCache
-from minicache_cpp.gguf_file import read_gguf
-from minicache_cpp.kv_size import kv_bytes, model_shape
+from minicache_cpp.cache.size import kv_bytes
+from minicache_cpp.modelfile.gguf_file import read_gguf
+from minicache_cpp.modelfile.shape import model_shape
 
 Groups = tuple[tuple[int, ...], ...]
 

@@ -22,11 +22,12 @@ from test_memory_ops import CASES, Memory, Result, assert_a_state_goes_on, asser
 from tiny_models import prompt
 
 from minicache_cpp import CacheSpec, Llama, MiniCache, MiniCacheError
-from minicache_cpp.gguf_file import read_gguf
+from minicache_cpp.cache.plan_file import read_plan
+from minicache_cpp.cache.size import kv_bytes
+from minicache_cpp.calibrate.plain_fit import hadamard, round_trip
 from minicache_cpp.inspect import inspect_model
-from minicache_cpp.kv_size import kv_bytes, model_shape
-from minicache_cpp.plain_fit import hadamard, round_trip
-from minicache_cpp.plan_file import read_plan
+from minicache_cpp.modelfile.gguf_file import read_gguf
+from minicache_cpp.modelfile.shape import model_shape
 
 MIXED = (
     (0, "q8_0", "f16"),

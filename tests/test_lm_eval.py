@@ -17,7 +17,7 @@ import pytest
 import tiny_models
 
 from minicache_cpp import CacheSpec, MiniCacheError
-from minicache_cpp.text_model import TextModel
+from minicache_cpp.reading.text_model import TextModel
 
 
 @pytest.fixture(scope="module")

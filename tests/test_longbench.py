@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import tiny_models
 
-from minicache_cpp import CacheSpec, MiniCacheError, cli, longbench_metrics
-from minicache_cpp.longbench import Asking, score_of
-from minicache_cpp.longbench_tasks import TASKS, Item, Task, find_files, prompts_from, read_items
-from minicache_cpp.text_model import TextModel
+from minicache_cpp import CacheSpec, MiniCacheError, cli
+from minicache_cpp.longbench import metrics
+from minicache_cpp.longbench.command import Asking, score_of
+from minicache_cpp.longbench.tasks import TASKS, Item, Task, find_files, prompts_from, read_items
+from minicache_cpp.reading.text_model import TextModel
 
 
 def line(context: str, asked: str, *answers: str, classes: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def write(folder: Path, task: str, *lines: dict[str, Any]) -> None:
 def test_a_metric_is_what_it_says(
     name: str, answer: str, right: str, classes: tuple[str, ...], score: float
 ) -> None:
-    assert getattr(longbench_metrics, name)(answer, right, classes) == pytest.approx(score)
+    assert getattr(metrics, name)(answer, right, classes) == pytest.approx(score)
 
 
 def test_rouge_l_is_that_of_the_rouge_score_package() -> None:
@@ -69,7 +70,7 @@ def test_rouge_l_is_that_of_the_rouge_score_package() -> None:
     ]
     for found, right in pairs:
         expected = scorer.score(right, found)["rougeL"].fmeasure
-        assert longbench_metrics.summary(found, right, ()) == pytest.approx(expected)
+        assert metrics.summary(found, right, ()) == pytest.approx(expected)
 
 
 def test_the_best_of_the_right_answers_counts() -> None:
@@ -96,7 +97,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_long_text_loses_its_middle(model: Path) -> None:
-    task = Task("Read: {context} Asked: {input}", longbench_metrics.question_f1, 20)
+    task = Task("Read: {context} Asked: {input}", metrics.question_f1, 20)
     context = "".join(f"<{i}>" for i in range(200))
     with TextModel(model, CacheSpec.parse("f16"), 256, threads=1) as text_model:
         asking = Asking(text_model, "f16")
@@ -110,9 +111,7 @@ def test_a_long_text_loses_its_middle(model: Path) -> None:
         _, cut = asking.prompt(task, Item("short", "why?", [], [], 0, ""))
         assert not cut
         with pytest.raises(MiniCacheError, match="larger --ctx"):
-            asking.prompt(
-                Task("{context}", longbench_metrics.question_f1, 256), Item(context, "", [], [], 0, "")
-            )
+            asking.prompt(Task("{context}", metrics.question_f1, 256), Item(context, "", [], [], 0, ""))
 
 
 def test_prompts_can_be_those_of_a_file(tmp_path: Path) -> None:

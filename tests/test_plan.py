@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import tiny_models
 
-from minicache_cpp import CacheSpec, Llama, MiniCache, MiniCacheError, _native
-from minicache_cpp.code_format import GroupFormat, Layout
-from minicache_cpp.fingerprint import fingerprint
-from minicache_cpp.gguf_file import read_gguf
+from minicache_cpp import CacheSpec, Llama, MiniCache, MiniCacheError
+from minicache_cpp.cache.code_format import GroupFormat, Layout
+from minicache_cpp.cache.plan_file import Plan, read_plan, write_plan
+from minicache_cpp.cache.plan_store import find_plan, plan_path
+from minicache_cpp.cache.size import kv_bytes, plan_fixed_bytes, plan_window_bytes
 from minicache_cpp.inspect import inspect_model
-from minicache_cpp.kv_size import kv_bytes, model_shape, plan_fixed_bytes, plan_window_bytes
-from minicache_cpp.plan_file import Plan, read_plan, write_plan
-from minicache_cpp.plans import find_plan, plan_path
+from minicache_cpp.modelfile.fingerprint import fingerprint
+from minicache_cpp.modelfile.gguf_file import read_gguf
+from minicache_cpp.modelfile.shape import model_shape
+from minicache_cpp.native import binding
 
 LAYOUT_K, LAYOUT_V = Layout((1, 0, 0, 1, 0, 1, 0)), Layout((0, 0, 1, 0, 1, 0, 1))
 SMALL = {"n_ctx": 700, "n_threads": 1, "verbose": False}
@@ -182,13 +184,13 @@ def test_a_plan_without_groups_is_a_plain_cache(models: dict[str, Path], tmp_pat
 def test_the_fingerprint_is_the_librarys(models: dict[str, Path], name: str) -> None:
     model = lowlevel.Model(models[name])
     own = fingerprint(read_gguf(models[name]))
-    assert own == _native.fingerprint(model.handle)
+    assert own == binding.fingerprint(model.handle)
     assert all(own != fingerprint(read_gguf(path)) for other, path in models.items() if other != name)
 
 
 def test_the_fingerprint_is_the_demo_models(demo_model: Path) -> None:
     model = lowlevel.Model(demo_model)
-    assert fingerprint(read_gguf(demo_model)) == _native.fingerprint(model.handle)
+    assert fingerprint(read_gguf(demo_model)) == binding.fingerprint(model.handle)
 
 
 def test_a_plan_for_another_model_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
@@ -255,9 +257,9 @@ def test_a_damaged_plan_is_refused_in_one_line(models: dict[str, Path], tmp_path
         read_plan(path)
     assert "\n" not in str(caught.value)
     # the library reads it by itself where a program gives it LLAMA_MINICACHE
-    params = _native.ffi.new("struct llama_minicache_params *")
-    assert not _native.lib.llama_minicache_parse_params(f"plan={path}".encode(), params)
-    assert str(path) in _native.last_error()
+    params = binding.ffi.new("struct llama_minicache_params *")
+    assert not binding.lib.llama_minicache_parse_params(f"plan={path}".encode(), params)
+    assert str(path) in binding.last_error()
 
 
 @pytest.mark.parametrize("n_bytes", [0, 3, 100, -1])

@@ -18,22 +18,14 @@ import numpy as np
 import pytest
 import tiny_models
 
-from minicache_cpp import (
-    CacheSpec,
-    Llama,
-    MiniCache,
-    MiniCacheError,
-    MiniCacheWarning,
-    _library,
-    _native,
-    kernels,
-)
+from minicache_cpp import CacheSpec, Llama, MiniCache, MiniCacheError, MiniCacheWarning, kernels
+from minicache_cpp.cache.context_report import read_report
 from minicache_cpp.kernels import Current, Retained
-from minicache_cpp.report import read_report
+from minicache_cpp.native import binding, library
 
 import llama_cpp  # isort: skip  (after minicache_cpp, whose library it is to load)
 
-HEADER = Path(__file__).parent.parent / "native" / "ggml_minicache" / "llama-minicache.h"
+HEADER = Path(__file__).parent.parent / "native" / "ggml_minicache" / "llama" / "llama-minicache.h"
 SETTINGS = {"n_ctx": 256, "n_batch": 128, "verbose": False, "n_threads": 1, "n_threads_batch": 1}
 QUESTION = [{"role": "user", "content": "How are you?"}]
 
@@ -456,7 +448,7 @@ import minicache_cpp
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: llama_cpp was imported earlier")
     assert "import minicache_cpp before" in last
-    assert f"LLAMA_CPP_LIB_PATH={_library.library_dir()}" in last
+    assert f"LLAMA_CPP_LIB_PATH={library.library_dir()}" in last
 
 
 @pytest.mark.parametrize(
@@ -490,7 +482,7 @@ def test_another_version_of_llama_cpp_is_refused(version: str) -> None:
         mock.patch("importlib.metadata.version", return_value=version),
         pytest.raises(ImportError, match=f"0.3.36.*found {version}"),
     ):
-        _library.check_version()
+        library.check_version()
 
 
 @pytest.mark.skipif(not HEADER.exists(), reason="the header is part of the source checkout")
@@ -499,10 +491,10 @@ def test_the_declarations_are_the_headers() -> None:
         return "".join(re.sub(r"//.*", "", text).replace("LLAMA_API", "").split())
 
     header = words(HEADER.read_text())
-    for declaration in re.split(r"(?<=;)\n+(?=\S)", _native.DECLARATIONS.strip()):
+    for declaration in re.split(r"(?<=;)\n+(?=\S)", binding.DECLARATIONS.strip()):
         assert words(declaration) in header
     functions = re.findall(r"LLAMA_API [^;{]*?(llama_minicache_\w+)\(", HEADER.read_text())
-    missing = {name for name in functions if f"{name}(" not in _native.DECLARATIONS}
+    missing = {name for name in functions if f"{name}(" not in binding.DECLARATIONS}
     assert missing <= {"llama_minicache_init_from_model"}  # cffi can't pass llama.h's structs by value
 
 

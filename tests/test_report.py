@@ -17,7 +17,8 @@ from oracle.model import Config, Oracle
 from oracle.quant import TYPES, row_bytes
 from tiny_models import Shape, prompt
 
-from minicache_cpp import KVReport, MiniCache, _native
+from minicache_cpp import KVReport, MiniCache
+from minicache_cpp.native import binding
 
 WARNING = 3
 INDEX_STATISTICS = 2  # rows of two numbers behind the slots
@@ -239,7 +240,7 @@ def test_layers_that_are_not_there_are_refused(
 )
 def test_the_native_library_checks_for_itself(changes: dict[str, Any], reason: str) -> None:
     """Other languages call it without the checks of the Python side."""
-    ffi, lib = _native.ffi, _native.lib
+    ffi, lib = binding.ffi, binding.lib
     params = ffi.new("struct llama_minicache_params *", lib.llama_minicache_default_params())
     pairs = ffi.new("int32_t[]", [layer for pair in changes.get("pairs", []) for layer in pair])
     if "pairs" in changes:
@@ -251,9 +252,9 @@ def test_the_native_library_checks_for_itself(changes: dict[str, Any], reason: s
             setattr(params, name, value)
     try:
         assert not lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_PARAMS, params)
-        assert re.search(reason, _native.last_error()), _native.last_error()
+        assert re.search(reason, binding.last_error()), binding.last_error()
     finally:
-        _native.use_env()
+        binding.use_env()
 
 
 @pytest.mark.parametrize(
@@ -272,22 +273,22 @@ def test_the_native_library_checks_for_itself(changes: dict[str, Any], reason: s
     ],
 )
 def test_nonsense_as_text_is_refused(text: str, reason: str) -> None:
-    params = _native.ffi.new("struct llama_minicache_params *")
-    assert not _native.lib.llama_minicache_parse_params(text.encode(), params)
-    assert reason in _native.last_error()
+    params = binding.ffi.new("struct llama_minicache_params *")
+    assert not binding.lib.llama_minicache_parse_params(text.encode(), params)
+    assert reason in binding.last_error()
 
 
 def test_settings_as_text() -> None:
-    params = _native.ffi.new("struct llama_minicache_params *")
+    params = binding.ffi.new("struct llama_minicache_params *")
     text = "start=3,t=0.25,retain=0.1,pool=f16,pairs=1-2;4-5,strict=1"
-    assert _native.lib.llama_minicache_parse_params(text.encode(), params)
+    assert binding.lib.llama_minicache_parse_params(text.encode(), params)
     assert (params.start_layer, params.t, params.pool_type, params.strict) == (3, 0.25, 1, True)
     assert params.retain == pytest.approx(0.1)
     assert list(params.pairs[0 : 2 * params.n_pairs]) == [1, 2, 4, 5]
-    assert _native.lib.llama_minicache_parse_params(b"start=0.25", params)
+    assert binding.lib.llama_minicache_parse_params(b"start=0.25", params)
     assert (params.start_layer, params.start) == (-1, 0.25)
     for text in ("1", "on"):
-        assert _native.lib.llama_minicache_parse_params(text.encode(), params)
+        assert binding.lib.llama_minicache_parse_params(text.encode(), params)
         assert (params.start_layer, params.start, params.n_pairs) == (-1, 0.5, 0)
         assert params.t == pytest.approx(0.6)
         assert params.retain == pytest.approx(0.05)

@@ -11,7 +11,8 @@ import pytest
 import tiny_models
 from conftest import ROOT, Loaded
 
-from minicache_cpp import CacheSpec, evaluation
+from minicache_cpp import CacheSpec
+from minicache_cpp.evaluate import evaluation
 
 sys.path.insert(0, str(ROOT / "scripts"))
 

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from conftest import ROOT, required
 
-from minicache_cpp import CacheSpec, MiniCacheError, kv_size
-from minicache_cpp.bench_context import BenchModel
-from minicache_cpp.gguf_file import read_gguf
-from minicache_cpp.plan_file import read_plan
-from minicache_cpp.report import read_report
+from minicache_cpp import CacheSpec, MiniCacheError
+from minicache_cpp.cache.context_report import read_report
+from minicache_cpp.cache.plan_file import read_plan
+from minicache_cpp.cache.size import kv_bytes, n_sequences
+from minicache_cpp.modelfile.gguf_file import read_gguf
+from minicache_cpp.modelfile.shape import model_shape
+from minicache_cpp.reading.model import NativeModel
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -67,7 +69,7 @@ def test_random_plans_have_the_ratio(model: Path, plans: dict[str, Path], ratio:
 
 
 def test_random_plans_run(model: Path, plans: dict[str, Path]) -> None:
-    from minicache_cpp.bench import measure
+    from minicache_cpp.bench.speed import measure
 
     specs = [CacheSpec.parse(str(path)) for path in plans.values()]
     rows = measure(read_gguf(model), [600], specs, 1, 1, copies=True)["rows"]
@@ -80,20 +82,20 @@ def test_random_plans_run(model: Path, plans: dict[str, Path]) -> None:
 @pytest.mark.parametrize("spec", ["f16", "slerp:type=q4_0", "5", "plain"])
 def test_sequences_fill_the_budget(model: Path, plans: dict[str, Path], spec: str) -> None:
     cache = CacheSpec.parse(str(plans.get(spec, spec)))
-    shape = kv_size.model_shape(read_gguf(model))
+    shape = model_shape(read_gguf(model))
     budget = 3 << 20
-    with BenchModel(model) as loaded:
+    with NativeModel(model) as loaded:
         service = bench_throughput.Service(loaded, model, cache, budget, 256, 1)
         try:
             n, found = service.sequences, read_report(service.ctx).bytes
         finally:
             service.close()
-    assert n == kv_size.n_sequences(shape, cache, 256, budget)
-    told = kv_size.kv_bytes(shape, cache, 256, n)
+    assert n == n_sequences(shape, cache, 256, budget)
+    told = kv_bytes(shape, cache, 256, n)
     assert found <= told <= budget
     assert told - found < 256 * n  # each stream is rounded up, where the cache rounds them together
-    assert kv_size.kv_bytes(shape, cache, 256, n + 1) > budget
-    assert kv_size.n_sequences(shape, cache, 256, 1000) == 0
+    assert kv_bytes(shape, cache, 256, n + 1) > budget
+    assert n_sequences(shape, cache, 256, 1000) == 0
 
 
 def test_full_sequences_decode(model: Path, plans: dict[str, Path], tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from minicache_cpp import CacheSpec, evaluation, texts
-from minicache_cpp.calibrate import Options, calibrate
-from minicache_cpp.gguf_file import read_gguf
+from minicache_cpp import CacheSpec
+from minicache_cpp.calibrate.calibration import Options, calibrate
+from minicache_cpp.evaluate import evaluation
+from minicache_cpp.modelfile.gguf_file import read_gguf
+from minicache_cpp.text import bundled
 
 # A plan that was fitted to another kind of text than it is used for may lose this many times what one loses that was
 # fitted to every kind. Measured: 1.52 and 1.30 (docs/results.md); the rest is room for other machines' rounding.
@@ -32,24 +34,24 @@ def fitted(model: Path, files: list[Path], output: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def fitted_to_all(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fitted(demo_model, texts.calibration_files(), tmp_path_factory.mktemp("plans") / "all.gguf")
+    return fitted(demo_model, bundled.calibration_files(), tmp_path_factory.mktemp("plans") / "all.gguf")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plan_fitted_to_another_kind_of_text_holds(
     demo_model: Path, fitted_to_all: Path, tmp_path: Path, kind: str
 ) -> None:
-    files = [path for path in texts.calibration_files() if path.name in KINDS[kind]]
+    files = [path for path in bundled.calibration_files() if path.name in KINDS[kind]]
     plans = {"other": fitted(demo_model, files, tmp_path / "other.gguf"), "all": fitted_to_all}
 
-    used_on = [path for path in texts.evaluation_files() if path.name in USED_ON[kind]]
+    used_on = [path for path in bundled.evaluation_files() if path.name in USED_ON[kind]]
     settings = evaluation.Settings(
         contexts=[512],
         offsets=[0],
         specs=[CacheSpec.parse(str(path)) for path in plans.values()],
         recall=None,
     )
-    material = evaluation.prepare(demo_model, texts.read_texts(used_on), settings)
+    material = evaluation.prepare(demo_model, bundled.read_texts(used_on), settings)
     rows = evaluation.measure(read_gguf(demo_model), material, settings)[0]["rows"]
     kl = {name: row["kl_mean"] for name, row in zip(plans, rows[-2:], strict=True)}
     assert 0 < kl["other"] <= MOST * kl["all"], kl

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from minicache_cpp import MiniCacheError, texts
+from minicache_cpp import MiniCacheError
+from minicache_cpp.text import bundled
 
 WORDS = 6  # in a row; ChatML's marks and number tables have fewer in common
 
@@ -25,14 +26,14 @@ def sentences(path: Path) -> set[str]:
 @pytest.mark.parametrize("units", [word_runs, sentences])
 def test_calibration_and_evaluation_share_nothing(units) -> None:  # type: ignore[no-untyped-def]
     fitted, judged = (
-        set().union(*map(units, files)) for files in (texts.calibration_files(), texts.evaluation_files())
+        set().union(*map(units, files)) for files in (bundled.calibration_files(), bundled.evaluation_files())
     )
     assert len(fitted) > 500 and len(judged) > 300  # so that nothing in common means something
     assert fitted & judged == set()
 
 
 def test_there_is_enough_of_both_in_several_kinds() -> None:
-    for files, least in ((texts.calibration_files(), 36_000), (texts.evaluation_files(), 22_000)):
+    for files, least in ((bundled.calibration_files(), 36_000), (bundled.evaluation_files(), 22_000)):
         assert len(files) >= 9
         assert sum(path.stat().st_size for path in files) >= least
 
@@ -40,15 +41,15 @@ def test_there_is_enough_of_both_in_several_kinds() -> None:
 def test_texts_are_read_in_order(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("Käse", encoding="utf-8")
     (tmp_path / "b").write_text("Brot", encoding="utf-8")
-    assert texts.read_texts([tmp_path / "a", tmp_path / "b"]) == "Käse\n\nBrot"
+    assert bundled.read_texts([tmp_path / "a", tmp_path / "b"]) == "Käse\n\nBrot"
 
 
 def test_of_a_very_long_text_the_beginning_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(texts, "MOST_BYTES", 20)
+    monkeypatch.setattr(bundled, "MOST_BYTES", 20)
     (tmp_path / "lines").write_text("first line\nsecond line\nthird", encoding="utf-8")
-    assert texts.read_texts([tmp_path / "lines"]) == "first line"
+    assert bundled.read_texts([tmp_path / "lines"]) == "first line"
     (tmp_path / "one").write_text("ü" * 30, encoding="utf-8")
-    assert set(texts.read_texts([tmp_path / "one"])) == {"ü"}
+    assert set(bundled.read_texts([tmp_path / "one"])) == {"ü"}
 
 
 @pytest.mark.parametrize(
@@ -62,4 +63,4 @@ def test_what_is_no_text_is_told(tmp_path: Path, content: bytes | str | None, wo
     elif content:
         path.mkdir()
     with pytest.raises(MiniCacheError, match=words):
-        texts.read_texts([path])
+        bundled.read_texts([path])

@@ -12,24 +12,33 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import _library
-from .config import CacheSpec, MiniCache
+from .cache.report import KVReport
+from .cache.settings import CacheSpec, MiniCache
 from .errors import MiniCacheError, MiniCacheWarning
-from .report import KVReport
+from .native import library
+from .version import __version__
 
 if TYPE_CHECKING:
     from . import kernels
-    from .llama import Llama
+    from .runtime.llama import Llama
 
-__version__ = "0.1.0"
-__all__ = ["CacheSpec", "KVReport", "Llama", "MiniCache", "MiniCacheError", "MiniCacheWarning", "kernels"]
+__all__ = [
+    "CacheSpec",
+    "KVReport",
+    "Llama",
+    "MiniCache",
+    "MiniCacheError",
+    "MiniCacheWarning",
+    "__version__",
+    "kernels",
+]
 
-_library.prepare()
+library.prepare()
 
 
 def __getattr__(name: str) -> Any:
     if name == "Llama":
-        from .llama import Llama
+        from .runtime.llama import Llama
 
         return Llama
     if name == "kernels":

@@ -6,11 +6,10 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
 from types import ModuleType
 
-from . import __version__
 from .errors import MiniCacheError
+from .version import __version__
 
 # name -> what it does; the module of the same name has EXAMPLE, configure(parser) and run(args) -> exit code
 COMMANDS = {
@@ -68,31 +67,10 @@ def guarded(module: ModuleType, args: argparse.Namespace) -> int:
         return INTERRUPTED
 
 
-def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file (default: the demo model)")
-
-
-def add_machine_options(parser: argparse.ArgumentParser) -> None:
-    """Where a model runs."""
-    parser.add_argument("--threads", type=int, metavar="T", help="CPU threads (default: the cores there are)")
-    parser.add_argument(
-        "--gpu-layers", type=int, default=0, metavar="N", help="layers on the GPU, -1 for all (default 0)"
-    )
-
-
-def add_json_option(parser: argparse.ArgumentParser, what: str = "print one JSON object") -> None:
-    parser.add_argument("--json", action="store_true", help=what)
-
-
-def check_numbers(name: str, values: Sequence[int | None] | None, least: int) -> None:
-    """Refuse what an option of this name was given that is below the least it takes."""
-    for value in values or ():
-        if value is not None and value < least:
-            raise MiniCacheError(f"{name} {value}: it must be {least} or more")
-
-
 def module_of(name: str) -> ModuleType:
-    return importlib.import_module(f".{name}", __package__)
+    """The module of a command: minicache_cpp.NAME, or minicache_cpp.NAME.command where NAME is a package."""
+    module = importlib.import_module(f".{name}", __package__)
+    return importlib.import_module(f".{name}.command", __package__) if hasattr(module, "__path__") else module
 
 
 def _sentence(summary: str) -> str:

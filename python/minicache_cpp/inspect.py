@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import kv_size
-from .cli import add_json_option, add_model_argument
-from .config import SPEC_HELP, CacheSpec
-from .demo_model import demo_model
+from .cache.plan_store import find_plan
+from .cache.settings import SPEC_HELP, CacheSpec
+from .cache.size import kv_bytes, merged_groups, n_cells
+from .cli import run_command
 from .errors import MiniCacheError
-from .gguf_file import read_gguf
-from .plans import find_plan
-from .report import mib
+from .host.demo_model import demo_model
+from .host.units import mib
+from .modelfile.gguf_file import read_gguf
+from .modelfile.shape import Layer, ModelShape, model_shape
+from .options import add_json_option, add_model_argument
 
 EXAMPLE = "minicache inspect model.gguf --ctx 32768"
 DEFAULT_SPECS = ("f16", "q8_0", "q4_0", "slerp:type=f16", "slerp:type=q8_0", "slerp:type=q4_0")
@@ -53,12 +55,12 @@ def inspect_model(path: str | Path, n_ctx: int = 0, specs: Sequence[str] | None 
     if not specs:
         plan = find_plan(file)
         specs = [*DEFAULT_SPECS, *([str(plan)] if plan else [])]
-    shape = kv_size.model_shape(file)
+    shape = model_shape(file)
     n_ctx = n_ctx or shape.n_ctx_train
     if n_ctx < 1:
         raise MiniCacheError(f"a context of {n_ctx} tokens makes no sense; give --ctx a number from 1 up")
     heads = sorted({layer.n_head_kv for layer in shape.layers})
-    layer = next(iter(shape.attention_layers), kv_size.Layer(0, 0, 0))
+    layer = next(iter(shape.attention_layers), Layer(0, 0, 0))
     notes = []
     rows: list[dict[str, Any]] = []
     if shape.unknown:
@@ -86,13 +88,13 @@ def inspect_model(path: str | Path, n_ctx: int = 0, specs: Sequence[str] | None 
     }
 
 
-def _rows(shape: kv_size.ModelShape, n_ctx: int, specs: Sequence[str], notes: list[str]) -> list[Row]:
+def _rows(shape: ModelShape, n_ctx: int, specs: Sequence[str], notes: list[str]) -> list[Row]:
     rows = []
-    f16 = kv_size.kv_bytes(shape, CacheSpec("f16", "f16"), n_ctx)
+    f16 = kv_bytes(shape, CacheSpec("f16", "f16"), n_ctx)
     for spec in map(CacheSpec.parse, specs):
         try:
-            taken = kv_size.kv_bytes(shape, spec, n_ctx)
-            groups = kv_size.merged_groups(shape, spec.minicache) if spec.minicache else []
+            taken = kv_bytes(shape, spec, n_ctx)
+            groups = merged_groups(shape, spec.minicache) if spec.minicache else []
         except MiniCacheError as error:
             notes.append(f"{spec.name} can't be used: {error}")
             continue
@@ -100,9 +102,7 @@ def _rows(shape: kv_size.ModelShape, n_ctx: int, specs: Sequence[str], notes: li
             notes.append(
                 f"{spec.name} merges no pair: no two neighbouring layers from its start on are alike"
             )
-        rows.append(
-            Row(spec.name, taken, taken / kv_size.n_cells(n_ctx), f16 / taken if taken else 1.0, len(groups))
-        )
+        rows.append(Row(spec.name, taken, taken / n_cells(n_ctx), f16 / taken if taken else 1.0, len(groups)))
     return rows
 
 
@@ -139,11 +139,5 @@ def label(name: str) -> str:
     return f"plan {Path(name).name}" if name.endswith(".gguf") else name
 
 
-def main(argv: list[str] | None = None) -> int:
-    from .cli import run_command
-
-    return run_command("inspect", argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("inspect"))

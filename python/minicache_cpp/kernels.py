@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import _native
-from .code_format import MAX_LAYERS, Layout
+from .cache.code_format import MAX_LAYERS, Layout
 from .errors import MiniCacheError
-from .ggml_types import GGML_TYPES, POOL_TYPES, GGMLType, cache_type
+from .modelfile.ggml_types import GGML_TYPES, POOL_TYPES, GGMLType, cache_type
+from .native import binding
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -94,10 +94,10 @@ def merge(x_a: npt.ArrayLike, x_b: npt.ArrayLike, t: float = 0.6) -> Merged:
         raise MiniCacheError(f"t={t!r} is outside its range, [0, 1]")
     direction = np.zeros_like(x_a)
     mag_a, mag_b, distance = (np.zeros(x_a.shape[:2], np.float32) for _ in range(3))
-    done = _native.lib.llama_minicache_merge(
+    done = binding.lib.llama_minicache_merge(
         _pointer(x_a), _pointer(x_b), *x_a.shape, t, *map(_pointer, (direction, mag_a, mag_b, distance))
     )
-    _native.check(done, "llama_minicache_merge")
+    binding.check(done, "llama_minicache_merge")
     return Merged(direction, mag_a, mag_b, distance)
 
 
@@ -158,7 +158,7 @@ def attention(
     args.mag_v = call.optional("mag_v", mag_v, (n_kv, n_head_kv))
     args.type_k, args.type_v = types["type_k"].number, types["type_v"].number
     call.add(mask, sinks, retained, current)
-    return call.run(lambda result: _native.lib.llama_minicache_attention(args, result))
+    return call.run(lambda result: binding.lib.llama_minicache_attention(args, result))
 
 
 #
@@ -192,7 +192,7 @@ def encode(
         for units in (codec.units_k, codec.units_v)
     ]
     distances = [np.zeros((n_tokens, n_head_kv), np.float32) for _ in rows]
-    done = _native.lib.llama_minicache_encode(
+    done = binding.lib.llama_minicache_encode(
         native,
         _pointer(k),
         _pointer(v),
@@ -203,7 +203,7 @@ def encode(
         *map(_byte_pointer, rows),
         *map(_pointer, distances),
     )
-    _native.check(done, "llama_minicache_encode")
+    binding.check(done, "llama_minicache_encode")
     return Codes(rows[0], rows[1], distances[0], distances[1])
 
 
@@ -220,7 +220,7 @@ def decode(
     k_rows, v_rows = _rows(codec, code_k, code_v)
     k = np.zeros((*k_rows.shape[:2], codec.head_size_k), np.float32)
     v = np.zeros((*v_rows.shape[:2], codec.head_size_v), np.float32)
-    done = _native.lib.llama_minicache_decode(
+    done = binding.lib.llama_minicache_decode(
         native,
         _byte_pointer(k_rows),
         _byte_pointer(v_rows),
@@ -230,7 +230,7 @@ def decode(
         _pointer(k),
         _pointer(v),
     )
-    _native.check(done, "llama_minicache_decode")
+    binding.check(done, "llama_minicache_decode")
     return k, v
 
 
@@ -266,7 +266,7 @@ def code_attention(
         raise MiniCacheError("retained.type='cache': codes have no cache type; choose f16 or q8_0")
     call.add(mask, sinks, retained, current)
     return call.run(
-        lambda result: _native.lib.llama_minicache_code_attention(
+        lambda result: binding.lib.llama_minicache_code_attention(
             native, _byte_pointer(k_rows), _byte_pointer(v_rows), _ints(base), side, call.args, result
         )
     )
@@ -287,8 +287,8 @@ def _codec(codec: Codec) -> tuple[Any, Any]:
         raise MiniCacheError(f"n_layer={codec.n_layer!r} is outside its range, 1 to {MAX_LAYERS}")
     if codec.rope not in ROPES:
         raise MiniCacheError(f"rope={codec.rope!r}; choose one of {', '.join(ROPES)}")
-    data = _native.ffi.from_buffer("char[]", codec.data)
-    native = _native.ffi.new(
+    data = binding.ffi.from_buffer("char[]", codec.data)
+    native = binding.ffi.new(
         "struct llama_minicache_codec *",
         {
             "data": data,
@@ -344,7 +344,7 @@ class _AttentionCall:
         if n_head % n_head_kv:
             raise MiniCacheError(f"{n_head} heads of q are no multiple of {n_head_kv} heads of k and v")
         self.keep: list[Any] = [q]
-        self.args = args = _native.ffi.new("struct llama_minicache_attention_args *")
+        self.args = args = binding.ffi.new("struct llama_minicache_attention_args *")
         args.q = _pointer(q)
         args.n_q, args.n_kv, args.n_head, args.n_head_kv, args.head_size = (
             n_q,
@@ -353,7 +353,7 @@ class _AttentionCall:
             n_head_kv,
             head_size,
         )
-        args.type_pool = _native.GGML_TYPE_COUNT
+        args.type_pool = binding.GGML_TYPE_COUNT
         args.scale = 1 / math.sqrt(head_size) if scale is None else _finite("scale", scale)
         args.max_bias, args.softcap = _finite("max_bias", max_bias), _finite("softcap", softcap)
         args.n_threads = _threads(n_threads)
@@ -363,7 +363,7 @@ class _AttentionCall:
         self, name: str, value: npt.ArrayLike | None, shape: tuple[int, ...], finite: bool = True
     ) -> Any:
         if value is None:
-            return _native.ffi.NULL
+            return binding.ffi.NULL
         array = _floats(name, value, ("",) * len(shape), finite)
         _same(name, array, shape)
         self.keep.append(array)
@@ -409,7 +409,7 @@ class _AttentionCall:
 
     def run(self, kernel: Callable[[Any], bool]) -> Floats:
         result = np.zeros((self.args.n_q, self.args.n_head, self.args.head_size), np.float32)
-        _native.check(kernel(_pointer(result)), "the attention")
+        binding.check(kernel(_pointer(result)), "the attention")
         return result
 
 
@@ -474,12 +474,12 @@ def _shape(array: npt.NDArray[Any]) -> list[int]:
 
 
 def _pointer(array: Floats) -> Any:
-    return _native.ffi.from_buffer("float[]", array)
+    return binding.ffi.from_buffer("float[]", array)
 
 
 def _ints(array: npt.NDArray[np.int32]) -> Any:
-    return _native.ffi.from_buffer("int32_t[]", array)
+    return binding.ffi.from_buffer("int32_t[]", array)
 
 
 def _byte_pointer(array: Bytes) -> Any:
-    return _native.ffi.from_buffer("uint8_t[]", array)
+    return binding.ffi.from_buffer("uint8_t[]", array)

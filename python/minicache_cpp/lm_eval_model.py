@@ -24,9 +24,9 @@ except ImportError as error:
         f"{error}; this needs the evaluation harness: pip install 'minicache-cpp[lm-eval]'"
     ) from None
 
-from .config import CacheSpec
+from .cache.settings import CacheSpec
 from .errors import MiniCacheError
-from .text_model import TextModel
+from .reading.text_model import TextModel
 
 MOST_TOKENS = 256  # of an answer, where the task doesn't say
 log = logging.getLogger(__name__)

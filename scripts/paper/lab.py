@@ -12,18 +12,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minicache_cpp import CacheSpec, MiniCacheError, evaluation, kv_size, texts
-from minicache_cpp.alignment import Aligner, aligner
-from minicache_cpp.allocation import Choice, allocate
-from minicache_cpp.bench_context import BenchModel
-from minicache_cpp.evaluate import finite
-from minicache_cpp.fingerprint import fingerprint
-from minicache_cpp.gguf_file import GGUFFile, read_gguf
-from minicache_cpp.group_fit import GroupFit, Source, fit_group
-from minicache_cpp.layer_weights import layer_weights
-from minicache_cpp.measurement import Meter
-from minicache_cpp.plan_file import Plan
-from minicache_cpp.planner import Planner, ratio
+from minicache_cpp import CacheSpec, MiniCacheError
+from minicache_cpp.cache.plan_file import Plan
+from minicache_cpp.cache.size import kv_bytes
+from minicache_cpp.calibrate.alignment import Aligner, aligner
+from minicache_cpp.calibrate.allocation import Choice, allocate
+from minicache_cpp.calibrate.group_fit import GroupFit, Source, fit_group
+from minicache_cpp.calibrate.layer_weights import layer_weights
+from minicache_cpp.calibrate.meter import Meter
+from minicache_cpp.calibrate.planner import Planner, ratio
+from minicache_cpp.evaluate import evaluation
+from minicache_cpp.evaluate.command import finite
+from minicache_cpp.modelfile.fingerprint import fingerprint
+from minicache_cpp.modelfile.gguf_file import GGUFFile, read_gguf
+from minicache_cpp.modelfile.shape import model_shape
+from minicache_cpp.reading.model import NativeModel
+from minicache_cpp.text import bundled
 
 from .figures import Config, Figure
 
@@ -84,11 +88,11 @@ class Lab:
     """A model's plans, made when they are asked for."""
 
     def __init__(
-        self, file: GGUFFile, model: BenchModel, fitting: Aligner, folder: Path, threads: int, told: Progress
+        self, file: GGUFFile, model: NativeModel, fitting: Aligner, folder: Path, threads: int, told: Progress
     ) -> None:
         self.file, self.model, self.fitting, self.folder, self.threads = file, model, fitting, folder, threads
         self.told = told
-        self.shape = kv_size.model_shape(file)
+        self.shape = model_shape(file)
         self.planner: Planner | None = None
         self.fits: list[GroupFit] = []
         self.meter: Meter | None = None
@@ -165,10 +169,10 @@ class Lab:
         """What SLERP of the same pairs takes, over layers that are not merged as f16, as `ratio` counts."""
         n_ctx = 4096
         same = CacheSpec.of(config.settings)
-        plain = kv_size.kv_bytes(self.shape, CacheSpec(config.kind, config.kind), n_ctx)
-        f16 = kv_size.kv_bytes(self.shape, CacheSpec("f16", "f16"), n_ctx)
+        plain = kv_bytes(self.shape, CacheSpec(config.kind, config.kind), n_ctx)
+        f16 = kv_bytes(self.shape, CacheSpec("f16", "f16"), n_ctx)
         n_layer, n_plain = len(self.shape.attention_layers), config.start
-        merged = kv_size.kv_bytes(self.shape, same, n_ctx) - plain * n_plain / n_layer
+        merged = kv_bytes(self.shape, same, n_ctx) - plain * n_plain / n_layer
         return f16 / (merged + f16 * n_plain / n_layer)
 
     def close(self) -> None:
@@ -181,7 +185,7 @@ def opened(file: GGUFFile, settings: Settings, threads: int, told: Progress) -> 
     told("reading the text to fit to")
     with (
         tempfile.TemporaryDirectory(prefix="minicache-paper-") as folder,
-        BenchModel(file.path) as model,
+        NativeModel(file.path) as model,
         aligner(file, model, (), settings.tokens, threads) as fitting,
     ):
         lab = Lab(file, model, fitting, Path(folder), threads, told)
@@ -214,10 +218,10 @@ def measure(
 ) -> tuple[Results, list[Figure]]:
     """Measure what is not known yet; everything that is known then, and the figures it belongs to."""
     file = read_gguf(path)
-    shape = kv_size.model_shape(file)
+    shape = model_shape(file)
     if shape.unknown:
         raise MiniCacheError(f"{path} can't be used: {shape.unknown}")
-    text = texts.read_texts(list(paths) or texts.evaluation_files())
+    text = bundled.read_texts(list(paths) or bundled.evaluation_files())
     settings = replace(settings, text=hashlib.sha256(text.encode()).hexdigest()[:16])
     figures = list(figures_of(len(shape.layers)))
     out.mkdir(parents=True, exist_ok=True)

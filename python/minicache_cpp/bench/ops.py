@@ -15,12 +15,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import host_memory, kv_size
-from ._native import bindings
-from .bench import N_BATCH, N_DECODE, cpu_name
-from .bench_context import BenchContext, BenchModel
-from .config import CacheSpec
-from .gguf_file import GGUFFile
+from ..cache.settings import CacheSpec
+from ..cache.size import kv_bytes
+from ..host.memory import refuse_too_large
+from ..host.threads import cpu_name
+from ..modelfile.gguf_file import GGUFFile
+from ..modelfile.shape import model_shape
+from ..native.binding import llama_h
+from ..reading.context import SequenceContext
+from ..reading.model import NativeModel
+from .speed import N_BATCH, N_DECODE
 
 # kinds of MiniCache's op, by number, as enum ggml_minicache_op has them
 MINICACHE_KINDS = ("index", "attention", "merge", "pool", "encode", "attention")
@@ -36,12 +40,12 @@ class OpTimer:
 
     def __init__(self) -> None:
         self.single = False
-        self.ggml = bindings._lib  # the libraries that libllama is linked to are found through it
+        self.ggml = llama_h._lib  # the libraries that libllama is linked to are found through it
         self.ggml.ggml_op_desc.argtypes = [ctypes.c_void_p]
         self.ggml.ggml_op_desc.restype = ctypes.c_char_p
         self.ggml.ggml_minicache_get_op.argtypes = [ctypes.c_void_p]
         self.ggml.ggml_minicache_get_op.restype = ctypes.c_int
-        self.callback = bindings.ggml_backend_sched_eval_callback(self.receive)
+        self.callback = llama_h.ggml_backend_sched_eval_callback(self.receive)
         self.reset()
 
     def reset(self) -> None:
@@ -83,13 +87,13 @@ def measure(
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Everything the table says, as one JSON-ready object."""
-    shape = kv_size.model_shape(file)
+    shape = model_shape(file)
     if not shape.unknown:
         largest = max(contexts) + N_DECODE
-        needed = max(kv_size.kv_bytes(shape, spec, largest) for spec in specs)
-        host_memory.refuse_too_large(largest, needed, file.weight_bytes)
+        needed = max(kv_bytes(shape, spec, largest) for spec in specs)
+        refuse_too_large(largest, needed, file.weight_bytes)
     rows = []
-    with BenchModel(file.path) as model:
+    with NativeModel(file.path) as model:
         for n_kv in contexts:
             for spec in specs:
                 on_progress(f"context {n_kv}: operations of {spec.name}")
@@ -104,11 +108,11 @@ def measure(
 
 
 def rows_of(
-    model: BenchModel, spec: CacheSpec, n_kv: int, threads: int, reps: int, copies: bool
+    model: NativeModel, spec: CacheSpec, n_kv: int, threads: int, reps: int, copies: bool
 ) -> list[dict[str, Any]]:
     """A row for the last chunk of a prompt of n_kv tokens, and one for the token behind it."""
     timer = OpTimer()
-    context = BenchContext(model, spec, n_kv + N_DECODE, N_BATCH, threads, copies, timer.callback)
+    context = SequenceContext(model, spec, n_kv + N_DECODE, N_BATCH, threads, copies, timer.callback)
     try:
         chunk = min(N_BATCH, n_kv)
         before = n_kv - chunk
@@ -143,7 +147,7 @@ class Sample:
         return min(max(0.0, beyond), least)
 
 
-def sample(context: BenchContext, timer: OpTimer, at: int, n_tokens: int, times: int) -> Sample:
+def sample(context: SequenceContext, timer: OpTimer, at: int, n_tokens: int, times: int) -> Sample:
     """Evaluate the tokens at these positions again and again; they stay in the cache."""
     whole: list[float] = []
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}

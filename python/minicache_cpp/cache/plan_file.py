@@ -14,17 +14,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import MiniCacheError
+from ..modelfile.ggml_types import BY_NUMBER, CACHE_TYPES, GGML_TYPES, POOL_TYPES
+from ..modelfile.gguf_file import GGUFFile, read_gguf
 from .code_format import MAX_LAYERS, WIDTHS, GroupFormat, Layout
-from .config import MAX_WINDOW
-from .errors import MiniCacheError
-from .ggml_types import BY_NUMBER, CACHE_TYPES, GGML_TYPES, POOL_TYPES
-from .gguf_file import GGUFFile, read_gguf
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 VERSION = 3
+MAX_WINDOW = 65536
 TYPE = "minicache-plan"  # general.type of a plan
 MODES = ("code", "aligned")
 DEFAULT_T = 0.6

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import MiniCacheError
-from .fingerprint import fingerprint
-from .gguf_file import GGUFFile
+from ..errors import MiniCacheError
+from ..host.user_cache import cache_dir
+from ..modelfile.fingerprint import fingerprint
+from ..modelfile.gguf_file import GGUFFile
 from .plan_file import read_plan
-from .user_cache import cache_dir
 
 
 def plan_path(file: GGUFFile) -> Path:

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 
-from .errors import MiniCacheError
-from .ggml_types import POOL_TYPES, cache_type
+from ..errors import MiniCacheError
+from ..modelfile.ggml_types import POOL_TYPES, cache_type
+from .plan_file import MAX_WINDOW, read_plan
 
 SPEC_HELP = (
     'a cache type ("f16", "q8_0", "q4_0": a plain cache), "slerp:start=0.5,t=0.6,retain=0.05,type=q4_0" '
@@ -20,7 +21,6 @@ SPEC_HELP = (
 PLAN_DECIDES = ("start", "pairs", "t", "retain", "type_k", "type_v", "pool_type", "window", "mode")
 MODES = ("slerp", "average", "aligned", "code")  # the native library's numbers of them
 OWN_MODES = MODES[:2]  # those that need no plan
-MAX_WINDOW = 65536
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,6 @@ class MiniCache:
 
     def _take_over(self, path: object) -> None:
         """Set what the plan decides; it may have been said before in the same words."""
-        from .plan_file import read_plan
-
         if not isinstance(path, str | os.PathLike):
             raise MiniCacheError(f"plan={path!r} is no path of a plan file")
         plan = read_plan(os.fspath(path))

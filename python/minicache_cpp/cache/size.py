@@ -6,79 +6,17 @@ them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from .config import CacheSpec, MiniCache, retain_block
-from .errors import MiniCacheError
-from .ggml_types import GGML_TYPES, GGMLType
-from .gguf_file import GGUFFile
+from ..errors import MiniCacheError
+from ..modelfile.ggml_types import GGML_TYPES, GGMLType
+from ..modelfile.shape import Layer, ModelShape
 from .plan_file import Plan, read_plan
+from .settings import CacheSpec, MiniCache, retain_block
 
 CELL_STEP = 256  # llama.cpp rounds a context up to whole steps
 ALIGNMENT = 32  # of tensors in a buffer
 SLOT_BYTES = 8  # the cell and the distance of a retained token, or of one in the window
 SLOT_EXTRA = 2  # running means, in the same array
 MAGNITUDES = 4  # |K_a|, |K_b|, |V_a|, |V_b| per token and KV head, in f16, of layers merged by SLERP
-
-# architectures whose layers look back only a window, all or some of them, where the file says how far
-SLIDING_WINDOW = """
-    afmoe cohere2 cohere2moe deepseek4 dflash dots3note exaone4 exaone-moe gemma-embedding gemma2 gemma3
-    gemma3n gemma4 gemma4-assistant gpt-oss granite-swa laguna lfm2 llama4 maple mellum mimo2 modern-bert
-    muse-glimmer olmo2 plamo3 smallthinker spark2-5 step35
-""".split()  # noqa: SIM905
-
-
-@dataclass(frozen=True)
-class Layer:
-    n_head_kv: int
-    head_size_k: int
-    head_size_v: int
-
-    @property
-    def n_k(self) -> int:
-        return self.n_head_kv * self.head_size_k
-
-    @property
-    def n_v(self) -> int:
-        return self.n_head_kv * self.head_size_v
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What a model's cache depends on."""
-
-    architecture: str
-    n_ctx_train: int
-    n_head: int
-    layers: list[Layer] = field(repr=False)
-    window: int = 0
-    n_rot: int = 0  # numbers of a head of K that RoPE turns
-    unknown: str = ""  # why the sizes of this model's cache can't be told from its header
-
-    @property
-    def attention_layers(self) -> list[Layer]:
-        return [layer for layer in self.layers if layer.n_head_kv]
-
-
-def model_shape(file: GGUFFile) -> ModelShape:
-    n_layer = _whole(file, "block_count")
-    heads = _per_layer(file, "attention.head_count", n_layer)
-    heads_kv = _per_layer(file, "attention.head_count_kv", n_layer, heads)
-    n_head = max(heads, default=0)
-    keys = {key.removeprefix(f"{file.architecture}.") for key in file.keys}
-    size = _whole(file, "embedding_length") // n_head if n_head else 0
-    size_k = int(file.get("attention.key_length", size))
-    size_v = int(file.get("attention.value_length", size))
-    window = int(file.get("attention.sliding_window", 0)) if file.architecture in SLIDING_WINDOW else 0
-    return ModelShape(
-        architecture=file.architecture,
-        n_ctx_train=int(file.get("context_length", 0)),
-        n_head=n_head,
-        layers=[Layer(n, size_k, size_v) for n in heads_kv],
-        window=window,
-        n_rot=int(file.get("rope.dimension_count", 0)) or (size_k if "rope.freq_base" in keys else 0),
-        unknown=_unknown(file, heads_kv),
-    )
 
 
 def n_cells(n_ctx: int) -> int:
@@ -239,32 +177,3 @@ def _rows(ggml_type: GGMLType, n: int, n_rows: int) -> int:
 
 def _aligned(n_bytes: int) -> int:
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
-
-
-def _whole(file: GGUFFile, key: str) -> int:
-    value = file.get(key)
-    if not isinstance(value, int):
-        raise MiniCacheError(f"{file.path} has no {file.architecture}.{key}; it is no language model's file")
-    return value
-
-
-def _per_layer(file: GGUFFile, key: str, n_layer: int, default: list[int] | None = None) -> list[int]:
-    """A number of each layer; the file may give one for all."""
-    value = file.get(key)
-    if isinstance(value, list) and len(value) >= n_layer:
-        return [int(one) for one in value[:n_layer]]
-    if isinstance(value, int):
-        return [value] * n_layer
-    return default if default is not None else [0] * n_layer
-
-
-def _unknown(file: GGUFFile, heads_kv: list[int]) -> str:
-    if file.get("attention.kv_lora_rank"):
-        return "its attention is latent (MLA): K and V of all heads share one row, which is not merged"
-    if file.get("ssm.state_size") or file.get("wkv.head_size"):
-        return "some or all of its layers are recurrent: they keep a state of fixed size, which is not merged"
-    if file.get("attention.causal") is False:
-        return "it is an encoder, which keeps no KV cache"
-    if not any(heads_kv):
-        return "its header names no KV heads"
-    return ""

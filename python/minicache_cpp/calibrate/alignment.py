@@ -18,20 +18,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import __version__, kv_size, texts
-from .bench_context import BenchModel
-from .calibration_text import Material, make_material
+from ..cache.code_format import GroupFormat
+from ..cache.plan_file import Bases, Plan, write_plan
+from ..cache.settings import MiniCache
+from ..cache.size import merged_groups
+from ..errors import MiniCacheError
+from ..host.progress import Progress
+from ..modelfile.fingerprint import fingerprint
+from ..modelfile.gguf_file import GGUFFile
+from ..modelfile.shape import model_shape
+from ..reading.model import NativeModel
+from ..text import bundled
+from ..text.vocabulary import Vocabulary
+from ..version import __version__
 from .capture import Samples, capture
 from .code_fit import unit_vectors
-from .code_format import GroupFormat
-from .config import MiniCache
-from .errors import MiniCacheError
-from .fingerprint import fingerprint
-from .gguf_file import GGUFFile
 from .layer_weights import output_gains
-from .plan_file import Bases, Plan, write_plan
-from .progress import Progress
-from .vocabulary import Vocabulary
+from .material import Material, make_material
 
 Floats = NDArray[np.float32]
 
@@ -89,9 +92,7 @@ class Aligner:
 
     def pairs(self, settings: MiniCache) -> list[tuple[int, int]]:
         ropes = self.samples.ropes
-        return [
-            (a, b) for a, b in kv_size.merged_groups(self.samples.shape, settings) if ropes[a] == ropes[b]
-        ]
+        return [(a, b) for a, b in merged_groups(self.samples.shape, settings) if ropes[a] == ropes[b]]
 
     def write(self, path: Path, settings: MiniCache, notes: dict[str, Any] | None = None) -> list[Aligned]:
         """Write the plan that merges as `settings` say, in bases; its pairs."""
@@ -121,20 +122,20 @@ class Aligner:
 @contextmanager
 def aligner(
     file: GGUFFile,
-    model: BenchModel,
+    model: NativeModel,
     paths: Sequence[Path],
     n_tokens: int,
     threads: int,
     progress: Progress | None = None,
 ) -> Iterator[Aligner]:
     """Run the model over text (none: the package's own) and see its K and V."""
-    shape = kv_size.model_shape(file)
+    shape = model_shape(file)
     if shape.unknown:
         raise MiniCacheError(f"{file.path} can't be calibrated: {shape.unknown}")
     names = ", ".join(path.name for path in paths) or "the package's own text"
     with Vocabulary(file.path) as vocabulary:
         material = make_material(
-            vocabulary, list(paths) or texts.calibration_files(), n_tokens, shape.n_ctx_train, names
+            vocabulary, list(paths) or bundled.calibration_files(), n_tokens, shape.n_ctx_train, names
         )
     chunks = [*material.fit, *material.check]
     n_fit = sum(len(chunk.tokens) for chunk in material.fit)
@@ -162,7 +163,7 @@ def align(
 ) -> dict[str, Any]:
     """Fit bases, and write the plan; what came of it, as a JSON-ready object."""
     with (
-        BenchModel(file.path, gpu_layers) as model,
+        NativeModel(file.path, gpu_layers) as model,
         aligner(file, model, paths, n_tokens, threads, progress) as fitting,
     ):
         progress(0.9, "fitting")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cache.code_format import UNIT, Layout, mag_bytes
 from .code_fit import CHOICES
-from .code_format import UNIT, Layout, mag_bytes
 
 LOWEST, HIGHEST = 1e-24, 1e12  # prices that are tried
 

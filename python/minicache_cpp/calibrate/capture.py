@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _native
-from ._native import bindings
+from ..cache.code_format import Kind
+from ..errors import MiniCacheError
+from ..modelfile.shape import ModelShape
+from ..native import binding
+from ..native.binding import llama_h
+from ..reading.model import NativeModel
 from .attention_weights import Read, attention_weights
-from .bench_context import BenchModel
-from .calibration_text import Chunk
-from .code_format import Kind
-from .errors import MiniCacheError
-from .kv_size import ModelShape
+from .material import Chunk
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -156,7 +156,7 @@ class Samples:
         return Read(k.reshape(heads, -1), np.array(v), tokens_k.reshape(n, heads), tokens_v.reshape(n, heads))
 
 
-def capture(model: BenchModel, samples: Samples, threads: int, on_chunk: Callable[[int], None]) -> None:
+def capture(model: NativeModel, samples: Samples, threads: int, on_chunk: Callable[[int], None]) -> None:
     """Run the model over the chunks that are not there yet, and find out how RoPE turns each layer's K."""
     length = max(len(chunk.tokens) for chunk in samples.chunks)
     samples.folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ class Observed:
         self.seen: dict[tuple[str, int], Floats] = {}
         self.failure: BaseException | None = None
         self.ctx: Any = None
-        self.ggml = bindings._lib  # the libraries that libllama is linked to are found through it
+        self.ggml = llama_h._lib  # the libraries that libllama is linked to are found through it
         self.ggml.ggml_get_name.argtypes = [ctypes.c_void_p]
         self.ggml.ggml_get_name.restype = ctypes.c_char_p
         self.ggml.ggml_nbytes.argtypes = [ctypes.c_void_p]
@@ -188,7 +188,7 @@ class Observed:
         ]
         self.ggml.ggml_backend_tensor_get.restype = None
         # native code holds on to the callback, so it must live as long
-        self.callback = bindings.ggml_backend_sched_eval_callback(self.receive)
+        self.callback = llama_h.ggml_backend_sched_eval_callback(self.receive)
 
     def receive(self, tensor: int, ask: bool, _: object) -> bool:
         try:
@@ -203,11 +203,11 @@ class Observed:
             return False
 
     def rope(self, number: int) -> Rope | None:
-        ffi = _native.ffi
+        ffi = binding.ffi
         kind, n_rot = ffi.new("int32_t *"), ffi.new("int32_t *")
         freq = ffi.new("double[]", 4096)
-        pointer = _native.context_pointer(self.ctx)
-        if not _native.lib.llama_minicache_get_rope(pointer, number, kind, n_rot, freq):
+        pointer = binding.context_pointer(self.ctx)
+        if not binding.lib.llama_minicache_get_rope(pointer, number, kind, n_rot, freq):
             return None
         return Rope(ROPES[kind[0]], tuple(freq[0 : n_rot[0] // 2]))
 
@@ -215,16 +215,16 @@ class Observed:
         """Run a chunk; Q, K and V of every layer, [tokens, heads, size]."""
         n = len(chunk.tokens)
         self.seen.clear()
-        _native.clear(self.ctx)
-        batch = bindings.llama_batch_init(n, 0, 1)
+        binding.clear(self.ctx)
+        batch = llama_h.llama_batch_init(n, 0, 1)
         try:
             batch.n_tokens = n
             for i, token in enumerate(chunk.tokens):
                 batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, chunk.position + i, 1
                 batch.seq_id[i][0], batch.logits[i] = 0, i == n - 1
-            status = bindings.llama_decode(self.ctx, batch)
+            status = llama_h.llama_decode(self.ctx, batch)
         finally:
-            bindings.llama_batch_free(batch)
+            llama_h.llama_batch_free(batch)
         if self.failure:
             raise self.failure
         if status:
@@ -242,24 +242,24 @@ class Observed:
 
 
 @contextlib.contextmanager
-def observing(model: BenchModel, length: int, threads: int) -> Iterator[Observed]:
+def observing(model: NativeModel, length: int, threads: int) -> Iterator[Observed]:
     """A context that reads chunks of up to `length` tokens in one step each."""
     observed = Observed()
-    params = bindings.llama_context_default_params()
+    params = llama_h.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = length
     params.n_threads = params.n_threads_batch = threads
-    params.flash_attn_type = bindings.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    params.flash_attn_type = llama_h.LLAMA_FLASH_ATTN_TYPE_ENABLED
     params.cb_eval = observed.callback
     params.no_perf = True
     model.log.clear()
-    with _native.observing_contexts():
-        observed.ctx = bindings.llama_init_from_model(model.model, params)
+    with binding.observing_contexts():
+        observed.ctx = llama_h.llama_init_from_model(model.model, params)
     if observed.ctx is None:
-        raise MiniCacheError(f"the model can't be observed: {_native.last_error() or model.log.reason()}")
+        raise MiniCacheError(f"the model can't be observed: {binding.last_error() or model.log.reason()}")
     try:
         yield observed
     finally:
-        _native.free_context(observed.ctx)
+        binding.free_context(observed.ctx)
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .code_format import UNIT, Layout
+from ..cache.code_format import UNIT, Layout
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cache.code_format import Kind
+from ..modelfile.gguf_file import GGUFFile
+from ..modelfile.shape import ModelShape
 from .capture import Rope, Samples
-from .code_format import Kind
-from .gguf_file import GGUFFile
-from .kv_size import ModelShape
 
 Doubles = NDArray[np.float64]
 

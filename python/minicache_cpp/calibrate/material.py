@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import MiniCacheError
-from .vocabulary import Vocabulary
+from ..errors import MiniCacheError
+from ..text.vocabulary import Vocabulary
 
 CHUNK = 512  # tokens of a chunk
 CONTEXT = 1024  # tokens of a context that is measured on: chunks one after the other

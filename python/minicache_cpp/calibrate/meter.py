@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .bench_context import BenchModel
-from .calibration_text import Chunk
-from .config import CacheSpec
-from .divergence import Floats, Reference, kl_divergence, log_probabilities
+from ..cache.settings import CacheSpec
+from ..reading.divergence import Floats, Reference, kl_divergence, log_probabilities
+from ..reading.model import NativeModel
+from .material import Chunk
 from .parallel_context import ParallelContext
 
 F16 = CacheSpec("f16", "f16")
@@ -31,7 +31,7 @@ class Meter:
 
     def __init__(
         self,
-        model: BenchModel,
+        model: NativeModel,
         chunks: Mapping[str, Sequence[Chunk]],
         threads: int,
         memory: Path,

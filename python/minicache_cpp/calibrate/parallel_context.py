@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 
-from . import _native
-from ._native import bindings
-from .bench_context import BenchModel
-from .calibration_text import Chunk
-from .config import CacheSpec
-from .divergence import Floats
-from .errors import MiniCacheError
-from .kv_size import n_cells
+from ..cache.settings import CacheSpec
+from ..cache.size import n_cells
+from ..errors import MiniCacheError
+from ..native import binding
+from ..native.binding import llama_h
+from ..reading.divergence import Floats
+from ..reading.model import NativeModel
+from .material import Chunk
 
 PROMPT_STEP = 64  # tokens of each chunk in a step that is not measured at
 
@@ -27,7 +27,7 @@ class ParallelContext:
     most, included; with a window, which keeps those as they are, a step has an eighth as many tokens of each chunk.
     """
 
-    def __init__(self, model: BenchModel, spec: CacheSpec, chunks: Sequence[Chunk], threads: int) -> None:
+    def __init__(self, model: NativeModel, spec: CacheSpec, chunks: Sequence[Chunk], threads: int) -> None:
         self.chunks, self.n_vocab = chunks, model.n_vocab
         self.step = chunks[0].at_once
         n_batch = len(chunks) * max(PROMPT_STEP, self.step)
@@ -35,7 +35,7 @@ class ParallelContext:
         self.ctx = model.open_context(
             spec, n_batch, threads, n_ctx=n_ctx, n_seq_max=len(chunks), kv_unified=False
         )
-        self.batch = bindings.llama_batch_init(n_batch, 0, 1)
+        self.batch = llama_h.llama_batch_init(n_batch, 0, 1)
 
     def read(self) -> Iterator[tuple[list[int], int, Floats]]:
         """Read all chunks; (chunks, index of a token, logits after it in each of them), where it is measured at.
@@ -55,7 +55,7 @@ class ParallelContext:
             self._decode(tokens, set(wanted))
             if wanted:
                 logits = np.ctypeslib.as_array(
-                    bindings.llama_get_logits(self.ctx), (len(wanted), self.n_vocab)
+                    llama_h.llama_get_logits(self.ctx), (len(wanted), self.n_vocab)
                 )
                 for at in range(start, end):
                     rows = [row for row, one in enumerate(wanted) if one[1] == at]
@@ -70,12 +70,12 @@ class ParallelContext:
             chunk = self.chunks[number]
             batch.token[i], batch.pos[i] = chunk.tokens[at], chunk.position + at
             batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, number, (number, at) in wanted
-        if status := _native.decode(self.ctx, batch):
+        if status := binding.decode(self.ctx, batch):
             raise MiniCacheError(f"llama_decode failed with {status} at token {tokens[0][1]}")
 
     def __enter__(self) -> ParallelContext:
         return self
 
     def __exit__(self, *_: object) -> None:
-        bindings.llama_batch_free(self.batch)
-        _native.free_context(self.ctx)
+        llama_h.llama_batch_free(self.batch)
+        binding.free_context(self.ctx)

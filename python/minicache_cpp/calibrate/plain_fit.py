@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cache.code_format import Kind
+from ..modelfile.ggml_types import CACHE_TYPES, GGML_TYPES, is_quantized
 from .capture import Samples
 from .code_fit import unit_vectors
-from .code_format import Kind
-from .ggml_types import CACHE_TYPES, GGML_TYPES, is_quantized
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

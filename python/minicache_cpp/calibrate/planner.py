@@ -15,19 +15,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import kv_size
+from ..cache.code_format import GroupFormat, Kind, Layout
+from ..cache.plan_file import PlainLayer, Plan, write_plan
+from ..cache.settings import CacheSpec
+from ..cache.size import kv_bytes, plan_bytes, plan_fixed_bytes, plan_window_bytes
+from ..errors import MiniCacheError
+from ..host.units import mib
+from ..modelfile.ggml_types import CACHE_TYPES, GGML_TYPES
+from ..modelfile.shape import ModelShape
 from .allocation import Candidate, Choice, Part, PlainPart, allocate
 from .code_fit import PartFit
-from .code_format import GroupFormat, Kind, Layout
-from .config import CacheSpec
-from .errors import MiniCacheError
-from .ggml_types import CACHE_TYPES, GGML_TYPES
 from .group_fit import GroupFit, LayerWeights, Source, cut_into_groups, fit_group
-from .kv_size import ModelShape
-from .measurement import Measured, Meter
+from .meter import Measured, Meter
 from .plain_fit import PlainFit
-from .plan_file import PlainLayer, Plan, write_plan
-from .report import mib
 from .sensitivity import Sensitivities, measure_sensitivities, widths_like
 
 SIZED_AT = 4096  # tokens at which a ratio is taken: a few bytes are there once for many tokens
@@ -57,7 +57,7 @@ class Target:
     def fits(self, shape: ModelShape, plan: Plan) -> bool:
         """Whether a plan is small enough."""
         if self.budget is not None:
-            return kv_size.plan_bytes(shape, plan, self.n_ctx) <= self.budget
+            return plan_bytes(shape, plan, self.n_ctx) <= self.budget
         return self.ratio is None or ratio(shape, plan) >= self.ratio
 
 
@@ -72,7 +72,7 @@ class Found:
     fits: Sequence[GroupFit] = ()  # of the choices
 
     def n_bytes(self, shape: ModelShape, n_ctx: int) -> int:
-        return kv_size.plan_bytes(shape, self.plan, n_ctx)
+        return plan_bytes(shape, self.plan, n_ctx)
 
 
 class Planner:
@@ -360,7 +360,7 @@ class Planner:
         """What a budget pays for the window."""
         if target.budget is None or not self.base.window:
             return ""
-        taken = mib(kv_size.plan_window_bytes(self.shape, self._uniform_plan(Layout())))
+        taken = mib(plan_window_bytes(self.shape, self._uniform_plan(Layout())))
         return f"; its window of {self.base.window} tokens takes {taken}, --window 0 does without"
 
     def smallest(self, max_kl: float) -> Found:
@@ -390,8 +390,8 @@ class Planner:
 
 def ratio(shape: ModelShape, plan: Plan) -> float:
     """f16 bytes per cached token over the plan's, without what is allocated once."""
-    n_bytes = kv_size.plan_bytes(shape, plan, SIZED_AT) - kv_size.plan_fixed_bytes(shape, plan)
-    return kv_size.kv_bytes(shape, CacheSpec("f16", "f16"), SIZED_AT) / n_bytes
+    n_bytes = plan_bytes(shape, plan, SIZED_AT) - plan_fixed_bytes(shape, plan)
+    return kv_bytes(shape, CacheSpec("f16", "f16"), SIZED_AT) / n_bytes
 
 
 def bits(layout: Layout, n_layer: int, size: int) -> float:

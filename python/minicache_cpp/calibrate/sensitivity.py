@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..cache.code_format import KINDS, Kind, Layout
 from .allocation import Choice
 from .code_fit import CHOICES
-from .code_format import KINDS, Kind, Layout
 from .group_fit import GroupFit, LayerWeights
 
 EXACT_WIDTH = 8

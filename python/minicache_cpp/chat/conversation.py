@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from . import _native
-from ._native import bindings
-from .chat_template import ChatTemplate, Message
-from .errors import MiniCacheError
-from .llama import Llama
+from ..errors import MiniCacheError
+from ..native import binding
+from ..native.binding import llama_h
+from ..runtime.llama import Llama
+from ..text.chat_template import ChatTemplate, Message
 
 PENALTY_TOKENS = 64  # how far back the repeat penalty looks
 
@@ -65,7 +65,7 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget everything but the system message."""
-        _native.clear(self.llm.ctx)
+        binding.clear(self.llm.ctx)
         self.llm.reset()  # type: ignore[no-untyped-call]
         self.sampler.reset()
         self.messages = list(self.system)
@@ -95,7 +95,7 @@ class Conversation:
         self.text = ""  # until the answer is there in full, the context holds more than is known
         while n_tokens < (max_tokens or self.n_ctx):
             token = self.sampler.sample(self.llm)
-            if bindings.llama_vocab_is_eog(self.llm._model.vocab, token):
+            if llama_h.llama_vocab_is_eog(self.llm._model.vocab, token):
                 finish = "stop"
                 break
             n_tokens += 1
@@ -149,7 +149,7 @@ class Conversation:
             tokens = self._tokenize(text[len(self.text) :])
             fits = self.llm.n_tokens + len(tokens) <= self.n_ctx or self.can_shift
             # a piece that begins in the midst of text could be cut into tokens in another way than the whole
-            if fits and tokens and bindings.llama_vocab_is_control(self.llm._model.vocab, tokens[0]):
+            if fits and tokens and llama_h.llama_vocab_is_control(self.llm._model.vocab, tokens[0]):
                 return Prompt(text, tokens)
         return self._whole_prompt(text)
 
@@ -191,11 +191,11 @@ class Conversation:
 
     @property
     def memory(self) -> object:
-        return bindings.llama_get_memory(self.llm.ctx)
+        return llama_h.llama_get_memory(self.llm.ctx)
 
     @property
     def can_shift(self) -> bool:
-        return bool(bindings.llama_memory_can_shift(self.memory))
+        return bool(llama_h.llama_memory_can_shift(self.memory))
 
     def _eval(self, tokens: list[int]) -> None:
         try:
@@ -217,8 +217,8 @@ class Conversation:
             )
         n_drop = max(excess, (n_tokens - self.n_keep) // 2)
         first, kept = self.n_keep, self.llm.input_ids[self.n_keep + n_drop : n_tokens].copy()
-        bindings.llama_memory_seq_rm(self.memory, 0, first, first + n_drop)
-        bindings.llama_memory_seq_add(self.memory, 0, first + n_drop, n_tokens, -n_drop)
+        llama_h.llama_memory_seq_rm(self.memory, 0, first, first + n_drop)
+        llama_h.llama_memory_seq_add(self.memory, 0, first + n_drop, n_tokens, -n_drop)
         self.llm.input_ids[first : first + len(kept)] = kept
         self.llm.n_tokens = n_tokens - n_drop
         return n_drop
@@ -226,9 +226,9 @@ class Conversation:
     def _cut(self, n_tokens: int) -> None:
         """Keep the first tokens only."""
         if n_tokens < self.llm.n_tokens:
-            if not bindings.llama_memory_seq_rm(self.memory, 0, n_tokens, -1):
+            if not llama_h.llama_memory_seq_rm(self.memory, 0, n_tokens, -1):
                 # a recurrent model's memory can't let go of a part
-                _native.clear(self.llm.ctx)
+                binding.clear(self.llm.ctx)
                 n_tokens = 0
                 self.text = ""
             self.llm.n_tokens = n_tokens
@@ -245,33 +245,33 @@ class Sampler:
     """llama.cpp's sampler chain; it lasts for the conversation, as the repeat penalty looks back."""
 
     def __init__(self, sampling: Sampling, n_vocab: int) -> None:
-        chain = bindings.llama_sampler_chain_init(bindings.llama_sampler_chain_default_params())
-        seed = bindings.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed & 0xFFFFFFFF
+        chain = llama_h.llama_sampler_chain_init(llama_h.llama_sampler_chain_default_params())
+        seed = llama_h.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed & 0xFFFFFFFF
         penalty = sampling.repeat_penalty
-        links = [bindings.llama_sampler_init_penalties(n_vocab, PENALTY_TOKENS, penalty, 0.0, 0.0)]
+        links = [llama_h.llama_sampler_init_penalties(n_vocab, PENALTY_TOKENS, penalty, 0.0, 0.0)]
         if sampling.temp <= 0:
-            links.append(bindings.llama_sampler_init_greedy())
+            links.append(llama_h.llama_sampler_init_greedy())
         else:
             links += [
-                bindings.llama_sampler_init_top_k(sampling.top_k),
-                bindings.llama_sampler_init_top_p(sampling.top_p, 1),
-                bindings.llama_sampler_init_min_p(sampling.min_p, 1),
-                bindings.llama_sampler_init_temp(sampling.temp),
-                bindings.llama_sampler_init_dist(seed),
+                llama_h.llama_sampler_init_top_k(sampling.top_k),
+                llama_h.llama_sampler_init_top_p(sampling.top_p, 1),
+                llama_h.llama_sampler_init_min_p(sampling.min_p, 1),
+                llama_h.llama_sampler_init_temp(sampling.temp),
+                llama_h.llama_sampler_init_dist(seed),
             ]
         for link in links:
-            bindings.llama_sampler_chain_add(chain, link)
+            llama_h.llama_sampler_chain_add(chain, link)
         self.chain = chain
 
     def sample(self, llm: Llama) -> int:
-        return int(bindings.llama_sampler_sample(self.chain, llm.ctx, -1))
+        return int(llama_h.llama_sampler_sample(self.chain, llm.ctx, -1))
 
     def reset(self) -> None:
-        bindings.llama_sampler_reset(self.chain)
+        llama_h.llama_sampler_reset(self.chain)
 
     def __del__(self) -> None:
         if getattr(self, "chain", None) is not None:
-            bindings.llama_sampler_free(self.chain)
+            llama_h.llama_sampler_free(self.chain)
             self.chain = None
 
 
@@ -322,7 +322,7 @@ def piece(llm: Llama, token: int) -> bytes:
     size = 64
     while True:
         buffer = ctypes.create_string_buffer(size)
-        n = bindings.llama_token_to_piece(llm._model.vocab, token, buffer, size, 0, False)
+        n = llama_h.llama_token_to_piece(llm._model.vocab, token, buffer, size, 0, False)
         if n >= 0:
             return buffer.raw[:n]
         size = -n

@@ -11,10 +11,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from . import _native
+from ..errors import MiniCacheError
+from ..native import binding
+from ..runtime.llama import set_state
 from .conversation import Conversation
-from .errors import MiniCacheError
-from .llama import set_state
 
 FORMAT = b"minicache chat 1\n"
 FINGERPRINT_BYTES = 1 << 20  # of the model file: its header, and a part of its weights
@@ -23,7 +23,7 @@ FINGERPRINT_BYTES = 1 << 20  # of the model file: its header, and a part of its 
 def save_chat(path: Path, conversation: Conversation, cache: str) -> int:
     """Write the conversation and return the bytes; an older file stays until the new one is complete."""
     llm = conversation.llm
-    state = _native.get_state(llm.ctx)
+    state = binding.get_state(llm.ctx)
     header = {
         "model": fingerprint(llm.model_path),
         "cache": cache,

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import texts
-from .bench import progress
-from .chat import default_threads
-from .cli import add_json_option, add_machine_options, add_model_argument, check_numbers
-from .config import SPEC_HELP, CacheSpec
-from .demo_model import demo_model
-from .errors import MiniCacheError
+from ..cache.settings import SPEC_HELP, CacheSpec
+from ..errors import MiniCacheError
+from ..host.demo_model import demo_model
+from ..host.progress import progress
+from ..host.threads import default_threads
+from ..host.units import mib
+from ..modelfile.gguf_file import read_gguf
+from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers
+from ..text import bundled
 from .facts import N_FACTS, VALUES
-from .gguf_file import read_gguf
-from .report import mib
 
 EXAMPLE = "minicache evaluate model.gguf --ctx 4096 --pos-offset 0 --pos-offset 20000 --config q4_0 --json"
 DEFAULT_CTX = 1024
@@ -98,12 +98,12 @@ def run(args: argparse.Namespace) -> int:
         raise MiniCacheError("--recall and --no-recall contradict each other; leave one out")
     specs = cache_specs(args.config or DEFAULT_SPECS)
     if args.plot:
-        from .evaluation_plot import check_plot
+        from .plot import check_plot
 
         check_plot(args.plot)
     file = read_gguf(args.model or demo_model())
-    paths = args.text or texts.evaluation_files()
-    text = texts.read_texts(paths)
+    paths = args.text or bundled.evaluation_files()
+    text = bundled.read_texts(paths)
 
     from . import evaluation
 
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         found |= {"text": [Path(path).name for path in paths], "rounds": args.rounds}
     print(to_json(runs) if args.json else table(runs))
     if args.plot:
-        from .evaluation_plot import plot
+        from .plot import plot
 
         plot(args.plot, runs)
         print(f"minicache: the plot is in {args.plot}", file=sys.stderr)
@@ -222,13 +222,3 @@ def digits(value: float, significant: int = 3) -> str:
         return f"{value:g}"
     places = max(0, significant - 1 - math.floor(math.log10(abs(value))))
     return f"{value:.{places}f}"
-
-
-def main(argv: list[str] | None = None) -> int:
-    from .cli import run_command
-
-    return run_command("evaluate", argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,15 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import facts, host_memory, kv_size
-from .bench_context import BenchModel
-from .config import CacheSpec
-from .divergence import Divergence, Reference, log_probabilities
-from .errors import MiniCacheError
-from .evaluation_context import EvaluationContext
-from .gguf_file import GGUFFile
-from .report import KVReport, mib
-from .vocabulary import Vocabulary
+from ..cache.report import KVReport
+from ..cache.settings import CacheSpec
+from ..cache.size import kv_bytes
+from ..errors import MiniCacheError
+from ..host.memory import refuse_too_large
+from ..host.units import mib
+from ..modelfile.gguf_file import GGUFFile
+from ..modelfile.shape import model_shape
+from ..reading.divergence import Divergence, Reference, log_probabilities
+from ..reading.model import NativeModel
+from ..reading.scored_context import ScoredContext
+from ..text.vocabulary import Vocabulary
+from . import facts
 
 F16 = CacheSpec("f16", "f16")
 MOST_CHUNKS = 4  # where nobody says how many
@@ -105,7 +109,7 @@ def spread(tokens: list[int], n_ctx: int, n_chunks: int) -> list[list[int]]:
 
 def check_positions(file: GGUFFile, settings: Settings) -> list[str]:
     """Notes on positions the model was not trained for; an error where it has none there."""
-    trained = kv_size.model_shape(file).n_ctx_train
+    trained = model_shape(file).n_ctx_train
     notes = []
     for n_ctx, offset in runs(settings):
         if trained and offset + n_ctx > trained:
@@ -123,11 +127,11 @@ def check_positions(file: GGUFFile, settings: Settings) -> list[str]:
 
 def check_room(file: GGUFFile, material: Material, settings: Settings) -> None:
     """Refuse what memory or the temporary folder can't hold, before anything is loaded."""
-    shape = kv_size.model_shape(file)
+    shape = model_shape(file)
     largest = max([*settings.contexts, *map(material.n_ctx, material.tasks)])
     if not shape.unknown and settings.gpu_layers == 0:
         # one context at a time, none of them larger than f16's
-        host_memory.refuse_too_large(largest, kv_size.kv_bytes(shape, F16, largest), file.weight_bytes)
+        refuse_too_large(largest, kv_bytes(shape, F16, largest), file.weight_bytes)
     needed = max(Reference.size(n_ctx - n_ctx // 2, material.n_vocab) for n_ctx in settings.contexts)
     folder = tempfile.gettempdir()
     if needed > (free := shutil.disk_usage(folder).free):
@@ -148,7 +152,7 @@ def measure(
     """One JSON-ready object for each context and first position."""
     recalled: dict[tuple[str, int, int], tuple[int, int]] = {}  # the same at every context
     found = []
-    with BenchModel(file.path, settings.gpu_layers) as model:
+    with NativeModel(file.path, settings.gpu_layers) as model:
         for n_ctx, offset in runs(settings):
             told = Told(on_progress, f"context {n_ctx}, positions from {offset}: ")
             bench = Bench(model, settings, offset, told)
@@ -192,15 +196,13 @@ class Told:
 class Bench:
     """One model at one first position."""
 
-    model: BenchModel
+    model: NativeModel
     settings: Settings
     offset: int
     told: Progress
 
-    def opened(self, spec: CacheSpec, n_ctx: int, ubatch: int = 0) -> EvaluationContext:
-        return EvaluationContext(
-            self.model, spec, n_ctx, ubatch or self.settings.ubatch, self.settings.threads
-        )
+    def opened(self, spec: CacheSpec, n_ctx: int, ubatch: int = 0) -> ScoredContext:
+        return ScoredContext(self.model, spec, n_ctx, ubatch or self.settings.ubatch, self.settings.threads)
 
     def divergences(self, chunks: list[list[int]], n_ctx: int) -> list[dict[str, Any]]:
         """A row for each configuration: what it allocates, and how far it is from the f16 cache."""
@@ -235,7 +237,7 @@ class Bench:
             return facts.recall(context, material.tasks[distance], self.offset)
 
 
-def scored(context: EvaluationContext, tokens: list[int], offset: int) -> Iterator[tuple[int, Any]]:
+def scored(context: ScoredContext, tokens: list[int], offset: int) -> Iterator[tuple[int, Any]]:
     """(row, log-probabilities from this row on) of the second half of a chunk."""
     half = len(tokens) // 2
     for index, logits in context.decode(tokens, offset, half):

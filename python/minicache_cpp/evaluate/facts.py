@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from .chat_template import ChatTemplate
-from .errors import MiniCacheError
+from ..errors import MiniCacheError
+from ..text.chat_template import ChatTemplate
 
 N_FACTS = 8  # told together; each is asked for
 
@@ -23,7 +23,7 @@ class Tokenizer(Protocol):
 
 
 class Reader(Protocol):
-    """Of an EvaluationContext, what is needed here."""
+    """Of an ScoredContext, what is needed here."""
 
     def clear(self) -> None: ...
     def read(self, tokens: Sequence[int], position: int) -> None: ...

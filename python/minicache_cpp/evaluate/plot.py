@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .errors import MiniCacheError
+from ..errors import MiniCacheError
 
 
 def check_plot(path: Path) -> None:

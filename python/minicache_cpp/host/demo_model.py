@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .errors import MiniCacheError
+from ..errors import MiniCacheError
 
 NAME = "minicache-demo-q8_0.gguf"
 MHA_NAME = "minicache-demo-mha-q8_0.gguf"  # as many KV heads as query heads, of size 128
@@ -13,7 +13,7 @@ MHA_NAME = "minicache-demo-mha-q8_0.gguf"  # as many KV heads as query heads, of
 
 def demo_model(name: str = NAME) -> Path:
     """A demo model: in the package, or in the source checkout that this was installed or is run from."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     # an editable install, a .venv inside the checkout, the checkout as the current directory
     roots = [package, package.parent.parent, Path(sys.prefix).parent, Path.cwd()]
     for root in roots:

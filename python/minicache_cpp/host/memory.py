@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import MiniCacheError
-from .report import mib
+from ..errors import MiniCacheError
+from .units import mib
 
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")

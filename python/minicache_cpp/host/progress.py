@@ -42,3 +42,8 @@ class Progress:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
             self.drawn = False
+
+
+def progress(text: str) -> None:
+    end = "\r" if sys.stderr.isatty() else "\n"
+    print(f"{text:<60}", end=end, file=sys.stderr, flush=True)

@@ -5,23 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bench import progress
-from .chat import default_threads
-from .cli import add_json_option, add_machine_options, add_model_argument, check_numbers
-from .config import SPEC_HELP, CacheSpec
-from .demo_model import demo_model
-from .errors import MiniCacheError
-from .longbench_metrics import best
-from .longbench_tasks import TASKS, Item, Task, find_files, prompts_from, read_items, task_of
-from .report import mib
+from ..cache.settings import SPEC_HELP, CacheSpec
+from ..errors import MiniCacheError
+from ..host.demo_model import demo_model
+from ..host.progress import progress
+from ..host.threads import default_threads
+from ..host.units import mib
+from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers
+from .metrics import best
+from .tasks import TASKS, Item, Task, find_files, prompts_from, read_items, task_of
 
 if TYPE_CHECKING:
-    from .text_model import TextModel
+    from ..reading.text_model import TextModel
 
 EXAMPLE = "minicache longbench model.gguf --data LongBench/data --task qasper --config f16 --config q4_0"
 DEFAULT_SPECS = ("f16", "q8_0", "q4_0", "slerp:type=q4_0")
@@ -74,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     items = {name: read_items(path, args.limit) for name, path in files.items()}
     model = args.model or demo_model()
 
-    from .text_model import TextModel
+    from ..reading.text_model import TextModel
 
     rows = []
     found: dict[str, Any] = {}
@@ -211,13 +210,3 @@ def table(found: dict[str, Any]) -> str:
         lines.append("  ".join([f"{first:<{widths[0]}}", *numbers]).rstrip())
     lines += [f"note: {row['name']}: {row['note']}" for row in found["rows"] if row["note"]]
     return "\n".join(lines)
-
-
-def main(argv: list[str] | None = None) -> int:
-    from .cli import run_command
-
-    return run_command("longbench", argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import longbench_metrics as metrics
-from .errors import MiniCacheError
-from .longbench_metrics import Metric
+from ..errors import MiniCacheError
+from . import metrics
+from .metrics import Metric
 
 SUFFIX_E = "_e"  # of the files of LongBench-E, the same tasks with evenly spread lengths
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import MiniCacheError
+from ..errors import MiniCacheError
 from .ggml_types import BY_NUMBER
 
 # number of a value's type in the file -> struct format; strings and arrays are told apart below

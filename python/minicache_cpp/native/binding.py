@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import cffi
 
-from . import _library
-from .config import MODES, MiniCache
-from .errors import MiniCacheError
-from .ggml_types import GGML_TYPES
+from ..errors import MiniCacheError
+from . import library
 
 GGML_TYPE_COUNT = 43  # stands for "the cache types"
 
@@ -225,8 +222,8 @@ ffi.cdef(
     "struct llama_model;\nstruct llama_context;\nstruct llama_batch;\ntypedef int32_t llama_seq_id;"
 )
 ffi.cdef(DECLARATIONS)
-lib: Any = ffi.dlopen(str(_library.load()))
-bindings: Any = importlib.import_module("llama_cpp.llama_cpp")  # llama.h, by ctypes, over the same library
+lib: Any = ffi.dlopen(str(library.load()))
+llama_h: Any = importlib.import_module("llama_cpp.llama_cpp")  # llama.h, by ctypes, over the same library
 
 
 def last_error() -> str:
@@ -241,27 +238,6 @@ def check(done: bool, what: str) -> None:
 
 def text(chars: Any) -> str:
     return str(ffi.string(chars).decode("utf-8", "replace"))
-
-
-def use_params(minicache: MiniCache) -> None:
-    """Contexts made on this thread hold their cache as `minicache` says, until use_off() or use_env()."""
-    params = ffi.new("struct llama_minicache_params *", lib.llama_minicache_default_params())
-    if isinstance(minicache.start, int):
-        params.start_layer = minicache.start
-    else:
-        params.start, params.start_layer = minicache.start, -1
-    explicit = list(minicache.pairs or ()) if minicache.plan is None else []
-    pairs = ffi.new("int32_t[]", [layer for pair in explicit for layer in pair])
-    if explicit:
-        params.pairs, params.n_pairs = pairs, len(explicit)
-    params.t, params.retain, params.strict = minicache.t, minicache.retain, minicache.strict
-    params.window = minicache.window
-    pool = minicache.pool_type
-    params.pool_type = GGML_TYPE_COUNT if pool == "cache" else GGML_TYPES[pool].number
-    params.mode = MODES.index(minicache.mode) if minicache.plan is None else 0
-    plan = ffi.new("char[]", os.fsencode(minicache.plan)) if minicache.plan is not None else ffi.NULL
-    params.plan = plan
-    check(lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_PARAMS, params), "llama_minicache_use")
 
 
 @contextmanager
@@ -292,19 +268,6 @@ def use_off() -> None:
 def use_env() -> None:
     """Contexts made on this thread follow the environment variable LLAMA_MINICACHE, as at the start."""
     check(lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_ENV, ffi.NULL), "llama_minicache_use")
-
-
-@contextmanager
-def creating_contexts(minicache: MiniCache | None) -> Iterator[None]:
-    """Contexts made inside, on this thread, hold their cache as `minicache` says, or as upstream does."""
-    try:
-        if minicache is None:
-            use_off()
-        else:
-            use_params(minicache)
-        yield
-    finally:
-        use_env()
 
 
 def context_pointer(ctx: Any) -> Any:
@@ -379,4 +342,4 @@ def free_context(ctx: Any) -> bool:
 def free_model(model: Any) -> None:
     """Free a model, but once a device has failed keep it, as it may lie there."""
     if not _kept:
-        bindings.llama_model_free(model)
+        llama_h.llama_model_free(model)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import cffi
 
-from . import _library
-from .errors import MiniCacheError
+from ..errors import MiniCacheError
+from . import library
 
 # of ggml-backend.h
 ffi = cffi.FFI()
@@ -34,7 +34,7 @@ class Device:
 
 def gpus() -> list[Device]:
     """Devices with a memory of their own, none in a build for the CPU."""
-    lib = ffi.dlopen(str(_library.load()))
+    lib = ffi.dlopen(str(library.load()))
     found = []
     for i in range(lib.ggml_backend_dev_count()):
         device = lib.ggml_backend_dev_get(i)

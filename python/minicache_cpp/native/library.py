@@ -41,7 +41,7 @@ def find(directory: Path, base: str) -> Path | None:
 def library_dir() -> Path | None:
     """The directory of our native libraries, None where they were not built."""
     override = os.environ.get(OVERRIDE)
-    directory = Path(override) if override else Path(__file__).parent / "lib"
+    directory = Path(override) if override else Path(__file__).parent.parent / "lib"
     return directory.resolve() if find(directory, "llama") else None
 
 

@@ -6,7 +6,7 @@ import ctypes
 import sys
 from collections import deque
 
-from ._native import bindings
+from .binding import llama_h
 
 ERROR, CONTINUED = 4, 5  # enum ggml_log_level
 
@@ -19,11 +19,11 @@ class NativeLog:
         self.errors: deque[str] = deque(maxlen=20)
         self.level = 0
         # native code holds on to the callback, so it must live as long: install() keeps this object
-        self.callback = bindings.llama_log_callback(self.receive)
+        self.callback = llama_h.llama_log_callback(self.receive)
 
     def install(self) -> NativeLog:
         _installed[:] = [self]
-        bindings.llama_log_set(self.callback, ctypes.c_void_p(0))
+        llama_h.llama_log_set(self.callback, ctypes.c_void_p(0))
         return self
 
     def receive(self, level: int, text: bytes, _: object) -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from . import _native
-from ._native import bindings
-from .bench_context import BenchContext, load_sequence, save_sequence
+from ..cache.context_report import read_report
+from ..cache.report import KVReport
+from ..errors import MiniCacheError
+from ..native import binding
+from ..native.binding import llama_h
+from .context import SequenceContext, load_sequence
 from .divergence import Floats
-from .errors import MiniCacheError
-from .report import KVReport, read_report
 
 
-class EvaluationContext(BenchContext):
-    marked: ctypes.Array[ctypes.c_uint8] | int = 0
+class ScoredContext(SequenceContext):
+    marked: bytearray | int = 0
 
     def decode(self, tokens: Sequence[int], position: int, scored_from: int) -> Iterator[tuple[int, Floats]]:
         """Read tokens at consecutive positions, ubatch by ubatch.
@@ -25,7 +25,7 @@ class EvaluationContext(BenchContext):
         `scored_from` on. The logits are llama.cpp's own memory: they last until the next step.
         """
         batch = self.batch
-        size = bindings.llama_n_ubatch(self.ctx)
+        size = llama_h.llama_n_ubatch(self.ctx)
         for start in range(0, len(tokens), size):
             part = tokens[start : start + size]
             batch.n_tokens = len(part)
@@ -35,11 +35,11 @@ class EvaluationContext(BenchContext):
                 batch.n_seq_id[i] = 1
                 batch.seq_id[i][0] = 0
                 batch.logits[i] = start + i >= scored_from
-            if status := _native.decode(self.ctx, batch):
+            if status := binding.decode(self.ctx, batch):
                 raise MiniCacheError(f"llama_decode failed with {status} at position {position + start}")
             first = max(start, scored_from)
             if (n_rows := start + len(part) - first) > 0:
-                logits = bindings.llama_get_logits(self.ctx)
+                logits = llama_h.llama_get_logits(self.ctx)
                 yield first, np.ctypeslib.as_array(logits, (n_rows, self.n_vocab))
 
     def read(self, tokens: Sequence[int], position: int) -> None:
@@ -56,14 +56,14 @@ class EvaluationContext(BenchContext):
 
     def mark(self) -> None:
         """Remember what has been read so far, to come back to it."""
-        model = bindings.llama_get_model(self.ctx)
-        recurrent = bindings.llama_model_is_recurrent(model) or bindings.llama_model_is_hybrid(model)
+        model = llama_h.llama_get_model(self.ctx)
+        recurrent = llama_h.llama_model_is_recurrent(model) or llama_h.llama_model_is_hybrid(model)
         if not (recurrent or self.report().active):
-            self.marked = int(bindings.llama_memory_seq_pos_max(self.memory, 0)) + 1
+            self.marked = int(llama_h.llama_memory_seq_pos_max(self.memory, 0)) + 1
             return
         # a recurrent state can't be cut back, and in a merged cache tokens that are cut off may have displaced retained
         # ones before them
-        self.marked = save_sequence(self.ctx, 0)
+        self.marked = binding.get_state(self.ctx, 0)
 
     def back(self) -> None:
         """What has been read since mark() is forgotten."""
@@ -76,7 +76,7 @@ class EvaluationContext(BenchContext):
     def report(self) -> KVReport:
         return read_report(self.ctx)
 
-    def __enter__(self) -> EvaluationContext:
+    def __enter__(self) -> ScoredContext:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,16 +9,18 @@ from types import TracebackType
 
 import numpy as np
 
-from . import host_memory, kv_size
-from .bench_context import BenchModel
-from .chat import default_threads
-from .config import CacheSpec
+from ..cache.report import KVReport
+from ..cache.settings import CacheSpec
+from ..cache.size import kv_bytes
+from ..errors import MiniCacheError
+from ..host.memory import refuse_too_large
+from ..host.threads import default_threads
+from ..modelfile.gguf_file import read_gguf
+from ..modelfile.shape import model_shape
+from ..text.vocabulary import Vocabulary
 from .divergence import log_probabilities
-from .errors import MiniCacheError
-from .evaluation_context import EvaluationContext
-from .gguf_file import read_gguf
-from .report import KVReport
-from .vocabulary import Vocabulary
+from .model import NativeModel
+from .scored_context import ScoredContext
 
 
 class TextModel:
@@ -34,19 +36,19 @@ class TextModel:
         gpu_layers: int = 0,
     ) -> None:
         file = read_gguf(path)
-        shape = kv_size.model_shape(file)
+        shape = model_shape(file)
         self.n_ctx = n_ctx or shape.n_ctx_train
         if self.n_ctx < 8 or ubatch < 1:
             raise MiniCacheError(f"a context of {self.n_ctx} tokens in ubatches of {ubatch} makes no sense")
         if not shape.unknown and gpu_layers == 0:
-            needed = kv_size.kv_bytes(shape, CacheSpec("f16", "f16"), self.n_ctx)
-            host_memory.refuse_too_large(self.n_ctx, needed, file.weight_bytes)
+            needed = kv_bytes(shape, CacheSpec("f16", "f16"), self.n_ctx)
+            refuse_too_large(self.n_ctx, needed, file.weight_bytes)
         with contextlib.ExitStack() as stack:
             self.vocabulary = stack.enter_context(Vocabulary(file.path))
             self.template = self.vocabulary.chat_template()
-            self.model = stack.enter_context(BenchModel(file.path, gpu_layers))
+            self.model = stack.enter_context(NativeModel(file.path, gpu_layers))
             self.context = stack.enter_context(
-                EvaluationContext(self.model, spec, self.n_ctx, ubatch, threads or default_threads())
+                ScoredContext(self.model, spec, self.n_ctx, ubatch, threads or default_threads())
             )
             self.stack = stack.pop_all()
         self.held: list[int] = []  # tokens that are read once for all that is asked about them

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import kv_size
-from .config import CacheSpec, MiniCache
-from .errors import MiniCacheError
-from .ggml_types import GGML_TYPES
-from .gguf_file import read_gguf
-from .plans import find_plan
+from ..cache.plan_store import find_plan
+from ..cache.settings import CacheSpec, MiniCache
+from ..errors import MiniCacheError
+from ..modelfile.ggml_types import GGML_TYPES
+from ..modelfile.gguf_file import read_gguf
+from ..modelfile.shape import ModelShape, model_shape
 
 VARIABLE = "MINICACHE_CALIBRATE"  # "once" or "never", where a program does not say
 CHOICES = ("once", "never")
@@ -43,7 +43,7 @@ def resolve(
         path = _make(model_path, on_note, gpu_layers, threads)
     if path is not None:
         return CacheSpec.of(MiniCache(plan=path))
-    spec = without_plan(kv_size.model_shape(file))
+    spec = without_plan(model_shape(file))
     if choice == "never":
         on_note(
             f"there is no plan of this model, so its cache is plain {spec.name}; "
@@ -52,7 +52,7 @@ def resolve(
     return spec
 
 
-def without_plan(shape: kv_size.ModelShape) -> CacheSpec:
+def without_plan(shape: ModelShape) -> CacheSpec:
     """The cache of a model that has no plan: q8_0 where its heads can have that."""
     block = GGML_TYPES[WITHOUT_PLAN.type_k].block
     sizes = {size for layer in shape.attention_layers for size in (layer.head_size_k, layer.head_size_v)}
@@ -63,8 +63,8 @@ def without_plan(shape: kv_size.ModelShape) -> CacheSpec:
 def _make(
     model_path: str | Path, on_note: Callable[[str], None], gpu_layers: int, threads: int | None
 ) -> Path | None:
-    from .calibrate import DEFAULT_RATIO, Options, calibrate
-    from .progress import Progress
+    from ..calibrate.calibration import DEFAULT_RATIO, Options, calibrate
+    from ..host.progress import Progress
 
     on_note(
         "there is no plan of this model: it is calibrated now, once; `never` in place of `once` does without"

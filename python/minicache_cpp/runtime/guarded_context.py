@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _native  # isort: skip  (it sees to it that llama_cpp, below, loads our library)
+from ..native import binding  # isort: skip  (it sees to it that llama_cpp, below, loads our library)
 from llama_cpp import _internals
 
 
@@ -20,18 +20,18 @@ class GuardedContext(_internals.LlamaContext):
         context.__class__ = cls
 
     def decode(self, batch: Any) -> None:
-        if status := _native.decode(self.ctx, batch.batch):
+        if status := binding.decode(self.ctx, batch.batch):
             raise RuntimeError(f"llama_decode returned {status}")
 
     def encode(self, batch: Any) -> None:
-        if status := _native.encode(self.ctx, batch.batch):
+        if status := binding.encode(self.ctx, batch.batch):
             raise RuntimeError(f"llama_encode returned {status}")
 
     def kv_cache_clear(self) -> None:
-        _native.clear(self.ctx)
+        binding.clear(self.ctx)
 
     def close(self) -> None:
         ctx, self.ctx = self.ctx, None  # the callback that llama_cpp would free it by finds nothing
-        if ctx is not None and not _native.free_context(ctx):
+        if ctx is not None and not binding.free_context(ctx):
             self.model._exit_stack.pop_all()  # and so the model is kept
         super().close()  # type: ignore[no-untyped-call]

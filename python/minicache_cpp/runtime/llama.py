@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from . import _native  # isort: skip  (it sees to it that llama_cpp, below, loads our library)
+from ..native import binding  # isort: skip  (it sees to it that llama_cpp, below, loads our library)
 import llama_cpp
 
-from ._native import bindings
-from .config import CacheSpec, MiniCache
+from ..cache.context_report import read_report
+from ..cache.contexts import creating_contexts
+from ..cache.report import KVReport
+from ..cache.settings import CacheSpec, MiniCache
+from ..errors import MiniCacheError, MiniCacheWarning
+from ..modelfile.ggml_types import is_quantized, plain_cache_type
+from ..native.binding import llama_h
 from .context_memory import ContextMemory
-from .errors import MiniCacheError, MiniCacheWarning
-from .ggml_types import is_quantized, plain_cache_type
 from .guarded_context import GuardedContext
-from .report import KVReport, read_report
 
 WARN_DISTANCE = 0.3  # above it, SLERP of a pair loses more than 2-bit quantization
 WARN_TOKENS = 32  # a mean over fewer tokens says little
@@ -82,13 +84,13 @@ class Llama(llama_cpp.Llama):
         type_names = [plain_cache_type(types.get(name, "f16"), name).name for name in ("type_k", "type_v")]
         memory = ContextMemory(model_path, CacheSpec(type_names[0], type_names[1], minicache), arguments)
         memory.refuse_too_large()
-        with _native.creating_contexts(minicache):
+        with creating_contexts(minicache):
             try:
                 super().__init__(model_path, flash_attn=flash_attn, **types, **arguments)
             except ValueError as error:
                 if "llama_context" not in str(error):
                     raise
-                reason = _native.last_error()
+                reason = binding.last_error()
                 if not reason or "alloc" in reason:
                     reason = f"{reason or 'the log of llama.cpp says why'}; {memory}"
                 raise MiniCacheError(f"{error}: {reason}") from error
@@ -120,7 +122,7 @@ class Llama(llama_cpp.Llama):
 
     def save_state(self) -> llama_cpp.LlamaState:
         """As llama_cpp's, but errors of the device are MiniCacheErrors."""
-        state = bytes(_native.get_state(self._ctx.ctx))
+        state = bytes(binding.get_state(self._ctx.ctx))
         return llama_cpp.LlamaState(
             scores=self._scores.copy(),
             input_ids=self.input_ids.copy(),
@@ -174,13 +176,13 @@ def requested(
 
 def set_state(llm: llama_cpp.Llama, data: bytes) -> None:
     """Load a saved native state. One that is refused leaves the context as it was, or, at worst, empty."""
-    if _native.set_state(llm.ctx, data):
+    if binding.set_state(llm.ctx, data):
         return
-    reason = _native.last_error() or "it is damaged, or of another model, context size or cache setting"
-    if bindings.llama_memory_seq_pos_max(bindings.llama_get_memory(llm.ctx), 0) == llm.n_tokens - 1:
+    reason = binding.last_error() or "it is damaged, or of another model, context size or cache setting"
+    if llama_h.llama_memory_seq_pos_max(llama_h.llama_get_memory(llm.ctx), 0) == llm.n_tokens - 1:
         raise MiniCacheError(f"the saved state was refused, and nothing has changed: {reason}")
     # a plain cache has let go of its cells by then; what is left of them is no sequence
-    _native.clear(llm.ctx)
+    binding.clear(llm.ctx)
     llm.n_tokens = 0
     raise MiniCacheError(f"the saved state was refused, and the context is empty now: {reason}")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import MiniCacheError
+from ..errors import MiniCacheError
 
-FOLDER = Path(__file__).resolve().parent / "texts"
+FOLDER = Path(__file__).resolve().parent
 MOST_BYTES = 8 * 2**20  # of each file that is read; ample for every context there is
 
 

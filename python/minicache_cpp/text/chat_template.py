@@ -9,8 +9,7 @@ from typing import Any
 import jinja2
 from llama_cpp import llama_chat_format
 
-from .errors import MiniCacheError
-from .llama import Llama
+from ..errors import MiniCacheError
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -30,14 +29,6 @@ class ChatTemplate:
     formatter: Any
     stop: tuple[str, ...] = ()  # texts that end an answer, besides the model's own end-of-turn tokens
     is_plain: bool = False
-
-    @classmethod
-    def of(cls, llm: Llama) -> ChatTemplate:
-        bos, eos = (
-            llm._model.token_get_text(token) if token != -1 else ""
-            for token in (llm.token_bos(), llm.token_eos())
-        )
-        return cls.from_source(llm.metadata.get("tokenizer.chat_template"), bos, eos)
 
     @classmethod
     def from_source(cls, source: str | None, bos: str, eos: str) -> ChatTemplate:

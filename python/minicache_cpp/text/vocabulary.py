@@ -5,30 +5,30 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-from ._native import bindings
+from ..errors import MiniCacheError
+from ..native.binding import llama_h
+from ..native.log import NativeLog
 from .chat_template import ChatTemplate
-from .errors import MiniCacheError
-from .native_log import NativeLog
 
 
 class Vocabulary:
     def __init__(self, path: Path) -> None:
         log = NativeLog().install()
-        bindings.llama_backend_init()
-        params = bindings.llama_model_default_params()
+        llama_h.llama_backend_init()
+        params = llama_h.llama_model_default_params()
         params.vocab_only = True
-        self.model = bindings.llama_model_load_from_file(str(path).encode(), params)
+        self.model = llama_h.llama_model_load_from_file(str(path).encode(), params)
         if self.model is None:
             raise MiniCacheError(f"{path} can't be used: {log.reason()}")
-        self.vocab = bindings.llama_model_get_vocab(self.model)
-        if bindings.llama_vocab_type(self.vocab) == bindings.LLAMA_VOCAB_TYPE_NONE:
+        self.vocab = llama_h.llama_model_get_vocab(self.model)
+        if llama_h.llama_vocab_type(self.vocab) == llama_h.LLAMA_VOCAB_TYPE_NONE:
             self.close()
             raise MiniCacheError(f"{path} has no vocabulary, so no text can be read with it")
-        self.size = int(bindings.llama_vocab_n_tokens(self.vocab))
-        self.bos = int(bindings.llama_vocab_bos(self.vocab))
-        self.eos = int(bindings.llama_vocab_eos(self.vocab))
+        self.size = int(llama_h.llama_vocab_n_tokens(self.vocab))
+        self.bos = int(llama_h.llama_vocab_bos(self.vocab))
+        self.eos = int(llama_h.llama_vocab_eos(self.vocab))
         # some models are lost without it, as their attention rests on it
-        self.begins_with_bos = bool(bindings.llama_vocab_get_add_bos(self.vocab)) and self.bos >= 0
+        self.begins_with_bos = bool(llama_h.llama_vocab_get_add_bos(self.vocab)) and self.bos >= 0
 
     def __enter__(self) -> Vocabulary:
         return self
@@ -37,14 +37,14 @@ class Vocabulary:
         self.close()
 
     def close(self) -> None:
-        bindings.llama_model_free(self.model)
+        llama_h.llama_model_free(self.model)
 
     def tokenize(self, text: str, special: bool = True) -> list[int]:
         """Tokens without a beginning-of-text token; with `special`, <|names|> of special tokens become those."""
         data = text.encode("utf-8")
         size = len(data) + 16
         buffer = (ctypes.c_int32 * size)()
-        n = bindings.llama_tokenize(self.vocab, data, len(data), buffer, size, False, special)
+        n = llama_h.llama_tokenize(self.vocab, data, len(data), buffer, size, False, special)
         if n < 0:
             raise MiniCacheError(f"a text of {len(data)} bytes can't be made into tokens")
         return list(buffer[:n])
@@ -60,21 +60,21 @@ class Vocabulary:
         size = 16 * len(tokens) + 64
         while True:
             buffer = ctypes.create_string_buffer(size)
-            n = bindings.llama_detokenize(self.vocab, array, len(tokens), buffer, size, False, False)
+            n = llama_h.llama_detokenize(self.vocab, array, len(tokens), buffer, size, False, False)
             if n >= 0:
                 return buffer.raw[:n].decode("utf-8", "ignore")
             size = -n
 
     def ends(self, token: int) -> bool:
         """Whether generation is over with this token."""
-        return bool(bindings.llama_vocab_is_eog(self.vocab, token))
+        return bool(llama_h.llama_vocab_is_eog(self.vocab, token))
 
     def text_of(self, token: int) -> str:
         if token < 0:
             return ""
-        return str(bindings.llama_vocab_get_text(self.vocab, token).decode("utf-8", "replace"))
+        return str(llama_h.llama_vocab_get_text(self.vocab, token).decode("utf-8", "replace"))
 
     def chat_template(self) -> ChatTemplate:
-        source = bindings.llama_model_chat_template(self.model, None)
+        source = llama_h.llama_model_chat_template(self.model, None)
         text = source.decode("utf-8", "replace") if source else None
         return ChatTemplate.from_source(text, self.text_of(self.bos), self.text_of(self.eos))

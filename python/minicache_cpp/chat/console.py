@@ -1,0 +1,183 @@
+"""The console around a conversation: what `minicache chat` prints and obeys."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from ..cache.settings import CacheSpec
+from ..errors import MiniCacheError
+from ..host.units import mib
+from ..runtime.llama import Llama
+from ..text.chat_template import ChatTemplate
+from .conversation import Answer, Conversation, Sampling
+from .file import load_chat, save_chat
+from .notes import note
+
+HELP = """\
+/memory       what the KV cache takes
+/save FILE    write the conversation, with the cache, to a file
+/load FILE    take it up again
+/reset        start anew
+/help         this
+/quit         leave (Ctrl-D does, too; Ctrl-C stops an answer)"""
+
+
+class Chat:
+    """The console around a conversation: answers on stdout, everything else on stderr."""
+
+    def __init__(self, llm: Llama, spec: CacheSpec, args: argparse.Namespace) -> None:
+        template = template_of(llm)
+        if template.is_plain:
+            note(
+                "the model has no chat template, so it was hardly trained to chat; "
+                "the speakers are called User and Assistant"
+            )
+        report = llm.kv_report()
+        if spec.minicache and report.note:
+            note(f"no layer of this model is merged: {report.note}")
+        sampling = Sampling(args.temp, args.top_k, args.top_p, args.min_p, args.repeat_penalty, args.seed)
+        self.llm = llm
+        self.spec = spec
+        self.max_tokens = args.max_tokens
+        self.conversation: Conversation = Conversation(llm, template, args.system, sampling)
+        self.interactive = sys.stdin.isatty()
+
+    def talk(self) -> int:
+        if self.interactive:
+            with suppress(ImportError):
+                import readline  # noqa: F401  (line editing for input())
+            note(f"{Path(self.llm.model_path).name}, cache {self.spec.name}; /help tells what else there is")
+        while True:
+            try:
+                line = input("> " if self.interactive else "")
+            except EOFError:
+                break
+            except KeyboardInterrupt:
+                print(file=sys.stderr)
+                note("/quit or Ctrl-D leaves")
+                continue
+            if line.startswith("/"):
+                if self.command(line.strip()):
+                    break
+            elif line.strip():
+                try:
+                    self.answer(line)
+                except MiniCacheError as error:
+                    note(str(error))
+        return 0
+
+    def answer_once(self, question: str) -> int:
+        answer = self.answer(question)
+        return 130 if answer.finish == "interrupted" else 0
+
+    def answer_as_json(self, question: str, notes: list[str]) -> int:
+        with interrupts() as stopped:
+            answer = self.conversation.ask(question, self.max_tokens, stopped=stopped)
+        report = self.llm.kv_report()
+        found = {
+            "model": self.llm.model_path,
+            "cache": self.spec.name,
+            "answer": answer.text,
+            "finish_reason": answer.finish,
+            "tokens": answer.n_tokens,
+            "tokens_per_second": answer.tokens_per_second,
+            "prompt_tokens": answer.n_prompt,
+            "prompt_seconds": answer.prompt_seconds,
+            "kv_bytes": report.bytes,
+            "kv_bytes_f16": report.bytes_f16,
+            "ratio": report.ratio,
+            "total_ratio": report.total_ratio,
+            "context": self.conversation.n_ctx,
+            "context_used": self.llm.n_tokens,
+            "warnings": notes,
+        }
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+        return 130 if answer.finish == "interrupted" else 0
+
+    def answer(self, question: str) -> Answer:
+        with interrupts() as stopped:
+            answer = self.conversation.ask(question, self.max_tokens, print_text, stopped)
+        print(flush=True)
+        if answer.dropped:
+            note(
+                f"the context was full: the oldest {answer.dropped} tokens after the system message "
+                "were dropped"
+            )
+        if answer.finish == "full":
+            note("the context is full, and can't be shifted; the next question drops the oldest ones")
+        if answer.finish == "interrupted":
+            note("stopped")
+        note(self.status(answer))
+        return answer
+
+    def status(self, answer: Answer) -> str:
+        report = self.llm.kv_report()
+        return (
+            f"KV {mib(report.bytes)}, as f16 {mib(report.bytes_f16)}, ratio {report.ratio:.2f} · "
+            f"context {self.llm.n_tokens} of {self.conversation.n_ctx} · "
+            f"{answer.tokens_per_second:.1f} tokens/s"
+        )
+
+    def command(self, line: str) -> bool:
+        """Obey a /command; whether it is the last."""
+        name, _, argument = line.partition(" ")
+        argument = argument.strip()
+        try:
+            if name == "/quit":
+                return True
+            if name == "/help":
+                print(HELP)
+            elif name == "/memory":
+                print(self.llm.kv_report())
+            elif name == "/reset":
+                self.conversation.reset()
+                note("the conversation is empty")
+            elif name in ("/save", "/load") and not argument:
+                note(f"{name} needs a file: {name} FILE")
+            elif name == "/save":
+                size = save_chat(Path(argument), self.conversation, self.spec.name)
+                note(f"saved {mib(size)} to {argument}")
+            elif name == "/load":
+                load_chat(Path(argument), self.conversation, self.spec.name)
+                note(f"{len(self.conversation.messages)} messages, {self.llm.n_tokens} tokens taken up")
+            else:
+                note(f"{name} is no command; /help lists them")
+        except MiniCacheError as error:
+            note(str(error))
+        return False
+
+
+def template_of(llm: Llama) -> ChatTemplate:
+    """The chat template of a loaded model."""
+    bos, eos = (
+        llm._model.token_get_text(token) if token != -1 else ""
+        for token in (llm.token_bos(), llm.token_eos())
+    )
+    return ChatTemplate.from_source(llm.metadata.get("tokenizer.chat_template"), bos, eos)
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C is kept in mind for the code that asks between tokens; it does not break in anywhere."""
+    pressed = False
+
+    def remember(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+
+    previous = signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def print_text(text: str) -> None:
+    print(text, end="", flush=True)

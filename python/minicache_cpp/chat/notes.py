@@ -1,0 +1,34 @@
+"""Notes beside a conversation: lines on stderr, so that stdout has the answers alone."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import MiniCacheWarning
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[list[str]]:
+    """MiniCache's warnings as notes on stderr, collected; those of other packages stay silent."""
+    notes: list[str] = []
+
+    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
+        if issubclass(category, MiniCacheWarning):
+            notes.append(str(message))
+            note(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", MiniCacheWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield notes
+
+
+def note(text: str) -> None:
+    """A line beside the conversation; dim where the terminal can."""
+    dim, normal = ("\033[2m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    sys.stdout.flush()
+    print(f"{dim}[{text}]{normal}", file=sys.stderr, flush=True)
