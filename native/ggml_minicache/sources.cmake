@@ -58,8 +58,12 @@ set(MINICACHE_LLAMA_SOURCES
     llama/llama-minicache-error.cpp
     llama/llama-minicache-settings.h
     llama/llama-minicache-settings.cpp
+    llama/llama-minicache-text.cpp
     llama/llama-minicache-plan.h
     llama/llama-minicache-plan.cpp
+    llama/llama-minicache-plan-reader.h
+    llama/llama-minicache-plan-reader.cpp
+    llama/llama-minicache-fingerprint.cpp
     llama/llama-minicache-groups.h
     llama/llama-minicache-groups.cpp
     llama/llama-minicache-report.cpp

@@ -98,7 +98,7 @@ def _rows(shape: ModelShape, n_ctx: int, specs: Sequence[str], notes: list[str])
         except MiniCacheError as error:
             notes.append(f"{spec.name} can't be used: {error}")
             continue
-        if spec.minicache and not groups and not shape.window and spec.minicache.plan is None:
+        if spec.minicache and not groups and not shape.window and spec.plan_file is None:
             notes.append(
                 f"{spec.name} merges no pair: no two neighbouring layers from its start on are alike"
             )

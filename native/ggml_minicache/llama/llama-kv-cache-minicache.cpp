@@ -59,19 +59,9 @@ static void check_types(const llama_model & model, const llama_memory_params & p
         }
     }
     for (const ggml_type type : types) {
-        switch (type) {
-            case GGML_TYPE_F16:
-            case GGML_TYPE_BF16:
-            case GGML_TYPE_Q8_0:
-            case GGML_TYPE_Q5_0:
-            case GGML_TYPE_Q5_1:
-            case GGML_TYPE_Q4_0:
-            case GGML_TYPE_Q4_1:
-            case GGML_TYPE_IQ4_NL:
-                break;
-            default:
-                throw std::invalid_argument(std::string("cache type ") + ggml_type_name(type) +
-                                            " is not supported: use f16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1 or iq4_nl");
+        if (!minicache_is_cache_type(type)) {
+            throw std::invalid_argument(std::string("cache type ") + ggml_type_name(type) +
+                                        " is not supported: use f16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1 or iq4_nl");
         }
     }
     if (settings.plan && (model.hparams.n_embd_head_k() % ggml_blck_size(params.type_k) != 0 ||
@@ -132,9 +122,10 @@ void llama_kv_cache_minicache::check_created(
     llama_memory_i * created, const llama_model & model, const llama_memory_params & params) {
     std::unique_ptr<llama_memory_i> owned(created);
 
-    const auto settings = requested(params);
-
-    if (settings && !dynamic_cast<llama_kv_cache_minicache *>(created)) {
+    // nothing is asked for a second time where the cache is ours: a plan in LLAMA_MINICACHE would be read again
+    const bool is_ours  = dynamic_cast<llama_kv_cache_minicache *>(created) != nullptr;
+    const auto settings = is_ours ? std::nullopt : requested(params);
+    if (settings) {
         const std::string message = minicache_why_not_model(model);
         if (settings->strict) {
             minicache_set_error(message);

@@ -62,17 +62,6 @@ static std::string names_of(const minicache_layers & group) {
     return names;
 }
 
-static int32_t start_layer(const minicache_settings & settings, int32_t n_layer) {
-    if (settings.start_layer < 0) {
-        return (int32_t) (settings.start * n_layer);
-    }
-    if (settings.start_layer >= n_layer) {
-        throw std::invalid_argument("start layer " + std::to_string(settings.start_layer) +
-                                    " is out of range: the model has layers 0 to " + std::to_string(n_layer - 1));
-    }
-    return settings.start_layer;
-}
-
 static std::vector<minicache_layers> wanted_groups(const minicache_settings & settings, int32_t n_layer) {
     std::vector<minicache_layers> groups = settings.groups;
 
@@ -83,7 +72,7 @@ static std::vector<minicache_layers> wanted_groups(const minicache_settings & se
         }
     }
     if (groups.empty() && !settings.plan) {
-        for (int32_t il = start_layer(settings, n_layer); il + 1 < n_layer; il += 2) {
+        for (int32_t il = settings.first_layer(n_layer); il + 1 < n_layer; il += 2) {
             groups.push_back({ il, il + 1 });
         }
     }

@@ -16,8 +16,6 @@
 
 struct llama_model;
 
-static const int32_t MINICACHE_WINDOW_MAX = 65536;
-
 typedef std::vector<int32_t> minicache_layers;  // of a group, the deepest last
 
 struct minicache_plan_group {
@@ -66,15 +64,21 @@ struct minicache_plan {
     uint64_t hash;  // of everything that a group's rows depend on
 };
 
-// Throws std::invalid_argument, saying what is wrong with the file.
+// what the C API hands out
+struct llama_minicache_plan {
+    std::shared_ptr<const minicache_plan> plan;
+};
+
+// Reads a plan file; everything that a plan must hold is checked here and nowhere else. Throws std::invalid_argument, saying what is
+// wrong with the file.
 std::shared_ptr<const minicache_plan> minicache_read_plan(const std::string & path);
 
 // The kernels use a codec's numbers unchecked: all must be finite, and the steps of magnitudes above 0. "" where they are, else
 // what the codec has in place of that. `codec` has the size that `shape` says.
 std::string minicache_codec_flaw(const minicache_code_shape & shape, const void * codec);
 
-// 16 hexadecimal digits, equal for equal models: sizes, and the weights of the layers' norms. python/minicache_cpp/fingerprint.py
-// takes the same from the file.
+// 16 hexadecimal digits, equal for equal models: of the sizes, and of the weights of the layers' norms.
+// python/minicache_cpp/modelfile/fingerprint.py computes the same from the file.
 std::string minicache_fingerprint(const llama_model & model);
 
 // Throws std::invalid_argument where the plan is of another model.

@@ -1,6 +1,6 @@
 #pragma once
 
-// MiniCache parameters as the library keeps them: checked, owned, and what the calling thread or the environment asks for.
+// MiniCache's settings as the library keeps them: checked, owned, and as the calling thread or the environment asks for them.
 
 #include "llama-minicache-plan.h"
 #include "llama-minicache.h"
@@ -8,6 +8,9 @@
 #include <optional>
 #include <string>
 #include <vector>
+
+// the types that K and V may have
+bool minicache_is_cache_type(ggml_type type);
 
 struct minicache_settings {
     float   start       = 0.5f;
@@ -28,16 +31,29 @@ struct minicache_settings {
 
     llama_minicache_mode mode = LLAMA_MINICACHE_MODE_SLERP;
 
-    // decides groups, mode, t, retain and pool_type; null: none of them
+    // decides groups, mode, t, retain, window and pool_type; null: none of them
     std::shared_ptr<const minicache_plan> plan;
+
+    // only what a text says: the types of a context are llama_context_params'
+    std::optional<ggml_type> type_k;
+    std::optional<ggml_type> type_v;
+
+    // the first layer that may be merged; throws std::invalid_argument where a layer number is none of the model's
+    int32_t first_layer(int32_t n_layer) const;
 
     // cells that share a retained slot, 0 without a pool
     int32_t retain_block() const;
 };
 
-// Both throw std::invalid_argument with the valid range.
+int32_t minicache_start_layer(float start, int32_t n_layer);
+int32_t minicache_retain_block(float retain);
+
+// Takes over what the plan decides and checks the values; throws std::invalid_argument with the valid range.
+void minicache_settings_finish(minicache_settings & settings);
+
+// Both throw std::invalid_argument, saying what is wrong and what is valid.
 minicache_settings minicache_settings_from(const llama_minicache_params & params);
-minicache_settings minicache_settings_parse(const char * text);
+minicache_settings minicache_settings_parse(const std::string & text);
 
 // what a context made by this thread now is to use; nothing: a plain cache
 std::optional<minicache_settings> minicache_settings_requested();

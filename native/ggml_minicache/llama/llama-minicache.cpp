@@ -32,25 +32,59 @@ llama_minicache_params llama_minicache_default_params(void) {
 
 const char * llama_minicache_last_error(void) { return minicache_get_error().c_str(); }
 
-bool llama_minicache_parse_params(const char * text, llama_minicache_params * params) {
+llama_minicache_plan * llama_minicache_read_plan(const char * path) {
+    llama_minicache_plan * plan = nullptr;
+    minicache_guarded([&] {
+        if (!path) {
+            throw std::invalid_argument("path must not be NULL");
+        }
+        plan = new llama_minicache_plan{ minicache_read_plan(path) };
+    });
+    return plan;
+}
+
+void llama_minicache_free_plan(llama_minicache_plan * plan) { delete plan; }
+
+const char * llama_minicache_plan_path(const llama_minicache_plan * plan) { return plan ? plan->plan->path.c_str() : ""; }
+
+bool llama_minicache_parse_params(const char * text, llama_minicache_params * params, ggml_type * type_k, ggml_type * type_v) {
     static thread_local std::vector<int32_t> pairs;
-    static thread_local std::string          plan;
 
     return minicache_guarded([&] {
         if (!text || !params) {
             throw std::invalid_argument("text and params must not be NULL");
         }
         const minicache_settings s = minicache_settings_parse(text);
-
+        if ((s.type_k && !type_k) || (s.type_v && !type_v)) {
+            throw std::invalid_argument("type, type_k and type_v are no settings here: leave them out");
+        }
         pairs.clear();
         for (const minicache_layers & pair : s.plan ? std::vector<minicache_layers>() : s.groups) {
             pairs.insert(pairs.end(), pair.begin(), pair.end());
         }
-        plan    = s.plan ? s.plan->path : "";
+        if (type_k) {
+            *type_k = s.type_k.value_or(GGML_TYPE_COUNT);
+        }
+        if (type_v) {
+            *type_v = s.type_v.value_or(GGML_TYPE_COUNT);
+        }
         *params = { s.start, s.start_layer, pairs.empty() ? nullptr : pairs.data(), (int32_t) pairs.size() / 2, s.t, s.retain,
-            s.window, s.pool_type, s.strict, s.mode, s.plan ? plan.c_str() : nullptr, /*.observe =*/false };
+            s.window, s.pool_type, s.strict, s.mode, s.plan ? new llama_minicache_plan{ s.plan } : nullptr, /*.observe =*/false };
     });
 }
+
+bool llama_minicache_check_params(const llama_minicache_params * params) {
+    return minicache_guarded([&] {
+        if (!params) {
+            throw std::invalid_argument("params must not be NULL");
+        }
+        minicache_settings_from(*params);
+    });
+}
+
+int32_t llama_minicache_start_layer(float start, int32_t n_layer) { return minicache_start_layer(start, n_layer); }
+
+int32_t llama_minicache_retain_block(float retain) { return minicache_retain_block(retain); }
 
 bool llama_minicache_fingerprint(const llama_model * model, char * buffer) {
     return minicache_guarded([&] {

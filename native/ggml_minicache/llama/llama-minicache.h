@@ -20,6 +20,21 @@ extern "C" {
 #endif
 
 //
+// plans
+//
+
+// A plan file that has been read and found sound: which layers of one model share storage, and how. docs/plan.md has the format.
+struct llama_minicache_plan;
+
+// Reads a plan file and checks everything that can be checked without its model. NULL where the file is no plan, of another
+// version, damaged or cut short. Contexts made with a plan keep what they need of it.
+LLAMA_API struct llama_minicache_plan * llama_minicache_read_plan(const char * path);
+LLAMA_API void                          llama_minicache_free_plan(struct llama_minicache_plan * plan);
+
+// The path that the plan was read from; valid as long as the plan is.
+LLAMA_API const char * llama_minicache_plan_path(const struct llama_minicache_plan * plan);
+
+//
 // parameters
 //
 
@@ -30,6 +45,8 @@ enum llama_minicache_mode {
     LLAMA_MINICACHE_MODE_ALIGNED = 2,  // as SLERP, in bases that a plan gives
     LLAMA_MINICACHE_MODE_CODE    = 3,  // as a plan's shared code
 };
+
+#define LLAMA_MINICACHE_WINDOW_MAX 65536
 
 struct llama_minicache_params {
     float   start;  // first layer that may be merged, as a fraction of the model's layers, [0, 1); used when start_layer < 0
@@ -42,7 +59,8 @@ struct llama_minicache_params {
     float t;       // SLERP parameter, [0, 1]: 0 gives layer a's direction, 1 gives layer b's
     float retain;  // γ, fraction of tokens that are kept unmerged, [0, 1]; the budget is one token in round(1/γ)
 
-    int32_t window;  // tokens of each stream, the latest, that stay unmerged, 0 to 65536; a fixed size, whatever the context
+    // the latest tokens of each stream stay unmerged, so many of them, 0 to LLAMA_MINICACHE_WINDOW_MAX; independent of the context
+    int32_t window;
 
     enum ggml_type pool_type;  // type of retained K and V: GGML_TYPE_F16, GGML_TYPE_Q8_0, or GGML_TYPE_COUNT for the cache types
 
@@ -50,8 +68,8 @@ struct llama_minicache_params {
 
     enum llama_minicache_mode mode;  // SLERP or AVERAGE; the others are for a plan to say
 
-    // path of a plan file, which decides everything above but `strict`, and the cache types; NULL for none
-    const char * plan;
+    // a plan, which decides everything above but `strict`, and the cache types; NULL for none
+    struct llama_minicache_plan * plan;
 
     // Merge nothing, and name each layer's Q, K (after RoPE) and V in the graph "minicache_q-IL", "minicache_k-IL" and
     // "minicache_v-IL", F32 [head size, heads, tokens], for llama_context_params.cb_eval. For calibration.
@@ -61,11 +79,38 @@ struct llama_minicache_params {
 // the paper's settings: SLERP, start 0.5, t 0.6, retain 0.05; pool q8_0, not strict
 LLAMA_API struct llama_minicache_params llama_minicache_default_params(void);
 
-// Parse "start=0.5,t=0.6,retain=0.05,window=64,pool=q8_0,pairs=8-9;10-11,plan=PATH,strict=1" over the defaults; every key is optional,
-// `start` with a decimal point is a fraction and without one a layer number. "1" and "on" are the defaults.
-// "mode=average" averages, and retains nothing unless `retain` is given.
-// The pairs and the path are kept until the calling thread parses again.
-LLAMA_API bool llama_minicache_parse_params(const char * text, struct llama_minicache_params * params);
+// Parses the text form of the settings, which the environment variable LLAMA_MINICACHE, the commands' SPEC and Python share:
+//
+//     [slerp: | average:] key=value, key=value, ...
+//
+//   mode            slerp (the default) or average; the word before the colon says the same
+//   start           a whole number is a layer, any other number a fraction of the layers
+//   t, retain       numbers
+//   window          a whole number
+//   pairs           8-9;10-11
+//   pool            f16, q8_0 or cache
+//   type            a cache type for K and V; type_k and type_v for one of them
+//   plan            the path of a plan file, beside which only `strict` may be given
+//   strict          0 or 1
+//
+// Every key is optional and may be given once. Numbers are decimal, with a point and an exponent if need be, in any locale; blanks
+// around keys, values and commas do not count. average retains nothing unless `retain` is given. "1" and "on" are the defaults.
+//
+//   type_k, type_v  receive the cache types, GGML_TYPE_COUNT where the text names none; NULL where the caller takes none from the
+//                   text, which is an error then if it names one
+//
+// The pairs are kept until the calling thread parses again. A plan is the caller's: llama_minicache_free_plan().
+LLAMA_API bool llama_minicache_parse_params(
+    const char * text, struct llama_minicache_params * params, enum ggml_type * type_k, enum ggml_type * type_v);
+
+// Whether the values are in range; nothing else happens.
+LLAMA_API bool llama_minicache_check_params(const struct llama_minicache_params * params);
+
+// The layer that a fraction means: the whole part of start * n_layer, in single precision as `start` is.
+LLAMA_API int32_t llama_minicache_start_layer(float start, int32_t n_layer);
+
+// The cells that share one retained token, round(1/retain); 0 where none is retained.
+LLAMA_API int32_t llama_minicache_retain_block(float retain);
 
 // The model's fingerprint, 16 hexadecimal digits: what a plan names its model by. `buffer` has room for 17 characters.
 LLAMA_API bool llama_minicache_fingerprint(const struct llama_model * model, char * buffer);

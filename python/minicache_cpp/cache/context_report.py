@@ -9,7 +9,7 @@ from typing import Any
 from ..modelfile.ggml_types import BY_NUMBER
 from ..native import binding
 from .report import KVReport, LayerReport
-from .settings import MODES
+from .native_settings import MODES
 
 
 def read_report(ctx: Any) -> KVReport:

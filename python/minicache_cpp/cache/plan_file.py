@@ -15,18 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MiniCacheError
-from ..modelfile.ggml_types import BY_NUMBER, CACHE_TYPES, GGML_TYPES, POOL_TYPES
+from ..modelfile.ggml_types import BY_NUMBER, GGML_TYPES
 from ..modelfile.gguf_file import GGUFFile, read_gguf
-from .code_format import MAX_LAYERS, WIDTHS, GroupFormat, Layout
+from .code_format import WIDTHS, GroupFormat, Layout
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 VERSION = 3
-MAX_WINDOW = 65536
 TYPE = "minicache-plan"  # general.type of a plan
-MODES = ("code", "aligned")
 DEFAULT_T = 0.6
 
 
@@ -74,10 +72,16 @@ class Plan:
         return {layer: own.get(layer, common) for layer in range(self.n_layer) if layer not in grouped}
 
     @property
-    def fixed_bytes(self) -> int:
-        if self.mode == "aligned":
-            return sum(group.basis_bytes for group in self.groups)
-        return sum(group.codec_bytes() for group in self.groups)
+    def pool_types(self) -> tuple[str, str]:
+        """The types of K and V of the retained tokens and of the window."""
+        return self.pool_type, self.pool_type
+
+    @property
+    def retain_block(self) -> int:
+        """Consecutive cells that share one retained token; 0 where none is retained."""
+        from .native_settings import retain_block
+
+        return retain_block(self.retain)
 
 
 @dataclass(frozen=True)
@@ -161,123 +165,105 @@ def _numbers(one: PlainLayer) -> tuple[int, int, int]:
     return one.layer, GGML_TYPES[one.type_k].number, GGML_TYPES[one.type_v].number
 
 
-def read_plan(path: str | os.PathLike[str]) -> Plan:
-    """What a plan file says; refuses what is no plan, or a damaged one."""
-    file = read_gguf(Path(path))
-    if file.keys.get("general.type") != TYPE:
-        raise MiniCacheError(f"{path} is no plan; `minicache calibrate MODEL` makes one")
-    if file.keys.get("minicache.version") != VERSION:
-        raise MiniCacheError(
-            f"{path} is a plan of another version; make it anew with `minicache calibrate MODEL`"
-        )
+@dataclass(frozen=True)
+class PlanFile:
+    """A plan file, opened: what it says, and the native library's handle on it, from which contexts are made.
+
+    The native library reads the file and checks it; here it is only decoded. Raises MiniCacheError where the file is no
+    plan, or a damaged one.
+    """
+
+    path: Path
+    plan: Plan
+    native: Any = field(repr=False, compare=False)  # struct llama_minicache_plan *
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> PlanFile:
+        from ..native.binding import read_plan
+
+        if not os.path.exists(path):
+            raise MiniCacheError(f"the plan {os.fspath(path)} does not exist")
+        return cls.decode(read_plan(os.fspath(path)))
+
+    @classmethod
+    def decode(cls, native: Any) -> PlanFile:
+        """The plan that the native library has read."""
+        from ..native.binding import own_plan, plan_path
+
+        path = Path(plan_path(native))
+        return cls(path, decoded_plan(read_gguf(path)), own_plan(native))
+
+    @classmethod
+    def of(cls, plan: object) -> PlanFile:
+        """An opened plan, or the one at a path."""
+        if isinstance(plan, PlanFile):
+            return plan
+        if not isinstance(plan, str | os.PathLike):
+            raise MiniCacheError(f"plan={plan!r} is no path of a plan file")
+        return cls.open(os.fspath(plan))
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PlanFile.open, (str(self.path),)
+
+
+def decoded_plan(file: GGUFFile) -> Plan:
+    """What a plan file says that has been found sound."""
+    keys = {name.removeprefix("minicache."): value for name, value in file.keys.items()}
+    mode = str(keys.get("mode", "code"))
     try:
-        return _plan_of(file)
-    except (KeyError, TypeError, ValueError) as error:
-        raise MiniCacheError(
-            f"the plan {path} is damaged ({error}); make it anew with `minicache calibrate MODEL`"
-        ) from None
-
-
-def _plan_of(file: GGUFFile) -> Plan:
-    def key(name: str, kind: type) -> Any:
-        value = file.keys.get(f"minicache.{name}")
-        if not isinstance(value, kind):
-            raise ValueError(f"no valid minicache.{name}")
-        return value
-
-    mode = str(file.keys.get("minicache.mode", "code"))
-    if mode not in MODES:
-        raise ValueError(f"mode {mode}, which this version does not know")
-    plan = Plan(
-        fingerprint=key("fingerprint", str),
-        n_layer=key("n_layer", int),
-        rope_block=key("rope_block", int),
-        type_k=key("type_k", str),
-        type_v=key("type_v", str),
-        retain=key("retain", float),
-        pool_type=key("pool_type", str),
-        window=key("window", int) if "minicache.window" in file.keys else 0,
-        groups=tuple(_groups_of(file, key, mode)) if "minicache.groups" in file.keys else (),
+        notes = dict(json.loads(keys.get("notes", "{}")))
+    except (TypeError, ValueError):
+        notes = {}  # they are for people, and nothing depends on them
+    return Plan(
+        fingerprint=keys["fingerprint"],
+        n_layer=keys["n_layer"],
+        rope_block=keys["rope_block"],
+        type_k=keys["type_k"],
+        type_v=keys["type_v"],
+        plain=tuple(_plain_of(keys.get("plain", []))),
+        retain=keys["retain"],
+        pool_type=keys["pool_type"],
+        window=keys.get("window", 0),
+        groups=tuple(_groups_of(file, keys, mode)),
         mode=mode,
-        t=key("t", float) if mode == "aligned" else DEFAULT_T,
-        model=str(file.keys.get("minicache.model", "")),  # an empty text is left out
-        tool=str(file.keys.get("minicache.tool", "")),
-        text=str(file.keys.get("minicache.text", "")),
-        notes=json.loads(key("notes", str)),
+        t=keys["t"] if mode == "aligned" else DEFAULT_T,
+        # an empty text is left out of the file
+        model=str(keys.get("model", "")),
+        tool=str(keys.get("tool", "")),
+        text=str(keys.get("text", "")),
+        notes=notes,
     )
-    if plan.type_k not in CACHE_TYPES or plan.type_v not in CACHE_TYPES or plan.pool_type not in POOL_TYPES:
-        raise ValueError("an unknown cache type")
-    plan = replace(plan, plain=tuple(_plain_of(file, plan))) if "minicache.plain" in file.keys else plan
-    if not 0 <= plan.retain <= 1:
-        raise ValueError(f"retain {plan.retain}")
-    if not 0 <= plan.window <= MAX_WINDOW:
-        raise ValueError(f"window {plan.window}")
-    for group in plan.groups if mode == "code" else ():
-        codec = file.tensors.get(codec_name(group))
-        if codec is None or codec.type_number != GGML_TYPES["i8"].number:
-            raise ValueError(f"no codec of layer {group.first}")
-        if codec.n_bytes != group.codec_bytes():
-            raise ValueError(f"the codec of layer {group.first} has the wrong size")
-    return plan
 
 
-def _plain_of(file: GGUFFile, plan: Plan) -> Iterator[PlainLayer]:
-    numbers = file.keys["minicache.plain"]
-    kept = {layer for group in plan.groups for layer in group.layers}
-    if not isinstance(numbers, list) or len(numbers) % 3:
-        raise ValueError("no valid minicache.plain")
-    for layer, *types in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
-        if layer in kept or not 0 <= layer < plan.n_layer:
-            raise ValueError(f"layer {layer} is kept in two ways, or there is none")
-        kept.add(layer)
-        names = [BY_NUMBER[number].name if number in BY_NUMBER else "" for number in types]
-        if not set(names) <= set(CACHE_TYPES):
-            raise ValueError(f"an unknown cache type of layer {layer}")
-        yield PlainLayer(layer, *names)
+def _plain_of(numbers: list[int]) -> Iterator[PlainLayer]:
+    for layer, type_k, type_v in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
+        yield PlainLayer(layer, BY_NUMBER[type_k].name, BY_NUMBER[type_v].name)
 
 
-def _groups_of(file: GGUFFile, key: Any, mode: str) -> list[GroupFormat]:
-    layers, group_sizes, sizes = key("groups", list), key("group_sizes", list), key("heads", list)
-    n_group, n_width = len(group_sizes), len(WIDTHS)
-    units_k, units_v = (
-        key(name, list) if mode == "code" else [0] * (n_width * n_group) for name in ("units_k", "units_v")
-    )
-    if not all(1 <= n <= MAX_LAYERS for n in group_sizes):
-        raise ValueError(f"a group of no layers, or of more than {MAX_LAYERS}")
-    lengths = (len(layers), len(sizes), len(units_k), len(units_v))
-    if lengths != (sum(group_sizes), 3 * n_group, n_width * n_group, n_width * n_group):
-        raise ValueError("its lists differ in length")
-    seen = set(layers)
-    if len(seen) != len(layers) or min(seen) < 0 or max(seen) >= key("n_layer", int):
-        raise ValueError("its groups overlap, or name layers that are none")
-    groups = []
-    rest = iter(layers)
-    for i, n_layer in enumerate(group_sizes):
-        members = tuple(itertools.islice(rest, n_layer))
-        if list(members) != sorted(members):
-            raise ValueError(f"the layers of the group of layer {members[0]} are not in order")
-        units = slice(n_width * i, n_width * (i + 1))
-        layouts = Layout(tuple(units_k[units])), Layout(tuple(units_v[units]))
-        n_head_kv, d_k, d_v = sizes[3 * i : 3 * i + 3]
-        group = GroupFormat(members, n_head_kv, d_k, d_v, *layouts)
+def _groups_of(file: GGUFFile, keys: Mapping[str, Any], mode: str) -> Iterator[GroupFormat]:
+    layers, sizes = iter(keys.get("groups", [])), iter(keys.get("heads", []))
+    no_units = [0] * len(WIDTHS) * len(keys.get("group_sizes", []))
+    units_k, units_v = (iter(keys[name] if mode == "code" else no_units) for name in ("units_k", "units_v"))
+    for n_layer in keys.get("group_sizes", []):
+        group = GroupFormat(
+            tuple(itertools.islice(layers, n_layer)),
+            *itertools.islice(sizes, 3),
+            Layout(tuple(itertools.islice(units_k, len(WIDTHS)))),
+            Layout(tuple(itertools.islice(units_v, len(WIDTHS)))),
+        )
         if mode == "aligned":
-            if n_layer != 2:
-                raise ValueError("bases of a group that is not of two layers")
-            group = replace(group, bases_k=_bases_of(file, group, "k"), bases_v=_bases_of(file, group, "v"))
-        for layout, size in zip(layouts, (group.d_k, group.d_v), strict=True):
-            if min(layout.units) < 0 or layout.size > n_layer * size:
-                raise ValueError(f"the code of layer {group.first} is longer than what it codes")
-        groups.append(group)
-    return groups
+            bases = {f"bases_{kind}": _n_basis(file, group, kind) for kind in ("k", "v")}
+            group = replace(group, **bases)
+        yield group
 
 
-def _bases_of(file: GGUFFile, group: GroupFormat, kind: str) -> int:
-    """Of how many layers the group's K or V has bases."""
-    d = group.d_k if kind == "k" else group.d_v
-    tensor = file.tensors.get(basis_name(group, kind))
-    if tensor is None or tensor.type_number not in (GGML_TYPES["f32"].number, GGML_TYPES["f16"].number):
-        raise ValueError(f"no bases of layer {group.first}")
-    dims = [*tensor.dims, 1, 1, 1, 1][:4]
-    if dims[:3] != [d, d, group.n_head_kv] or dims[3] not in (1, 2):
-        raise ValueError(f"the bases of layer {group.first} have the wrong size")
-    return int(dims[3])
+def _n_basis(file: GGUFFile, group: GroupFormat, kind: str) -> int:
+    """The layers of an aligned group whose K or V has a basis: layer b alone, or both."""
+    dims = file.tensors[basis_name(group, kind)].dims
+    return int(dims[3]) if len(dims) == 4 else 1

@@ -8,7 +8,7 @@ from ..errors import MiniCacheError
 from ..host.user_cache import cache_dir
 from ..modelfile.fingerprint import fingerprint
 from ..modelfile.gguf_file import GGUFFile
-from .plan_file import read_plan
+from .plan_file import PlanFile
 
 
 def plan_path(file: GGUFFile) -> Path:
@@ -16,13 +16,13 @@ def plan_path(file: GGUFFile) -> Path:
     return cache_dir() / "plans" / f"{fingerprint(file)}.gguf"
 
 
-def find_plan(file: GGUFFile) -> Path | None:
-    """The plan of a model, if there is a usable one."""
+def find_plan(file: GGUFFile) -> PlanFile | None:
+    """The plan of a model, opened, if there is a usable one."""
     path = plan_path(file)
     if not path.exists():
         return None
     try:
-        plan = read_plan(path)
+        plan_file = PlanFile.open(path)
     except MiniCacheError:  # damaged, or of another version: as good as none
         return None
-    return path if plan.fingerprint == fingerprint(file) else None
+    return plan_file if plan_file.plan.fingerprint == fingerprint(file) else None

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 
 from ..errors import MiniCacheError
-from ..modelfile.ggml_types import POOL_TYPES, cache_type
-from .plan_file import MAX_WINDOW, read_plan
+from ..modelfile.ggml_types import CACHE_TYPES, POOL_TYPES, cache_type
+from .plan_file import PlanFile
 
 SPEC_HELP = (
     'a cache type ("f16", "q8_0", "q4_0": a plain cache), "slerp:start=0.5,t=0.6,retain=0.05,type=q4_0" '
@@ -19,8 +17,7 @@ SPEC_HELP = (
     "average:start=0.5,type=q4_0 averages), or the path of a plan, a .gguf file that `minicache calibrate` writes"
 )
 PLAN_DECIDES = ("start", "pairs", "t", "retain", "type_k", "type_v", "pool_type", "window", "mode")
-MODES = ("slerp", "average", "aligned", "code")  # the native library's numbers of them
-OWN_MODES = MODES[:2]  # those that need no plan
+OWN_MODES = ("slerp", "average")  # those that need no plan
 
 
 @dataclass(frozen=True)
@@ -35,18 +32,21 @@ class MiniCache:
 
     start: the first layer that may be merged: a fraction of the layers in [0, 1), or a layer number (int).
     pairs: explicit pairs (a, b), a < b, in place of `start`; None: (S, S+1), (S+2, S+3), … from the start on.
-    t: in [0, 1]; 0 gives layer a's direction, 1 gives layer b's; the paper's is 0.6.
+    t: in [0, 1]; 0 gives layer a's direction, 1 gives layer b's; the paper takes 0.6.
     retain: the fraction of tokens, in [0, 1], that both layers keep unmerged.
     type_k, type_v: cache types of the directions and of the layers that are not merged.
     pool_type: type of the retained tokens and of the window: "f16", "q8_0", or "cache" for the cache types.
-    window: the tokens of each stream, the latest, that both layers keep unmerged, 0 to 65536; the paper has 0.
-    plan: the path of a plan, which `minicache calibrate` makes for a model: it keeps groups of 1 to 4 neighbouring
-        layers as shared codes, and decides all of the above.
-    strict: fail, rather than warn, where no pair (or not every explicit pair) can be merged.
+    window: how many of the latest tokens of each stream both layers keep unmerged, 0 to 65536; the paper has none.
+    plan: the path of a plan, which `minicache calibrate` makes for a model, or a PlanFile that has been opened. It keeps
+        groups of 1 to 4 neighbouring layers as shared codes, and decides everything above.
+    strict: raise, rather than warn, where no pair (or not every explicit pair) can be merged.
     mode: "slerp", or "average" for what the paper compares with: (x_a + x_b)/2 for both layers, no magnitudes.
-        A plan's is "code" or "aligned" (SLERP in calibrated bases).
+        A plan has the mode "code", or "aligned" for SLERP after a change of basis.
 
-    `groups` tells the layers that share storage, the pairs or the plan's groups; None where `start` decides.
+    Two fields are not arguments: `plan` is a PlanFile or None afterwards, and `groups` has the layers that share
+    storage, those of `pairs` or of the plan; it is None where `start` decides.
+
+    Raises MiniCacheError where a value is out of its range; the native library checks the ranges.
     """
 
     start: float | int = 0.5
@@ -57,49 +57,40 @@ class MiniCache:
     type_v: str = "f16"
     pool_type: str = "q8_0"
     window: int = 0
-    plan: str | os.PathLike[str] | None = None
+    plan: PlanFile | str | os.PathLike[str] | None = None
     strict: bool = False
     mode: str = "slerp"
     groups: tuple[tuple[int, ...], ...] | None = field(init=False, default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.strict, bool):
+            raise MiniCacheError(f"strict={self.strict!r} is neither True nor False")
         if self.plan is not None:
-            self._take_over(self.plan)
-        object.__setattr__(self, "start", _start(self.start))
-        object.__setattr__(self, "pairs", _pairs(self.pairs))
-        if self.groups is None:
-            object.__setattr__(self, "groups", self.pairs)
-        object.__setattr__(self, "t", _fraction("t", self.t))
-        object.__setattr__(self, "retain", _fraction("retain", self.retain))
+            self._take_over(PlanFile.of(self.plan))
+            return
+        self._set(start=_start(self.start), pairs=_pairs(self.pairs), window=_whole("window", self.window))
+        self._set(t=_real("t", self.t), retain=_real("retain", self.retain), groups=self.pairs)
         cache_type(self.type_k, "type_k")
         cache_type(self.type_v, "type_v")
         if self.pool_type not in POOL_TYPES:
             raise MiniCacheError(
-                f"pool_type={self.pool_type!r} is no type of retained tokens; "
-                f"choose one of {', '.join(POOL_TYPES)}"
+                f"pool_type={self.pool_type!r} is no type of retained tokens; choose one of {', '.join(POOL_TYPES)}"
             )
-        object.__setattr__(self, "window", _window(self.window))
-        if self.plan is None and self.mode not in OWN_MODES:
+        if self.mode not in OWN_MODES:
             raise MiniCacheError(
-                f"mode={self.mode!r} is none of {', '.join(OWN_MODES)}; plans have others, which they name"
+                f"mode={self.mode!r} is neither {' nor '.join(OWN_MODES)}; the other modes come with a plan"
             )
-        if not isinstance(self.strict, bool):
-            raise MiniCacheError(f"strict={self.strict!r} is neither True nor False")
+        from .native_settings import check_settings
 
-    def _take_over(self, path: object) -> None:
-        """Set what the plan decides; it may have been said before in the same words."""
-        if not isinstance(path, str | os.PathLike):
-            raise MiniCacheError(f"plan={path!r} is no path of a plan file")
-        plan = read_plan(os.fspath(path))
-        decided = {
-            "pairs": tuple(group.layers for group in plan.groups if group.n_layer == 2) or None,
-            "retain": plan.retain,
-            "type_k": plan.type_k,
-            "type_v": plan.type_v,
-            "pool_type": plan.pool_type,
-            "window": plan.window,
-            "mode": plan.mode,
-            "t": plan.t,
+        check_settings(self)
+
+    def _take_over(self, file: PlanFile) -> None:
+        """Takes over what the plan decides. The caller may have said the same, but nothing else."""
+        plan = file.plan
+        pairs = tuple(group.layers for group in plan.groups if group.n_layer == 2) or None
+        decided = {"pairs": pairs} | {
+            name: getattr(plan, name)
+            for name in ("retain", "type_k", "type_v", "pool_type", "window", "mode", "t")
         }
         for one in fields(self):
             if one.name not in PLAN_DECIDES:
@@ -107,29 +98,37 @@ class MiniCache:
             value = getattr(self, one.name)
             if value not in (one.default, decided.get(one.name, one.default)):
                 raise MiniCacheError(
-                    f"{one.name}={value!r} is given beside plan={os.fspath(path)!r}, which decides it; "
+                    f"{one.name}={value!r} is given beside plan={str(file)!r}, which decides it; "
                     "leave one of them out"
                 )
-        for name, value in decided.items():
+        self._set(**decided, plan=file, groups=tuple(group.layers for group in plan.groups))
+
+    def _set(self, **values: object) -> None:
+        for name, value in values.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "plan", os.fspath(path))
-        object.__setattr__(self, "groups", tuple(group.layers for group in plan.groups))
+
+    @property
+    def plan_file(self) -> PlanFile | None:
+        """The plan, as it was opened."""
+        return self.plan if isinstance(self.plan, PlanFile) else None
 
     @property
     def retain_block(self) -> int:
-        """Consecutive cells that share one retained token, round(1/retain); 0 where none are retained."""
+        """Consecutive cells that share one retained token, round(1/retain); 0 where none is retained."""
+        from .native_settings import retain_block
+
         return retain_block(self.retain)
 
     def start_layer(self, n_layer: int) -> int:
         """The first layer that may be merged in a model of so many layers."""
-        if isinstance(self.start, int):
-            return self.start
-        return int(as_float32(as_float32(self.start) * n_layer))
+        from .native_settings import start_layer
+
+        return self.start if isinstance(self.start, int) else start_layer(self.start, n_layer)
 
     def spec(self) -> str:
         """The SPEC text of these settings; `CacheSpec.parse` gives them back."""
         if self.plan is not None:
-            return os.fspath(self.plan)
+            return str(self.plan)
         where = [f"start={self.start}"]
         if self.pairs is not None:
             where = ["pairs=" + ";".join(f"{a}-{b}" for a, b in self.pairs)]
@@ -142,45 +141,17 @@ class MiniCache:
         return f"{self.mode}:" + ",".join([*where, *t, f"retain={self.retain}", *window, *types, *rest])
 
     @classmethod
-    def parse(cls, spec: str) -> MiniCache:
-        """The settings of a SPEC such as "slerp:start=0.5,t=0.6,type=q4_0"; every key is optional."""
-        mode, _, text = spec.strip().partition(":")
-        if mode not in OWN_MODES:
-            raise MiniCacheError(
-                f"{spec!r} is no MiniCache setting; write slerp:start=0.5,t=0.6,retain=0.05,type=q4_0"
-            )
-        values: dict[str, str] = {}
-        for item in filter(None, (part.strip() for part in text.split(","))):
-            key, equals, value = (part.strip() for part in item.partition("="))
-            if not equals or not value:
-                raise MiniCacheError(f"{item!r} in {spec!r} is not of the form key=value")
-            if key in values:
-                raise MiniCacheError(f"{key!r} is given twice in {spec!r}")
-            values[key] = value
-        both = values.pop("type", "f16")
-        settings: dict[str, object] = {
-            "type_k": values.pop("type_k", both),
-            "type_v": values.pop("type_v", both),
-            "pool_type": values.pop("pool", "q8_0"),
-            "mode": mode,
-        }
-        if mode == "average":
-            values.setdefault("retain", "0")  # as in the paper
-        for key, value in values.items():
-            if key == "start":
-                settings[key] = _number(key, value, spec, whole=value.lstrip("+-").isdigit())
-            elif key in ("t", "retain"):
-                settings[key] = _number(key, value, spec)
-            elif key == "window":
-                settings[key] = _number(key, value, spec, whole=True)
-            elif key == "pairs":
-                settings[key] = _parse_pairs(value, spec)
-            elif key == "strict":
-                settings[key] = _parse_switch(key, value, spec)
-            else:
-                known = "start, t, retain, window, type, type_k, type_v, pool, pairs, strict"
-                raise MiniCacheError(f"{key!r} in {spec!r} is no setting; there are {known}")
-        return cls(**settings)  # type: ignore[arg-type]
+    def parse(cls, text: str) -> MiniCache:
+        """The settings of a text such as "slerp:start=0.5,t=0.6,type=q4_0"; every key is optional.
+
+        The native library parses it: llama_minicache_parse_params() in llama-minicache.h has the grammar.
+        """
+        from .native_settings import parse_settings
+
+        settings = parse_settings(text)
+        if "plan" in settings:
+            settings["plan"] = PlanFile.decode(settings["plan"])
+        return cls(**settings)
 
 
 @dataclass(frozen=True)
@@ -193,14 +164,16 @@ class CacheSpec:
 
     @property
     def name(self) -> str:
-        if self.minicache is not None:
-            return self.minicache.spec()
-        return self.type_k if self.type_k == self.type_v else f"{self.type_k}/{self.type_v}"
+        return self.cache if self.minicache is None else self.minicache.spec()
 
     @property
     def cache(self) -> str:
         """The cache type alone, as tables name it."""
         return self.type_k if self.type_k == self.type_v else f"{self.type_k}/{self.type_v}"
+
+    @property
+    def plan_file(self) -> PlanFile | None:
+        return self.minicache.plan_file if self.minicache is not None else None
 
     @classmethod
     def of(cls, minicache: MiniCache) -> CacheSpec:
@@ -208,36 +181,23 @@ class CacheSpec:
 
     @classmethod
     def parse(cls, spec: str) -> CacheSpec:
-        """A SPEC, as the command line takes it: a cache type for a plain cache, slerp:…, or a plan's path."""
+        """A SPEC, as the command line takes it: a cache type for a plain cache, a plan's path, or settings as text."""
         spec = spec.strip()
-        if spec.partition(":")[0] in OWN_MODES:
-            return cls.of(MiniCache.parse(spec))
-        if spec.endswith(".gguf"):
+        if spec in CACHE_TYPES:
+            return cls(spec, spec)
+        if spec.endswith(".gguf") and "=" not in spec:
             return cls.of(MiniCache(plan=spec))
         try:
-            cache_type(spec, "SPEC")
-        except MiniCacheError:
-            raise MiniCacheError(f"{spec!r} is no cache setting; give {SPEC_HELP}") from None
-        return cls(spec, spec)
-
-
-def retain_block(retain: float) -> int:
-    """The cells of which one is retained where this fraction of them is to be."""
-    retain = as_float32(retain)
-    return max(1, math.floor(1 / retain + 0.5)) if retain > 0 else 0
-
-
-def as_float32(value: float) -> float:
-    """Rounded as the native library's parameters are."""
-    return ctypes.c_float(value).value
+            return cls.of(MiniCache.parse(spec))
+        except MiniCacheError as error:
+            advice = "" if "=" in spec else f"; give {SPEC_HELP}"
+            raise MiniCacheError(f"{spec!r} is no cache setting: {error}{advice}") from None
 
 
 def _start(value: object) -> float | int:
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        if int(value) < 0:
-            raise MiniCacheError(f"start={value} is no layer; layers count from 0")
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0:
         return int(value)
-    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < 1:
+    if isinstance(value, Real) and not isinstance(value, Integral):
         return float(value)
     raise MiniCacheError(
         f"start={value!r} is neither a fraction of the layers, a float in [0, 1), "
@@ -245,16 +205,16 @@ def _start(value: object) -> float | int:
     )
 
 
-def _fraction(name: str, value: object) -> float:
-    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1:
+def _real(name: str, value: object) -> float:
+    if isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
-    raise MiniCacheError(f"{name}={value!r} is outside its range, [0, 1]")
+    raise MiniCacheError(f"{name}={value!r} is not a number")
 
 
-def _window(value: object) -> int:
-    if isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) <= MAX_WINDOW:
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) < 2**31:
         return int(value)
-    raise MiniCacheError(f"window={value!r} is no number of tokens, an int from 0 to {MAX_WINDOW}")
+    raise MiniCacheError(f"{name}={value!r} is not a whole number of tokens")
 
 
 def _pairs(value: object) -> tuple[tuple[int, int], ...] | None:
@@ -264,42 +224,12 @@ def _pairs(value: object) -> tuple[tuple[int, int], ...] | None:
         pairs = [tuple(pair) for pair in value]  # type: ignore[attr-defined]
     except TypeError:
         pairs = [()]
-    if not pairs or not all(len(pair) == 2 and all(_is_layer(layer) for layer in pair) for pair in pairs):
+    if not pairs or not all(len(pair) == 2 and all(map(_is_layer, pair)) for pair in pairs):
         raise MiniCacheError(
             f"pairs={value!r} is not a sequence of two layer numbers each, such as [(8, 9), (10, 11)]"
         )
-    seen: set[int] = set()
-    for a, b in pairs:
-        if a >= b:
-            raise MiniCacheError(f"pair ({a}, {b}): the second layer must be the deeper one")
-        if seen & {a, b}:
-            raise MiniCacheError(f"pair ({a}, {b}) overlaps another pair; a layer can be in one pair only")
-        seen |= {a, b}
     return tuple((int(a), int(b)) for a, b in pairs)
 
 
 def _is_layer(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
-
-
-def _number(key: str, value: str, spec: str, whole: bool = False) -> float | int:
-    try:
-        return int(value) if whole else float(value)
-    except ValueError:
-        raise MiniCacheError(f"{key}={value} in {spec!r} is no number") from None
-
-
-def _parse_pairs(value: str, spec: str) -> list[tuple[int, int]]:
-    pairs = []
-    for item in value.split(";"):
-        a, _, b = item.partition("-")
-        if not (a.strip().isdigit() and b.strip().isdigit()):
-            raise MiniCacheError(f"pairs={value} in {spec!r} is not of the form 8-9;10-11")
-        pairs.append((int(a), int(b)))
-    return pairs
-
-
-def _parse_switch(key: str, value: str, spec: str) -> bool:
-    if value in ("0", "1"):
-        return value == "1"
-    raise MiniCacheError(f"{key}={value} in {spec!r} is neither 0 nor 1")
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < 2**31

@@ -1,7 +1,6 @@
-"""What the KV cache of a model takes at a context, from the model file's header alone.
+"""The bytes of a model's KV cache at a context, from the header of the model file alone.
 
-The same sums as the native cache's, which `Llama.kv_report()` tells of a context that exists; a test compares
-them.
+The sums are those of the native cache, which `Llama.kv_report()` reports of a context that exists; a test compares both.
 """
 
 from __future__ import annotations
@@ -9,12 +8,13 @@ from __future__ import annotations
 from ..errors import MiniCacheError
 from ..modelfile.ggml_types import GGML_TYPES, GGMLType
 from ..modelfile.shape import Layer, ModelShape
-from .plan_file import Plan, read_plan
-from .settings import CacheSpec, MiniCache, retain_block
+from .code_format import GroupFormat
+from .plan_file import Plan
+from .settings import CacheSpec, MiniCache
 
 CELL_STEP = 256  # llama.cpp rounds a context up to whole steps
-ALIGNMENT = 32  # of tensors in a buffer
-SLOT_BYTES = 8  # the cell and the distance of a retained token, or of one in the window
+ALIGNMENT = 32  # of the tensors in a buffer
+SLOT_BYTES = 8  # the cell and the distance of a retained token, or of a token in the window
 SLOT_EXTRA = 2  # running means, in the same array
 MAGNITUDES = 4  # |K_a|, |K_b|, |V_a|, |V_b| per token and KV head, in f16, of layers merged by SLERP
 
@@ -38,7 +38,7 @@ def merged_groups(shape: ModelShape, minicache: MiniCache) -> list[tuple[int, ..
             raise MiniCacheError(
                 f"start={start} is no layer of this model; its layers are 0 to {n_layer - 1}"
             )
-        first = start if isinstance(start, int) else int(start * n_layer)
+        first = minicache.start_layer(n_layer)
         groups = [(layer, layer + 1) for layer in range(first, n_layer - 1, 2)]
     if shape.window:
         return []
@@ -49,37 +49,34 @@ def merged_groups(shape: ModelShape, minicache: MiniCache) -> list[tuple[int, ..
 
 
 def kv_bytes(shape: ModelShape, spec: CacheSpec, n_ctx: int, n_stream: int = 1) -> int:
-    """Bytes of the cache of one sequence of `n_ctx` tokens, or of several that have a stream each (or less by some
-    bytes of alignment of each).
+    """The bytes of the cache of one sequence of `n_ctx` tokens, or of several that have a stream each.
+
+    With several the result may be some bytes of alignment too large. Raises MiniCacheError where the settings name layers
+    that the model does not have, or a type that its heads cannot be kept in.
     """
-    cells = n_cells(n_ctx)
+    plan = spec.plan_file.plan if spec.plan_file is not None else None
     if n_stream > 1:
-        plan = read_plan(spec.minicache.plan) if spec.minicache and spec.minicache.plan is not None else None
         once = _codec_bytes(shape, plan) if plan else 0
         return once + n_stream * (kv_bytes(shape, spec, n_ctx) - once)
-    type_k, type_v = GGML_TYPES[spec.type_k], GGML_TYPES[spec.type_v]
-    plan = read_plan(spec.minicache.plan) if spec.minicache and spec.minicache.plan is not None else None
     own = {one.layer: one.types for one in plan.plain} if plan else {}
     for number, layer in enumerate(shape.layers):
         _check_types(layer, *own.get(number, (spec.type_k, spec.type_v)))
     if plan is not None:
         return plan_bytes(shape, plan, n_ctx)
-    if spec.minicache is None:
-        return _plain_bytes(shape, type_k, type_v, cells, set())
-    groups = merged_groups(shape, spec.minicache)
-    total = _plain_bytes(shape, type_k, type_v, cells, {layer for group in groups for layer in group})
+    cells, types = n_cells(n_ctx), (spec.type_k, spec.type_v)
+    minicache = spec.minicache
+    groups = merged_groups(shape, minicache) if minicache is not None else []
+    merged = {number for group in groups for number in group}
+    total = sum(
+        _row_bytes(layer, types, cells) for number, layer in enumerate(shape.layers) if number not in merged
+    )
     for group in groups:
+        assert minicache is not None
         layer = shape.layers[group[0]]
-        total += _rows(type_k, layer.n_k, cells) + _rows(type_v, layer.n_v, cells)
-        if spec.minicache.mode == "slerp":
-            total += _rows(GGML_TYPES["f16"], MAGNITUDES * layer.n_head_kv, cells)
-        total += _unmerged_bytes(
-            layer,
-            len(group),
-            spec,
-            spec.minicache.pool_type,
-            spec.minicache.window + n_slots(spec.minicache.retain_block, cells),
-        )
+        total += _row_bytes(layer, types, cells)
+        total += _magnitude_bytes(layer, cells) if minicache.mode == "slerp" else 0
+        n_exact = minicache.window + n_slots(minicache.retain_block, cells)
+        total += _exact_bytes(layer, len(group), _pool_types(types, minicache.pool_type), n_exact)
     return total
 
 
@@ -96,41 +93,34 @@ def _check_types(layer: Layer, type_k: str, type_v: str) -> None:
 
 
 def plan_bytes(shape: ModelShape, plan: Plan, n_ctx: int) -> int:
-    """Bytes of the cache that a plan describes, codecs or bases included."""
+    """The bytes of the cache that a plan describes, with its codecs or basis matrices."""
     cells = n_cells(n_ctx)
-    spec, plain = CacheSpec(plan.type_k, plan.type_v), plan.plain_types()
-    total = sum(
-        _layer_bytes(layer, GGML_TYPES[plain[number][0]], GGML_TYPES[plain[number][1]], cells)
-        for number, layer in enumerate(shape.layers)
-        if number in plain
-    )
+    total = sum(_row_bytes(shape.layers[number], types, cells) for number, types in plan.plain_types().items())
     for group in plan.groups:
         layer = shape.layers[group.first]
-        if plan.mode == "aligned":
-            total += _rows(GGML_TYPES[plan.type_k], layer.n_k, cells)
-            total += _rows(GGML_TYPES[plan.type_v], layer.n_v, cells)
-            total += _rows(GGML_TYPES["f16"], MAGNITUDES * layer.n_head_kv, cells)
-        else:
-            for layout in (group.layout_k, group.layout_v):
-                total += _aligned(layout.row_bytes(group.n_layer) * group.n_head_kv * cells)
-        n_rows = plan.window + n_slots(retain_block(plan.retain), cells)
-        total += _unmerged_bytes(layer, group.n_layer, spec, plan.pool_type, n_rows)
+        total += _merged_bytes(layer, group, plan, cells)
+        total += _exact_bytes(layer, group.n_layer, plan.pool_types, plan.window + n_slots(plan.retain_block, cells))
     return total + _codec_bytes(shape, plan)
 
 
 def plan_fixed_bytes(shape: ModelShape, plan: Plan) -> int:
-    """What a plan's cache allocates once, whatever the context: the codecs, or the bases, and the window."""
+    """What a plan's cache allocates once, whatever the context: the codecs or basis matrices, and the window."""
     return _codec_bytes(shape, plan) + plan_window_bytes(shape, plan)
 
 
 def plan_window_bytes(shape: ModelShape, plan: Plan) -> int:
-    """The tokens of the window, of all groups, and the index of them."""
-    pool_k, pool_v = _pool_types(CacheSpec(plan.type_k, plan.type_v), plan.pool_type)
+    """The bytes of the tokens in the window, over all groups, and of their index."""
+    pool_k, pool_v = (GGML_TYPES[name] for name in plan.pool_types)
     rows = [
         n * (pool_k.row_bytes(layer.n_k) + pool_v.row_bytes(layer.n_v)) + SLOT_BYTES
         for layer, n in ((shape.layers[group.first], group.n_layer) for group in plan.groups)
     ]
     return plan.window * sum(rows)
+
+
+def n_slots(block: int, cells: int) -> int:
+    """The retained tokens of a group."""
+    return -(-cells // block) if block else 0
 
 
 def _codec_bytes(shape: ModelShape, plan: Plan) -> int:
@@ -139,36 +129,30 @@ def _codec_bytes(shape: ModelShape, plan: Plan) -> int:
     return sum(_aligned(group.codec_bytes(shape.n_rot)) for group in plan.groups)
 
 
-def _plain_bytes(
-    shape: ModelShape, type_k: GGMLType, type_v: GGMLType, cells: int, left_out: set[int]
-) -> int:
-    return sum(
-        _layer_bytes(layer, type_k, type_v, cells)
-        for number, layer in enumerate(shape.layers)
-        if number not in left_out
-    )
+def _merged_bytes(layer: Layer, group: GroupFormat, plan: Plan, cells: int) -> int:
+    """A group's directions and magnitudes, or its codes."""
+    if plan.mode == "aligned":
+        return _row_bytes(layer, (plan.type_k, plan.type_v), cells) + _magnitude_bytes(layer, cells)
+    layouts = (group.layout_k, group.layout_v)
+    return sum(_aligned(one.row_bytes(group.n_layer) * group.n_head_kv * cells) for one in layouts)
 
 
-def _layer_bytes(layer: Layer, type_k: GGMLType, type_v: GGMLType, cells: int) -> int:
-    return _rows(type_k, layer.n_k, cells) + _rows(type_v, layer.n_v, cells)
+def _exact_bytes(layer: Layer, n_layer: int, pool_types: tuple[str, str], n: int) -> int:
+    """The n tokens that a group of such layers keeps unmerged, in the window or retained, and their index."""
+    return _row_bytes(layer, pool_types, n_layer * n) + _aligned(SLOT_BYTES * (n + SLOT_EXTRA))
 
 
-def n_slots(block: int, cells: int) -> int:
-    """A group's retained tokens."""
-    return -(-cells // block) if block else 0
+def _magnitude_bytes(layer: Layer, cells: int) -> int:
+    return _rows(GGML_TYPES["f16"], MAGNITUDES * layer.n_head_kv, cells)
 
 
-def _unmerged_bytes(layer: Layer, n_layer: int, spec: CacheSpec, pool_type: str, n: int) -> int:
-    """The tokens that a group of such layers keeps as they are, in the window or retained, and the index of them."""
-    pool_k, pool_v = _pool_types(spec, pool_type)
-    rows = _rows(pool_k, layer.n_k, n_layer * n) + _rows(pool_v, layer.n_v, n_layer * n)
-    return rows + _aligned(SLOT_BYTES * (n + SLOT_EXTRA))
+def _row_bytes(layer: Layer, types: tuple[str, str], n_rows: int) -> int:
+    """A layer's rows of K and of V."""
+    return _rows(GGML_TYPES[types[0]], layer.n_k, n_rows) + _rows(GGML_TYPES[types[1]], layer.n_v, n_rows)
 
 
-def _pool_types(spec: CacheSpec, pool_type: str) -> tuple[GGMLType, GGMLType]:
-    """Of K and of V."""
-    types = (spec.type_k, spec.type_v) if pool_type == "cache" else (pool_type, pool_type)
-    return GGML_TYPES[types[0]], GGML_TYPES[types[1]]
+def _pool_types(types: tuple[str, str], pool_type: str) -> tuple[str, str]:
+    return types if pool_type == "cache" else (pool_type, pool_type)
 
 
 def _rows(ggml_type: GGMLType, n: int, n_rows: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..cache.plan_file import MAX_WINDOW, Plan
+from ..cache.plan_file import Plan
 from ..cache.plan_store import plan_path
 from ..cache.size import plan_bytes, plan_fixed_bytes
 from ..errors import MiniCacheError
@@ -51,6 +51,8 @@ class Options:
 
 
 def check_options(options: Options) -> None:
+    from ..cache.native_settings import MAX_WINDOW
+
     if options.ratio is not None and not 1 <= options.ratio < float("inf"):
         raise MiniCacheError(f"--ratio {options.ratio:g}: it must be 1 or more")
     if options.max_kl is not None and not 0 < options.max_kl < float("inf"):

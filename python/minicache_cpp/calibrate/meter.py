@@ -96,6 +96,6 @@ class Meter:
 
 def _identity(spec: CacheSpec) -> str:
     """Equal for configurations that hold the cache in the same way."""
-    if spec.minicache is not None and spec.minicache.plan is not None:
-        return hashlib.sha256(Path(spec.minicache.plan).read_bytes()).hexdigest()
+    if spec.plan_file is not None:
+        return hashlib.sha256(spec.plan_file.path.read_bytes()).hexdigest()
     return spec.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,14 @@ enum llama_minicache_mode {
     LLAMA_MINICACHE_MODE_CODE    = 3,
 };
 
+struct llama_minicache_plan;
+
+struct llama_minicache_plan * llama_minicache_read_plan(const char * path);
+void llama_minicache_free_plan(struct llama_minicache_plan * plan);
+const char * llama_minicache_plan_path(const struct llama_minicache_plan * plan);
+
+#define LLAMA_MINICACHE_WINDOW_MAX 65536
+
 struct llama_minicache_params {
     float   start;
     int32_t start_layer;
@@ -35,12 +44,16 @@ struct llama_minicache_params {
     enum ggml_type pool_type;
     bool strict;
     enum llama_minicache_mode mode;
-    const char * plan;
+    struct llama_minicache_plan * plan;
     bool observe;
 };
 
 struct llama_minicache_params llama_minicache_default_params(void);
-bool llama_minicache_parse_params(const char * text, struct llama_minicache_params * params);
+bool llama_minicache_parse_params(
+        const char * text, struct llama_minicache_params * params, enum ggml_type * type_k, enum ggml_type * type_v);
+bool llama_minicache_check_params(const struct llama_minicache_params * params);
+int32_t llama_minicache_start_layer(float start, int32_t n_layer);
+int32_t llama_minicache_retain_block(float retain);
 
 bool llama_minicache_fingerprint(const struct llama_model * model, char * buffer);
 
@@ -238,6 +251,22 @@ def check(done: bool, what: str) -> None:
 
 def text(chars: Any) -> str:
     return str(ffi.string(chars).decode("utf-8", "replace"))
+
+
+def read_plan(path: str) -> Any:
+    """The handle on a plan file, which own_plan() or llama_minicache_free_plan() lets go of."""
+    handle = lib.llama_minicache_read_plan(os.fsencode(path))
+    check(handle != ffi.NULL, "llama_minicache_read_plan")
+    return handle
+
+
+def own_plan(handle: Any) -> Any:
+    """The handle, freed with its last reference."""
+    return ffi.gc(handle, lib.llama_minicache_free_plan)
+
+
+def plan_path(handle: Any) -> str:
+    return os.fsdecode(ffi.string(lib.llama_minicache_plan_path(handle)))
 
 
 @contextmanager

@@ -56,7 +56,7 @@ class Llama(llama_cpp.Llama):
         self._stack = ExitStack()  # close() is called even where what follows raises
         spec = requested(minicache, model_path, calibrate, arguments)
         self.minicache = minicache = spec.minicache if spec else None
-        self._distance_checked = minicache is None or minicache.plan is not None
+        self._distance_checked = minicache is None or minicache.plan_file is not None
         if spec is not None and minicache is None:  # "auto" that found a plain cache best
             type_k, type_v, flash_attn = type_k or spec.type_k, type_v or spec.type_v, True
         types: dict[str, Any] = {

@@ -1,0 +1,57 @@
+#include "ggml-backend.h"
+#include "llama-minicache-plan.h"
+#include "llama-model.h"
+#include "minicache-hash.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+// Which model a plan was made for.
+
+static const int64_t FINGERPRINT_FLOATS = 256;  // of each norm; a whole model of them is read in no time
+
+static uint64_t hash_norm(const llama_model & model, const std::string & name, uint64_t h) {
+    const ggml_tensor * x = model.get_tensor(name.c_str());
+    if (!x || x->type != GGML_TYPE_F32) {
+        return h;
+    }
+    std::vector<float> data(std::min(FINGERPRINT_FLOATS, ggml_nelements(x)));
+    ggml_backend_tensor_get(x, data.data(), 0, data.size() * sizeof(float));
+    return minicache_hash(data.data(), data.size() * sizeof(float), h);
+}
+
+std::string minicache_fingerprint(const llama_model & model) {
+    const std::string arch    = model.arch_name();
+    const uint32_t    n_layer = model.hparams.n_layer();
+
+    uint64_t h = minicache_hash(arch.data(), arch.size());
+
+    const uint32_t sizes[2] = { n_layer, model.hparams.n_embd };
+    h                       = minicache_hash(sizes, sizeof(sizes), h);
+    for (uint32_t il = 0; il < n_layer; ++il) {
+        for (const char * norm : { "attn_norm", "ffn_norm" }) {
+            h = hash_norm(model, "blk." + std::to_string(il) + "." + norm + ".weight", h);
+        }
+    }
+    h = hash_norm(model, "output_norm.weight", h);
+
+    char text[17];
+    snprintf(text, sizeof(text), "%016llx", (unsigned long long) h);
+    return text;
+}
+
+void minicache_check_plan(const minicache_plan & plan, const llama_model & model) {
+    const std::string own = minicache_fingerprint(model);
+    if (plan.fingerprint != own || plan.n_layer != (int32_t) model.hparams.n_layer()) {
+        throw std::invalid_argument("the plan " + plan.path + " was made for another model (" + plan.fingerprint +
+                                    ", this one is " + own + "); make one with `minicache calibrate MODEL`");
+    }
+    for (const minicache_plan_group & group : plan.groups) {
+        const int32_t first = group.layers[0];
+        if (group.shape.n_head_kv != (int64_t) model.hparams.n_head_kv(first) ||
+            group.shape.d_k != (int64_t) model.hparams.n_embd_head_k(first) ||
+            group.shape.d_v != (int64_t) model.hparams.n_embd_head_v(first)) {
+            throw std::invalid_argument("the plan " + plan.path + " does not fit the heads of layer " + std::to_string(first));
+        }
+    }
+}

@@ -1,0 +1,185 @@
+#include "llama-minicache-settings.h"
+
+#include <algorithm>
+#include <locale>
+#include <map>
+#include <sstream>
+#include <stdexcept>
+
+// The one parser of settings in text form, for LLAMA_MINICACHE, llama_minicache_parse_params() and Python. llama-minicache.h
+// has the grammar.
+
+static const char * const KEYS = "mode, start, t, retain, window, pairs, pool, type, type_k, type_v, plan and strict";
+
+static void check(bool ok, const std::string & message) {
+    if (!ok) {
+        throw std::invalid_argument(message);
+    }
+}
+
+static std::string trimmed(const std::string & text) {
+    const char * const blanks = " \t\r\n";
+    const size_t       first  = text.find_first_not_of(blanks);
+    return first == std::string::npos ? "" : text.substr(first, text.find_last_not_of(blanks) + 1 - first);
+}
+
+static std::vector<std::string> split(const std::string & text, char separator) {
+    std::vector<std::string> parts;
+    size_t                   from = 0;
+    while (from <= text.size()) {
+        const size_t to = std::min(text.find(separator, from), text.size());
+        parts.push_back(trimmed(text.substr(from, to - from)));
+        from = to + 1;
+    }
+    return parts;
+}
+
+static bool is_digits(const std::string & text) {
+    return !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
+}
+
+// drops a sign
+static std::string unsigned_part(const std::string & text) {
+    return !text.empty() && (text[0] == '-' || text[0] == '+') ? text.substr(1) : text;
+}
+
+// Digits, with a point and an exponent if need be. strtod() would also take hexadecimal numbers and "nan", and follow the locale.
+static bool is_decimal(const std::string & text) {
+    const size_t e      = text.find_first_of("eE");
+    std::string  digits = unsigned_part(text.substr(0, e));
+    const size_t point  = digits.find('.');
+    if (point != std::string::npos) {
+        digits.erase(point, 1);
+    }
+    return is_digits(digits) && (e == std::string::npos || is_digits(unsigned_part(text.substr(e + 1))));
+}
+
+static float number_of(const std::string & key, const std::string & value) {
+    check(is_decimal(value), key + "=" + value + " is not a number such as 0.5");
+
+    std::istringstream in(value);
+    in.imbue(std::locale::classic());
+    double x = 0.0;
+    in >> x;
+    return (float) x;
+}
+
+static int32_t whole_number_of(const std::string & key, const std::string & value) {
+    check(is_digits(value) && value.size() <= 7, key + "=" + value + " is not a whole number from 0 to 9999999");
+    return (int32_t) std::stol(value);
+}
+
+static ggml_type cache_type_of(const std::string & key, const std::string & value) {
+    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
+        const auto   type = (ggml_type) i;
+        const char * name = ggml_type_name(type);
+        if (name && value == name && minicache_is_cache_type(type)) {
+            return type;
+        }
+    }
+    throw std::invalid_argument(
+        key + "=" + value + " is not a cache type: it must be f16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1 or iq4_nl");
+}
+
+static ggml_type pool_type_of(const std::string & value) {
+    if (value == "cache") {
+        return GGML_TYPE_COUNT;
+    }
+    check(value == "f16" || value == "q8_0", "pool=" + value + " is not a pool type: it must be f16, q8_0 or cache");
+    return value == "f16" ? GGML_TYPE_F16 : GGML_TYPE_Q8_0;
+}
+
+static bool is_mode(const std::string & word) { return word == "slerp" || word == "average"; }
+
+static llama_minicache_mode mode_of(const std::string & value) {
+    check(is_mode(value), "mode=" + value + " is not a mode: it must be slerp or average");
+    return value == "slerp" ? LLAMA_MINICACHE_MODE_SLERP : LLAMA_MINICACHE_MODE_AVERAGE;
+}
+
+static std::vector<minicache_layers> pairs_of(const std::string & value) {
+    std::vector<minicache_layers> pairs;
+    for (const std::string & pair : split(value, ';')) {
+        const std::vector<std::string> ab = split(pair, '-');
+        check(ab.size() == 2 && is_digits(ab[0]) && is_digits(ab[1]), "pairs=" + value + " is not of the form 8-9;10-11");
+        pairs.push_back({ whole_number_of("pairs", ab[0]), whole_number_of("pairs", ab[1]) });
+    }
+    return pairs;
+}
+
+static void set_key(minicache_settings & s, const std::string & key, const std::string & value) {
+    if (key == "mode") {
+        s.mode = mode_of(value);
+    } else if (key == "start") {
+        s.start_layer = is_digits(value) ? whole_number_of(key, value) : -1;
+        s.start       = is_digits(value) ? s.start : number_of(key, value);
+    } else if (key == "t") {
+        s.t = number_of(key, value);
+    } else if (key == "retain") {
+        s.retain = number_of(key, value);
+    } else if (key == "window") {
+        s.window = whole_number_of(key, value);
+    } else if (key == "pairs") {
+        s.groups = pairs_of(value);
+    } else if (key == "pool") {
+        s.pool_type = pool_type_of(value);
+    } else if (key == "type_k") {
+        s.type_k = cache_type_of(key, value);
+    } else if (key == "type_v") {
+        s.type_v = cache_type_of(key, value);
+    } else if (key == "plan") {
+        s.plan = minicache_read_plan(value);
+    } else if (key == "strict") {
+        check(value == "0" || value == "1", "strict=" + value + " is neither 0 nor 1");
+        s.strict = value == "1";
+    } else {
+        check(false, "unknown key " + key + ": the keys are " + KEYS);
+    }
+}
+
+// the values of a text by their keys; a word for the mode before them is one of them
+static std::map<std::string, std::string> values_of(const std::string & text) {
+    std::map<std::string, std::string> values;
+
+    std::string       rest  = trimmed(text);
+    const size_t      colon = std::min(rest.find(':'), rest.size());
+    const std::string word  = trimmed(rest.substr(0, colon));
+    if (is_mode(word)) {
+        values["mode"] = word;
+        rest           = colon < rest.size() ? rest.substr(colon + 1) : "";
+    }
+    for (const std::string & item : split(rest, ',')) {
+        if (item.empty()) {
+            continue;
+        }
+        const size_t      equals = std::min(item.find('='), item.size());
+        const std::string key    = trimmed(item.substr(0, equals));
+        const std::string value  = equals < item.size() ? trimmed(item.substr(equals + 1)) : "";
+        check(!key.empty() && !value.empty(), "'" + item + "' is not of the form key=value");
+        check(values.emplace(key, value).second, key + " is given twice");
+    }
+    check(!values.empty(), "'" + text + "' names no settings: the keys are " + KEYS);
+    return values;
+}
+
+minicache_settings minicache_settings_parse(const std::string & text) {
+    minicache_settings s;
+    if (trimmed(text) == "1" || trimmed(text) == "on") {
+        return s;
+    }
+    const std::map<std::string, std::string> values = values_of(text);
+    if (values.count("type")) {  // before type_k and type_v, which say more
+        s.type_k = s.type_v = cache_type_of("type", values.at("type"));
+    }
+    if (values.count("mode") && values.at("mode") == "average") {
+        s.retain = 0.0f;  // as in the paper
+    }
+    for (const auto & [key, value] : values) {
+        check(!values.count("plan") || key == "plan" || key == "strict",
+            key + " is given beside plan, which decides it: leave one of them out");
+        if (key != "type") {
+            set_key(s, key, value);
+        }
+    }
+    minicache_settings_finish(s);
+    return s;
+}

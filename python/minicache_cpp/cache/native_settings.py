@@ -1,0 +1,92 @@
+"""Settings as the native library takes, checks and parses them: the one place where both sides meet.
+
+The library has the only parser of settings in text form (llama-minicache.h has its grammar) and the only check of their
+ranges. What is here translates between its struct and MiniCache's fields.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from ..modelfile.ggml_types import BY_NUMBER, GGML_TYPES
+from ..native import binding
+from ..native.binding import GGML_TYPE_COUNT, ffi, lib
+
+if TYPE_CHECKING:
+    from .settings import MiniCache
+
+# what a struct points to lives as long as the struct
+_pointed_to: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+MAX_WINDOW = int(lib.LLAMA_MINICACHE_WINDOW_MAX)
+MODES = ("slerp", "average", "aligned", "code")  # enum llama_minicache_mode
+
+
+def native_params(minicache: MiniCache) -> Any:
+    """The struct llama_minicache_params of these settings; it keeps alive what it points to."""
+    params = ffi.new("struct llama_minicache_params *", lib.llama_minicache_default_params())
+    params.strict = minicache.strict
+    if minicache.plan_file is not None:
+        params.plan = minicache.plan_file.native
+        return params
+    if isinstance(minicache.start, int):
+        params.start_layer = minicache.start
+    else:
+        params.start, params.start_layer = minicache.start, -1
+    if pairs := minicache.groups:
+        layers = ffi.new("int32_t[]", [layer for pair in pairs for layer in pair])
+        params.pairs, params.n_pairs = layers, len(pairs)
+        _pointed_to[params] = layers
+    params.t, params.retain, params.window = minicache.t, minicache.retain, minicache.window
+    pool = minicache.pool_type
+    params.pool_type = GGML_TYPE_COUNT if pool == "cache" else GGML_TYPES[pool].number
+    params.mode = MODES.index(minicache.mode)
+    return params
+
+
+def check_settings(minicache: MiniCache) -> None:
+    """Raises MiniCacheError where a value is out of its range."""
+    binding.check(lib.llama_minicache_check_params(native_params(minicache)), "llama_minicache_check_params")
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """The arguments of MiniCache that a text such as "slerp:start=0.5,type=q4_0" stands for.
+
+    A plan is in "plan" as the native library's handle. Raises MiniCacheError with what is wrong with the text.
+    """
+    params = ffi.new("struct llama_minicache_params *")
+    types = {name: ffi.new("enum ggml_type *") for name in ("type_k", "type_v")}
+    done = lib.llama_minicache_parse_params(text.encode(), params, *types.values())
+    binding.check(done, "llama_minicache_parse_params")
+    if params.plan != ffi.NULL:
+        return {"plan": params.plan, "strict": params.strict}
+    pairs = [params.pairs[i] for i in range(2 * params.n_pairs)]
+    return {
+        "start": params.start_layer if params.start_layer >= 0 else _shortest(params.start),
+        "pairs": list(zip(pairs[::2], pairs[1::2], strict=True)) or None,
+        "t": _shortest(params.t),
+        "retain": _shortest(params.retain),
+        "window": params.window,
+        "pool_type": "cache" if params.pool_type == GGML_TYPE_COUNT else BY_NUMBER[params.pool_type].name,
+        "strict": params.strict,
+        "mode": MODES[params.mode],
+        **{name: BY_NUMBER[one[0]].name for name, one in types.items() if one[0] != GGML_TYPE_COUNT},
+    }
+
+
+def start_layer(start: float, n_layer: int) -> int:
+    """The layer that a fraction of a model's layers means."""
+    return int(lib.llama_minicache_start_layer(start, n_layer))
+
+
+def retain_block(retain: float) -> int:
+    """The consecutive cells that share one retained token; 0 where none is retained."""
+    return int(lib.llama_minicache_retain_block(retain))
+
+
+def _shortest(value: float) -> float:
+    """The number with the fewest digits that is this one in single precision, as it was written."""
+    return float(str(np.float32(value)))
