@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from minicache_cpp.calibrate.meter import Meter
 from minicache_cpp.calibrate.planner import Planner, ratio
 from minicache_cpp.evaluate import evaluation
 from minicache_cpp.evaluate.command import finite
+from minicache_cpp.host.files import replacing
 from minicache_cpp.modelfile.fingerprint import fingerprint
 from minicache_cpp.modelfile.gguf_file import GGUFFile, read_gguf
 from minicache_cpp.modelfile.shape import model_shape
@@ -73,9 +73,8 @@ class Results:
         return rows
 
     def save(self) -> None:
-        part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(finite(self.data), indent=1), encoding="utf-8")
-        part.replace(self.path)
+        with replacing(self.path) as unfinished:
+            unfinished.write_text(json.dumps(finite(self.data), indent=1), encoding="utf-8")
 
 
 def missing(figures: Iterable[Figure], results: Results) -> list[Config]:
