@@ -28,6 +28,7 @@ from minicache_cpp.modelfile.gguf_file import GGUFFile, read_gguf
 from minicache_cpp.modelfile.shape import model_shape
 from minicache_cpp.reading.model import NativeModel
 from minicache_cpp.text import bundled
+from minicache_cpp.text.files import read_texts
 
 from .figures import Config, Figure
 
@@ -220,7 +221,7 @@ def measure(
     shape = model_shape(file)
     if shape.unknown:
         raise MiniCacheError(f"{path} can't be used: {shape.unknown}")
-    text = bundled.read_texts(list(paths) or bundled.evaluation_files())
+    text = read_texts(list(paths) or bundled.evaluation_files())
     settings = replace(settings, text=hashlib.sha256(text.encode()).hexdigest()[:16])
     figures = list(figures_of(len(shape.layers)))
     out.mkdir(parents=True, exist_ok=True)
