@@ -39,6 +39,7 @@ from minicache_cpp.host.units import mib
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.modelfile.shape import model_shape
 from minicache_cpp.native import binding, devices
+from minicache_cpp.native.batch import BatchToken, TokenBatch, filler_token
 from minicache_cpp.native.binding import llama_h
 from minicache_cpp.options import check_numbers
 from minicache_cpp.reading.model import NativeModel
@@ -152,10 +153,10 @@ class Service:
         self.ctx = model.open_context(
             spec, N_BATCH, threads, n_ctx=n_ctx, n_seq_max=self.sequences, kv_unified=False
         )
-        self.batch = llama_h.llama_batch_init(N_BATCH, 0, 1)
+        self.batch = TokenBatch(N_BATCH)
 
     def close(self) -> None:
-        llama_h.llama_batch_free(self.batch)
+        self.batch.close()
         binding.free_context(self.ctx)
 
     def row(self, tokens: int, seconds: float, peak: int | None = None) -> dict[str, Any]:
@@ -196,14 +197,15 @@ class Service:
         return time.perf_counter() - began
 
     def evaluate(self, tokens: Sequence[tuple[int, int]]) -> None:
-        """Tokens as (sequence, position); any would do, but all services get the same ones."""
-        batch = self.batch
-        batch.n_tokens = len(tokens)
-        for i, (seq, position) in enumerate(tokens):
-            batch.token[i], batch.pos[i] = (seq + position) * 7919 % self.model.n_vocab, position
-            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, seq, True
-        if status := binding.decode(self.ctx, batch):
-            raise MiniCacheError(f"llama_decode failed with {status} at position {tokens[0][1]}")
+        """Read filler tokens at these places, given as (sequence, position)."""
+        n_vocab = self.model.n_vocab
+        self.batch.decode(
+            self.ctx,
+            (
+                BatchToken(filler_token(seq + position, n_vocab), position, seq, True)
+                for seq, position in tokens
+            ),
+        )
 
 
 def measure(service: Service, n_requests: int) -> dict[str, Any]:
@@ -238,31 +240,16 @@ def measure_full(services: Sequence[Service], n_steps: int) -> list[dict[str, An
 
 def serve(service: Service, requests: Sequence[Request]) -> int:
     """Answer all requests; the least memory that was free in between."""
-    ctx, batch, sequences, n_vocab = service.ctx, service.batch, service.sequences, service.model.n_vocab
-    memory = llama_h.llama_get_memory(ctx)
+    memory = llama_h.llama_get_memory(service.ctx)
     waiting = list(reversed(requests))
     active: dict[int, Request] = {}
     least = 1 << 62
     step = 0
     while waiting or active:
-        for slot in range(sequences):
+        for slot in range(service.sequences):
             if waiting and slot not in active:
                 active[slot] = waiting.pop()
-        # the answers' next tokens, then as much of the prompts as there is room for
-        batch.n_tokens = 0
-        for slot, request in sorted(active.items(), key=lambda item: item[1].done < item[1].prompt):
-            n = max(1, request.prompt - request.done)
-            n = min(n, N_BATCH - batch.n_tokens)
-            for i in range(n):
-                at = batch.n_tokens
-                batch.token[at] = (slot + request.done + i) * 7919 % n_vocab
-                batch.pos[at] = request.done + i
-                batch.n_seq_id[at], batch.seq_id[at][0] = 1, slot
-                batch.logits[at] = request.done + i >= request.prompt - 1
-                batch.n_tokens += 1
-            request.done += n
-        if status := binding.decode(ctx, batch):
-            raise MiniCacheError(f"llama_decode failed with {status}")
+        service.batch.decode(service.ctx, next_tokens(active, service.model.n_vocab))
         if step % 16 == 0:
             least = min(least, sum(gpu.free for gpu in devices.gpus()))
         step += 1
@@ -270,6 +257,17 @@ def serve(service: Service, requests: Sequence[Request]) -> int:
             llama_h.llama_memory_seq_rm(memory, slot, -1, -1)
             del active[slot]
     return least
+
+
+def next_tokens(active: dict[int, Request], n_vocab: int) -> list[BatchToken]:
+    """The answers' next tokens, then as much of the prompts as there is room for; counted as done."""
+    tokens: list[BatchToken] = []
+    for slot, request in sorted(active.items(), key=lambda item: item[1].done < item[1].prompt):
+        n = min(max(1, request.prompt - request.done), N_BATCH - len(tokens))
+        for at in range(request.done, request.done + n):
+            tokens.append(BatchToken(filler_token(slot + at, n_vocab), at, slot, at >= request.prompt - 1))
+        request.done += n
+    return tokens
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from minicache_cpp.calibrate.capture import Rope, Samples, capture
 from minicache_cpp.calibrate.command import table
 from minicache_cpp.calibrate.group_fit import cut_into_groups
 from minicache_cpp.calibrate.layer_weights import output_gain, output_gains
-from minicache_cpp.calibrate.material import Chunk, Texts, make_material
+from minicache_cpp.calibrate.material import Chunk, make_material
 from minicache_cpp.calibrate.meter import Meter
 from minicache_cpp.calibrate.parallel_context import ParallelContext
 from minicache_cpp.host.progress import Progress
@@ -36,6 +36,7 @@ from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.modelfile.shape import Layer, ModelShape, model_shape
 from minicache_cpp.reading.model import NativeModel
 from minicache_cpp.text import bundled
+from minicache_cpp.text.files import Texts
 from minicache_cpp.text.vocabulary import Vocabulary
 
 QUICK = Options(ratio=5.0, tokens=1024, threads=1)

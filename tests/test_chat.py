@@ -18,11 +18,12 @@ import pytest
 import tiny_models
 
 from minicache_cpp import Llama, MiniCache, MiniCacheError
+from minicache_cpp.cache.room import require_room
 from minicache_cpp.chat.console import template_of
 from minicache_cpp.chat.conversation import AnswerWriter, Conversation, Sampling
 from minicache_cpp.chat.file import load_chat, save_chat
 from minicache_cpp.host import demo_model, memory
-from minicache_cpp.host.memory import available_bytes, refuse_too_large
+from minicache_cpp.host.memory import available_bytes
 from minicache_cpp.native.binding import llama_h
 
 TEMPLATE = (
@@ -164,7 +165,7 @@ def test_without_a_plan_and_calibration_the_cache_is_q8_0(models: dict[str, Path
         (["{tmp}/short.gguf"], "is truncated"),
         (["{tmp}/martian.gguf"], "martian"),
         (["{tmp}/hollow.gguf"], "can't be used"),
-        (["{model}", "--ctx", "2000000000"], "of memory are free; take a smaller --ctx"),
+        (["{model}", "--ctx", "2000000000"], "of memory is free; take a smaller --ctx"),
         (["{model}", "--ctx", "0"], "1 or more"),
         (["{model}", "--threads", "-1"], "1 or more"),
         (["{model}", "--temp", "nan"], "--temp"),
@@ -306,7 +307,7 @@ def test_a_cgroups_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(memory, "PROC", proc)
     monkeypatch.setattr(memory, "CGROUP", cgroup)
     assert available_bytes() is None  # nothing known, nothing refused
-    refuse_too_large(1 << 40, 1 << 60, 0)
+    require_room(1 << 40, 1 << 60)
     (proc / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    4000 kB\n")
     assert available_bytes() == 4000 * 1024
     (cgroup / "memory.current").write_text("3000000\n")
@@ -315,8 +316,11 @@ def test_a_cgroups_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert available_bytes() == 4000 * 1024
     (cgroup / "memory.max").write_text("4000000\n")
     assert available_bytes() == 1500000
+    require_room(4096, 1000000, 200000)
     with pytest.raises(MiniCacheError, match="smaller --ctx"):
-        refuse_too_large(4096, 1000000, 600000)
+        require_room(4096, 1000000, 600000)
+    with pytest.raises(MiniCacheError, match="2 contexts of 4,096 tokens need"):  # the cells of each count
+        require_room(4096, 1000000, 200000, n_contexts=2)
 
 
 #

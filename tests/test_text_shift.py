@@ -11,6 +11,7 @@ from minicache_cpp.calibrate.calibration import Options, calibrate
 from minicache_cpp.evaluate import evaluation
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.text import bundled
+from minicache_cpp.text.files import read_texts
 
 # A plan that was fitted to another kind of text than it is used for may lose this many times what one loses that was
 # fitted to every kind. Measured: 1.52 and 1.30 (docs/results.md); the rest is room for other machines' rounding.
@@ -51,7 +52,7 @@ def test_a_plan_fitted_to_another_kind_of_text_holds(
         specs=[CacheSpec.parse(str(path)) for path in plans.values()],
         recall=None,
     )
-    material = evaluation.prepare(demo_model, bundled.read_texts(used_on), settings)
+    material = evaluation.prepare(demo_model, read_texts(used_on), settings)
     rows = evaluation.measure(read_gguf(demo_model), material, settings)[0]["rows"]
     kl = {name: row["kl_mean"] for name, row in zip(plans, rows[-2:], strict=True)}
     assert 0 < kl["other"] <= MOST * kl["all"], kl

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minicache_cpp import MiniCacheError
-from minicache_cpp.text import bundled
+from minicache_cpp.text import bundled, files
 
 WORDS = 6  # in a row; ChatML's marks and number tables have fewer in common
 
@@ -26,35 +26,35 @@ def sentences(path: Path) -> set[str]:
 @pytest.mark.parametrize("units", [word_runs, sentences])
 def test_calibration_and_evaluation_share_nothing(units) -> None:  # type: ignore[no-untyped-def]
     fitted, judged = (
-        set().union(*map(units, files)) for files in (bundled.calibration_files(), bundled.evaluation_files())
+        set().union(*map(units, paths)) for paths in (bundled.calibration_files(), bundled.evaluation_files())
     )
     assert len(fitted) > 500 and len(judged) > 300  # so that nothing in common means something
     assert fitted & judged == set()
 
 
 def test_there_is_enough_of_both_in_several_kinds() -> None:
-    for files, least in ((bundled.calibration_files(), 36_000), (bundled.evaluation_files(), 22_000)):
-        assert len(files) >= 9
-        assert sum(path.stat().st_size for path in files) >= least
+    for paths, least in ((bundled.calibration_files(), 36_000), (bundled.evaluation_files(), 22_000)):
+        assert len(paths) >= 9
+        assert sum(path.stat().st_size for path in paths) >= least
 
 
 def test_texts_are_read_in_order(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("Käse", encoding="utf-8")
     (tmp_path / "b").write_text("Brot", encoding="utf-8")
-    assert bundled.read_texts([tmp_path / "a", tmp_path / "b"]) == "Käse\n\nBrot"
+    assert files.read_texts([tmp_path / "a", tmp_path / "b"]) == "Käse\n\nBrot"
 
 
 def test_of_a_very_long_text_the_beginning_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundled, "MOST_BYTES", 20)
+    monkeypatch.setattr(files, "MOST_BYTES", 20)
     (tmp_path / "lines").write_text("first line\nsecond line\nthird", encoding="utf-8")
-    assert bundled.read_texts([tmp_path / "lines"]) == "first line"
+    assert files.read_texts([tmp_path / "lines"]) == "first line"
     (tmp_path / "one").write_text("ü" * 30, encoding="utf-8")
-    assert set(bundled.read_texts([tmp_path / "one"])) == {"ü"}
+    assert set(files.read_texts([tmp_path / "one"])) == {"ü"}
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "does not exist"), (b"\xff\xfe\x00", "not UTF-8"), ("folder", "can't be read")],
+    [(None, "does not exist"), (b"\xff\xfe\x00", "not UTF-8"), ("folder", "is a directory")],
 )
 def test_what_is_no_text_is_told(tmp_path: Path, content: bytes | str | None, words: str) -> None:
     path = tmp_path / "text"
@@ -63,4 +63,4 @@ def test_what_is_no_text_is_told(tmp_path: Path, content: bytes | str | None, wo
     elif content:
         path.mkdir()
     with pytest.raises(MiniCacheError, match=words):
-        bundled.read_texts([path])
+        files.read_texts([path])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +22,13 @@ from minicache_cpp.calibrate.meter import Meter
 from minicache_cpp.calibrate.planner import Planner, ratio
 from minicache_cpp.evaluate import evaluation
 from minicache_cpp.evaluate.command import finite
+from minicache_cpp.host.files import replacing
 from minicache_cpp.modelfile.fingerprint import fingerprint
 from minicache_cpp.modelfile.gguf_file import GGUFFile, read_gguf
 from minicache_cpp.modelfile.shape import model_shape
 from minicache_cpp.reading.model import NativeModel
 from minicache_cpp.text import bundled
+from minicache_cpp.text.files import read_texts
 
 from .figures import Config, Figure
 
@@ -73,9 +74,8 @@ class Results:
         return rows
 
     def save(self) -> None:
-        part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(finite(self.data), indent=1), encoding="utf-8")
-        part.replace(self.path)
+        with replacing(self.path) as unfinished:
+            unfinished.write_text(json.dumps(finite(self.data), indent=1), encoding="utf-8")
 
 
 def missing(figures: Iterable[Figure], results: Results) -> list[Config]:
@@ -221,7 +221,7 @@ def measure(
     shape = model_shape(file)
     if shape.unknown:
         raise MiniCacheError(f"{path} can't be used: {shape.unknown}")
-    text = bundled.read_texts(list(paths) or bundled.evaluation_files())
+    text = read_texts(list(paths) or bundled.evaluation_files())
     settings = replace(settings, text=hashlib.sha256(text.encode()).hexdigest()[:16])
     figures = list(figures_of(len(shape.layers)))
     out.mkdir(parents=True, exist_ok=True)

@@ -15,12 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..cache.room import refuse_too_large
 from ..cache.settings import CacheSpec
-from ..cache.size import kv_bytes
-from ..host.memory import refuse_too_large
 from ..host.threads import cpu_name
 from ..modelfile.gguf_file import GGUFFile
-from ..modelfile.shape import model_shape
 from ..native.binding import llama_h
 from ..reading.context import SequenceContext
 from ..reading.model import NativeModel
@@ -87,11 +85,8 @@ def measure(
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Everything the table says, as one JSON-ready object."""
-    shape = model_shape(file)
-    if not shape.unknown:
-        largest = max(contexts) + N_DECODE
-        needed = max(kv_bytes(shape, spec, largest) for spec in specs)
-        refuse_too_large(largest, needed, file.weight_bytes)
+    for spec in specs:  # one context at a time
+        refuse_too_large(file, max(contexts) + N_DECODE, [spec])
     rows = []
     with NativeModel(file.path) as model:
         for n_kv in contexts:

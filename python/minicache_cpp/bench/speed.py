@@ -16,13 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..cache.room import refuse_too_large
 from ..cache.settings import CacheSpec
-from ..cache.size import kv_bytes
-from ..host.memory import refuse_too_large
 from ..host.threads import cpu_name
 from ..host.units import mib
 from ..modelfile.gguf_file import GGUFFile
-from ..modelfile.shape import model_shape
 from ..native import devices
 from ..reading.context import SequenceContext
 
@@ -56,11 +54,7 @@ def measure(
     """Everything the table says, as one JSON-ready object."""
     from ..reading.model import NativeModel
 
-    shape = model_shape(file)
-    if not shape.unknown and gpu_layers == 0:
-        largest = max(contexts) + N_DECODE
-        needed = sum(kv_bytes(shape, spec, largest) for spec in specs)
-        refuse_too_large(largest, needed, file.weight_bytes)
+    refuse_too_large(file, max(contexts) + N_DECODE, specs, gpu_layers)
     rows = []
     with NativeModel(file.path, gpu_layers) as model:
         for n_kv in contexts:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MiniCacheError
+from ..text.files import Texts
 from ..text.vocabulary import Vocabulary
 
 CHUNK = 512  # tokens of a chunk
@@ -64,7 +65,7 @@ def make_material(
     window: int = 0,
 ) -> Material:
     """Chunks of so many tokens together from all over the texts, which are never read whole where they are long."""
-    texts = Texts([Path(path) for path in paths])
+    texts = Texts(paths)
     chunk = max(CHUNK, CHUNK // 2 + window)
     n_chunk = max(LEAST_CHUNKS, n_tokens // chunk)
     length = min(chunk, n_tokens // n_chunk)
@@ -123,50 +124,3 @@ def _cut(tokens: list[int], n_chunk: int, length: int, window: int) -> list[list
         n_chunk = min(n_chunk, len(tokens) // length)
     step = len(tokens) // n_chunk if n_chunk else 0
     return [tokens[i * step : i * step + length] for i in range(n_chunk)]
-
-
-class Texts:
-    """UTF-8 files one after the other, as one text of so many bytes."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.files: list[tuple[Path, int]] = []
-        for path in paths:
-            try:
-                if path.is_dir():
-                    raise MiniCacheError(f"the text {path} is a directory; name its files")
-                self.files.append((path, path.stat().st_size))
-            except FileNotFoundError:
-                raise MiniCacheError(f"the text {path} does not exist") from None
-            except OSError as error:
-                raise MiniCacheError(f"the text {path} can't be read: {error.strerror or error}") from None
-        self.size = sum(size for _, size in self.files)
-
-    def read(self, start: int, n_bytes: int) -> str:
-        """The text of these bytes; a character that is cut at either end is left out."""
-        pieces = []
-        for path, size in self.files:
-            if start < size and n_bytes > 0:
-                pieces.append(_read(path, start, min(n_bytes, size - start)))
-                n_bytes -= min(n_bytes, size - start)
-            start = max(0, start - size)
-        return "\n\n".join(pieces)
-
-
-def _read(path: Path, start: int, n_bytes: int) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            data = file.read(n_bytes)
-    except OSError as error:
-        raise MiniCacheError(f"the text {path} can't be read: {error.strerror or error}") from None
-    first = 0
-    while start > 0 and first < min(3, len(data)) and data[first] & 0xC0 == 0x80:
-        first += 1
-    try:
-        return data[first:].decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.reason == "unexpected end of data" and error.end == len(data) - first:
-            return data[first : first + error.start].decode("utf-8")
-        raise MiniCacheError(
-            f"the text {path} is not UTF-8 (byte {start + first + error.start}); convert it first"
-        ) from None

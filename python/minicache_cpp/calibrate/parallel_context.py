@@ -9,8 +9,8 @@ import numpy as np
 
 from ..cache.settings import CacheSpec
 from ..cache.size import n_cells
-from ..errors import MiniCacheError
 from ..native import binding
+from ..native.batch import BatchToken, TokenBatch
 from ..native.binding import llama_h
 from ..reading.divergence import Floats
 from ..reading.model import NativeModel
@@ -35,7 +35,7 @@ class ParallelContext:
         self.ctx = model.open_context(
             spec, n_batch, threads, n_ctx=n_ctx, n_seq_max=len(chunks), kv_unified=False
         )
-        self.batch = llama_h.llama_batch_init(n_batch, 0, 1)
+        self.batch = TokenBatch(n_batch)
 
     def read(self) -> Iterator[tuple[list[int], int, Floats]]:
         """Read all chunks; (chunks, index of a token, logits after it in each of them), where it is measured at.
@@ -64,18 +64,16 @@ class ParallelContext:
 
     def _decode(self, tokens: Sequence[tuple[int, int]], wanted: Set[tuple[int, int]]) -> None:
         """Tokens as (chunk, index); the logits after those that are wanted are computed."""
-        batch = self.batch
-        batch.n_tokens = len(tokens)
-        for i, (number, at) in enumerate(tokens):
-            chunk = self.chunks[number]
-            batch.token[i], batch.pos[i] = chunk.tokens[at], chunk.position + at
-            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, number, (number, at) in wanted
-        if status := binding.decode(self.ctx, batch):
-            raise MiniCacheError(f"llama_decode failed with {status} at token {tokens[0][1]}")
+        entries = (
+            BatchToken(chunk.tokens[at], chunk.position + at, number, (number, at) in wanted)
+            for number, at in tokens
+            for chunk in [self.chunks[number]]
+        )
+        self.batch.decode(self.ctx, entries)
 
     def __enter__(self) -> ParallelContext:
         return self
 
     def __exit__(self, *_: object) -> None:
-        llama_h.llama_batch_free(self.batch)
+        self.batch.close()
         binding.free_context(self.ctx)

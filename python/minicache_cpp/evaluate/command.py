@@ -19,6 +19,7 @@ from ..host.units import mib
 from ..modelfile.gguf_file import read_gguf
 from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers
 from ..text import bundled
+from ..text.files import read_texts
 from .facts import N_FACTS, VALUES
 
 EXAMPLE = "minicache evaluate model.gguf --ctx 4096 --pos-offset 0 --pos-offset 20000 --config q4_0 --json"
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         check_plot(args.plot)
     file = read_gguf(args.model or demo_model())
     paths = args.text or bundled.evaluation_files()
-    text = bundled.read_texts(paths)
+    text = read_texts(paths)
 
     from . import evaluation
 

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..cache.report import KVReport
+from ..cache.room import refuse_too_large
 from ..cache.settings import CacheSpec
-from ..cache.size import kv_bytes
 from ..errors import MiniCacheError
-from ..host.memory import refuse_too_large
 from ..host.units import mib
 from ..modelfile.gguf_file import GGUFFile
 from ..modelfile.shape import model_shape
@@ -127,11 +126,9 @@ def check_positions(file: GGUFFile, settings: Settings) -> list[str]:
 
 def check_room(file: GGUFFile, material: Material, settings: Settings) -> None:
     """Refuse what memory or the temporary folder can't hold, before anything is loaded."""
-    shape = model_shape(file)
     largest = max([*settings.contexts, *map(material.n_ctx, material.tasks)])
-    if not shape.unknown and settings.gpu_layers == 0:
-        # one context at a time, none of them larger than f16's
-        refuse_too_large(largest, kv_bytes(shape, F16, largest), file.weight_bytes)
+    # one context at a time, none of them larger than f16's
+    refuse_too_large(file, largest, [F16], settings.gpu_layers)
     needed = max(Reference.size(n_ctx - n_ctx // 2, material.n_vocab) for n_ctx in settings.contexts)
     folder = tempfile.gettempdir()
     if needed > (free := shutil.disk_usage(folder).free):

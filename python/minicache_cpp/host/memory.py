@@ -28,8 +28,8 @@ def refuse_too_large(
     if available is not None and kv_bytes + weight_bytes > available:
         beside = f" beside {mib(weight_bytes)} of weights" if weight_bytes else ""
         raise MiniCacheError(
-            f"a context of {n_ctx:,} tokens needs {mib(kv_bytes)}{beside}, and {mib(available)} of memory are "
-            f"free; {advice}"
+            f"a context of {n_ctx:,} tokens needs {mib(kv_bytes)}{beside}, and only {mib(available)} of "
+            f"memory is free; {advice}"
         )
 
 

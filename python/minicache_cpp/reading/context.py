@@ -9,6 +9,7 @@ from ..cache.context_report import read_report
 from ..cache.settings import CacheSpec
 from ..errors import MiniCacheError
 from ..native import binding
+from ..native.batch import BatchToken, TokenBatch, filler_token
 from ..native.binding import llama_h
 from .model import NativeModel
 
@@ -39,7 +40,7 @@ class SequenceContext:
         with contextlib.ExitStack() as undo:
             undo.callback(binding.free_context, self.ctx)
             self.memory = llama_h.llama_get_memory(self.ctx)
-            self.batch = llama_h.llama_batch_init(n_batch, 0, 1)
+            self.batch = TokenBatch(n_batch)
             undo.pop_all()
         self.n_vocab = model.n_vocab
 
@@ -47,17 +48,12 @@ class SequenceContext:
         return read_report(self.ctx).bytes
 
     def evaluate(self, start: int, n_tokens: int) -> None:
-        """Evaluate tokens at these positions; any would do, but all contexts get the same ones."""
-        batch = self.batch
-        batch.n_tokens = n_tokens
-        for i in range(n_tokens):
-            batch.token[i] = (start + i) * 7919 % self.n_vocab
-            batch.pos[i] = start + i
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = 0
-            batch.logits[i] = i == n_tokens - 1
-        if status := binding.decode(self.ctx, batch):
-            raise MiniCacheError(f"llama_decode failed with {status} at token {start}")
+        """Read filler tokens at these positions; the logits after the last one are computed."""
+        end = start + n_tokens
+        tokens = (
+            BatchToken(filler_token(at, self.n_vocab), at, wanted=at == end - 1) for at in range(start, end)
+        )
+        self.batch.decode(self.ctx, tokens)
 
     def fill_by_copies(self, n_done: int, n_tokens: int) -> None:
         """Fill the cache up to n_tokens with copies of the cells of its n_done tokens, at the positions that follow.
@@ -84,7 +80,7 @@ class SequenceContext:
         binding.clear(self.ctx)
 
     def close(self) -> None:
-        llama_h.llama_batch_free(self.batch)
+        self.batch.close()
         binding.free_context(self.ctx)
 
 

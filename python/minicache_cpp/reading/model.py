@@ -1,4 +1,4 @@
-"""A loaded model that several contexts share."""
+"""A loaded model, and the contexts that are opened on it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from ..modelfile.ggml_types import GGML_TYPES
 from ..native import binding
 from ..native.binding import llama_h
 from ..native.log import NativeLog
+from ..native.model import load_model
+
+ALL_LAYERS = 0x7FFFFFFF
 
 
 class NativeModel:
-    """A model that several contexts share."""
+    """A model that several contexts share, with so many layers on the GPU, -1 for all."""
 
     def __init__(self, path: Path, gpu_layers: int = 0) -> None:
         self.log = NativeLog().install()
-        llama_h.llama_backend_init()
-        params = llama_h.llama_model_default_params()
-        params.n_gpu_layers = 0x7FFFFFFF if gpu_layers == -1 else gpu_layers
-        self.model = llama_h.llama_model_load_from_file(str(path).encode(), params)
-        if self.model is None:
-            raise MiniCacheError(f"{path} can't be used: {self.log.reason()}")
+        n_gpu_layers = ALL_LAYERS if gpu_layers == -1 else gpu_layers
+        self.model = load_model(path, self.log, n_gpu_layers=n_gpu_layers)
         self.n_vocab = llama_h.llama_vocab_n_tokens(llama_h.llama_model_get_vocab(self.model))
 
     def open_context(self, spec: CacheSpec, n_batch: int, threads: int, **settings: Any) -> Any:
-        """A context with this cache, which whoever asks for it frees; settings: other llama_context_params."""
+        """A llama_context with this cache, which the caller frees; settings: other llama_context_params, by name.
+
+        n_batch: tokens of a batch, and of a ubatch. Raises MiniCacheError where the cache does not fit the model or the
+        memory.
+        """
         params = llama_h.llama_context_default_params()
         params.n_batch = params.n_ubatch = n_batch
         params.n_threads = params.n_threads_batch = threads

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..cache.context_report import read_report
 from ..cache.report import KVReport
-from ..errors import MiniCacheError
 from ..native import binding
+from ..native.batch import BatchToken
 from ..native.binding import llama_h
 from .context import SequenceContext, load_sequence
 from .divergence import Floats
@@ -24,19 +24,14 @@ class ScoredContext(SequenceContext):
         Gives (index of a token, logits after it and after those that follow it), for the tokens from index
         `scored_from` on. The logits are llama.cpp's own memory: they last until the next step.
         """
-        batch = self.batch
         size = llama_h.llama_n_ubatch(self.ctx)
         for start in range(0, len(tokens), size):
             part = tokens[start : start + size]
-            batch.n_tokens = len(part)
-            for i, token in enumerate(part):
-                batch.token[i] = token
-                batch.pos[i] = position + start + i
-                batch.n_seq_id[i] = 1
-                batch.seq_id[i][0] = 0
-                batch.logits[i] = start + i >= scored_from
-            if status := binding.decode(self.ctx, batch):
-                raise MiniCacheError(f"llama_decode failed with {status} at position {position + start}")
+            entries = (
+                BatchToken(token, position + at, wanted=at >= scored_from)
+                for at, token in enumerate(part, start)
+            )
+            self.batch.decode(self.ctx, entries)
             first = max(start, scored_from)
             if (n_rows := start + len(part) - first) > 0:
                 logits = llama_h.llama_get_logits(self.ctx)

@@ -10,10 +10,9 @@ from types import TracebackType
 import numpy as np
 
 from ..cache.report import KVReport
+from ..cache.room import refuse_too_large
 from ..cache.settings import CacheSpec
-from ..cache.size import kv_bytes
 from ..errors import MiniCacheError
-from ..host.memory import refuse_too_large
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import read_gguf
 from ..modelfile.shape import model_shape
@@ -36,13 +35,11 @@ class TextModel:
         gpu_layers: int = 0,
     ) -> None:
         file = read_gguf(path)
-        shape = model_shape(file)
-        self.n_ctx = n_ctx or shape.n_ctx_train
+        self.n_ctx = n_ctx or model_shape(file).n_ctx_train
         if self.n_ctx < 8 or ubatch < 1:
             raise MiniCacheError(f"a context of {self.n_ctx} tokens in ubatches of {ubatch} makes no sense")
-        if not shape.unknown and gpu_layers == 0:
-            needed = kv_bytes(shape, CacheSpec("f16", "f16"), self.n_ctx)
-            refuse_too_large(self.n_ctx, needed, file.weight_bytes)
+        # no cache is larger than f16's
+        refuse_too_large(file, self.n_ctx, [CacheSpec("f16", "f16")], gpu_layers)
         with contextlib.ExitStack() as stack:
             self.vocabulary = stack.enter_context(Vocabulary(file.path))
             self.template = self.vocabulary.chat_template()

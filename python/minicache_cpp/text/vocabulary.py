@@ -8,18 +8,13 @@ from pathlib import Path
 from ..errors import MiniCacheError
 from ..native.binding import llama_h
 from ..native.log import NativeLog
+from ..native.model import load_model
 from .chat_template import ChatTemplate
 
 
 class Vocabulary:
     def __init__(self, path: Path) -> None:
-        log = NativeLog().install()
-        llama_h.llama_backend_init()
-        params = llama_h.llama_model_default_params()
-        params.vocab_only = True
-        self.model = llama_h.llama_model_load_from_file(str(path).encode(), params)
-        if self.model is None:
-            raise MiniCacheError(f"{path} can't be used: {log.reason()}")
+        self.model = load_model(path, NativeLog().install(), vocab_only=True)
         self.vocab = llama_h.llama_model_get_vocab(self.model)
         if llama_h.llama_vocab_type(self.vocab) == llama_h.LLAMA_VOCAB_TYPE_NONE:
             self.close()

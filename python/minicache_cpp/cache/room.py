@@ -1,0 +1,56 @@
+"""Whether main memory has room for a model's contexts, decided before anything is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import MiniCacheError
+from ..host import memory
+from ..host.units import mib
+from ..modelfile.gguf_file import GGUFFile
+from ..modelfile.shape import model_shape
+from .settings import CacheSpec
+from .size import kv_bytes, n_cells
+
+# what llama.cpp keeps of each cell in main memory, wherever K and V are: its position, shift and sequences
+CELL_BYTES = 48
+ADVICE = "take a smaller --ctx, or a smaller cache with --config"
+
+
+def refuse_too_large(file: GGUFFile, n_ctx: int, specs: Sequence[CacheSpec], gpu_layers: int = 0) -> None:
+    """Refuse contexts of `n_ctx` tokens, one with each of these caches at the same time, that memory cannot hold.
+
+    The weights count too. With layers on the GPU (`gpu_layers` other than 0) K, V and the weights are taken to lie
+    there, and only the cells count. Raises MiniCacheError where memory is short or a cache does not fit the model.
+    """
+    if gpu_layers:
+        require_room(n_ctx, 0, n_contexts=len(specs))
+    else:
+        taken = sum(known_kv_bytes(file, spec, n_ctx) for spec in specs)
+        require_room(n_ctx, taken, file.weight_bytes, n_contexts=len(specs))
+
+
+def require_room(
+    n_ctx: int, kv_bytes: int, weight_bytes: int = 0, *, n_contexts: int = 1, advice: str = ADVICE
+) -> None:
+    """Raise MiniCacheError where main memory cannot hold these bytes of K and V, the contexts' cells and the weights.
+
+    To be asked before anything is allocated: the operating system ends a process that takes too much.
+    """
+    needed = kv_bytes + n_contexts * n_cells(n_ctx) * CELL_BYTES
+    available = memory.available_bytes()
+    if available is None or needed + weight_bytes <= available:
+        return
+    contexts = "a context" if n_contexts == 1 else f"{n_contexts} contexts"
+    need = "needs" if n_contexts == 1 else "need"
+    beside = f" beside {mib(weight_bytes)} of weights" if weight_bytes else ""
+    raise MiniCacheError(
+        f"{contexts} of {n_ctx:,} tokens {need} {mib(needed)}{beside}, and only {mib(available)} of memory is free; "
+        f"{advice}"
+    )
+
+
+def known_kv_bytes(file: GGUFFile, spec: CacheSpec, n_ctx: int) -> int:
+    """Bytes of the K and V of one sequence, 0 where the model's header does not say what its cache takes."""
+    shape = model_shape(file)
+    return 0 if shape.unknown else kv_bytes(shape, spec, n_ctx)

@@ -1,0 +1,44 @@
+"""Batches: the tokens that a llama_context reads in one step, with their places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from ..errors import MiniCacheError
+from . import binding
+from .binding import llama_h
+
+
+class BatchToken(NamedTuple):
+    token: int
+    position: int
+    sequence: int = 0
+    wanted: bool = False  # the logits after it are computed
+
+
+class TokenBatch:
+    """A llama_batch with room for `size` tokens of one sequence each; close() frees it."""
+
+    def __init__(self, size: int) -> None:
+        self.batch = llama_h.llama_batch_init(size, 0, 1)
+
+    def decode(self, ctx: Any, tokens: Iterable[BatchToken]) -> None:
+        """Have a llama_context read tokens in one step, with the device's work done; MiniCacheError where it fails."""
+        batch = self.batch
+        number = -1
+        for number, (token, position, sequence, wanted) in enumerate(tokens):
+            batch.token[number], batch.pos[number] = token, position
+            batch.n_seq_id[number], batch.seq_id[number][0] = 1, sequence
+            batch.logits[number] = wanted
+        batch.n_tokens = number + 1
+        if status := binding.decode(ctx, batch):
+            raise MiniCacheError(f"llama_decode failed with {status} at position {batch.pos[0]}")
+
+    def close(self) -> None:
+        llama_h.llama_batch_free(self.batch)
+
+
+def filler_token(number: int, n_vocab: int) -> int:
+    """The token that speed is measured with at this place: any would do, but all caches get the same ones."""
+    return number * 7919 % n_vocab

@@ -1,0 +1,25 @@
+"""Model files, loaded by the native library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import MiniCacheError
+from .binding import llama_h
+from .log import NativeLog
+
+
+def load_model(path: Path, log: NativeLog, **settings: Any) -> Any:
+    """The llama_model of a GGUF file, which the caller frees; settings: llama_model_params, by name.
+
+    Raises MiniCacheError with the reason in `log`, which is to be installed, where llama.cpp cannot load the file.
+    """
+    llama_h.llama_backend_init()
+    params = llama_h.llama_model_default_params()
+    for name, value in settings.items():
+        setattr(params, name, value)
+    model = llama_h.llama_model_load_from_file(str(path).encode(), params)
+    if model is None:
+        raise MiniCacheError(f"{path} can't be used: {log.reason()}")
+    return model
