@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicache_cpp.cache.code_format import MAX_LAYERS, UNIT, WIDTHS, GroupFormat, Layout
-from minicache_cpp.cache.plan_file import Plan, write_plan
+from minicache_cpp.cache.plan import Plan
+from minicache_cpp.cache.plan_file import write_plan
 from minicache_cpp.calibrate.code_fit import UNIT_LENGTH, PartCodec, codec_array
 from minicache_cpp.errors import MiniCacheError
 from minicache_cpp.modelfile.fingerprint import fingerprint

@@ -16,7 +16,7 @@ from test_end_to_end import native
 from tiny_models import prompt
 
 from minicache_cpp import MiniCache, cli
-from minicache_cpp.cache.plan_file import read_plan
+from minicache_cpp.cache.plan_file import PlanFile
 from minicache_cpp.calibrate import alignment
 
 
@@ -95,7 +95,7 @@ def test_the_plan_has_the_settings(
         assert cli.main([*map(str, given)]) == 0
     assert "layers    K before" in capsys.readouterr().out
     assert paths[0].read_bytes() == paths[1].read_bytes()
-    plan = read_plan(paths[0])
+    plan = PlanFile.open(paths[0]).plan
     assert (plan.mode, plan.t, plan.type_k, plan.type_v) == ("aligned", pytest.approx(0.4), "q8_0", "q8_0")
     assert (plan.retain, plan.pool_type, plan.rope_block) == (pytest.approx(0.1), "q8_0", 0)
     assert plan.window == 24

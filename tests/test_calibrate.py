@@ -17,7 +17,7 @@ import pytest
 import tiny_models
 
 from minicache_cpp import CacheSpec, Llama, MiniCache, MiniCacheError, MiniCacheWarning
-from minicache_cpp.cache.plan_file import read_plan, write_plan
+from minicache_cpp.cache.plan_file import PlanFile, write_plan
 from minicache_cpp.cache.plan_store import find_plan, plan_path
 from minicache_cpp.calibrate import capture as capture_module
 from minicache_cpp.calibrate.attention_weights import attention_weights
@@ -287,7 +287,7 @@ def test_a_useless_text_is_refused(
 
 
 def test_the_plan_meets_the_ratio_and_says_why(models: dict[str, Path], found: dict[str, Any]) -> None:
-    plan = read_plan(found["plan"])
+    plan = PlanFile.open(found["plan"]).plan
     assert [group.layers for group in plan.groups] == [(0, 1), (2, 3)]
     with Llama(str(models["plain"]), n_ctx=4096, minicache=found["plan"], verbose=False) as llm:
         report = llm.kv_report()
@@ -359,7 +359,7 @@ def test_everything_is_measured_with_the_window(
     found = made(models["plain"], text, tmp_path / "plan.gguf", window=window)
     assert set(windows) == {window}
     assert len(windows) >= 1 + 8 + 1  # the probes' base, the probes, and the plan
-    plan = read_plan(found["plan"])
+    plan = PlanFile.open(found["plan"]).plan
     assert (plan.window, plan.notes["window"], found["window"]) == (window, window, window)
     assert ("latest 40 tokens are kept as q8_0" in table(found)) == bool(window)
     with Llama(str(models["plain"]), n_ctx=2048, minicache=found["plan"], verbose=False) as llm:
@@ -377,7 +377,7 @@ def test_everything_is_measured_with_the_window(
 def test_a_window_costs_less_loss(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
     """The same text beyond the same first tokens, read with a cache that keeps the latest and with one that doesn't."""
     found = made(models["plain"], text, tmp_path / "plan.gguf", window=24, ratio=8.0)
-    plan = read_plan(found["plan"])
+    plan = PlanFile.open(found["plan"]).plan
     assert plan.groups
     tensors = {group.first: read_codec(found["plan"], group.first) for group in plan.groups}
     kl = {}
@@ -522,7 +522,7 @@ def test_where_codes_are_bad_the_plan_is_plain(
 
     monkeypatch.setattr(code_fit, "GAUSSIAN_STEPS", dict.fromkeys(range(1, 9), 4.0))
     found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=1.88)
-    assert not read_plan(found["plan"]).groups
+    assert not PlanFile.open(found["plan"]).plan.groups
     assert {row["kind"] for row in found["choices"]} <= {"plain"}
     rows = {row["name"]: row for row in found["rows"]}
     assert rows["plan"]["ratio"] >= 1.88
@@ -538,7 +538,7 @@ def test_types_by_layer_go_where_the_model_looks(text: Path, tmp_path: Path) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minicache_cpp.calibrate.planner.Planner.coded", lambda *_: None)
         found = made(path, text, tmp_path / "plan.gguf", ratio=2.2)
-    plan = read_plan(found["plan"])
+    plan = PlanFile.open(found["plan"]).plan
     assert not plan.groups
     assert [row["layers"] for row in found["choices"]] == [[0, 1], [2]]
     row_bytes = [
@@ -558,7 +558,7 @@ def test_types_by_layer_go_where_the_model_looks(text: Path, tmp_path: Path) -> 
 
 def test_an_odd_layer_has_a_code_of_its_own(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
     found = made(models["odd"], text, tmp_path / "plan.gguf", ratio=6.0)
-    plan = read_plan(found["plan"])
+    plan = PlanFile.open(found["plan"]).plan
     assert [group.layers for group in plan.groups] == [(0, 1), (2,)]
     row = found["choices"][-1]
     assert (row["layers"], row["kind"]) == ([2], "code")
@@ -571,7 +571,7 @@ def test_an_odd_layer_has_a_code_of_its_own(models: dict[str, Path], text: Path,
 @pytest.mark.parametrize("group", ["4", "auto"])
 def test_four_layers_share_a_code(models: dict[str, Path], text: Path, tmp_path: Path, group: str) -> None:
     found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=8.0, group=group)
-    groups = [one.layers for one in read_plan(found["plan"]).groups]
+    groups = [one.layers for one in PlanFile.open(found["plan"]).plan.groups]
     assert groups in ([[(0, 1, 2, 3)]] if group == "4" else [[(0, 1, 2, 3)], [(0, 1), (2, 3)]])
     assert [tuple(row["layers"]) for row in found["choices"]] == groups
     assert len(found["choices"][0]["sensitivity_k"]) == len(groups[0])
@@ -661,19 +661,21 @@ def test_auto_makes_a_plan_of_an_older_version_anew(
     monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(bundled, "calibration_files", lambda: [text])
     path = plan_path(read_gguf(models["plain"]))
-    plan = read_plan(found["plan"])
+    plan = PlanFile.open(found["plan"]).plan
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minicache_cpp.cache.plan_file.VERSION", 2)
         write_plan(path, plan, {group.first: read_codec(found["plan"], group.first) for group in plan.groups})
     with pytest.raises(MiniCacheError, match="another version"):
-        read_plan(path)
+        PlanFile.open(path)
     arguments: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "verbose": False, "minicache": "auto"}
     with (
         pytest.warns(MiniCacheWarning, match="calibrated now, once"),
         Llama(str(models["plain"]), calibrate="once", **arguments) as llm,
     ):
         assert llm.kv_report().mode == "code"
-    assert [group.layers for group in read_plan(path).groups] == [group.layers for group in plan.groups]
+    assert [group.layers for group in PlanFile.open(path).plan.groups] == [
+        group.layers for group in plan.groups
+    ]
 
 
 def test_auto_does_without_where_calibration_fails(

@@ -22,7 +22,7 @@ from test_memory_ops import CASES, Memory, Result, assert_a_state_goes_on, asser
 from tiny_models import prompt
 
 from minicache_cpp import CacheSpec, Llama, MiniCache, MiniCacheError
-from minicache_cpp.cache.plan_file import read_plan
+from minicache_cpp.cache.plan_file import PlanFile
 from minicache_cpp.cache.size import kv_bytes
 from minicache_cpp.calibrate.plain_fit import hadamard, round_trip
 from minicache_cpp.inspect import inspect_model
@@ -203,7 +203,7 @@ def test_every_type_is_allocated_as_told(random_model: Loaded, plan: Path) -> No
     """Bytes, ratio, and each layer's types, in the report, in `inspect`, and in the plan."""
     own = ((0, "q8_0", "q4_0"), (2, "f16", "bf16"), (5, "iq4_nl", "q5_1"))
     config = coded(random_model, Config(((3, 4),), type_k="q5_0", type_v="q8_0", plain=own), plan)
-    read = read_plan(plan)
+    read = PlanFile.open(plan).plan
     assert [(one.layer, *one.types) for one in read.plain] == list(config.plain)
     assert read.plain_types() == {
         0: ("q8_0", "q4_0"),

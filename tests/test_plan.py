@@ -14,7 +14,8 @@ import tiny_models
 
 from minicache_cpp import CacheSpec, Llama, MiniCache, MiniCacheError
 from minicache_cpp.cache.code_format import GroupFormat, Layout
-from minicache_cpp.cache.plan_file import Plan, read_plan, write_plan
+from minicache_cpp.cache.plan import Plan
+from minicache_cpp.cache.plan_file import PlanFile, write_plan
 from minicache_cpp.cache.plan_store import find_plan, plan_path
 from minicache_cpp.cache.size import kv_bytes, plan_fixed_bytes, plan_window_bytes
 from minicache_cpp.inspect import inspect_model
@@ -68,7 +69,7 @@ def make(model: Path, path: Path, **more: object) -> Path:
 
 def test_what_is_written_is_read(models: dict[str, Path], tmp_path: Path) -> None:
     path = make(models["neighbours"], tmp_path / "plan.gguf", retain=1 / 128, pool_type="q8_0", window=64)
-    plan = read_plan(path)
+    plan = PlanFile.open(path).plan
     assert plan.fingerprint == fingerprint(read_gguf(models["neighbours"]))
     assert plan.groups == (group_format(models["neighbours"], 0, 1), group_format(models["neighbours"], 4, 5))
     assert (plan.n_layer, plan.rope_block, plan.type_k, plan.type_v) == (6, 128, "q8_0", "q8_0")
@@ -96,7 +97,7 @@ def test_the_bytes_are_those_of_a_real_context(
     assert report.pairs == [(0, 1), (4, 5)]
     shape = model_shape(read_gguf(models[name]))
     assert kv_bytes(shape, CacheSpec.of(settings), 700) == report.bytes
-    plan = read_plan(path)
+    plan = PlanFile.open(path).plan
     assert report.bytes_codec == sum(group.codec_bytes(shape.n_rot) for group in plan.groups)
     assert (report.window, report.bytes_window) == (window, plan_window_bytes(shape, plan))
     padding = report.bytes - sum((report.bytes_directions, report.bytes_magnitudes, report.bytes_pool,
@@ -165,7 +166,7 @@ def test_a_plan_decides_the_window(models: dict[str, Path], tmp_path: Path) -> N
     rewritten(
         path, lambda keys: keys.pop("minicache.window") and None
     )  # a plan that was made before there was one
-    assert read_plan(path).window == 0
+    assert PlanFile.open(path).plan.window == 0
     with Llama(str(models["neighbours"]), minicache=path, **SMALL) as llm:
         assert llm.kv_report().window == 0
 
@@ -251,10 +252,10 @@ DAMAGES: dict[str, Callable[[dict[str, object]], object]] = {
 def test_a_damaged_plan_is_refused_in_one_line(models: dict[str, Path], tmp_path: Path, damage: str) -> None:
     path = make(models["neighbours"], tmp_path / "plan.gguf")
     rewritten(path, lambda keys: None)
-    assert read_plan(path).groups  # writing it anew damages nothing
+    assert PlanFile.open(path).plan.groups  # writing it anew damages nothing
     rewritten(path, lambda keys: DAMAGES[damage](keys) and None)
     with pytest.raises(MiniCacheError, match="make it anew") as caught:
-        read_plan(path)
+        PlanFile.open(path)
     assert "\n" not in str(caught.value)
     # the library reads it by itself where a program gives it LLAMA_MINICACHE
     params = binding.ffi.new("struct llama_minicache_params *")

@@ -13,7 +13,7 @@ from conftest import ROOT, required
 
 from minicache_cpp import CacheSpec, MiniCacheError
 from minicache_cpp.cache.context_report import read_report
-from minicache_cpp.cache.plan_file import read_plan
+from minicache_cpp.cache.plan_file import PlanFile
 from minicache_cpp.cache.size import kv_bytes, n_sequences
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.modelfile.shape import model_shape
@@ -59,7 +59,7 @@ def test_a_small_vocabulary_is_written(model: Path) -> None:
 
 @pytest.mark.parametrize("ratio", [5, 8])
 def test_random_plans_have_the_ratio(model: Path, plans: dict[str, Path], ratio: int) -> None:
-    plan = read_plan(plans[str(ratio)])
+    plan = PlanFile.open(plans[str(ratio)]).plan
     assert [group.layers for group in plan.groups] == [(0, 1), (2, 3)]
     for group in plan.groups:
         f16 = 2 * 2 * (group.d_k + group.d_v) * group.n_head_kv
@@ -75,8 +75,8 @@ def test_random_plans_run(model: Path, plans: dict[str, Path]) -> None:
     rows = measure(read_gguf(model), [600], specs, 1, 1, copies=True)["rows"]
     assert rows[0]["kv_bytes"] > rows[1]["kv_bytes"]
     assert [row["cache"] for row in rows] == ["f16", "f16", "q4_0", "f16"]
-    assert [group.layers for group in read_plan(plans["four"]).groups] == [(0, 1, 2, 3)]
-    assert not read_plan(plans["plain"]).groups
+    assert [group.layers for group in PlanFile.open(plans["four"]).plan.groups] == [(0, 1, 2, 3)]
+    assert not PlanFile.open(plans["plain"]).plan.groups
 
 
 @pytest.mark.parametrize("spec", ["f16", "slerp:type=q4_0", "5", "plain"])

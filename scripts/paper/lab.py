@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minicache_cpp import CacheSpec, MiniCacheError
-from minicache_cpp.cache.plan_file import Plan
+from minicache_cpp.cache.plan import Plan
 from minicache_cpp.cache.size import kv_bytes
 from minicache_cpp.calibrate.alignment import Aligner, aligner
 from minicache_cpp.calibrate.allocation import Choice, allocate

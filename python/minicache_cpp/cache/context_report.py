@@ -8,8 +8,8 @@ from typing import Any
 
 from ..modelfile.ggml_types import BY_NUMBER
 from ..native import binding
-from .report import KVReport, LayerReport
 from .native_settings import MODES
+from .report import KVReport, LayerReport
 
 
 def read_report(ctx: Any) -> KVReport:

@@ -6,7 +6,7 @@ ranges. What is here translates between its struct and MiniCache's fields.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,9 +15,6 @@ from ..modelfile.ggml_types import BY_NUMBER, GGML_TYPES
 from ..native import binding
 from ..native.binding import GGML_TYPE_COUNT, ffi, lib
 
-if TYPE_CHECKING:
-    from .settings import MiniCache
-
 # what a struct points to lives as long as the struct
 _pointed_to: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
@@ -25,12 +22,35 @@ MAX_WINDOW = int(lib.LLAMA_MINICACHE_WINDOW_MAX)
 MODES = ("slerp", "average", "aligned", "code")  # enum llama_minicache_mode
 
 
-def native_params(minicache: MiniCache) -> Any:
+class Settings(Protocol):
+    """MiniCache's fields; `native_plan` is a struct llama_minicache_plan *, or None."""
+
+    @property
+    def start(self) -> float | int: ...
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...] | None: ...
+    @property
+    def t(self) -> float: ...
+    @property
+    def retain(self) -> float: ...
+    @property
+    def window(self) -> int: ...
+    @property
+    def pool_type(self) -> str: ...
+    @property
+    def strict(self) -> bool: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def native_plan(self) -> Any: ...
+
+
+def native_params(minicache: Settings) -> Any:
     """The struct llama_minicache_params of these settings; it keeps alive what it points to."""
     params = ffi.new("struct llama_minicache_params *", lib.llama_minicache_default_params())
     params.strict = minicache.strict
-    if minicache.plan_file is not None:
-        params.plan = minicache.plan_file.native
+    if minicache.native_plan is not None:
+        params.plan = minicache.native_plan
         return params
     if isinstance(minicache.start, int):
         params.start_layer = minicache.start
@@ -47,7 +67,7 @@ def native_params(minicache: MiniCache) -> Any:
     return params
 
 
-def check_settings(minicache: MiniCache) -> None:
+def check_settings(minicache: Settings) -> None:
     """Raises MiniCacheError where a value is out of its range."""
     binding.check(lib.llama_minicache_check_params(native_params(minicache)), "llama_minicache_check_params")
 

@@ -16,6 +16,16 @@ def plan_path(file: GGUFFile) -> Path:
     return cache_dir() / "plans" / f"{fingerprint(file)}.gguf"
 
 
+def refuse_other_model(plan_file: PlanFile, file: GGUFFile) -> None:
+    """Raise MiniCacheError where a plan was made for another model than this one."""
+    own = fingerprint(file)
+    if plan_file.plan.fingerprint != own:
+        raise MiniCacheError(
+            f"the plan {plan_file} was made for another model ({plan_file.plan.fingerprint}, this one is {own}); "
+            "make one with `minicache calibrate MODEL`"
+        )
+
+
 def find_plan(file: GGUFFile) -> PlanFile | None:
     """The plan of a model, opened, if there is a usable one."""
     path = plan_path(file)

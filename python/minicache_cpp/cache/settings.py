@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
+from typing import Any
 
 from ..errors import MiniCacheError
 from ..modelfile.ggml_types import CACHE_TYPES, POOL_TYPES, cache_type
@@ -37,8 +38,8 @@ class MiniCache:
     type_k, type_v: cache types of the directions and of the layers that are not merged.
     pool_type: type of the retained tokens and of the window: "f16", "q8_0", or "cache" for the cache types.
     window: how many of the latest tokens of each stream both layers keep unmerged, 0 to 65536; the paper has none.
-    plan: the path of a plan, which `minicache calibrate` makes for a model, or a PlanFile that has been opened. It keeps
-        groups of 1 to 4 neighbouring layers as shared codes, and decides everything above.
+    plan: the path of a plan, which `minicache calibrate` makes for a model, or a PlanFile that has been opened. It
+        keeps groups of 1 to 4 neighbouring layers as shared codes, and decides everything above.
     strict: raise, rather than warn, where no pair (or not every explicit pair) can be merged.
     mode: "slerp", or "average" for what the paper compares with: (x_a + x_b)/2 for both layers, no magnitudes.
         A plan has the mode "code", or "aligned" for SLERP after a change of basis.
@@ -111,6 +112,11 @@ class MiniCache:
     def plan_file(self) -> PlanFile | None:
         """The plan, as it was opened."""
         return self.plan if isinstance(self.plan, PlanFile) else None
+
+    @property
+    def native_plan(self) -> Any:
+        """The native library's handle on the plan, None without one."""
+        return self.plan_file.native if self.plan_file is not None else None
 
     @property
     def retain_block(self) -> int:

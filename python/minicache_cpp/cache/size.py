@@ -1,6 +1,6 @@
 """The bytes of a model's KV cache at a context, from the header of the model file alone.
 
-The sums are those of the native cache, which `Llama.kv_report()` reports of a context that exists; a test compares both.
+The sums are those of the native cache, which `Llama.kv_report()` reports of an existing context; a test compares both.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from ..errors import MiniCacheError
 from ..modelfile.ggml_types import GGML_TYPES, GGMLType
 from ..modelfile.shape import Layer, ModelShape
 from .code_format import GroupFormat
-from .plan_file import Plan
+from .plan import Plan
 from .settings import CacheSpec, MiniCache
 
 CELL_STEP = 256  # llama.cpp rounds a context up to whole steps
@@ -51,8 +51,8 @@ def merged_groups(shape: ModelShape, minicache: MiniCache) -> list[tuple[int, ..
 def kv_bytes(shape: ModelShape, spec: CacheSpec, n_ctx: int, n_stream: int = 1) -> int:
     """The bytes of the cache of one sequence of `n_ctx` tokens, or of several that have a stream each.
 
-    With several the result may be some bytes of alignment too large. Raises MiniCacheError where the settings name layers
-    that the model does not have, or a type that its heads cannot be kept in.
+    With several the result may be some bytes of alignment too large. Raises MiniCacheError where the settings name
+    layers that the model does not have, or a type that its heads cannot be kept in.
     """
     plan = spec.plan_file.plan if spec.plan_file is not None else None
     if n_stream > 1:
@@ -95,11 +95,15 @@ def _check_types(layer: Layer, type_k: str, type_v: str) -> None:
 def plan_bytes(shape: ModelShape, plan: Plan, n_ctx: int) -> int:
     """The bytes of the cache that a plan describes, with its codecs or basis matrices."""
     cells = n_cells(n_ctx)
-    total = sum(_row_bytes(shape.layers[number], types, cells) for number, types in plan.plain_types().items())
+    total = sum(
+        _row_bytes(shape.layers[number], types, cells) for number, types in plan.plain_types().items()
+    )
     for group in plan.groups:
         layer = shape.layers[group.first]
         total += _merged_bytes(layer, group, plan, cells)
-        total += _exact_bytes(layer, group.n_layer, plan.pool_types, plan.window + n_slots(plan.retain_block, cells))
+        total += _exact_bytes(
+            layer, group.n_layer, plan.pool_types, plan.window + n_slots(plan.retain_block, cells)
+        )
     return total + _codec_bytes(shape, plan)
 
 

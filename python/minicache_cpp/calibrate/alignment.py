@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cache.code_format import GroupFormat
-from ..cache.plan_file import Bases, Plan, write_plan
+from ..cache.plan import Bases, Plan
+from ..cache.plan_file import write_plan
 from ..cache.settings import MiniCache
 from ..cache.size import merged_groups
 from ..errors import MiniCacheError

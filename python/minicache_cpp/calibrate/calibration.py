@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..cache.plan_file import Plan
+from ..cache.plan import Plan
 from ..cache.plan_store import plan_path
 from ..cache.size import plan_bytes, plan_fixed_bytes
 from ..errors import MiniCacheError
@@ -77,7 +77,10 @@ def check_options(options: Options) -> None:
 
 
 def calibrate(
-    model_path: str | Path, options: Options, output: Path | None = None, progress: Progress | None = None
+    model_path: str | Path | GGUFFile,
+    options: Options,
+    output: Path | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Make the plan of a model, and write it; what was chosen and measured, as a JSON-ready object."""
     check_options(options)
@@ -86,7 +89,7 @@ def calibrate(
     shape = model_shape(file)
     if shape.unknown:
         raise MiniCacheError(
-            f"{model_path} can't be calibrated: {shape.unknown}; take a plain cache, such as --config q8_0"
+            f"{file.path} can't be calibrated: {shape.unknown}; take a plain cache, such as --config q8_0"
         )
     check_output(output)
     try:

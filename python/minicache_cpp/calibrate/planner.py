@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..cache.code_format import GroupFormat, Kind, Layout
-from ..cache.plan_file import PlainLayer, Plan, write_plan
+from ..cache.plan import PlainLayer, Plan
+from ..cache.plan_file import write_plan
 from ..cache.settings import CacheSpec
 from ..cache.size import kv_bytes, plan_bytes, plan_fixed_bytes, plan_window_bytes
 from ..errors import MiniCacheError

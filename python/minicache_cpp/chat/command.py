@@ -6,14 +6,13 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..cache.room import refuse_too_large
 from ..cache.settings import SPEC_HELP, CacheSpec
-from ..cache.size import kv_bytes, n_cells
+from ..cache.size import n_cells
 from ..errors import MiniCacheError
 from ..host.demo_model import demo_model
-from ..host.memory import refuse_too_large
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..modelfile.shape import model_shape
@@ -73,20 +72,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     spec = given_spec(args)
-    path = Path(args.model) if args.model else demo_model()
-    file = read_gguf(path)
+    file = read_gguf(args.model or demo_model())
     n_ctx = context_size(args.ctx, file)
-    if spec is None:
-        check_memory(file, auto.WITHOUT_PLAN, n_ctx, args.gpu_layers)  # before minutes of work
-        spec = auto.resolve(path, args.calibrate, note, args.gpu_layers, args.threads)
-    check_memory(file, spec, n_ctx, args.gpu_layers)
+    # with the weights, and before minutes of calibration
+    refuse_too_large(file, n_ctx, [spec or auto.without_plan(model_shape(file))], args.gpu_layers)
     # a console of another encoding must not end an answer
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    with warnings_as_notes() as notes, open_model(args, path, spec, n_ctx) as llm:
+    with warnings_as_notes() as notes, open_model(args, file, spec, n_ctx) as llm:
         from .console import Chat
 
-        chat = Chat(llm, spec, args)
+        chat = Chat(llm, args)
         if args.json:
             return chat.answer_as_json(args.prompt if args.prompt is not None else sys.stdin.read(), notes)
         if args.prompt is not None:
@@ -109,7 +105,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def given_spec(args: argparse.Namespace) -> CacheSpec | None:
-    """The cache that is asked for, None where the model's plan decides."""
+    """The cache that is asked for; None where the model's plan decides."""
     if args.no_minicache:
         return CacheSpec("f16", "f16")
     return CacheSpec.parse(args.config) if args.config not in (None, "auto") else None
@@ -123,15 +119,10 @@ def context_size(wanted: int | None, file: GGUFFile) -> int:
     return n_cells(n_ctx)
 
 
-def check_memory(file: GGUFFile, spec: CacheSpec, n_ctx: int, gpu_layers: int) -> None:
-    shape = model_shape(file)
-    needed = 0 if shape.unknown else kv_bytes(shape, spec, n_ctx)
-    if gpu_layers == 0:
-        refuse_too_large(n_ctx, needed, file.weight_bytes)
-
-
 @contextmanager
-def open_model(args: argparse.Namespace, path: Path, spec: CacheSpec, n_ctx: int) -> Iterator[Llama]:
+def open_model(
+    args: argparse.Namespace, file: GGUFFile, spec: CacheSpec | None, n_ctx: int
+) -> Iterator[Llama]:
     """The loaded model; llama.cpp's log is silent, and what it says of a failure becomes the message."""
     import jinja2
 
@@ -139,20 +130,17 @@ def open_model(args: argparse.Namespace, path: Path, spec: CacheSpec, n_ctx: int
     from ..runtime.llama import Llama
 
     log = NativeLog(args.verbose).install()
-    types: dict[str, Any] = (
-        {} if spec.minicache else {"type_k": spec.type_k, "type_v": spec.type_v, "flash_attn": True}
-    )
     threads = args.threads or default_threads()
     try:
         llm = Llama(
-            str(path),
+            file,
             n_ctx=n_ctx,
             n_threads=threads,
             n_threads_batch=threads,
             n_gpu_layers=args.gpu_layers,
-            minicache=spec.minicache,
+            minicache=spec or "auto",
+            calibrate=args.calibrate,
             verbose=args.verbose,
-            **types,
         )
     except MiniCacheError:
         raise
@@ -160,6 +148,6 @@ def open_model(args: argparse.Namespace, path: Path, spec: CacheSpec, n_ctx: int
         raise MiniCacheError(f"the model's chat template can't be read: {error}") from error
     except (ValueError, RuntimeError, AssertionError) as error:
         reason = log.reason()
-        raise MiniCacheError(f"{path} can't be used: {reason or error}") from error
+        raise MiniCacheError(f"{file.path} cannot be used: {reason or error}") from error
     with llm:
         yield llm

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from ..cache.settings import CacheSpec
 from ..errors import MiniCacheError
 from ..host.units import mib
 from ..runtime.llama import Llama
@@ -32,7 +31,7 @@ HELP = """\
 class Chat:
     """The console around a conversation: answers on stdout, everything else on stderr."""
 
-    def __init__(self, llm: Llama, spec: CacheSpec, args: argparse.Namespace) -> None:
+    def __init__(self, llm: Llama, args: argparse.Namespace) -> None:
         template = template_of(llm)
         if template.is_plain:
             note(
@@ -40,11 +39,11 @@ class Chat:
                 "the speakers are called User and Assistant"
             )
         report = llm.kv_report()
-        if spec.minicache and report.note:
+        if llm.minicache and report.note:
             note(f"no layer of this model is merged: {report.note}")
         sampling = Sampling(args.temp, args.top_k, args.top_p, args.min_p, args.repeat_penalty, args.seed)
         self.llm = llm
-        self.spec = spec
+        self.cache = llm.cache_spec.name
         self.max_tokens = args.max_tokens
         self.conversation: Conversation = Conversation(llm, template, args.system, sampling)
         self.interactive = sys.stdin.isatty()
@@ -53,7 +52,7 @@ class Chat:
         if self.interactive:
             with suppress(ImportError):
                 import readline  # noqa: F401  (line editing for input())
-            note(f"{Path(self.llm.model_path).name}, cache {self.spec.name}; /help tells what else there is")
+            note(f"{Path(self.llm.model_path).name}, cache {self.cache}; /help tells what else there is")
         while True:
             try:
                 line = input("> " if self.interactive else "")
@@ -83,7 +82,7 @@ class Chat:
         report = self.llm.kv_report()
         found = {
             "model": self.llm.model_path,
-            "cache": self.spec.name,
+            "cache": self.cache,
             "answer": answer.text,
             "finish_reason": answer.finish,
             "tokens": answer.n_tokens,
@@ -142,10 +141,10 @@ class Chat:
             elif name in ("/save", "/load") and not argument:
                 note(f"{name} needs a file: {name} FILE")
             elif name == "/save":
-                size = save_chat(Path(argument), self.conversation, self.spec.name)
+                size = save_chat(Path(argument), self.conversation, self.cache)
                 note(f"saved {mib(size)} to {argument}")
             elif name == "/load":
-                load_chat(Path(argument), self.conversation, self.spec.name)
+                load_chat(Path(argument), self.conversation, self.cache)
                 note(f"{len(self.conversation.messages)} messages, {self.llm.n_tokens} tokens taken up")
             else:
                 note(f"{name} is no command; /help lists them")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import re
 import struct
 from dataclasses import dataclass, field, replace
@@ -62,8 +63,13 @@ class GGUFFile:
         return self.keys.get(f"{self.architecture}.{key}", default)
 
 
-def read_gguf(path: str | Path) -> GGUFFile:
-    """Read a model file's header, and those of its further parts; refuse what is no whole GGUF file."""
+def read_gguf(path: str | os.PathLike[str] | GGUFFile) -> GGUFFile:
+    """Read a model file's header, and those of its further parts; refuse what is no whole GGUF file.
+
+    A file whose header has been read already is returned as it is.
+    """
+    if isinstance(path, GGUFFile):
+        return path
     first = _read_one(Path(path))
     n_split = int(first.keys.get("split.count", 1))
     if n_split <= 1:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from ..cache.plan_file import PlanFile
 from ..cache.plan_store import find_plan
 from ..cache.settings import CacheSpec, MiniCache
 from ..errors import MiniCacheError
 from ..modelfile.ggml_types import GGML_TYPES
-from ..modelfile.gguf_file import read_gguf
+from ..modelfile.gguf_file import GGUFFile
 from ..modelfile.shape import ModelShape, model_shape
 
 VARIABLE = "MINICACHE_CALIBRATE"  # "once" or "never", where a program does not say
@@ -29,25 +30,26 @@ def calibrate_choice(value: str | None) -> str:
 
 
 def resolve(
-    model_path: str | Path,
+    file: GGUFFile,
     calibrate: str | None = None,
     on_note: Callable[[str], None] = lambda text: None,
-    gpu_layers: int = 0,
-    threads: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> CacheSpec:
-    """How to keep the cache of a model: as its plan says, or as q8_0 where there is no plan and none is to be made."""
+    """How to keep the cache of a model: as its plan says, or plain where there is no plan and none is to be made.
+
+    arguments: those of llama_cpp.Llama, of which a calibration takes its threads and layers on the GPU.
+    """
     choice = calibrate_choice(calibrate)
-    file = read_gguf(model_path)
-    path = find_plan(file)
-    if path is None and choice == "once":
-        path = _make(model_path, on_note, gpu_layers, threads)
-    if path is not None:
-        return CacheSpec.of(MiniCache(plan=path))
+    plan_file = find_plan(file)
+    if plan_file is None and choice == "once":
+        plan_file = _make(file, on_note, arguments or {})
+    if plan_file is not None:
+        return CacheSpec.of(MiniCache(plan=plan_file))
     spec = without_plan(model_shape(file))
     if choice == "never":
         on_note(
-            f"there is no plan of this model, so its cache is plain {spec.name}; "
-            f"`minicache calibrate {model_path}` makes one, which holds the cache smaller"
+            f"this model has no plan, so its cache is plain {spec.name}; "
+            f"`minicache calibrate {file.path}` makes one, which holds the cache smaller"
         )
     return spec
 
@@ -60,19 +62,17 @@ def without_plan(shape: ModelShape) -> CacheSpec:
     return WITHOUT_PLAN if fits else CacheSpec("f16", "f16")
 
 
-def _make(
-    model_path: str | Path, on_note: Callable[[str], None], gpu_layers: int, threads: int | None
-) -> Path | None:
+def _make(file: GGUFFile, on_note: Callable[[str], None], arguments: Mapping[str, Any]) -> PlanFile | None:
+    """Calibrate the model; None where that is not possible, and the note says why."""
     from ..calibrate.calibration import DEFAULT_RATIO, Options, calibrate
     from ..host.progress import Progress
 
-    on_note(
-        "there is no plan of this model: it is calibrated now, once; `never` in place of `once` does without"
-    )
+    on_note("this model has no plan, so it is calibrated now, once; `never` in place of `once` does without")
+    threads, gpu_layers = arguments.get("n_threads"), int(arguments.get("n_gpu_layers", 0))
     options = Options(ratio=DEFAULT_RATIO, threads=threads or 0, gpu_layers=gpu_layers)
     progress = Progress("calibrate", silent=not sys.stderr.isatty())
     try:
-        return Path(calibrate(model_path, options, None, progress)["plan"])
+        return PlanFile.open(calibrate(file, options, None, progress)["plan"])
     except MiniCacheError as error:
-        on_note(f"the model can't be calibrated, so its cache is a plain one: {error}")
+        on_note(f"the model cannot be calibrated, so its cache is a plain one: {error}")
         return None

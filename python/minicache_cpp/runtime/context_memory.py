@@ -1,42 +1,38 @@
-"""What a context asks for and what is free, before it is made and where it could not be."""
+"""What a context asks for and what is free: checked before it is made, and said where it could not be made."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ..cache.room import known_kv_bytes, require_room
 from ..cache.settings import CacheSpec
-from ..cache.size import kv_bytes, n_cells
 from ..errors import MiniCacheError
-from ..host.memory import available_bytes, refuse_too_large
+from ..host.memory import available_bytes
 from ..host.units import mib
-from ..modelfile.gguf_file import read_gguf
+from ..modelfile.gguf_file import GGUFFile
 from ..modelfile.shape import model_shape
 from ..native import devices
 
-CELL_BYTES = (
-    48  # that llama.cpp keeps of each cell in main memory, wherever K and V are: position, shift, sequences
-)
-
 
 class ContextMemory:
-    """The KV cache of one sequence of a model that is yet to be loaded, with the arguments of llama_cpp.Llama."""
+    """The KV cache of a model that is yet to be loaded, with the arguments of llama_cpp.Llama.
 
-    def __init__(self, model_path: str, spec: CacheSpec, arguments: dict[str, Any]) -> None:
+    file: the model's header; None where it could not be read, and then the bytes are not known.
+    """
+
+    def __init__(self, file: GGUFFile | None, spec: CacheSpec, arguments: dict[str, Any]) -> None:
         self.n_ctx, self.kv_bytes = int(arguments.get("n_ctx", 512)), 0
-        try:
-            shape = model_shape(read_gguf(model_path))
+        if file is not None:
+            shape = model_shape(file)
             self.n_ctx = self.n_ctx or shape.n_ctx_train
-            if not shape.unknown and not shape.window:  # else 0, and not known
-                self.kv_bytes = kv_bytes(shape, spec, self.n_ctx)
-        except (MiniCacheError, OSError):
-            pass  # whatever is wrong with the file or the setting, loading it says so better
+            self.kv_bytes = 0 if shape.window else _bytes_or_unknown(file, spec, self.n_ctx)
         layers = arguments.get("n_gpu_layers", 0)
         self.on_host = layers == 0 or not arguments.get("offload_kqv", True) or not devices.gpus()
 
     def refuse_too_large(self) -> None:
-        """Raise where main memory can't hold what has to be there; weights are mapped files and not counted."""
-        needed = n_cells(self.n_ctx) * CELL_BYTES + (self.kv_bytes if self.on_host else 0)
-        refuse_too_large(self.n_ctx, needed, 0, "take a smaller n_ctx, or a smaller cache")
+        """Raise where main memory cannot hold what has to be there; weights are mapped files and not counted."""
+        needed = self.kv_bytes if self.on_host else 0
+        require_room(self.n_ctx, needed, advice="take a smaller n_ctx, or a smaller cache")
 
     def __str__(self) -> str:
         free = [f"{mib(gpu.free)} on {gpu.name}" for gpu in devices.gpus()]
@@ -46,3 +42,10 @@ class ContextMemory:
         )
         taken = mib(self.kv_bytes) if self.kv_bytes else "an unknown size"
         return f"the KV cache of {self.n_ctx:,} tokens takes {taken}; free are {', '.join(free)}"
+
+
+def _bytes_or_unknown(file: GGUFFile, spec: CacheSpec, n_ctx: int) -> int:
+    try:
+        return known_kv_bytes(file, spec, n_ctx)
+    except MiniCacheError:
+        return 0  # the settings do not fit the model, and the native library says why

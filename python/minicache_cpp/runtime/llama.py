@@ -16,10 +16,10 @@ from ..cache.contexts import creating_contexts
 from ..cache.report import KVReport
 from ..cache.settings import CacheSpec, MiniCache
 from ..errors import MiniCacheError, MiniCacheWarning
-from ..modelfile.ggml_types import is_quantized, plain_cache_type
+from ..modelfile.gguf_file import GGUFFile
 from ..native.binding import llama_h
-from .context_memory import ContextMemory
 from .guarded_context import GuardedContext
+from .request import Given, resolve
 
 WARN_DISTANCE = 0.3  # above it, SLERP of a pair loses more than 2-bit quantization
 WARN_TOKENS = 32  # a mean over fewer tokens says little
@@ -32,21 +32,23 @@ class Llama(llama_cpp.Llama):
             print(llm.create_chat_completion([{"role": "user", "content": "hi"}]))
             print(llm.kv_report())
 
-    minicache: None for llama_cpp's own cache, bit for bit (whatever LLAMA_MINICACHE says); MiniCache(...); the path
-        of a plan; or "auto" for the plan of this model, which is made once where there is none.
-        MiniCache needs flash attention and names the cache types: leave flash_attn, type_k and type_v out.
+    model_path: the path of a GGUF file, or a GGUFFile whose header has been read already.
+    minicache: None for llama_cpp's own cache, bit for bit (whatever LLAMA_MINICACHE says); MiniCache(...); a CacheSpec,
+        which may also be a plain cache; the path of a plan; or "auto" for the plan of this model, which is made
+        once where there is none. MiniCache needs flash attention and names the cache types: leave flash_attn, type_k
+        and type_v out.
     calibrate: with "auto", "once" to make a missing plan (seconds for a small model, minutes for one of 8 billion
-        weights), or "never" to use plain q8_0 instead. None: as MINICACHE_CALIBRATE says, "once" without it.
+        weights), or "never" to use plain q8_0 instead. None: as MINICACHE_CALIBRATE says, or "once".
     type_k, type_v: cache types by name ("q8_0") or, as in llama_cpp, by number.
 
-    All other arguments and all methods are llama_cpp.Llama's.
+    All other arguments and all methods are those of llama_cpp.Llama. `cache_spec` has the cache that was settled on.
     """
 
     def __init__(
         self,
-        model_path: str,
+        model_path: str | os.PathLike[str] | GGUFFile,
         *,
-        minicache: MiniCache | str | os.PathLike[str] | None = None,
+        minicache: MiniCache | CacheSpec | str | os.PathLike[str] | None = None,
         calibrate: str | None = None,
         type_k: str | int | None = None,
         type_v: str | int | None = None,
@@ -54,45 +56,20 @@ class Llama(llama_cpp.Llama):
         **arguments: Any,
     ) -> None:
         self._stack = ExitStack()  # close() is called even where what follows raises
-        spec = requested(minicache, model_path, calibrate, arguments)
-        self.minicache = minicache = spec.minicache if spec else None
-        self._distance_checked = minicache is None or minicache.plan_file is not None
-        if spec is not None and minicache is None:  # "auto" that found a plain cache best
-            type_k, type_v, flash_attn = type_k or spec.type_k, type_v or spec.type_v, True
-        types: dict[str, Any] = {
-            name: plain_cache_type(value, name).number
-            for name, value in (("type_k", type_k), ("type_v", type_v))
-            if value is not None
-        }
-        if minicache is None:
-            flash_attn = bool(flash_attn)
-            if "type_v" in types and is_quantized(plain_cache_type(type_v, "type_v")) and not flash_attn:
-                raise MiniCacheError(f"type_v={type_v!r} needs flash attention; add flash_attn=True")
-        else:
-            ours = {
-                name: plain_cache_type(getattr(minicache, name), name).number for name in ("type_k", "type_v")
-            }
-            for name, number in types.items():
-                if number != ours[name]:
-                    raise MiniCacheError(
-                        f"{name} is given twice: {plain_cache_type(number, name).name} to Llama and "
-                        f"{getattr(minicache, name)} to MiniCache; leave it out in Llama"
-                    )
-            if flash_attn is False:
-                raise MiniCacheError("MiniCache needs flash attention; leave flash_attn out, or make it True")
-            types, flash_attn = ours, True
-        type_names = [plain_cache_type(types.get(name, "f16"), name).name for name in ("type_k", "type_v")]
-        memory = ContextMemory(model_path, CacheSpec(type_names[0], type_names[1], minicache), arguments)
-        memory.refuse_too_large()
-        with creating_contexts(minicache):
+        given = Given(minicache, calibrate, type_k, type_v, flash_attn)
+        request = resolve(model_path, given, arguments, _warn)
+        self.cache_spec = request.spec
+        self.minicache = request.spec.minicache
+        self._distance_checked = self.minicache is None or self.minicache.plan_file is not None
+        with creating_contexts(self.minicache):
             try:
-                super().__init__(model_path, flash_attn=flash_attn, **types, **arguments)
+                super().__init__(request.path, flash_attn=request.flash_attn, **request.types, **arguments)
             except ValueError as error:
                 if "llama_context" not in str(error):
                     raise
                 reason = binding.last_error()
                 if not reason or "alloc" in reason:
-                    reason = f"{reason or 'the log of llama.cpp says why'}; {memory}"
+                    reason = f"{reason or 'the log of llama.cpp says why'}; {request.memory}"
                 raise MiniCacheError(f"{error}: {reason}") from error
         GuardedContext.take_over(self._ctx)
 
@@ -149,29 +126,8 @@ class Llama(llama_cpp.Llama):
         self._seed = state.seed
 
 
-def requested(
-    minicache: object, model_path: str, calibrate: str | None, arguments: dict[str, Any]
-) -> CacheSpec | None:
-    """How the cache is to be kept; None for llama_cpp's own."""
-    if minicache is None:
-        return None
-    if isinstance(minicache, MiniCache):
-        return CacheSpec.of(minicache)
-    if minicache == "auto":
-        from .auto import resolve
-
-        return resolve(
-            model_path,
-            calibrate,
-            lambda text: warnings.warn(text, MiniCacheWarning, stacklevel=4),
-            int(arguments.get("n_gpu_layers", 0)),
-            arguments.get("n_threads"),
-        )
-    if isinstance(minicache, str | os.PathLike):
-        return CacheSpec.of(MiniCache(plan=os.fspath(minicache)))
-    raise MiniCacheError(
-        f'minicache={minicache!r} is neither None, MiniCache(...), the path of a plan, nor "auto"'
-    )
+def _warn(text: str) -> None:
+    warnings.warn(text, MiniCacheWarning, stacklevel=5)
 
 
 def set_state(llm: llama_cpp.Llama, data: bytes) -> None:

@@ -1,0 +1,140 @@
+"""How the context of a Llama is to be made, settled in one place before anything is built.
+
+Everything that can be refused is refused here: wrong types, settings that contradict each other, a plan of another
+model, and a context that memory cannot hold.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..cache.plan_file import PlanFile
+from ..cache.plan_store import refuse_other_model
+from ..cache.settings import CacheSpec, MiniCache
+from ..errors import MiniCacheError
+from ..modelfile.ggml_types import GGML_TYPES, is_quantized, plain_cache_type
+from ..modelfile.gguf_file import GGUFFile, read_gguf
+from .context_memory import ContextMemory
+
+NAMES = ("type_k", "type_v")
+
+
+@dataclass(frozen=True)
+class Given:
+    """The arguments of Llama that say how the cache is kept, as the caller gave them."""
+
+    minicache: object = None
+    calibrate: str | None = None
+    type_k: str | int | None = None
+    type_v: str | int | None = None
+    flash_attn: bool | None = None
+
+    def types(self) -> dict[str, str]:
+        """The names of the cache types that are given."""
+        values = {name: getattr(self, name) for name in NAMES}
+        return {name: plain_cache_type(one, name).name for name, one in values.items() if one is not None}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What llama_cpp.Llama is asked for."""
+
+    path: str
+    spec: CacheSpec
+    flash_attn: bool
+    memory: ContextMemory
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """The cache types by number, as llama_cpp takes them."""
+        return {name: GGML_TYPES[getattr(self.spec, name)].number for name in NAMES}
+
+
+def resolve(
+    model: str | os.PathLike[str] | GGUFFile,
+    given: Given,
+    arguments: dict[str, Any],
+    on_note: Callable[[str], None] = lambda text: None,
+) -> Request:
+    """Settle how the context is made; with minicache="auto" that may calibrate the model.
+
+    model: the path of a model, or its file where the header has been read already.
+    arguments: the other arguments of llama_cpp.Llama.
+    on_note: called with what "auto" has to say.
+    """
+    path = str(model.path) if isinstance(model, GGUFFile) else os.fspath(model)
+    file = _header(model)
+    types = given.types()
+    spec = _spec_of(given.minicache)
+    if given.minicache == "auto":
+        _refuse_without_flash(given)
+        spec = _automatic(read_gguf(model) if file is None else file, given, types, arguments, on_note)
+    elif spec is None:
+        spec = CacheSpec(types.get("type_k", "f16"), types.get("type_v", "f16"))
+        if is_quantized(GGML_TYPES[spec.type_v]) and not given.flash_attn:
+            raise MiniCacheError(f"type_v={given.type_v!r} needs flash attention; add flash_attn=True")
+    else:
+        _refuse_without_flash(given)
+    if spec.minicache is not None:
+        _refuse_other_types(spec.minicache, types)
+    if file is not None and spec.plan_file is not None:
+        refuse_other_model(spec.plan_file, file)
+    memory = ContextMemory(file, spec, arguments)
+    memory.refuse_too_large()
+    return Request(path, spec, bool(given.flash_attn) if given.minicache is None else True, memory)
+
+
+def _header(model: str | os.PathLike[str] | GGUFFile) -> GGUFFile | None:
+    """The model's header; None where it cannot be read, as llama.cpp has the better words for that."""
+    try:
+        return read_gguf(model)
+    except (MiniCacheError, OSError):
+        return None
+
+
+def _spec_of(minicache: object) -> CacheSpec | None:
+    """The cache that is asked for by name; None for llama_cpp's own and for "auto"."""
+    if minicache is None or minicache == "auto":
+        return None
+    if isinstance(minicache, CacheSpec):
+        return minicache
+    if isinstance(minicache, MiniCache):
+        return CacheSpec.of(minicache)
+    if isinstance(minicache, str | os.PathLike):
+        return CacheSpec.of(MiniCache(plan=PlanFile.of(minicache)))
+    raise MiniCacheError(
+        f'minicache={minicache!r} is neither None, MiniCache(...), CacheSpec(...), the path of a plan, nor "auto"'
+    )
+
+
+def _automatic(
+    file: GGUFFile,
+    given: Given,
+    types: dict[str, str],
+    arguments: dict[str, Any],
+    on_note: Callable[[str], None],
+) -> CacheSpec:
+    """The cache of the model's plan, or a plain one, in which the types that the caller gave come first."""
+    from . import auto
+
+    spec = auto.resolve(file, given.calibrate, on_note, arguments)
+    if spec.minicache is None:
+        return CacheSpec(types.get("type_k", spec.type_k), types.get("type_v", spec.type_v))
+    return spec
+
+
+def _refuse_without_flash(given: Given) -> None:
+    if given.flash_attn is False:
+        raise MiniCacheError("MiniCache needs flash attention; leave flash_attn out, or make it True")
+
+
+def _refuse_other_types(minicache: MiniCache, types: dict[str, str]) -> None:
+    for name, value in types.items():
+        if value != getattr(minicache, name):
+            raise MiniCacheError(
+                f"{name} is given twice: {value} to Llama and {getattr(minicache, name)} to MiniCache; "
+                "leave it out in Llama"
+            )
