@@ -26,7 +26,7 @@ class LayerReport:
     # the types of the layer's rows, or of its group's directions; None for codes, and where the layer keeps nothing
     type_k: str | None
     type_v: str | None
-    # mean Ω/π of the group's merged tokens; for a code, the squared error over the squared length; None before the first
+    # mean Ω/π of the merged tokens, or for codes the squared error over the squared length; None before the first token
     distance_k: float | None
     distance_v: float | None
     n_merged: int
