@@ -7,27 +7,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import blas_threads  # noqa: F401  (before NumPy)
-import lowlevel
 import pytest
-import tiny_models
-from tiny_models import TinyModel
 
+import support.blas_threads  # noqa: F401  (before NumPy)
 from minicache_cpp.native.binding import llama_h
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def required(variable: str, what: str, default: Path | None = None) -> Path:
-    """A path from the environment. Without it a test is skipped, or fails if MINICACHE_REQUIRE_ALL=1."""
-    value = os.environ.get(variable)
-    path = Path(value).resolve() if value else default
-    if path is not None and path.exists():
-        return path
-    reason = f"{variable}={path} does not exist" if path else f"{variable} is not set: {what}"
-    if os.environ.get("MINICACHE_REQUIRE_ALL") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+from support import contexts, tiny_models
+from support.loaded import Loaded
+from support.paths import ROOT, required
+from support.tiny_models import TinyModel
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,7 +26,7 @@ def own_user_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_library() -> None:
-    llama_h.llama_log_set(lowlevel.quiet, ctypes.c_void_p(0))
+    llama_h.llama_log_set(contexts.quiet, ctypes.c_void_p(0))
 
 
 @pytest.fixture(scope="session")
@@ -66,16 +53,6 @@ def tools_dir() -> Path:
 def demo_model() -> Path:
     default = ROOT / "models" / "minicache-demo-q8_0.gguf"
     return required("MINICACHE_DEMO_MODEL", "the demo model", default)
-
-
-class Loaded:
-    """A tiny model: its weights, its file, and the loaded handle."""
-
-    def __init__(self, tiny: TinyModel, path: Path) -> None:
-        self.tiny = tiny
-        self.path = tiny.write(path)
-        self.model = lowlevel.Model(path)
-        self.pairs = tuple(tiny_models.default_pairs(tiny.shape.n_layer))
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-import tiny_models
 
 from minicache_cpp import CacheSpec, Llama, MiniCache, MiniCacheError
 from minicache_cpp.cache.size import kv_bytes, merged_groups
 from minicache_cpp.inspect import inspect_model
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.modelfile.shape import model_shape
+from support import tiny_models
 
 SPECS = [
     "f16",

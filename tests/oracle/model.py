@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tiny_models import Shape, TinyModel
+
+from support.tiny_models import Shape, TinyModel
 
 from .arithmetic import Merged, attend, merge, restore
 from .cells import Cells, Token, Ubatch, split

@@ -1,0 +1,282 @@
+"""Plan files: written and read again, refused when they are damaged or of another model, and sized as allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from minicache_cpp import CacheSpec, Llama, MiniCache, MiniCacheError
+from minicache_cpp.cache.code_format import GroupFormat, Layout
+from minicache_cpp.cache.plan import Plan
+from minicache_cpp.cache.plan_file import PlanFile, write_plan
+from minicache_cpp.cache.plan_store import find_plan, plan_path
+from minicache_cpp.cache.size import kv_bytes, plan_fixed_bytes, plan_window_bytes
+from minicache_cpp.inspect import inspect_model
+from minicache_cpp.modelfile.fingerprint import fingerprint
+from minicache_cpp.modelfile.gguf_file import read_gguf
+from minicache_cpp.modelfile.shape import model_shape
+from minicache_cpp.native import binding
+from support import contexts, tiny_models
+
+LAYOUT_K, LAYOUT_V = Layout((1, 0, 0, 1, 0, 1, 0)), Layout((0, 0, 1, 0, 1, 0, 1))
+SMALL = {"n_ctx": 700, "n_threads": 1, "verbose": False}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "neighbours": tiny_models.random_model().write(folder / "neighbours.gguf"),
+        "other": tiny_models.random_model(seed=1).write(folder / "other.gguf"),
+        "halves": tiny_models.random_model(arch="qwen2").write(folder / "halves.gguf"),
+        "alibi": tiny_models.random_model(arch="refact").write(folder / "alibi.gguf"),
+        "odd": tiny_models.random_model(n_layer=7, n_head_kv=1).write(folder / "odd.gguf"),
+    }
+
+
+def group_format(model: Path, *layers: int) -> GroupFormat:
+    layer = model_shape(read_gguf(model)).layers[layers[0]]
+    return GroupFormat(layers, layer.n_head_kv, layer.head_size_k, layer.head_size_v, LAYOUT_K, LAYOUT_V)
+
+
+def codec_of(group: GroupFormat, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
+    """A codec of the right size whose numbers are harmless, if of no use."""
+    rng = np.random.default_rng(seed)
+    n = group.n_head_kv * group.n_layer
+    n_half = n * (group.d_k * group.layout_k.size + group.d_v * group.layout_v.size)
+    n_float = (group.codec_bytes() - 2 * n_half) // 4
+    floats = np.full(n_float, 0.05, np.float32)
+    halves = (rng.standard_normal(n_half) * 0.1).astype(np.float16)
+    return np.frombuffer(floats.tobytes() + halves.tobytes(), np.int8)
+
+
+def make(model: Path, path: Path, **more: object) -> Path:
+    """A plan of a model's first and third two layers."""
+    file = read_gguf(model)
+    groups = (group_format(model, 0, 1), group_format(model, 4, 5))
+    plan = Plan(fingerprint(file), len(model_shape(file).layers), 128, "q8_0", "q8_0", groups=groups, model="tiny",
+                tool="a test", notes={"why": "for a test"})  # fmt: skip
+    plan = replace(plan, **more)  # type: ignore[arg-type]
+    write_plan(path, plan, {group.first: codec_of(group) for group in plan.groups})
+    return path
+
+
+def test_what_is_written_is_read(models: dict[str, Path], tmp_path: Path) -> None:
+    path = make(models["neighbours"], tmp_path / "plan.gguf", retain=1 / 128, pool_type="q8_0", window=64)
+    plan = PlanFile.open(path).plan
+    assert plan.fingerprint == fingerprint(read_gguf(models["neighbours"]))
+    assert plan.groups == (group_format(models["neighbours"], 0, 1), group_format(models["neighbours"], 4, 5))
+    assert (plan.n_layer, plan.rope_block, plan.type_k, plan.type_v) == (6, 128, "q8_0", "q8_0")
+    assert (plan.retain, plan.pool_type, plan.window) == (1 / 128, "q8_0", 64)
+    assert (plan.model, plan.tool, plan.text, plan.notes) == ("tiny", "a test", "", {"why": "for a test"})
+    again = make(models["neighbours"], tmp_path / "again.gguf", retain=1 / 128, pool_type="q8_0", window=64)
+    assert path.read_bytes() == again.read_bytes()
+    assert [one.name for one in tmp_path.iterdir() if one.suffix != ".gguf"] == []
+
+
+@pytest.mark.parametrize("name", ["neighbours", "halves", "alibi", "odd"])
+@pytest.mark.parametrize(
+    ("retain", "window", "pool"),
+    [(0.0, 0, "q8_0"), (1 / 128, 0, "q8_0"), (0.0, 64, "f16"), (0.0, 7, "q8_0"), (1 / 128, 33, "q8_0")],
+)
+def test_the_bytes_are_those_of_a_real_context(
+    models: dict[str, Path], tmp_path: Path, name: str, retain: float, window: int, pool: str
+) -> None:
+    path = make(models[name], tmp_path / "plan.gguf", retain=retain, pool_type=pool, window=window)
+    settings = MiniCache(plan=path)
+    assert settings.groups == settings.pairs == ((0, 1), (4, 5))
+    with Llama(str(models[name]), minicache=settings, **SMALL) as llm:
+        report = llm.kv_report()
+    assert report.mode == "code"
+    assert report.pairs == [(0, 1), (4, 5)]
+    shape = model_shape(read_gguf(models[name]))
+    assert kv_bytes(shape, CacheSpec.of(settings), 700) == report.bytes
+    plan = PlanFile.open(path).plan
+    assert report.bytes_codec == sum(group.codec_bytes(shape.n_rot) for group in plan.groups)
+    assert (report.window, report.bytes_window) == (window, plan_window_bytes(shape, plan))
+    padding = report.bytes - sum((report.bytes_directions, report.bytes_magnitudes, report.bytes_pool,
+                                  report.bytes_window, report.bytes_index, report.bytes_codec,
+                                  report.bytes_unmerged))  # fmt: skip
+    assert report.fixed_bytes == report.bytes_codec + report.bytes_window + padding
+    assert abs(report.fixed_bytes - plan_fixed_bytes(shape, plan)) <= 32 * 20  # alignment
+    assert report.ratio == pytest.approx(report.bytes_f16 / (report.bytes - report.fixed_bytes))
+    assert report.total_ratio < report.ratio
+    assert (report.type_k, report.type_v, report.retain) == ("q8_0", "q8_0", pytest.approx(retain))
+    assert report.rope_block == 128 or name == "alibi"
+    assert ("window" in str(report)) == bool(window)
+    for words in ("codes", "codecs", "merged layers 0+1, 4+5"):
+        assert words in str(report)
+
+
+def test_inspect_shows_the_plan_of_the_model(models: dict[str, Path]) -> None:
+    file = read_gguf(models["halves"])
+    assert find_plan(file) is None
+    path = make(models["halves"], plan_path(file))
+    try:
+        assert find_plan(file) == path
+        rows = inspect_model(models["halves"], 4096)["rows"]
+        assert rows[-1]["name"] == str(path)
+        assert rows[-1]["groups"] == 2
+        path.write_bytes(path.read_bytes()[:-100])
+        assert find_plan(file) is None  # a damaged one is as good as none
+    finally:
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["MiniCache", "path", "Path"])
+def test_a_plan_is_used_by_any_name(models: dict[str, Path], tmp_path: Path, how: str) -> None:
+    path = make(models["neighbours"], tmp_path / "plan.gguf")
+    given = {"MiniCache": MiniCache(plan=str(path)), "path": str(path), "Path": path}[how]
+    with Llama(str(models["neighbours"]), minicache=given, **SMALL) as llm:
+        assert llm.kv_report().mode == "code"
+        assert llm.minicache == MiniCache(plan=str(path))
+
+
+def test_a_plan_decides_everything(models: dict[str, Path], tmp_path: Path) -> None:
+    path = make(models["neighbours"], tmp_path / "plan.gguf")
+    settings = MiniCache(plan=path, strict=True)
+    assert replace(settings, strict=False) == MiniCache(plan=path)
+    assert CacheSpec.parse(str(path)) == CacheSpec("q8_0", "q8_0", MiniCache(plan=path))
+    assert CacheSpec.parse(settings.spec()).minicache == MiniCache(plan=path)
+    assert settings.window == 0
+    for more in (
+        {"window": 8},
+        {"start": 0.1},
+        {"t": 0.5},
+        {"retain": 0.3},
+        {"type_k": "q4_0"},
+        {"pairs": [(0, 1)]},
+    ):
+        with pytest.raises(MiniCacheError, match=f"{next(iter(more))}.*decides it"):
+            MiniCache(plan=path, **more)  # type: ignore[arg-type]
+
+
+def test_a_plan_decides_the_window(models: dict[str, Path], tmp_path: Path) -> None:
+    path = make(models["neighbours"], tmp_path / "plan.gguf", window=40)
+    assert MiniCache(plan=path).window == 40
+    assert MiniCache(plan=path, window=40) == MiniCache(plan=path)
+    with Llama(str(models["neighbours"]), minicache=path, **SMALL) as llm:
+        assert llm.kv_report().window == 40
+    rewritten(
+        path, lambda keys: keys.pop("minicache.window") and None
+    )  # a plan that was made before there was one
+    assert PlanFile.open(path).plan.window == 0
+    with Llama(str(models["neighbours"]), minicache=path, **SMALL) as llm:
+        assert llm.kv_report().window == 0
+
+
+def test_a_plan_without_groups_is_a_plain_cache(models: dict[str, Path], tmp_path: Path) -> None:
+    path = make(models["neighbours"], tmp_path / "plan.gguf", groups=(), type_k="q4_0", type_v="q4_0")
+    with Llama(str(models["neighbours"]), minicache=MiniCache(plan=path), **SMALL) as llm:
+        report = llm.kv_report()
+    assert (report.type_k, report.type_v, report.active, report.note) == ("q4_0", "q4_0", False, "")
+    shape = model_shape(read_gguf(models["neighbours"]))
+    assert kv_bytes(shape, CacheSpec.parse(str(path)), 700) == report.bytes
+    assert report.ratio == pytest.approx(16 / 4.5, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["neighbours", "other", "halves", "alibi", "odd"])
+def test_the_fingerprint_is_the_librarys(models: dict[str, Path], name: str) -> None:
+    model = contexts.Model(models[name])
+    own = fingerprint(read_gguf(models[name]))
+    assert own == binding.fingerprint(model.handle)
+    assert all(own != fingerprint(read_gguf(path)) for other, path in models.items() if other != name)
+
+
+def test_the_fingerprint_is_the_demo_models(demo_model: Path) -> None:
+    model = contexts.Model(demo_model)
+    assert fingerprint(read_gguf(demo_model)) == binding.fingerprint(model.handle)
+
+
+def test_a_plan_for_another_model_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    path = make(models["other"], tmp_path / "plan.gguf")
+    with pytest.raises(MiniCacheError, match="another model") as caught:
+        Llama(str(models["neighbours"]), minicache=path, **SMALL)
+    assert "minicache calibrate" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def rewritten(path: Path, change: Callable[[dict[str, object]], None]) -> None:
+    """Write a plan anew with some of its keys changed."""
+    reader = gguf.GGUFReader(path)
+    keys = {name: field.contents() for name, field in reader.fields.items() if name.startswith("minicache.")}
+    tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+    change(keys)
+    writer = gguf.GGUFWriter(path, "minicache")
+    writer.add_type("minicache-plan")
+    for name, value in keys.items():
+        if isinstance(value, str):
+            writer.add_string(name, value)
+        elif isinstance(value, float):
+            writer.add_float32(name, value)
+        elif isinstance(value, list):
+            writer.add_array(name, value)
+        else:
+            writer.add_uint32(name, value)
+    for name, data in tensors.items():
+        writer.add_tensor(name, data)
+    tiny_models.finish(writer)
+
+
+DAMAGES: dict[str, Callable[[dict[str, object]], object]] = {
+    "no block": lambda keys: keys.pop("minicache.rope_block"),
+    "version": lambda keys: keys.update({"minicache.version": 9}),
+    "short list": lambda keys: keys.update({"minicache.units_k": [1, 2, 3]}),
+    "layers": lambda keys: keys.update({"minicache.groups": [0, 1, 1, 2]}),
+    "too deep": lambda keys: keys.update({"minicache.groups": [0, 1, 5, 6]}),
+    "order": lambda keys: keys.update({"minicache.groups": [1, 0, 4, 5]}),
+    "group sizes": lambda keys: keys.update({"minicache.group_sizes": [3, 2]}),
+    "an empty group": lambda keys: keys.update({"minicache.group_sizes": [4, 0]}),
+    "too many layers": lambda keys: keys.update(
+        {"minicache.groups": [0, 1, 2, 3, 4], "minicache.group_sizes": [5]}
+        | {
+            f"minicache.{name}": keys[f"minicache.{name}"][:n]  # type: ignore[index]
+            for name, n in (("heads", 3), ("units_k", 7), ("units_v", 7))
+        }
+    ),
+    "older version": lambda keys: keys.update({"minicache.version": 2}),
+    "window": lambda keys: keys.update({"minicache.window": 65537}),
+    "long code": lambda keys: keys.update({"minicache.units_v": [9] * 14}),
+    "type": lambda keys: keys.update({"minicache.type_k": "q3"}),
+    "size": lambda keys: keys.update({"minicache.heads": [2, 32, 32, 2, 32, 64]}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_plan_is_refused_in_one_line(models: dict[str, Path], tmp_path: Path, damage: str) -> None:
+    path = make(models["neighbours"], tmp_path / "plan.gguf")
+    rewritten(path, lambda keys: None)
+    assert PlanFile.open(path).plan.groups  # writing it anew damages nothing
+    rewritten(path, lambda keys: DAMAGES[damage](keys) and None)
+    with pytest.raises(MiniCacheError, match="make it anew") as caught:
+        PlanFile.open(path)
+    assert "\n" not in str(caught.value)
+    # the library reads it by itself where a program gives it LLAMA_MINICACHE
+    params = binding.ffi.new("struct llama_minicache_params *")
+    assert not binding.lib.llama_minicache_parse_params(f"plan={path}".encode(), params)
+    assert str(path) in binding.last_error()
+
+
+@pytest.mark.parametrize("n_bytes", [0, 3, 100, -1])
+def test_a_plan_that_is_cut_short_is_refused(models: dict[str, Path], tmp_path: Path, n_bytes: int) -> None:
+    path = make(models["neighbours"], tmp_path / "plan.gguf")
+    path.write_bytes(path.read_bytes()[: n_bytes if n_bytes >= 0 else -1000])
+    with pytest.raises(MiniCacheError) as caught:
+        Llama(str(models["neighbours"]), minicache=path, **SMALL)
+    assert str(path) in str(caught.value)
+
+
+def test_a_model_is_no_plan(models: dict[str, Path]) -> None:
+    with pytest.raises(MiniCacheError, match="is no plan; `minicache calibrate MODEL` makes one"):
+        MiniCache(plan=models["neighbours"])
+
+
+def test_what_cant_be_written_is_told(models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MiniCacheError, match="can't be written"):
+        make(models["neighbours"], tmp_path / "file" / "plan.gguf")

@@ -1,0 +1,332 @@
+"""I1: the reported bytes are the allocated ones. And: what cannot be merged is refused, with the reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minicache_cpp import KVReport, MiniCache
+from minicache_cpp.native import binding
+from oracle.model import Config, Oracle
+from oracle.quant import TYPES, row_bytes
+from support import contexts, tiny_models
+from support.contexts import Context, ContextRefused, captured_log, interleaved, run
+from support.loaded import Loaded
+from support.tiny_models import Shape, prompt
+
+WARNING = 3
+INDEX_STATISTICS = 2  # rows of two numbers behind the slots
+
+
+def predicted(
+    shape: Shape, n_pairs: int, kind: str, n_cells: int, n_stream: int = 1, block: int = 0, pool: str = "q8_0"
+) -> dict[str, int]:
+    """The bytes of each part, from the description of the layout alone."""
+    row = shape.n_head_kv * shape.head_size
+    rows, slots = n_cells * n_stream, -(-n_cells // block) * n_stream if block else 0
+    return {
+        "bytes_directions": n_pairs * rows * 2 * row_bytes(kind, row),
+        "bytes_magnitudes": n_pairs * rows * 4 * shape.n_head_kv * 2,
+        "bytes_pool": n_pairs * slots * 4 * row_bytes(pool, row),
+        "bytes_index": n_pairs * (slots + INDEX_STATISTICS * n_stream) * 2 * 4,
+        "bytes_unmerged": (shape.n_layer - 2 * n_pairs) * rows * 2 * row_bytes(kind, row),
+    }
+
+
+def assert_predicted(report: KVReport, parts: dict[str, int]) -> None:
+    assert {name: getattr(report, name) for name in parts} == parts
+    assert report.bytes == sum(parts.values()) + report.fixed_bytes
+    assert 0 <= report.fixed_bytes <= 64 * 10 * len(report.layers)  # at most an alignment for each tensor
+
+
+def logged_mib(lines: list[tuple[int, str]]) -> float:
+    """What the backends say they allocated for the cache."""
+    return sum(
+        float(size) for _, text in lines for size in re.findall(r"KV buffer size = +([0-9.]+) MiB", text)
+    )
+
+
+@pytest.mark.parametrize("retain", [0.0, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize("unified", [True, False])
+@pytest.mark.parametrize("kind", TYPES)
+def test_bytes_are_as_predicted_and_as_allocated(
+    random_model: Loaded, kind: str, unified: bool, retain: float
+) -> None:
+    config = Config(
+        random_model.pairs, retain=retain, type_k=kind, type_v=kind, n_cells=512, n_seq_max=3, unified=unified
+    )
+    with captured_log() as lines, Context.of(random_model.model, config) as ctx:
+        report = ctx.report()
+    assert report.n_stream == config.n_stream
+    assert report.n_cells == 512
+    shape = random_model.tiny.shape
+    assert_predicted(report, predicted(shape, 1, kind, 512, config.n_stream, config.block))
+    assert logged_mib(lines) == pytest.approx(
+        report.bytes / 2**20, abs=0.011
+    )  # two digits in the log, two buffers
+
+
+def test_bytes_of_every_layer_sum_up(random_model: Loaded) -> None:
+    config = Config(((1, 2), (3, 4)), retain=0.1, n_cells=256)
+    with Context.of(random_model.model, config) as ctx:
+        report = ctx.report()
+    assert [layer.kind for layer in report.layers] == [
+        "plain", "merged", "merged", "merged", "merged", "plain",
+    ]  # fmt: skip
+    assert [layer.group for layer in report.layers] == [None, (1, 2), (1, 2), (3, 4), (3, 4), None]
+    assert [layer.side for layer in report.layers] == [None, 0, 1, 0, 1, None]
+    assert report.groups == [(1, 2), (3, 4)]
+    assert report.pairs == [(1, 2), (3, 4)]
+    assert sum(layer.bytes for layer in report.layers) == report.bytes - report.fixed_bytes
+
+
+def test_baselines_are_what_plain_contexts_take(random_model: Loaded) -> None:
+    config = Config(random_model.pairs, retain=0.05, type_k="q4_0", type_v="q8_0", n_cells=512)
+    with Context.of(random_model.model, config) as ctx:
+        report = ctx.report()
+    plain = {}
+    for types in (("f16", "f16"), ("q4_0", "q8_0")):
+        with Context.of(random_model.model, Config(type_k=types[0], type_v=types[1], n_cells=512)) as ctx:
+            own = ctx.report()
+            assert not own.active
+            assert own.bytes == own.bytes_plain
+            plain[types] = own.bytes
+    assert report.bytes_f16 == plain["f16", "f16"]
+    assert report.bytes_plain == plain["q4_0", "q8_0"]
+    assert report.total_ratio == pytest.approx(report.bytes_f16 / report.bytes)
+    assert report.ratio == pytest.approx(report.bytes_f16 / (report.bytes - report.fixed_bytes))
+
+
+@pytest.mark.parametrize(
+    ("name", "head_size"), [("minicache-demo-q8_0.gguf", 64), ("minicache-demo-mha-q8_0.gguf", 128)]
+)
+def test_demo_models_take_exactly_the_predicted_bytes(demo_model: Path, name: str, head_size: int) -> None:
+    """S = L/2, context 4096, f16, no pool."""
+    model = contexts.Model(demo_model.with_name(name))
+    with Context(model, MiniCache(start=0.5, retain=0), n_ctx=4096) as ctx:
+        report = ctx.report()
+    with Context(model, n_ctx=4096) as ctx:
+        n_embd_gqa = ctx.report().bytes // (model.n_layer * 4096 * 2 * 2)  # two rows of f16
+    assert report.pairs == tiny_models.default_pairs(model.n_layer)
+    pairs = len(report.pairs)
+    plain = model.n_layer - 2 * pairs
+    n_head_kv = n_embd_gqa // head_size
+    per_cell = plain * 2 * n_embd_gqa * 2 + pairs * (2 * n_embd_gqa * 2 + 4 * n_head_kv * 2)
+    assert report.bytes - report.fixed_bytes == 4096 * per_cell + 16 * pairs
+    assert report.bytes_pool == 0
+    assert report.ratio > 1.3
+
+
+def test_nothing_grows(random_model: Loaded) -> None:
+    config = Config(random_model.pairs, retain=0.05)
+    with Context.of(random_model.model, config) as ctx:
+        before = ctx.report().bytes
+        ctx.decode(run(prompt(250)))
+        assert ctx.report().bytes == before
+
+
+def test_retained_tokens_and_distances(random_model: Loaded) -> None:
+    config = Config(((0, 1), (2, 3)), retain=0.1, n_ubatch=16, n_seq_max=2)
+    tokens = interleaved([prompt(47, 1), prompt(47, 2)])
+    oracle = Oracle(random_model.tiny, config)
+    oracle.decode(tokens)
+    with Context.of(random_model.model, config) as ctx:
+        empty = ctx.report()
+        assert empty.retained == 0
+        assert empty.distance is None
+        assert empty.retained_max == 2 * 26
+        ctx.decode(tokens)
+        report = ctx.report()
+        ctx.seq_rm(0, -1, -1)
+        ctx.seq_rm(1, -1, -1)
+        assert ctx.report().retained == 0
+    assert report.retained == sum(len(oracle.retained(pair)) for pair in config.groups) == 2 * 10
+    for pair in config.groups:
+        distance_k, distance_v = np.mean(oracle.groups[pair].distances, axis=0)
+        for layer in pair:
+            assert report.layers[layer].n_merged == len(tokens)
+            assert report.layers[layer].distance_k == pytest.approx(distance_k, abs=1e-4)
+            assert report.layers[layer].distance_v == pytest.approx(distance_v, abs=1e-4)
+    assert report.layers[4].n_merged == 0
+    assert report.layers[4].distance_k is None
+
+
+@pytest.mark.parametrize(
+    ("retain", "block"), [(0.05, 20), (0.3, 3), (0.4, 2), (0.7, 1), (1.0, 1), (0.001, 1000), (0.0, 0)]
+)
+def test_retention_as_granted(random_model: Loaded, retain: float, block: int) -> None:
+    with Context.of(random_model.model, Config(random_model.pairs, retain=retain)) as ctx:
+        report = ctx.report()
+    assert report.retain == pytest.approx(1 / block if block else 0)
+    assert report.retained_max == (-(-256 // block) if block else 0)
+
+
+@pytest.mark.parametrize(
+    ("minicache", "pairs"),
+    [
+        (MiniCache(), [(3, 4)]),
+        (MiniCache(start=0.0), [(0, 1), (2, 3), (4, 5)]),
+        (MiniCache(start=0.34), [(2, 3), (4, 5)]),
+        (MiniCache(start=2), [(2, 3), (4, 5)]),
+        (MiniCache(start=1), [(1, 2), (3, 4)]),
+        (MiniCache(pairs=[(4, 5), (0, 1)]), [(0, 1), (4, 5)]),
+        (MiniCache(pairs=[(0, 5)]), [(0, 5)]),
+    ],
+)
+def test_which_layers_are_merged(
+    random_model: Loaded, minicache: MiniCache, pairs: list[tuple[int, int]]
+) -> None:
+    with Context(random_model.model, minicache) as ctx:
+        assert ctx.report().pairs == pairs
+
+
+#
+# refusals
+#
+
+
+def test_a_start_layer_without_a_pair_is_a_plain_cache_with_a_warning(random_model: Loaded) -> None:
+    with captured_log() as lines, Context(random_model.model, MiniCache(start=5)) as ctx:
+        report = ctx.report()
+        assert not report.active
+        assert report.pairs == []
+        assert report.note
+        assert report.bytes == report.bytes_plain
+    assert any(level >= WARNING and "merged" in text for level, text in lines)
+    with pytest.raises(ContextRefused, match="merged"):
+        Context(random_model.model, MiniCache(start=5, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("minicache", "reason"),
+    [
+        (MiniCache(pairs=[(4, 99)]), r"99 is out of range.*0 to 5"),
+        (MiniCache(start=6), r"6 is out of range.*0 to 5"),
+        (MiniCache(pairs=[(5, 6)]), r"6 is out of range.*0 to 5"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(
+    random_model: Loaded, minicache: MiniCache, reason: str
+) -> None:
+    with pytest.raises(ContextRefused, match=reason):
+        Context(random_model.model, minicache)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"t": 1.5}, r"t = 1\.5.*0 to 1"),
+        ({"t": -0.1}, r"t = -0\.1.*0 to 1"),
+        ({"t": float("nan")}, r"t = .*nan.*0 to 1"),
+        ({"retain": -0.1}, r"retain = -0\.1.*0 to 1"),
+        ({"retain": 1.01}, r"retain = 1\.01.*0 to 1"),
+        ({"retain": float("nan")}, r"retain = .*nan.*0 to 1"),
+        ({"start": 1.0}, r"start = 1\.0.*at least 0 and below 1"),
+        ({"start": float("nan")}, r"start = .*nan"),
+        ({"start_layer": -2}, r"start layer -2"),
+        ({"pool_type": 2}, r"f16, q8_0 or cache"),
+        ({"pairs": [(1, 2), (2, 3)]}, r"2-3 overlaps"),
+        ({"pairs": [(1, 1)]}, r"1-1"),
+        ({"pairs": [(3, 1)]}, r"3-1.*shallower first"),
+        ({"pairs": [(-1, 0)]}, r"-1-0"),
+    ],
+    ids=str,
+)
+def test_the_native_library_checks_for_itself(changes: dict[str, Any], reason: str) -> None:
+    """Other languages call it without the checks of the Python side."""
+    ffi, lib = binding.ffi, binding.lib
+    params = ffi.new("struct llama_minicache_params *", lib.llama_minicache_default_params())
+    pairs = ffi.new("int32_t[]", [layer for pair in changes.get("pairs", []) for layer in pair])
+    if "pairs" in changes:
+        params.pairs, params.n_pairs = pairs, len(changes["pairs"])
+    for name, value in changes.items():
+        if name == "start":
+            params.start_layer = -1
+        if name != "pairs":
+            setattr(params, name, value)
+    try:
+        assert not lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_PARAMS, params)
+        assert re.search(reason, binding.last_error()), binding.last_error()
+    finally:
+        binding.use_env()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("t=2", "t = 2"),
+        ("t=", "not a number"),
+        ("retain=half", "not a number"),
+        ("start=0.5,colour=red", "colour"),
+        ("start", "key=value"),
+        ("pairs=1-2-3", "8-9;10-11"),
+        ("pairs=1-2;2-3", "overlaps"),
+        ("pool=q4_0", "pool type"),
+        ("strict=maybe", "0 or 1"),
+        ("", "key=value"),
+    ],
+)
+def test_nonsense_as_text_is_refused(text: str, reason: str) -> None:
+    params = binding.ffi.new("struct llama_minicache_params *")
+    assert not binding.lib.llama_minicache_parse_params(text.encode(), params)
+    assert reason in binding.last_error()
+
+
+def test_settings_as_text() -> None:
+    params = binding.ffi.new("struct llama_minicache_params *")
+    text = "start=3,t=0.25,retain=0.1,pool=f16,pairs=1-2;4-5,strict=1"
+    assert binding.lib.llama_minicache_parse_params(text.encode(), params)
+    assert (params.start_layer, params.t, params.pool_type, params.strict) == (3, 0.25, 1, True)
+    assert params.retain == pytest.approx(0.1)
+    assert list(params.pairs[0 : 2 * params.n_pairs]) == [1, 2, 4, 5]
+    assert binding.lib.llama_minicache_parse_params(b"start=0.25", params)
+    assert (params.start_layer, params.start) == (-1, 0.25)
+    for text in ("1", "on"):
+        assert binding.lib.llama_minicache_parse_params(text.encode(), params)
+        assert (params.start_layer, params.start, params.n_pairs) == (-1, 0.5, 0)
+        assert params.t == pytest.approx(0.6)
+        assert params.retain == pytest.approx(0.05)
+
+
+def test_flash_attention_off_is_refused(random_model: Loaded) -> None:
+    with pytest.raises(ContextRefused, match="flash attention"):
+        Context(random_model.model, MiniCache(), flash_attn=0)
+    with Context(random_model.model, MiniCache(), flash_attn=-1) as ctx:  # auto
+        assert ctx.report().active
+
+
+def test_a_pool_type_that_does_not_fit_the_heads_is_refused(load: Callable[..., Loaded]) -> None:
+    loaded = load(tiny_models.random_model, head_size=16, n_layer=4)
+    with pytest.raises(ContextRefused, match=r"q8_0.*multiples of 32"):
+        Context(loaded.model, MiniCache())
+    with Context(loaded.model, MiniCache(pool_type="f16")) as ctx:
+        assert ctx.report().active
+
+
+def test_a_sliding_window_model_stays_plain_and_says_why(tmp_path: Path) -> None:
+    model = contexts.Model(tiny_models.sliding_window_model(tmp_path / "swa.gguf"))
+    tokens = run(prompt(100))
+    with captured_log() as lines, Context(model, MiniCache(), n_ctx=256) as ctx:
+        report = ctx.report()
+        assert not report.active
+        assert "sliding-window" in report.note
+        result = ctx.decode(tokens)
+    assert any(level >= WARNING and "sliding-window" in text for level, text in lines)
+    with Context(model, n_ctx=256) as ctx:
+        assert np.array_equal(ctx.decode(tokens), result)
+    with pytest.raises(ContextRefused, match="sliding-window"):
+        Context(model, MiniCache(strict=True), n_ctx=256)
+
+
+def test_a_refused_context_leaves_the_thread_as_it_was(random_model: Loaded) -> None:
+    with pytest.raises(ContextRefused):
+        Context(random_model.model, MiniCache(pairs=[(4, 99)]))
+    with Context(random_model.model) as ctx:
+        assert not ctx.report().active
+    with Context(random_model.model, MiniCache()) as ctx:
+        assert ctx.report().active

@@ -1,0 +1,287 @@
+"""Codes as they are fitted: what a codec gives back, in the oracle's words, is what the fit expects of it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from minicache_cpp.cache.code_format import UNIT, WIDTHS, GroupFormat, Layout
+from minicache_cpp.calibrate import code_fit
+from minicache_cpp.calibrate.allocation import Candidate, Choice, Part, PlainPart, allocate
+from minicache_cpp.calibrate.capture import Rope
+from minicache_cpp.calibrate.code_fit import CHOICES, PartCodec, PartFit, fit_part, make_codec, unit_vectors
+from oracle.code import Layout as OracleLayout
+from oracle.code import Part as OraclePart
+
+Array = npt.NDArray[np.floating]
+
+N_HEAD, D = 2, 32
+LAYOUTS = [(4, 0, 0, 0, 0, 0, 0), (0, 0, 0, 4, 0, 0, 0), (0, 0, 0, 0, 0, 4, 0), (0, 1, 0, 1, 0, 1, 1),
+           (1, 0, 1, 0, 1, 0, 0), (0, 0, 0, 0, 0, 0, 1)]  # fmt: skip
+
+
+Fitted = tuple[PartFit, list[Array]]
+
+
+def samples(rng: np.random.Generator, n_layer: int = 2, n: int = 3000) -> list[Array]:
+    """Vectors of layers that have something in common, of falling variance, one layer's longer."""
+    size = n_layer * D
+    mix = rng.standard_normal((size, size)) * np.exp(-np.arange(size) / (6 * n_layer))[:, None]
+    x = (rng.standard_normal((n, N_HEAD, size)) @ mix).astype(np.float32)
+    return [x[..., side * D : (side + 1) * D] * (1 if side else 5) for side in range(n_layer)]
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3, 4])
+def fitted(request: pytest.FixtureRequest) -> Fitted:
+    rng = np.random.default_rng(5)
+    layers = samples(rng, request.param)
+    return fit_part(layers, rng.uniform(0.2, 5, (N_HEAD, request.param * D))), layers
+
+
+def oracle_part(codec: PartCodec) -> OraclePart:
+    return OraclePart(
+        OracleLayout(codec.layout.units),
+        codec.mag.astype(np.float64),
+        codec.weight.astype(np.float64),
+        codec.gain.astype(np.float64),
+        codec.decoder.astype(np.float64),
+    )
+
+
+@pytest.mark.parametrize("units", LAYOUTS)
+def test_the_error_is_the_expected_one(fitted: Fitted, units: tuple[int, ...]) -> None:
+    fit, layers = fitted
+    layout = Layout.of(Layout(units).widths[: fit.n_unit])  # no longer than what it codes
+    part = oracle_part(make_codec(fit, layout, layers))
+    unit = [unit_vectors(x) for x in layers]
+    levels = part.quantize(part.project(unit))
+    errors = []
+    for side, u in enumerate(unit):
+        wrong = part.decode(levels, side) / code_fit.UNIT_LENGTH - u
+        weight = fit.weight[:, side * D : (side + 1) * D]
+        errors.append(float((weight * wrong**2).sum(axis=2).mean(axis=0).sum()))
+    # the fit's own figure is of a histogram of 1/256 of a deviation, and of decoders that are not rounded to f16
+    assert sum(errors) == pytest.approx(fit.error(layout), rel=0.005)
+    by_layer = fit.layer_errors(layout, len(layers))
+    assert by_layer.sum() == pytest.approx(fit.error(layout))
+    # errors of coefficients may have something in common, and then a layer has a little more of it, or less
+    np.testing.assert_allclose(errors, by_layer, rtol=0.2)
+
+
+def test_a_code_serves_the_layer_that_counts() -> None:
+    """Of two layers in one code, the one whose errors weigh more is told better, by as many bits."""
+    layers = samples(np.random.default_rng(11))
+    layout = Layout((0, 0, 0, 1, 1, 0, 0))
+    shares = []
+    for factor in (0.01, 1.0, 100.0):
+        fit = fit_part(layers, np.repeat([[factor, 1.0]], D, axis=1) * np.ones((N_HEAD, 1)))
+        shares.append(fit.layer_errors(layout, 2) / fit.layer_errors(Layout(), 2))
+    first, second = np.transpose(shares)
+    assert first[0] > 1.3 * first[1] > 1.3**2 * first[2]
+    assert second[2] > 1.3 * second[1] > 1.3**2 * second[0]
+
+
+def test_tokens_count_as_often_as_they_say() -> None:
+    """A token that counts twice is as good as two of it."""
+    layers = samples(np.random.default_rng(12), n=500)
+    weight = np.ones((N_HEAD, 2 * D))
+    counts = np.where(np.arange(500) % 3 == 0, 2, 1)
+    tokens = np.repeat((counts / counts.mean())[:, None], N_HEAD, axis=1)
+    once, twice = (
+        fit_part(layers, weight, tokens),
+        fit_part([np.repeat(x, counts, axis=0) for x in layers], weight),
+    )
+    np.testing.assert_allclose(once.errors, twice.errors, rtol=1e-5)
+    np.testing.assert_allclose(once.steps, twice.steps, rtol=1e-5)
+    assert not np.allclose(once.errors, fit_part(layers, weight).errors, rtol=1e-2)
+
+
+def test_magnitudes_are_in_the_middle_of_their_range(fitted: Fitted) -> None:
+    fit, layers = fitted
+    part = oracle_part(make_codec(fit, Layout((1, 0, 0, 1, 0, 0, 0)), layers))
+    code = part.encode(layers)
+    for side, x in enumerate(layers):
+        restored = part.mag_value(code.mags[..., side], side)[..., None] * part.decode(code.levels, side)
+        assert np.median(((restored - x) ** 2).sum(-1) / (x**2).sum(-1)) < 0.5
+        # twice or half as long would still be told apart
+        for factor, ends in ((2.0, 255), (0.5, 1)):
+            mags = part.encode([one * factor for one in layers]).mags[..., side]
+            assert (mags == ends).mean() < 0.01
+
+
+def test_more_bits_and_better_directions_lose_less(fitted: Fitted) -> None:
+    fit, _ = fitted
+    assert (np.diff(fit.errors, axis=1) <= 1e-12).all()  # choices go from 0 to 8 bits
+    variances = fit.errors[:, 0]
+    assert (np.diff(variances, axis=1) <= 1e-9 * variances.max()).all()
+
+
+def test_steps_are_those_known_to_be_best_for_a_gaussian() -> None:
+    t = np.random.default_rng(3).standard_normal((200000, 1))
+    _, errors = code_fit._best_steps(code_fit._histograms(t, np.ones(len(t))))
+    for width, expected in {1: 0.3634, 2: 0.1188, 3: 0.03744, 4: 0.01154}.items():  # Max 1960, uniform
+        assert errors[CHOICES.index(width), 0] == pytest.approx(expected, rel=0.02)
+
+
+def test_the_fit_is_the_same_every_time() -> None:
+    layers = samples(np.random.default_rng(1), n=400)
+    weight = np.ones((N_HEAD, 2 * D))
+    one, two = (make_codec(fit_part(layers, weight), Layout(LAYOUTS[3]), layers) for _ in range(2))
+    assert code_fit.codec_array(one, one).tobytes() == code_fit.codec_array(two, two).tobytes()
+
+
+def test_a_layer_that_is_always_zero_and_a_code_of_nothing_are_finite() -> None:
+    x, _ = samples(np.random.default_rng(2), n=100)
+    zero = np.zeros_like(x)
+    for layers in ([x, zero], [zero, zero], [zero], [x, zero, x]):
+        fit = fit_part(layers, np.ones((N_HEAD, len(layers) * D)))
+        assert np.isfinite(fit.layer_errors(Layout(), len(layers))).all()
+        for layout in (Layout((2, 0, 0, 0, 0, 0, 0)), Layout()):
+            codec = make_codec(fit, layout, layers)
+            for array in (codec.mag, codec.gain, codec.weight, codec.decoder):
+                assert np.isfinite(array.astype(np.float64)).all()
+            code = oracle_part(codec).encode(layers)
+            assert np.isfinite(oracle_part(codec).restore(code.rows, 0)).all()
+
+
+def test_the_codec_is_laid_out_as_the_header_says(fitted: Fitted) -> None:
+    fit, layers = fitted
+    layout_k, layout_v = Layout((0, 1, 0, 1, 0, 0, 0)), Layout((1, 0, 0, 0, 0, 0, 0))
+    k, v = make_codec(fit, layout_k, layers), make_codec(fit, layout_v, layers)
+    data = code_fit.codec_array(k, v)
+    group = GroupFormat(tuple(range(len(layers))), N_HEAD, D, D, layout_k, layout_v)
+    assert data.nbytes == group.codec_bytes()
+    from oracle.code import Codec
+
+    assert data.tobytes() == Codec(oracle_part(k), oracle_part(v)).to_bytes()
+    assert layout_k.row_bytes(len(layers)) == OracleLayout(layout_k.units).row_bytes(len(layers))
+
+
+def test_rope_turns_as_the_oracle_does(rng: np.random.Generator) -> None:
+    from oracle.code import Codec
+
+    x = rng.standard_normal((20, 2, 32)).astype(np.float32)
+    positions = rng.integers(0, 30000, 20)
+    freq = 10000.0 ** (-np.arange(12) / 12)  # partial: 24 of 32 numbers
+    for kind in ("none", "neighbours", "halves"):
+        codec = Codec(None, None, kind, freq)  # type: ignore[arg-type]
+        turned = Rope(kind, tuple(freq) if kind != "none" else ()).turn(x, positions)
+        np.testing.assert_allclose(turned, codec.turn(x, positions), atol=1e-5)
+
+
+#
+# handing out bits
+#
+
+
+def parts(rng: np.random.Generator, n: int) -> list[Part]:
+    """Parts whose errors fall as those of quantizers do, with noise that breaks the order."""
+    found = []
+    for _ in range(n):
+        variance = np.exp(-np.arange(8) * rng.uniform(0.1, 0.8)) * rng.uniform(0.9, 1.1, 8)
+        errors = np.stack([variance * 4.0**-width for width in CHOICES])
+        found.append(Part(errors * 10 ** rng.uniform(-4, 0), 2, 2))
+    return found
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def test_bits_are_handed_out_within_the_limit_and_best(rng: np.random.Generator) -> None:
+    k, v = parts(rng, 4), parts(rng, 4)
+    candidates = [Candidate((2 * i, 2 * i + 1), (), (k[i], v[i])) for i in range(4)]
+
+    def n_bytes(choices: list[Choice]) -> float:
+        return sum(one.token_bytes(choice) for one, choice in zip(candidates, choices, strict=True))
+
+    for limit in (60.0, 150.0, 400.0, 900.0):
+        found = allocate(candidates, lambda choices, limit=limit: n_bytes(choices) <= limit)
+        assert found is not None
+        choices, loss = found
+        # one unit's step of a part is the most that can be left over
+        assert limit - 8 * 2 * UNIT / 8 * 2 < n_bytes(choices) <= limit
+        assert loss == pytest.approx(sum(c.loss(one) for c, one in zip(candidates, choices, strict=True)))
+        for choice in choices:
+            assert choice.k is not None
+            assert choice.k.widths == sorted(choice.k.widths, reverse=True)
+        # no exchange of a bit between two parts is better
+        sides = [(part, layout) for c, one in zip(candidates, choices, strict=True)
+                 for part, layout in zip(c.code or (), (one.k, one.v), strict=True)]  # fmt: skip
+        gains = [max(_slopes(part, layout, +1), default=0.0) for part, layout in sides]
+        losses = [min(_slopes(part, layout, -1), default=np.inf) for part, layout in sides]
+        assert max(gains) <= min(losses) * 1.3  # noise that breaks the order of variances may cost something
+
+
+def _slopes(part: Part, layout: Layout | None, direction: int) -> list[float]:
+    """The loss per byte of one unit's next width up, or down."""
+    assert layout is not None
+    widths = layout.widths + [0] * (8 - len(layout.widths))
+    found = []
+    for unit, width in enumerate(widths):
+        index = CHOICES.index(width) + direction
+        if 0 <= index < len(CHOICES):
+            change = abs(part.losses[index, unit] - part.losses[CHOICES.index(width), unit])
+            found.append(change / (abs(CHOICES[index] - width) * 2 * UNIT / 8))
+    return found
+
+
+def test_a_pair_that_codes_badly_stays_plain(rng: np.random.Generator) -> None:
+    k, v = parts(rng, 2), parts(rng, 2)
+    bad = Part(k[0].losses * 1e9, 2, 2)
+    good_plain = PlainPart({"q8_0": 1e-7, "q4_0": 1e-2}, {"q8_0": 50.0, "q4_0": 30.0})
+    bad_plain = PlainPart({"q8_0": 1.0}, {"q8_0": 50.0})
+    candidates = [
+        Candidate((0, 1), ((good_plain, good_plain),) * 2, (bad, v[0])),
+        Candidate((2, 3), ((bad_plain, bad_plain),) * 2, (k[1], v[1])),
+    ]
+    found = allocate(candidates, lambda choices: sum(
+        one.token_bytes(choice) for one, choice in zip(candidates, choices, strict=True)) <= 400)  # fmt: skip
+    assert found is not None
+    assert found[0][0] == Choice(types=(("q8_0", "q8_0"),) * 2)
+    assert found[0][1].coded
+
+
+def test_layers_get_the_types_of_least_loss(rng: np.random.Generator) -> None:
+    """Of all combinations that are as small, none loses less."""
+    types = {"f16": 128.0, "q8_0": 68.0, "q5_1": 48.0, "q4_0": 36.0}
+    errors = {"f16": 0.0, "q8_0": 1.0, "q5_1": 50.0, "q4_0": 300.0}
+    parts = [
+        PlainPart({name: error * sensitivity for name, error in errors.items()}, types)
+        for sensitivity in 10 ** rng.uniform(-3, 0, 6)
+    ]
+    candidates = [Candidate((i,), ((parts[2 * i], parts[2 * i + 1]),)) for i in range(3)]
+
+    def n_bytes(choices: list[Choice]) -> float:
+        return sum(one.token_bytes(choice) for one, choice in zip(candidates, choices, strict=True))
+
+    for limit in (6 * 36.0, 300.0, 420.0, 600.0, 768.0):
+        found = allocate(candidates, lambda choices, limit=limit: n_bytes(choices) <= limit)
+        assert found is not None
+        used = n_bytes(found[0])
+        assert used <= limit
+        best = min(
+            sum(part.losses[name] for part, name in zip(parts, names, strict=True))
+            for names in itertools.product(types, repeat=6)
+            if sum(types[name] for name in names) <= used
+        )
+        assert found[1] == pytest.approx(best)
+    assert allocate(candidates, lambda choices: n_bytes(choices) <= 6 * 36.0 - 1) is None
+
+
+def test_what_cant_be_is_none(rng: np.random.Generator) -> None:
+    k, v = parts(rng, 1), parts(rng, 1)
+    assert allocate([Candidate((0, 1), (), (k[0], v[0]))], lambda choices: False) is None
+
+
+def test_a_layout_counts_its_widths() -> None:
+    layout = Layout.of([8, 4, 4, 0, 0])
+    assert layout.units == (1, 0, 0, 2, 0, 0, 0)
+    assert layout.widths == [8, 4, 4]
+    assert layout.bits == UNIT * 16
+    assert [Layout.of([0]).row_bytes(n) for n in (1, 2, 3, 4)] == [2, 2, 4, 4]
+    assert len(layout.units) == len(WIDTHS)

@@ -1,0 +1,75 @@
+"""Devices that run the CUDA kernels on the CPU, for whole models: see tests/native/cuda-on-cpu."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from minicache_cpp.native import library
+from support.contexts import Model
+from support.loaded import Loaded
+from support.paths import required
+
+ALL_LAYERS = 99
+GIB = 1 << 30
+
+
+class Devices:
+    """The backend, as long as it is loaded. Models that were loaded before know nothing of it."""
+
+    def __init__(self, path: Path, libraries: Path) -> None:
+        self.path = path
+        self.libraries = libraries  # where ggml and llama lie
+        self.library = ctypes.CDLL(str(path))
+
+    def computed(self) -> int:
+        """MiniCache ops that ran on the devices so far."""
+        return int(self.library.cuda_on_cpu_computed())
+
+    def fail(self, op: int, for_good: bool = False) -> None:
+        """The op of this number from now on fails, and with `for_good` every call after it; -1: no more."""
+        self.library.cuda_on_cpu_fail(op, for_good)
+
+    def fail_copy(self, copy: int) -> None:
+        """The copy to or from a device of this number from now on fails; -1: none."""
+        self.library.cuda_on_cpu_fail_copy(copy)
+
+    @contextmanager
+    def holding(self, loaded: Loaded, n_gpu_layers: int = ALL_LAYERS) -> Iterator[Loaded]:
+        """The model once more, the last layers and the output on the devices."""
+        twin = copy.copy(loaded)
+        twin.model = Model(loaded.path, n_gpu_layers)
+        try:
+            yield twin
+        finally:
+            twin.model.close()
+
+
+@contextmanager
+def devices(count: int = 1, memory: int = 8 * GIB) -> Iterator[Devices]:
+    """cuda-on-cpu0 and so on, with so many bytes each."""
+    libraries = library.load().parent
+    if library.find(libraries, "ggml-cuda"):
+        pytest.skip("a CUDA build, whose own functions have the same names")
+    path = required(
+        "MINICACHE_CUDA_ON_CPU", "libminicache-cuda-on-cpu.so, of a build with MINICACHE_TESTS=ON"
+    )
+    ggml_path = library.find(libraries, "ggml")
+    assert ggml_path is not None
+    ggml, found = ctypes.CDLL(str(ggml_path)), Devices(path, libraries)
+    found.library.cuda_on_cpu_set_devices(count, ctypes.c_size_t(memory))
+    ggml.ggml_backend_load.restype = ctypes.c_void_p
+    backend = ctypes.c_void_p(ggml.ggml_backend_load(os.fsencode(path)))
+    assert backend
+    try:
+        yield found
+    finally:
+        found.fail(-1)
+        found.fail_copy(-1)
+        ggml.ggml_backend_unload(backend)

@@ -1,0 +1,33 @@
+"""The same tokens through the library and through the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from oracle.cells import Token
+from oracle.model import Config, Oracle
+from support.bounds import MARGIN
+from support.contexts import Context, Logits
+from support.loaded import Loaded
+
+
+def oracle_run(loaded: Loaded, config: Config, tokens: Sequence[Token]) -> tuple[Logits, float]:
+    oracle = Oracle(loaded.tiny, config)
+    return oracle.decode(tokens), oracle.margin
+
+
+def clear_cut(
+    loaded: Loaded, config: Config, make: Callable[[int], list[Token]], least: float = MARGIN
+) -> tuple[list[Token], Logits]:
+    """The first prompt of make(0), make(1), ... in which no choice is closer, and the oracle's logits."""
+    for seed in range(40):
+        tokens = make(seed)
+        logits, margin = oracle_run(loaded, config, tokens)
+        if margin > least:
+            return tokens, logits
+    raise AssertionError("no prompt without close choices")
+
+
+def native(loaded: Loaded, config: Config, tokens: Sequence[Token], n_threads: int = 1) -> Logits:
+    with Context.of(loaded.model, config, n_threads=n_threads) as ctx:
+        return ctx.decode(tokens)

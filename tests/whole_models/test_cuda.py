@@ -1,0 +1,408 @@
+"""Whole models whose merged layers are computed by the CUDA kernels, on devices whose memory the host can't reach.
+
+The kernels run on the CPU (tests/native/cuda-on-cpu). Everything around them is as on a GPU: where tensors lie, how
+graphs are split, what is copied, what falls back and what becomes of errors.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minicache_cpp import Llama, MiniCache, MiniCacheError
+from oracle.cells import Token
+from oracle.model import Config
+from support import tiny_models
+from support.assertions import (
+    assert_a_sequence_goes_on,
+    assert_a_state_goes_on,
+    assert_graphs_are_reused,
+    assert_matches_the_oracle,
+)
+from support.bounds import TIED_BOUND
+from support.contexts import Context, Logits, captured_log, interleaved, nmse, repeated, run
+from support.cuda_on_cpu import Devices, devices
+from support.loaded import Loaded
+from support.oracle_runs import clear_cut, oracle_run
+from support.plans import LAYER_TYPES, Groups, aligned, coded, plain
+from support.scenarios import CASES, Memory, Result, copy_then_diverge, shift_context, take_turns
+from support.tiny_models import prompt
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fibers are for Linux here")
+
+# The kernels' queries, unpacked rows and weights are f16. Where other rows round to another level by that, it is more.
+F16_BOUND = 1e-5
+BOUNDS = {"f16": F16_BOUND, "bf16": 3e-5, "q8_0": 3e-4, "q4_0": 1e-2, "iq4_nl": 1e-2}
+
+# A retained token is chosen by comparing distances, which a device has by so much otherwise: MARGIN in support.bounds.
+MARGIN = 1.5e-3
+
+GROUPS: Groups = ((0, 1), (2, 3, 4, 5))
+PAIRS: Groups = ((0, 1), (2, 3), (4, 5))
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    return tmp_path / "plan.gguf"
+
+
+@pytest.fixture
+def device() -> Iterator[Devices]:
+    with devices() as found:
+        yield found
+
+
+def on_device(device: Devices, loaded: Loaded, config: Config, tokens: list[Token]) -> Logits:
+    """Logits, with every MiniCache op computed there."""
+    with device.holding(loaded) as held, Context.of(held.model, config) as ctx:
+        report = ctx.report()
+        assert report.fallback == "" and report.groups == list(config.groups)
+        before = device.computed()
+        result = ctx.decode(tokens)
+    # the index, then a merge or an encode for each group and an attention for each of its layers
+    n_ubatches = -(-len(tokens) // config.n_ubatch)
+    n_ops = n_ubatches * sum(1 + len(group) for group in config.groups)
+    assert device.computed() - before >= n_ops
+    return result
+
+
+@pytest.mark.parametrize("chunk", [1, 40])
+@pytest.mark.parametrize(
+    ("head_size", "kind"), [(64, kind) for kind in BOUNDS] + [(80, "f16"), (128, "q4_0")]
+)
+def test_directions_match_the_oracle(
+    load: Callable[..., Loaded], device: Devices, head_size: int, kind: str, chunk: int
+) -> None:
+    loaded = load(tiny_models.random_model, head_size=head_size)
+    config = Config(loaded.pairs, type_k=kind, type_v=kind, pool_type="f16", n_ubatch=chunk)
+    tokens, expected = clear_cut(loaded, config, lambda seed: run(prompt(80, seed)))
+    assert nmse(on_device(device, loaded, config, tokens), expected) <= BOUNDS[kind]
+
+
+@pytest.mark.parametrize("n_ubatch", [1, 16, 60])
+def test_retained_tokens_match_the_oracle(random_model: Loaded, device: Devices, n_ubatch: int) -> None:
+    config = Config(random_model.pairs, retain=0.1, window=5, pool_type="f16", n_ubatch=n_ubatch)
+    tokens, expected = clear_cut(random_model, config, lambda seed: run(prompt(80, seed)), MARGIN)
+    assert nmse(on_device(device, random_model, config, tokens), expected) <= F16_BOUND
+    for other in (replace(config, retain=0.0), replace(config, window=4), replace(config, t=0.5)):
+        assert nmse(oracle_run(random_model, other, tokens)[0], expected) > 20 * F16_BOUND
+
+
+@pytest.mark.parametrize("n_ubatch", [1, 7, 40])
+@pytest.mark.parametrize(("head_size", "groups"), [(32, GROUPS), (64, GROUPS), (128, PAIRS)])
+def test_codes_match_the_oracle(
+    load: Callable[..., Loaded], device: Devices, plan: Path, head_size: int, groups: Groups, n_ubatch: int
+) -> None:
+    loaded = load(tiny_models.random_model, head_size=head_size)
+    config = coded(loaded, Config(groups, retain=0.1, window=5, n_ubatch=n_ubatch), plan)
+    tokens, expected = clear_cut(loaded, config, lambda seed: run(prompt(50, seed)))
+    assert nmse(on_device(device, loaded, config, tokens), expected) <= TIED_BOUND
+
+
+@pytest.mark.parametrize("n_ubatch", [1, 40])
+@pytest.mark.parametrize("head_size", [64, 96])
+def test_plain_layers_match_the_oracle(
+    load: Callable[..., Loaded], device: Devices, plan: Path, head_size: int, n_ubatch: int
+) -> None:
+    """Ours takes those that upstream's flash attention on GPUs does not read as they are: five of six."""
+    loaded = load(tiny_models.random_model, head_size=head_size)
+    config = plain(loaded, Config(n_ubatch=n_ubatch, plain=LAYER_TYPES), plan)
+    tokens = run(prompt(60))
+    expected, _ = oracle_run(loaded, config, tokens)
+    with device.holding(loaded) as held, Context.of(held.model, config) as ctx:
+        assert ctx.report().fallback == ""
+        before = device.computed()
+        assert nmse(ctx.decode(tokens), expected) <= BOUNDS["q4_0"]
+        assert device.computed() - before == len(LAYER_TYPES) * -(-len(tokens) // n_ubatch)
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q4_0"])
+def test_plain_layers_of_one_type_are_upstreams(random_model: Loaded, device: Devices, kind: str) -> None:
+    config = Config(random_model.pairs, type_k=kind, type_v=kind)
+    with device.holding(random_model) as held, Context.of(held.model, config) as ctx:
+        before = device.computed()
+        ctx.decode(run(prompt(20)))
+        # two attentions, a merge, and its distances
+        assert device.computed() - before == 4 * len(random_model.pairs)
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "refact"])
+def test_other_ways_to_tell_positions(
+    load: Callable[..., Loaded], device: Devices, plan: Path, arch: str
+) -> None:
+    """RoPE over halves, and ALiBi."""
+    loaded = load(tiny_models.random_model, arch=arch)
+    config = coded(loaded, Config(GROUPS, retain=0.1, n_ubatch=16), plan)
+    tokens, expected = clear_cut(loaded, config, lambda seed: run(prompt(70, seed), 37))
+    assert nmse(on_device(device, loaded, config, tokens), expected) <= TIED_BOUND
+
+
+def test_bases_match_the_oracle(load: Callable[..., Loaded], device: Devices, plan: Path) -> None:
+    loaded = load(tiny_models.random_model, head_size=64)
+    config = aligned(loaded, Config(((0, 1), (4, 5)), retain=0.1, n_ubatch=16), plan)
+    tokens, expected = clear_cut(loaded, config, lambda seed: run(prompt(70, seed)))
+    assert nmse(on_device(device, loaded, config, tokens), expected) <= F16_BOUND
+
+
+@pytest.mark.parametrize(
+    ("kind", "scenario", "unified"),
+    [("slerp", *case) for case in CASES]
+    + [("codes", *case) for case in CASES if case[0] in (copy_then_diverge, shift_context, take_turns)],
+)
+def test_operations_match_the_oracle(
+    load: Callable[..., Loaded],
+    device: Devices,
+    plan: Path,
+    kind: str,
+    scenario: Callable[[Memory, int], Result],
+    unified: bool,
+) -> None:
+    loaded = load(tiny_models.random_model, head_size=32 if kind == "codes" else 64)
+    base = Config(GROUPS, retain=0.1, window=9, n_ubatch=16, n_seq_max=2, unified=unified)
+    slerp = replace(base, groups=loaded.pairs, type_k="q8_0", type_v="q8_0")
+    config = coded(loaded, base, plan) if kind == "codes" else slerp
+
+    def together(m: Memory, seed: int) -> Result:
+        # a level that goes the other way is much for a token alone
+        return [np.concatenate(scenario(m, seed))]
+
+    with device.holding(loaded) as held:
+        before = device.computed()
+        assert_matches_the_oracle(held, config, together, TIED_BOUND if kind == "codes" else BOUNDS["q8_0"])
+        assert device.computed() > before
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_saved_states_go_on(random_model: Loaded, device: Devices, plan: Path, unified: bool) -> None:
+    base = Config(GROUPS, retain=0.1, window=9, n_ubatch=16, n_seq_max=2, unified=unified)
+    config = coded(random_model, base, plan)
+    with device.holding(random_model) as held:
+        assert_a_state_goes_on(held, config, 2)
+        assert_a_sequence_goes_on(held, config, TIED_BOUND)
+
+
+@pytest.mark.parametrize("to_device", [True, False])
+def test_a_state_moves_between_devices(
+    random_model: Loaded, device: Devices, plan: Path, to_device: bool
+) -> None:
+    config = coded(random_model, Config(GROUPS, retain=0.1, window=9, n_ubatch=16), plan)
+    with device.holding(random_model) as held:
+        models = random_model.model, held.model
+        source, target = models if to_device else models[::-1]
+        with Context.of(source, config) as one, Context.of(target, config) as other:
+            one.decode(run(prompt(60)))
+            assert other.restore(one.state())
+            tokens = run(prompt(20, 1), 60)
+            results = [repeated(ctx.decode, tokens, 1) for ctx in (one, other)]
+    assert nmse(*results) <= TIED_BOUND
+
+
+def test_graphs_are_reused(random_model: Loaded, device: Devices, plan: Path) -> None:
+    config = coded(random_model, Config(GROUPS, retain=0.1, window=9), plan)
+    with device.holding(random_model) as held:
+        assert_graphs_are_reused(held, config)
+
+
+def test_two_runs_are_the_same(random_model: Loaded, device: Devices, plan: Path) -> None:
+    config = coded(random_model, Config(GROUPS, retain=0.1, n_ubatch=16, n_seq_max=3), plan)
+    tokens = interleaved([prompt(40, seed) for seed in range(3)])
+    results = [on_device(device, random_model, config, tokens) for _ in range(2)]
+    assert np.array_equal(*results)
+
+
+#
+# what lies where
+#
+
+
+@pytest.mark.parametrize("n_gpu_layers", range(8))
+def test_some_layers_on_the_device(random_model: Loaded, device: Devices, n_gpu_layers: int) -> None:
+    """The last ones of six, and then the output. A pair across the border stays plain."""
+    first = 6 - min(6, max(0, n_gpu_layers - 1))  # the output counts as one
+    merged = tuple(pair for pair in PAIRS if pair[0] >= first or pair[1] < first)
+    there = [pair for pair in merged if pair[0] >= first]
+    config = Config(merged, retain=0.1, n_ubatch=16)
+    tokens, expected = clear_cut(random_model, config, lambda seed: run(prompt(60, seed)))
+    with device.holding(random_model, n_gpu_layers) as held:
+        wanted = MiniCache(pairs=PAIRS, retain=0.1, type_k="f16", type_v="f16")
+        with Context(held.model, wanted, n_ubatch=16) as ctx:
+            report = ctx.report()
+            assert report.groups == list(merged)
+            for pair in set(PAIRS) - set(merged):
+                for layer in pair:
+                    assert report.layers[layer].kind == "refused"
+                    assert "different devices: CPU and cuda-on-cpu0" in report.layers[layer].reason
+            before = device.computed()
+            assert nmse(ctx.decode(tokens), expected) <= F16_BOUND
+            assert (device.computed() > before) == bool(there)
+            assert report.fallback == ""
+
+
+@pytest.mark.parametrize("n_ubatch", [16, 512])
+def test_two_devices(random_model: Loaded, plan: Path, n_ubatch: int) -> None:
+    """Which compute different ubatches at the same time. A group across both stays plain."""
+    config = coded(random_model, Config(GROUPS, retain=0.1, window=5, n_ubatch=n_ubatch), plan)
+    tokens, _ = clear_cut(random_model, config, lambda seed: run(prompt(60, seed)))
+    wanted = MiniCache(plan=plan)
+    with (
+        devices(count=2) as two,
+        two.holding(random_model) as held,
+        captured_log() as lines,
+        Context(held.model, wanted, n_ubatch=n_ubatch) as ctx,
+    ):
+        report = ctx.report()
+        refused = [layer.reason for layer in report.layers if layer.kind == "refused"]
+        before = two.computed()
+        result = ctx.decode(tokens)
+        n_ops = two.computed() - before
+    assert any("pipeline parallelism enabled" in text for _, text in lines)
+    assert report.groups == [(0, 1)] and len(refused) == 4
+    assert all("cuda-on-cpu0 and cuda-on-cpu1" in reason for reason in refused)
+    assert n_ops == 5 * -(-60 // n_ubatch)  # an index, an encode, a retain, and an attention for each layer
+    merged = replace(config, groups=config.groups[:1], codecs=config.codecs[:1])
+    assert nmse(result, oracle_run(random_model, merged, tokens)[0]) <= TIED_BOUND
+
+
+def test_the_cache_can_stay_in_main_memory(random_model: Loaded, device: Devices, plan: Path) -> None:
+    """As llama.cpp's option says, with the layers themselves on the device."""
+    config = coded(random_model, Config(GROUPS, retain=0.1, window=5, n_ubatch=16), plan)
+    tokens, expected = clear_cut(random_model, config, lambda seed: run(prompt(80, seed)))
+    with device.holding(random_model) as held:
+        before = device.computed()
+        with Context.of(held.model, config, offload_kqv=False) as ctx:
+            assert ctx.report().fallback == ""
+            assert nmse(ctx.decode(tokens), expected) <= TIED_BOUND
+        assert device.computed() == before
+
+
+def test_what_the_kernels_lack_runs_on_the_cpu(load: Callable[..., Loaded], device: Devices) -> None:
+    """And is said once, by name."""
+    loaded = load(tiny_models.random_model, head_size=40)
+    config = Config(PAIRS, retain=0.1, pool_type="f16", n_ubatch=16)
+    tokens, expected = clear_cut(loaded, config, lambda seed: run(prompt(60, seed)))
+    with device.holding(loaded) as held:
+        before = device.computed()
+        with captured_log() as lines, Context.of(held.model, config) as ctx:
+            report = ctx.report()
+            assert nmse(ctx.decode(tokens), expected) <= F16_BOUND
+        # the merging itself knows no head sizes, and has no part of the cache
+        assert device.computed() == before + len(PAIRS) * -(-len(tokens) // config.n_ubatch)
+    assert report.fallback == "cuda-on-cpu0 has no MiniCache kernels for attention (head size 40, f16, f16)"
+    assert report.fallback in str(report)
+    assert sum(report.fallback in text for _, text in lines) == 1
+
+
+def test_plain_layers_that_nothing_reads_run_on_the_cpu(load: Callable[..., Loaded], device: Devices) -> None:
+    loaded = load(tiny_models.random_model, head_size=288, n_layer=4)
+    config = Config(((2, 3),), type_k="iq4_nl", type_v="iq4_nl", n_ubatch=16)
+    tokens = run(prompt(40))
+    expected, _ = oracle_run(loaded, config, tokens)
+    with device.holding(loaded) as held, captured_log() as lines, Context.of(held.model, config) as ctx:
+        fallback = ctx.report().fallback
+        assert nmse(ctx.decode(tokens), expected) <= BOUNDS["q4_0"]
+    assert fallback == "cuda-on-cpu0 has no attention over plain layers (head size 288, iq4_nl, iq4_nl)"
+    assert sum("attend on the CPU" in text for _, text in lines) == 1
+
+
+#
+# errors
+#
+
+SETTINGS = {"n_ctx": 256, "n_batch": 32, "verbose": False, "n_gpu_layers": -1, "minicache": MiniCache()}
+TOKENS = list(range(3, 43))
+
+
+def test_an_error_is_an_exception(random_model: Loaded, device: Devices) -> None:
+    path = str(random_model.path)
+    with Llama(path, **SETTINGS) as other, Llama(path, **SETTINGS) as llm:
+        other.eval(TOKENS[:16])
+        llm.eval(TOKENS[:16])
+        device.fail(2)
+        with pytest.raises(
+            MiniCacheError, match=r"illegal memory access .*; the context can't be used any more"
+        ):
+            llm.eval(TOKENS[16:24])
+        with pytest.raises(MiniCacheError, match="failed earlier"):
+            llm.eval(TOKENS[16:24])
+        other.eval(TOKENS[16:24])
+        seen = np.array(other._ctx.get_logits()[: other.n_vocab()])
+    with Llama(path, **SETTINGS) as again:
+        again.eval(TOKENS[:16])
+        again.eval(TOKENS[16:24])
+        assert np.array_equal(again._ctx.get_logits()[: again.n_vocab()], seen)
+
+
+@pytest.mark.parametrize("call", ["save", "load", "clear"])
+def test_errors_of_copies_are_exceptions_too(random_model: Loaded, device: Devices, call: str) -> None:
+    with Llama(str(random_model.path), **SETTINGS) as llm:
+        llm.eval(TOKENS[:16])
+        state = llm.save_state()
+        calls = {
+            "save": llm.save_state,
+            "load": lambda: llm.load_state(state),
+            "clear": llm._ctx.kv_cache_clear,
+        }
+        device.fail_copy(0)
+        with pytest.raises(
+            MiniCacheError, match=r"illegal memory access .*; the context can't be used any more"
+        ):
+            calls[call]()
+        for one in (*calls.values(), lambda: llm.eval(TOKENS[16:24])):
+            with pytest.raises(MiniCacheError, match="failed earlier"):
+                one()
+
+
+def test_a_device_that_is_lost(random_model: Loaded, device: Devices) -> None:
+    """In a process of its own, which is to start again: it says so, refuses to go on, and ends in order."""
+    script = f"""
+import ctypes
+from minicache_cpp import Llama, MiniCache, MiniCacheError
+library = ctypes.CDLL({str(device.path)!r})
+settings = {{"n_gpu_layers": -1, "minicache": MiniCache(), "n_ctx": 256, "verbose": False}}
+llm, other = (Llama({str(random_model.path)!r}, **settings) for _ in range(2))
+other.eval(list(range(3, 20)))
+library.cuda_on_cpu_fail(0, True)
+for one in (llm, other):
+    try:
+        one.eval(list(range(3, 20)))
+    except MiniCacheError as error:
+        print(error)
+for one in (llm, other):
+    one.close()
+print("closed")
+"""
+    environment = os.environ | {
+        "GGML_BACKEND_PATH": str(device.path),
+        "MINICACHE_LIB_PATH": str(device.libraries),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    *errors, closed = done.stdout.splitlines()
+    assert closed == "closed"
+    for line in errors:
+        assert "illegal memory access" in line
+        assert line.endswith(
+            "its device no longer answers: nothing can be computed or freed there until the program is started again"
+        )
+    assert len(errors) == 2
+
+
+def test_too_little_memory_is_told(random_model: Loaded) -> None:
+    path = str(random_model.path)
+    with devices(memory=4 << 20):
+        settings = {**SETTINGS, "n_ctx": 65536}
+        with pytest.raises(
+            MiniCacheError, match=r"MiB.*on cuda-on-cpu0, of whose 4\.00 MiB [0-9.]+ are free"
+        ):
+            Llama(path, **settings)
+        with Llama(path, **SETTINGS) as llm:
+            llm.eval(TOKENS[:16])

@@ -1,0 +1,111 @@
+"""The exact window: the latest tokens of each stream stay as they are, merged and coded pairs alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from oracle.model import Config
+from support import scenarios, tiny_models
+from support.assertions import assert_a_sequence_goes_on, assert_a_state_goes_on, assert_matches_the_oracle
+from support.bounds import CODE_BOUND, F16_BOUND, ROUNDING
+from support.contexts import Context, nmse, run
+from support.loaded import Loaded
+from support.oracle_runs import clear_cut, native, oracle_run
+from support.plans import ALL, coded
+from support.scenarios import Memory, Result
+from support.tiny_models import prompt
+
+SETTINGS = [
+    Config(ALL, window=16),
+    Config(ALL, window=16, retain=0.1),
+    Config(ALL, window=5, retain=0.1, pool_type="f16"),
+    Config(ALL, window=200, retain=0.05),
+]
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    return tmp_path / "plan.gguf"
+
+
+@pytest.mark.parametrize("n_ubatch", [1, 7, 64])
+@pytest.mark.parametrize("config", SETTINGS, ids=lambda config: f"{config.window} {config.retain}")
+@pytest.mark.parametrize("coded_pairs", [False, True])
+def test_every_split_matches_the_oracle(
+    random_model: Loaded, plan: Path, config: Config, n_ubatch: int, coded_pairs: bool
+) -> None:
+    """Ubatches shorter and longer than the window."""
+    config = replace(config, n_ubatch=n_ubatch)
+    if coded_pairs:
+        config = coded(random_model, config, plan)
+    tokens, expected = clear_cut(random_model, config, lambda seed: run(prompt(90, seed)))
+    bound = CODE_BOUND if coded_pairs else F16_BOUND
+    for n_threads in (1, 3):
+        assert nmse(native(random_model, config, tokens, n_threads), expected) <= bound
+    other = replace(config, window=config.window - 1)
+    assert (
+        config.window > len(tokens)
+        or nmse(oracle_run(random_model, other, tokens)[0], expected) > bound / 100
+    )
+
+
+def test_a_window_over_the_context_is_the_full_cache(random_model: Loaded) -> None:
+    tokens = run(prompt(100, 4))
+    for n_ubatch in (1, 16):
+        full = native(random_model, Config(n_ubatch=n_ubatch), tokens)
+        config = Config(ALL, window=256, pool_type="f16", n_ubatch=n_ubatch)
+        assert nmse(native(random_model, config, tokens), full) <= ROUNDING
+        assert nmse(native(random_model, replace(config, window=8), tokens), full) > 1e2 * ROUNDING
+
+
+@pytest.mark.parametrize("unified", [True, False])
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        scenarios.take_turns,
+        scenarios.copy_then_diverge,
+        scenarios.copy_twice,
+        scenarios.remove_the_end,
+        scenarios.remove_and_reuse,
+        scenarios.shift_context,
+        scenarios.clear_and_start_again,
+    ],
+)
+def test_operations_match_the_oracle(
+    load: Callable[..., Loaded], scenario: Callable[[Memory, int], Result], unified: bool
+) -> None:
+    loaded = load(tiny_models.random_model, head_size=64)
+    config = Config(loaded.pairs, window=24, retain=0.1, n_ubatch=16, n_seq_max=2, unified=unified)
+    assert_matches_the_oracle(loaded, config, scenario, F16_BOUND)
+
+
+@pytest.mark.parametrize("unified", [True, False])
+@pytest.mark.parametrize("coded_pairs", [False, True])
+def test_a_saved_state_goes_on_bit_for_bit(
+    random_model: Loaded, plan: Path, unified: bool, coded_pairs: bool
+) -> None:
+    config = Config(ALL, window=24, retain=0.1, n_ubatch=16, n_seq_max=2, unified=unified)
+    if coded_pairs:
+        config = coded(random_model, config, plan)
+    assert_a_state_goes_on(random_model, config, 2)
+
+
+def test_a_restored_sequence_keeps_its_window(random_model: Loaded) -> None:
+    config = Config(ALL, window=24, n_ubatch=16, n_seq_max=2, unified=False)
+    assert_a_sequence_goes_on(random_model, config)
+
+
+def test_a_state_of_another_window_is_refused(random_model: Loaded) -> None:
+    configs = [Config(ALL, window=window, n_ubatch=16) for window in (8, 9)]
+    with (
+        Context.of(random_model.model, configs[0]) as ctx,
+        Context.of(random_model.model, configs[1]) as other,
+    ):
+        ctx.decode(run(prompt(40)))
+        other.decode(run(prompt(30, 1)))
+        assert not other.restore(ctx.state())
+        assert other.positions(0) == (0, 29)
