@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""All that docs/speed.md and docs/results.md tell of speed on the CPU, measured in half an hour of two idle cores.
+"""Measure all figures of speed on the CPU in docs/speed.md and docs/results.md, in half an hour on two idle cores.
 
     .venv/bin/python scripts/bench_speed.py build/speed           # writes build/speed/speed.md and speed.json
     .venv/bin/python scripts/bench_speed.py build/speed --only attention --only model
-    .venv/bin/python scripts/bench_speed.py build/speed --quick   # runs through; the figures mean nothing
+    .venv/bin/python scripts/bench_speed.py build/speed --quick   # shows that it runs; the figures mean nothing
 
 Parts, each by commands that can be given alone and that are shown:
 
@@ -189,7 +189,7 @@ def measure(run: Run, name: str) -> dict[str, Any]:
 
 
 def report(run: Run, found: Mapping[str, Any]) -> str:
-    """All parts there are, as Markdown."""
+    """All parts that were measured, as the Markdown of DIR/speed.md."""
     texts = [f"{found['machine']}{QUICK if run.quick else ''}", *goals_of(run, found["parts"])]
     for name in PARTS:
         if name in found["parts"]:
@@ -200,7 +200,7 @@ def report(run: Run, found: Mapping[str, Any]) -> str:
 
 
 def goals_of(run: Run, parts: Mapping[str, Any]) -> list[str]:
-    """What is asked for beside what was found, as far as it was; none of --quick."""
+    """The goals of the parts that were measured, beside what was found; none with --quick."""
     found = {name: part["found"] for name, part in parts.items() if not part["error"]}
     if run.quick or not found.keys() & {"attention", "model", "demo", "ops"}:
         return []

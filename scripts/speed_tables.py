@@ -1,4 +1,4 @@
-"""Markdown tables of what bench_speed.py measures."""
+"""The Markdown tables that bench_speed.py writes to DIR/speed.md, and prints."""
 
 from __future__ import annotations
 
@@ -6,30 +6,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# what attention_cell() says
+# the legend of attention_cell()
 CELLS = (
-    "In a cell: ms ± half the distance between the quartiles; how many times as long upstream's op takes, on the "
-    "same rows, for codes on q4_0 rows of the same layer; bytes over time as a share of the measured memory read, "
-    "which short caches exceed as they lie in the processor's own, or for codes the time over ours of q4_0 rows. "
-    "A call is for one layer: a code row, which serves two, is read by both."
+    "A cell gives the ms of our op ± half the distance between the quartiles; how many times as long upstream's op "
+    "takes on the same rows, or for codes on q4_0 rows of the same layer; and the bytes over time as a share of the "
+    "measured memory read, which short caches exceed as they lie in the processor's own, or for codes the time over "
+    "ours of q4_0 rows. A call is for one layer: a code row, which serves two layers, is read by both calls."
 )
 
-WIDTHS = (8, 6, 5, 4, 3, 2, 1)  # bits of a code's units, as a case's name counts them
+# bits of a code's units, in the order in which the name of a case counts them
+WIDTHS = (8, 6, 5, 4, 3, 2, 1)
 
 
 @dataclass(frozen=True)
 class Case:
-    """An attention case of `minicache-test perf --json`, on a number of threads."""
+    """An attention case of `minicache-test perf --json`."""
 
-    type: str  # f16, q8_0, q4_0, slerp, or "code K/V" with the bits of each value
+    # f16, q8_0, q4_0, slerp, or "code K/V" with the bits of each value
+    type: str
     n_kv: int
     head_size: int
     n_gqa: int
-    batch: int  # sequences
-    tokens: int  # of each
+    # sequences, and the tokens of each
+    batch: int
+    tokens: int
     threads: int
-    memory_read: float  # GB/s
-    results: Mapping[str, Mapping[str, Any]]  # by name: ours, upstream, ours q4_0, upstream q4_0
+    # GB/s
+    memory_read: float
+    # by name: ours, upstream, ours q4_0, upstream q4_0
+    results: Mapping[str, Mapping[str, Any]]
 
     @property
     def ours(self) -> Mapping[str, Any]:
@@ -41,7 +46,7 @@ class Case:
         return self.results.get("upstream") or self.results["upstream q4_0"]
 
     def times(self, name: str) -> float:
-        """How many times as long as ours this takes."""
+        """How many times as long as ours the result of this name takes."""
         return float(self.results[name]["median_us"] / self.ours["median_us"])
 
     @property
@@ -50,7 +55,7 @@ class Case:
 
 
 def cases_of(found: Mapping[str, Any]) -> list[Case]:
-    """The attention cases of what perf printed; other ops are passed over."""
+    """The attention cases in the object that perf printed; other ops are left out."""
     cases = []
     for row in found["rows"]:
         if row["op"] not in ("ATTN", "ATTN_CODE"):
@@ -74,7 +79,7 @@ def cases_of(found: Mapping[str, Any]) -> list[Case]:
 
 
 def type_of(name: str, head_size: int) -> str:
-    """code-K-V, with units of 16 coefficients, as bits for each of the two layers' values."""
+    """The type of a case; "code-K-V", which counts units of 16 coefficients, becomes bits per value of two layers."""
     if not name.startswith("code-"):
         return name
     bits = [
@@ -85,7 +90,7 @@ def type_of(name: str, head_size: int) -> str:
 
 
 def attention_cell(case: Case | None) -> str:
-    """As CELLS says."""
+    """One cell, as CELLS explains it; empty where there is no case."""
     if case is None:
         return ""
     ours = case.ours
@@ -101,7 +106,7 @@ def ms(us: float) -> str:
 
 
 def attention_tables(cases: Sequence[Case]) -> str:
-    """Tables of decode on each number of threads, of several sequences, and of prefill."""
+    """Tables of decode of one and of several sequences, and of prefill, for each number of threads."""
     types = list(dict.fromkeys(case.type for case in cases))
     parts = []
     for threads in dict.fromkeys(case.threads for case in cases):
@@ -131,7 +136,7 @@ def one_attention_table(cases: Sequence[Case], types: Sequence[str]) -> str:
 
 
 def model_table(found: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """Whole-model speed: `minicache bench --json`."""
+    """The speed of whole models, from `minicache bench --json`; names: what to call each SPEC."""
     rows = []
     for row in found["rows"]:
         base = {
@@ -161,7 +166,7 @@ def model_table(found: Mapping[str, Any], names: Mapping[str, str]) -> str:
 
 
 def ops_table(found: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """Shares of kinds of operations: `minicache bench --ops --json`."""
+    """The share of each kind of operation, from `minicache bench --ops --json`."""
     kinds = list(found["rows"][0]["shares"]) if found["rows"] else []
     rows = [
         [
@@ -178,7 +183,7 @@ def ops_table(found: Mapping[str, Any], names: Mapping[str, str]) -> str:
 
 
 def throughput_table(rows: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> str:
-    """Rows of bench_throughput.py, and of llama-batched-bench in the same form."""
+    """Tokens per second at a fixed budget, from bench_throughput.py or, in the same form, llama-batched-bench."""
     lines = [
         [
             row["how"],
