@@ -256,43 +256,6 @@ def test_the_native_library_checks_for_itself(changes: dict[str, Any], reason: s
         binding.use_env()
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("t=2", "t = 2"),
-        ("t=", "not a number"),
-        ("retain=half", "not a number"),
-        ("start=0.5,colour=red", "colour"),
-        ("start", "key=value"),
-        ("pairs=1-2-3", "8-9;10-11"),
-        ("pairs=1-2;2-3", "overlaps"),
-        ("pool=q4_0", "pool type"),
-        ("strict=maybe", "0 or 1"),
-        ("", "key=value"),
-    ],
-)
-def test_nonsense_as_text_is_refused(text: str, reason: str) -> None:
-    params = binding.ffi.new("struct llama_minicache_params *")
-    assert not binding.lib.llama_minicache_parse_params(text.encode(), params)
-    assert reason in binding.last_error()
-
-
-def test_settings_as_text() -> None:
-    params = binding.ffi.new("struct llama_minicache_params *")
-    text = "start=3,t=0.25,retain=0.1,pool=f16,pairs=1-2;4-5,strict=1"
-    assert binding.lib.llama_minicache_parse_params(text.encode(), params)
-    assert (params.start_layer, params.t, params.pool_type, params.strict) == (3, 0.25, 1, True)
-    assert params.retain == pytest.approx(0.1)
-    assert list(params.pairs[0 : 2 * params.n_pairs]) == [1, 2, 4, 5]
-    assert binding.lib.llama_minicache_parse_params(b"start=0.25", params)
-    assert (params.start_layer, params.start) == (-1, 0.25)
-    for text in ("1", "on"):
-        assert binding.lib.llama_minicache_parse_params(text.encode(), params)
-        assert (params.start_layer, params.start, params.n_pairs) == (-1, 0.5, 0)
-        assert params.t == pytest.approx(0.6)
-        assert params.retain == pytest.approx(0.05)
-
-
 def test_flash_attention_off_is_refused(random_model: Loaded) -> None:
     with pytest.raises(ContextRefused, match="flash attention"):
         Context(random_model.model, MiniCache(), flash_attn=0)

@@ -164,14 +164,14 @@ def test_without_a_plan_and_calibration_the_cache_is_q8_0(models: dict[str, Path
         (["{tmp}/empty.gguf"], "is not a GGUF file"),
         (["{tmp}/short.gguf"], "is truncated"),
         (["{tmp}/martian.gguf"], "martian"),
-        (["{tmp}/hollow.gguf"], "can't be used"),
+        (["{tmp}/hollow.gguf"], "cannot be used"),
         (["{model}", "--ctx", "2000000000"], "of memory is free; take a smaller --ctx"),
         (["{model}", "--ctx", "0"], "1 or more"),
         (["{model}", "--threads", "-1"], "1 or more"),
         (["{model}", "--temp", "nan"], "--temp"),
         (["{model}", "--top-p", "2"], "from 0 to 1"),
         (["{model}", "--config", "q3"], "no cache setting"),
-        (["{model}", "--config", "slerp:t=1.5"], "[0, 1]"),
+        (["{model}", "--config", "slerp:t=1.5"], "from 0 to 1"),
         (["{model}", "--config", "slerp:start=6"], "0 to 5"),
         (["{model}", "--config", "slerp:pairs=1-2;2-3"], "overlaps"),
         (["{model}", "--config", "slerp:start=5,strict=1"], "strict"),
@@ -287,7 +287,7 @@ def test_the_demo_model_is_found_where_it_may_be(tmp_path: Path, monkeypatch: py
     package, prefix, here = (tmp_path / name for name in ("lib/site/package", "checkout/.venv", "elsewhere"))
     for folder in (package, prefix, here):
         folder.mkdir(parents=True)
-    monkeypatch.setattr(demo_model, "__file__", str(package / "demo_model.py"))
+    monkeypatch.setattr(demo_model, "__file__", str(package / "host" / "demo_model.py"))
     monkeypatch.setattr(sys, "prefix", str(prefix))
     monkeypatch.chdir(here)
     with pytest.raises(MiniCacheError, match="name a GGUF file"):

@@ -80,7 +80,12 @@ static void check_types(const llama_model & model, const llama_memory_params & p
 
 // what the context is to use; a draft head keeps a plain cache of its own, of a layer or two
 static std::optional<minicache_settings> requested(const llama_memory_params & params) {
-    return params.ctx_type == LLAMA_CONTEXT_TYPE_DEFAULT ? minicache_settings_requested() : std::nullopt;
+    try {
+        return params.ctx_type == LLAMA_CONTEXT_TYPE_DEFAULT ? minicache_settings_requested() : std::nullopt;
+    } catch (const std::exception & e) {
+        minicache_set_error(e.what());
+        throw;
+    }
 }
 
 llama_kv_cache_minicache * llama_kv_cache_minicache::create(

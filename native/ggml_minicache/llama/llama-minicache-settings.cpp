@@ -12,11 +12,13 @@
 // checks
 //
 
+// a number as people write it: in any locale with a point, by which it is no layer number
 static std::string text_of(float x) {
     std::ostringstream out;
     out.imbue(std::locale::classic());
     out << x;
-    return out.str();
+    const bool whole = out.str().find_first_not_of("-0123456789") == std::string::npos;
+    return out.str() + (whole ? ".0" : "");
 }
 
 static void check(bool ok, const std::string & message) {

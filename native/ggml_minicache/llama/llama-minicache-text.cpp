@@ -173,9 +173,11 @@ minicache_settings minicache_settings_parse(const std::string & text) {
     if (values.count("mode") && values.at("mode") == "average") {
         s.retain = 0.0f;  // as in the paper
     }
+    for (const auto & item : values) {
+        check(!values.count("plan") || item.first == "plan" || item.first == "strict",
+            item.first + " is given beside plan, which decides it: leave one of them out");
+    }
     for (const auto & [key, value] : values) {
-        check(!values.count("plan") || key == "plan" || key == "strict",
-            key + " is given beside plan, which decides it: leave one of them out");
         if (key != "type") {
             set_key(s, key, value);
         }
