@@ -114,7 +114,7 @@ def one_model(path: Path, args: argparse.Namespace, settings: lab.Settings) -> N
         paths=args.text or (),
         threads=args.threads,
         fresh=args.fresh,
-        told=told,
+        on_step=told,
     )
     plots = []
     try:

@@ -13,6 +13,7 @@ from conftest import ROOT, Loaded
 
 from minicache_cpp import CacheSpec
 from minicache_cpp.evaluate import evaluation
+from minicache_cpp.evaluate.settings import Settings
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -33,7 +34,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     measure = evaluation.measure
 
-    def counting(file: Any, material: Any, settings: evaluation.Settings, *more: Any) -> Any:
+    def counting(file: Any, material: Any, settings: Settings, *more: Any) -> Any:
         names.extend(spec.name for spec in settings.specs)
         return measure(file, material, settings, *more)
 

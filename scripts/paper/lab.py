@@ -21,8 +21,11 @@ from minicache_cpp.calibrate.layer_weights import layer_weights
 from minicache_cpp.calibrate.meter import Meter
 from minicache_cpp.calibrate.planner import Planner, ratio
 from minicache_cpp.evaluate import evaluation
-from minicache_cpp.evaluate.command import finite
+from minicache_cpp.evaluate.material import prepare
+from minicache_cpp.evaluate.settings import Settings as EvaluationSettings
+from minicache_cpp.evaluate.table import finite
 from minicache_cpp.host.files import replacing
+from minicache_cpp.host.progress import OnStep
 from minicache_cpp.modelfile.fingerprint import fingerprint
 from minicache_cpp.modelfile.gguf_file import GGUFFile, read_gguf
 from minicache_cpp.modelfile.shape import model_shape
@@ -33,8 +36,6 @@ from minicache_cpp.text.files import read_texts
 from .figures import Config, Figure
 
 AT_ONCE = 6  # configurations that share a reading of the text by the f16 cache; then what is known is saved
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,16 @@ class Lab:
     """A model's plans, made when they are asked for."""
 
     def __init__(
-        self, file: GGUFFile, model: NativeModel, fitting: Aligner, folder: Path, threads: int, told: Progress
+        self,
+        file: GGUFFile,
+        model: NativeModel,
+        fitting: Aligner,
+        folder: Path,
+        threads: int,
+        on_step: OnStep,
     ) -> None:
         self.file, self.model, self.fitting, self.folder, self.threads = file, model, fitting, folder, threads
-        self.told = told
+        self.on_step = on_step
         self.shape = model_shape(file)
         self.planner: Planner | None = None
         self.fits: list[GroupFit] = []
@@ -122,7 +129,7 @@ class Lab:
                 {"measure": self.fitting.material.measure},
                 self.threads,
                 self.folder / "measured.json",
-                lambda name: self.told(f"codes, {name}"),
+                lambda name: self.on_step(f"codes, {name}"),
             )
             weights = {layer: layer_weights(samples, layer) for layer in layers}
             planner = Planner(self.shape, source, weights, self.meter, base, self.folder)
@@ -141,7 +148,7 @@ class Lab:
         ]
 
     def fitted_pair(self, planner: Planner, a: int) -> GroupFit:
-        self.told(f"codes, layers {a}+{a + 1}")
+        self.on_step(f"codes, layers {a}+{a + 1}")
         return fit_group(planner.source, planner.sensitivities.scaled(planner.weights), (a, a + 1))
 
     def code(self, planner: Planner, config: Config) -> Plan:
@@ -181,14 +188,14 @@ class Lab:
 
 
 @contextmanager
-def opened(file: GGUFFile, settings: Settings, threads: int, told: Progress) -> Iterator[Lab]:
-    told("reading the text to fit to")
+def opened(file: GGUFFile, settings: Settings, threads: int, on_step: OnStep) -> Iterator[Lab]:
+    on_step("reading the text to fit to")
     with (
         tempfile.TemporaryDirectory(prefix="minicache-paper-") as folder,
         NativeModel(file.path) as model,
         aligner(file, model, (), settings.tokens, threads) as fitting,
     ):
-        lab = Lab(file, model, fitting, Path(folder), threads, told)
+        lab = Lab(file, model, fitting, Path(folder), threads, on_step)
         try:
             yield lab
         finally:
@@ -214,7 +221,7 @@ def measure(
     paths: Sequence[Path],
     threads: int,
     fresh: bool,
-    told: Progress,
+    on_step: OnStep,
 ) -> tuple[Results, list[Figure]]:
     """Measure what is not known yet; everything that is known then, and the figures it belongs to."""
     file = read_gguf(path)
@@ -230,7 +237,7 @@ def measure(
     if not wanted:
         return results, figures
 
-    common = evaluation.Settings(
+    common = EvaluationSettings(
         contexts=[settings.n_ctx],
         offsets=[0],
         specs=[],
@@ -241,8 +248,8 @@ def measure(
         rounds=settings.rounds,
         threads=threads,
     )
-    material = evaluation.prepare(path, text, common)
-    with opened(file, settings, threads, told) as lab:
+    material = prepare(path, text, common)
+    with opened(file, settings, threads, on_step) as lab:
         for first in range(0, len(wanted), AT_ONCE):
             part = wanted[first : first + AT_ONCE]
             where = f"{first + len(results.rows) - first} known, {len(wanted) - first} to go: "
@@ -252,7 +259,7 @@ def measure(
             def measuring(text: str, where: str = where, names: dict[str, str] = names) -> None:
                 for name, label in names.items():
                     text = text.replace(name, label)
-                told(where + text)
+                on_step(where + text)
 
             found = evaluation.measure(file, material, replace(common, specs=specs), measuring)[0]
             for config, row in zip(part, found["rows"], strict=True):

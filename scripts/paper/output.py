@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minicache_cpp.evaluate.command import digits
+from minicache_cpp.host.units import digits
 
 from .figures import Config, Curve, Figure
 
