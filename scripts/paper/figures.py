@@ -1,4 +1,4 @@
-"""Which caches each figure compares: the paper's figures, with what this project adds."""
+"""Which caches each figure compares: those of the paper's figures, and those that this project adds."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ class Config:
     t: float = PAPER_T
     retain: float = PAPER_RETAIN
     kind: str = "f16"  # cache type
-    ratio: float = (
-        0.0  # of a code: f16 bytes over its own, at least; 0: no more bytes than SLERP of this type
-    )
+    # the least ratio of a code; 0 for no more bytes than SLERP of this type takes
+    ratio: float = 0.0
 
     @property
     def label(self) -> str:
@@ -38,7 +37,7 @@ class Config:
 
     @property
     def settings(self) -> MiniCache:
-        """As MiniCache has them; an aligned one's are its plan's."""
+        """The settings of MiniCache; for an aligned configuration, those that its plan is written with."""
         return MiniCache(
             start=self.start,
             t=self.t,
@@ -50,7 +49,7 @@ class Config:
 
     @property
     def spec(self) -> CacheSpec:
-        """Of a cache that needs no plan."""
+        """The setting of a cache that needs no plan."""
         return CacheSpec(self.kind, self.kind) if self.mode == "plain" else CacheSpec.of(self.settings)
 
 
@@ -62,9 +61,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Figure:
-    name: str  # of its file
+    name: str  # of the plot's file
     title: str
-    x: str  # what the points' numbers are; "" for a table of ratios
+    x: str  # what the horizontal axis shows; "" for a table of ratios
     curves: tuple[Curve, ...]
 
     @property
@@ -80,12 +79,12 @@ def merging(mode: str, start: int, kind: str, t: float = PAPER_T, retain: float 
 
 
 def starts(n_layer: int) -> list[int]:
-    """First layers to merge from, deepest first, so that pairs end with the last layer."""
+    """The start layers to merge from, deepest first, chosen so that the last pair ends with the last layer."""
     return list(range(n_layer - 2, -1, -2))
 
 
 def layers_figure(n_layer: int, kind: str) -> Figure:
-    """Over the number of merged layers: the paper's figure on averaging and SLERP."""
+    """Quality over the number of merged layers: the paper's figure on averaging and SLERP."""
     curves = []
     for mode in (*MERGING, "code"):
         points = []
@@ -99,7 +98,7 @@ def layers_figure(n_layer: int, kind: str) -> Figure:
 
 
 def middle(n_layer: int) -> int:
-    """Where the paper starts to merge, half way down."""
+    """The paper's start layer, half way down."""
     return min(starts(n_layer), key=lambda start: abs(2 * start - n_layer))
 
 
@@ -122,7 +121,7 @@ def retain_figure(n_layer: int, kind: str) -> Figure:
 
 
 def ratio_figure(n_layer: int) -> Figure:
-    """Quality over the ratio, with 4 bits: the paper's 5.02x, plain caches beside it, and codes."""
+    """Quality over the ratio, with 4-bit caches: the paper's 5.02x, plain caches beside it, and codes."""
     curves = [
         Curve("plain", tuple((0.0, Config("plain", kind=kind)) for kind in ("q8_0", "q4_0"))),
         *(

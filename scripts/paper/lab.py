@@ -1,13 +1,12 @@
-"""Measures configurations on one model, makes the plans that they need, and keeps what was measured."""
+"""Measures configurations on one model, and makes the plans that they need."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from minicache_cpp.calibrate.layer_weights import layer_weights
 from minicache_cpp.calibrate.meter import Meter
 from minicache_cpp.calibrate.planner import Planner, ratio
 from minicache_cpp.evaluate import evaluation
-from minicache_cpp.evaluate.command import finite
-from minicache_cpp.host.files import replacing
+from minicache_cpp.evaluate.material import prepare
+from minicache_cpp.evaluate.settings import Settings as EvaluationSettings
+from minicache_cpp.host.progress import OnStep
 from minicache_cpp.modelfile.fingerprint import fingerprint
 from minicache_cpp.modelfile.gguf_file import GGUFFile, read_gguf
 from minicache_cpp.modelfile.shape import model_shape
@@ -31,74 +31,34 @@ from minicache_cpp.text import bundled
 from minicache_cpp.text.files import read_texts
 
 from .figures import Config, Figure
+from .results import Results, Settings, identity, missing
 
-AT_ONCE = 6  # configurations that share a reading of the text by the f16 cache; then what is known is saved
-
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the figures depend on beside the model."""
-
-    n_ctx: int = 1024
-    chunks: int = 2
-    ubatch: int = 32
-    rounds: int = 4
-    tokens: int = 8192  # of text that bases and codes are fitted to
-    text: str = ""  # digest of the text that is measured on
-
-
-class Results:
-    """What is known, in a file that is replaced whenever more is known."""
-
-    def __init__(self, path: Path, identity: dict[str, Any], fresh: bool = False) -> None:
-        self.path = path
-        self.data: dict[str, Any] = {**identity, "rows": {}, "pairs": {}}
-        if not fresh and path.exists():
-            try:
-                known = json.loads(path.read_text(encoding="utf-8"))
-                same = {key: known[key] for key in identity} == identity
-            except (ValueError, KeyError, TypeError):
-                same = False
-            if not same:
-                raise MiniCacheError(
-                    f"{path} holds results of another model, other settings or another version: "
-                    "give another --out, or --fresh to replace them"
-                )
-            self.data = known
-
-    @property
-    def rows(self) -> dict[str, Any]:
-        rows: dict[str, Any] = self.data["rows"]
-        return rows
-
-    def save(self) -> None:
-        with replacing(self.path) as unfinished:
-            unfinished.write_text(json.dumps(finite(self.data), indent=1), encoding="utf-8")
-
-
-def missing(figures: Iterable[Figure], results: Results) -> list[Config]:
-    """The configurations that are not measured yet, each once."""
-    found = {config.label: config for figure in figures for config in figure.configs}
-    return [config for label, config in found.items() if label not in results.rows]
+AT_ONCE = (
+    6  # configurations that are compared with one reading by the f16 cache, after which results are saved
+)
 
 
 class Lab:
-    """A model's plans, made when they are asked for."""
+    """A model's plans, made when they are needed."""
 
     def __init__(
-        self, file: GGUFFile, model: NativeModel, fitting: Aligner, folder: Path, threads: int, told: Progress
+        self,
+        file: GGUFFile,
+        model: NativeModel,
+        fitting: Aligner,
+        folder: Path,
+        threads: int,
+        on_step: OnStep,
     ) -> None:
         self.file, self.model, self.fitting, self.folder, self.threads = file, model, fitting, folder, threads
-        self.told = told
+        self.on_step = on_step
         self.shape = model_shape(file)
         self.planner: Planner | None = None
         self.fits: list[GroupFit] = []
         self.meter: Meter | None = None
 
     def spec(self, config: Config) -> CacheSpec:
-        """The configuration as the library takes it, with its plan written."""
+        """The configuration as the library takes it; its plan is written first if it needs one."""
         if config.mode not in ("aligned", "code"):
             return config.spec
         path = self.folder / f"{hashlib.sha256(config.label.encode()).hexdigest()[:16]}.gguf"
@@ -110,7 +70,7 @@ class Lab:
         return CacheSpec.parse(str(path))
 
     def probed(self) -> Planner:
-        """A planner that knows what the layers' errors do; then all pairs are fitted."""
+        """A planner that has measured what errors in each layer cost; all pairs are fitted with it."""
         if self.planner is None:
             samples = self.fitting.samples
             layers = [number for number, layer in enumerate(self.shape.layers) if layer.n_head_kv]
@@ -122,7 +82,7 @@ class Lab:
                 {"measure": self.fitting.material.measure},
                 self.threads,
                 self.folder / "measured.json",
-                lambda name: self.told(f"codes, {name}"),
+                lambda name: self.on_step(f"codes, {name}"),
             )
             weights = {layer: layer_weights(samples, layer) for layer in layers}
             planner = Planner(self.shape, source, weights, self.meter, base, self.folder)
@@ -132,7 +92,7 @@ class Lab:
         return self.planner
 
     def first_layers(self) -> list[int]:
-        """The layers a of all pairs, which end with the last layer."""
+        """Layer a of each pair that can share a code, counted so that the last pair ends with the last layer."""
         layers, ropes = self.shape.layers, self.fitting.samples.ropes
         return [
             a
@@ -141,11 +101,11 @@ class Lab:
         ]
 
     def fitted_pair(self, planner: Planner, a: int) -> GroupFit:
-        self.told(f"codes, layers {a}+{a + 1}")
+        self.on_step(f"codes, layers {a}+{a + 1}")
         return fit_group(planner.source, planner.sensitivities.scaled(planner.weights), (a, a + 1))
 
     def code(self, planner: Planner, config: Config) -> Plan:
-        """The code of all pairs from a layer on that is expected to lose least within so many bytes."""
+        """The plan for all pairs from the start layer on that is expected to lose least within the bytes allowed."""
         least = config.ratio or self.slerp_ratio(config)
 
         def whole(choices: list[Any]) -> list[Any]:
@@ -153,20 +113,22 @@ class Lab:
             plain = Choice(types=(("f16", "f16"),) * 2)
             return [next(left) if fit.first >= config.start else plain for fit in self.fits]
 
-        # none of them may stay plain: the planner has no fits of plain types
+        # every pair is coded: the planner has no candidates with plain types here
         candidates = [one for one in planner.candidates(self.fits) if one.layers[0] >= config.start]
         found = allocate(
             candidates,
             lambda choices: ratio(self.shape, planner.plan_of(self.fits, whole(choices))) >= least,
         )
         if found is None:
-            raise MiniCacheError(f"{config.label} can't be had: its ratio would be less than {least:.2f}")
-        # the other layers have the type that SLERP's have
+            raise MiniCacheError(
+                f"{config.label} cannot reach ratio {least:.2f}: even the smallest codes take more"
+            )
+        # the layers that are not coded have the same type as those that SLERP leaves plain
         plan = planner.plan_of(self.fits, whole(found[0]))
         return replace(plan, type_k=config.kind, type_v=config.kind)
 
     def slerp_ratio(self, config: Config) -> float:
-        """What SLERP of the same pairs takes, over layers that are not merged as f16, as `ratio` counts."""
+        """The ratio of SLERP of the same pairs, with the other layers as f16, to compare with planner.ratio()."""
         n_ctx = 4096
         same = CacheSpec.of(config.settings)
         plain = kv_bytes(self.shape, CacheSpec(config.kind, config.kind), n_ctx)
@@ -181,28 +143,19 @@ class Lab:
 
 
 @contextmanager
-def opened(file: GGUFFile, settings: Settings, threads: int, told: Progress) -> Iterator[Lab]:
-    told("reading the text to fit to")
+def opened(file: GGUFFile, settings: Settings, threads: int, on_step: OnStep) -> Iterator[Lab]:
+    """A lab with the text read that bases and codes are fitted to."""
+    on_step("reading the text to fit to")
     with (
         tempfile.TemporaryDirectory(prefix="minicache-paper-") as folder,
         NativeModel(file.path) as model,
         aligner(file, model, (), settings.tokens, threads) as fitting,
     ):
-        lab = Lab(file, model, fitting, Path(folder), threads, told)
+        lab = Lab(file, model, fitting, Path(folder), threads, on_step)
         try:
             yield lab
         finally:
             lab.close()
-
-
-def identity(file: GGUFFile, settings: Settings) -> dict[str, Any]:
-    return {
-        "version": 1,
-        "model": file.path.name,
-        "fingerprint": fingerprint(file),
-        "weight_bytes": file.weight_bytes,
-        "settings": asdict(settings),
-    }
 
 
 def measure(
@@ -214,9 +167,9 @@ def measure(
     paths: Sequence[Path],
     threads: int,
     fresh: bool,
-    told: Progress,
+    on_step: OnStep,
 ) -> tuple[Results, list[Figure]]:
-    """Measure what is not known yet; everything that is known then, and the figures it belongs to."""
+    """Measure what is not known yet; returns all results, and the figures that they belong to."""
     file = read_gguf(path)
     shape = model_shape(file)
     if shape.unknown:
@@ -230,7 +183,7 @@ def measure(
     if not wanted:
         return results, figures
 
-    common = evaluation.Settings(
+    common = EvaluationSettings(
         contexts=[settings.n_ctx],
         offsets=[0],
         specs=[],
@@ -241,8 +194,8 @@ def measure(
         rounds=settings.rounds,
         threads=threads,
     )
-    material = evaluation.prepare(path, text, common)
-    with opened(file, settings, threads, told) as lab:
+    material = prepare(path, text, common)
+    with opened(file, settings, threads, on_step) as lab:
         for first in range(0, len(wanted), AT_ONCE):
             part = wanted[first : first + AT_ONCE]
             where = f"{first + len(results.rows) - first} known, {len(wanted) - first} to go: "
@@ -252,7 +205,7 @@ def measure(
             def measuring(text: str, where: str = where, names: dict[str, str] = names) -> None:
                 for name, label in names.items():
                     text = text.replace(name, label)
-                told(where + text)
+                on_step(where + text)
 
             found = evaluation.measure(file, material, replace(common, specs=specs), measuring)[0]
             for config, row in zip(part, found["rows"], strict=True):

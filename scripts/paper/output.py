@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minicache_cpp.evaluate.command import digits
+from minicache_cpp.host.units import digits
 
 from .figures import Config, Curve, Figure
 
@@ -16,7 +16,7 @@ COLUMNS = ("cache", "ratio", "total", "bits", "mean KL", "±", "top-1", "perplex
 
 
 def markdown(data: dict[str, Any], figures: Sequence[Figure], plots: Sequence[str]) -> str:
-    """All tables of a model."""
+    """All tables of a model, as Markdown."""
     settings = data["settings"]
     lines = [
         f"# {data['model']}",
@@ -71,7 +71,7 @@ def number(figure: Figure, x: float) -> str:
 
 
 def name_of(curve: Curve, config: Config) -> str:
-    """The curve's name, and what tells the points of a table of ratios apart."""
+    """The curve's name, and in a table of ratios what distinguishes its points."""
     if config.ratio:
         return f"{curve.name}, ratio {config.ratio:g}, layers {config.start} and deeper"
     if config.mode == "plain":
@@ -98,7 +98,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def plot(path: Path, rows: Rows, figure: Figure, title: str) -> None:
-    """KL and top-1 over what the figure is over, or over the ratio."""
+    """Plot KL and top-1 over the figure's own axis, or over the ratio."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
 
@@ -112,7 +112,7 @@ def plot(path: Path, rows: Rows, figure: Figure, title: str) -> None:
         if not figure.x:
             points = [(row["ratio"], row, config) for _, row, config in points]
         points.sort(key=lambda point: point[0])
-        # f16 against itself has no place on a logarithmic axis
+        # a divergence of 0, such as that of f16 from itself, has no place on a logarithmic axis
         seen = [(x, row) for x, row, _ in points if (row["kl_mean"] or 0) > 0]
         style = "--" if all(config.mode == "plain" for _, _, config in points) and figure.x else "-"
         marker = None if style == "--" else "o"
@@ -135,6 +135,6 @@ def plot(path: Path, rows: Rows, figure: Figure, title: str) -> None:
         panel.grid(visible=True, which="both", alpha=0.3)
     panels[1].legend()
     canvas.suptitle(f"{title}: {figure.title}")
-    # Text stays text and ids are the same each time: small files, whose changes can be read.
+    # text stays text and ids are the same each time, so that the files are small and their changes can be read
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": figure.name}):
         canvas.savefig(path, metadata={"Date": None})

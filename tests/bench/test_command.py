@@ -13,7 +13,8 @@ import pytest
 from minicache_cpp import CacheSpec, MiniCache, MiniCacheError
 from minicache_cpp.bench import ops, speed
 from minicache_cpp.bench.ops import KEEPING, KINDS, Sample
-from minicache_cpp.bench.speed import measure, quartile_range, table
+from minicache_cpp.bench.speed import measure, quartile_range
+from minicache_cpp.bench.speed_table import table
 from minicache_cpp.cli import main
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.native.binding import llama_h
@@ -77,7 +78,7 @@ def test_json_has_a_row_for_every_cache_and_context(model: Path) -> None:
 def test_a_long_context_is_filled_less_often(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "PREFILL_TOKENS", 1300)
     told: list[str] = []
-    found = measure(read_gguf(model), [20, 600], [CacheSpec.parse("q4_0")], 1, 3, on_progress=told.append)
+    found = measure(read_gguf(model), [20, 600], [CacheSpec.parse("q4_0")], 1, 3, on_step=told.append)
     assert [row["prefill_reps"] for row in found["rows"]] == [3, 2]
     assert sum("context 600: filling, 1 of 2" in line for line in told) == 2  # chunks of 512 tokens
     assert "q4_0" in table(found)
@@ -168,7 +169,7 @@ def test_what_starting_nodes_takes_is_left_out() -> None:
 
 def test_ops_are_those_of_the_cpu(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(model), "--ops", "--gpu-layers", "2"]) == 2
-    assert "--ops tells of the CPU" in capsys.readouterr().err
+    assert "--ops measures on the CPU" in capsys.readouterr().err
 
 
 def test_what_cant_be_measured_is_told(model: Path, tmp_path: Path) -> None:

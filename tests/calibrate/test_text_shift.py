@@ -9,6 +9,8 @@ import pytest
 from minicache_cpp import CacheSpec
 from minicache_cpp.calibrate.calibration import Options, calibrate
 from minicache_cpp.evaluate import evaluation
+from minicache_cpp.evaluate.material import prepare
+from minicache_cpp.evaluate.settings import Settings
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.text import bundled
 from minicache_cpp.text.files import read_texts
@@ -46,13 +48,13 @@ def test_a_plan_fitted_to_another_kind_of_text_holds(
     plans = {"other": fitted(demo_model, files, tmp_path / "other.gguf"), "all": fitted_to_all}
 
     used_on = [path for path in bundled.evaluation_files() if path.name in USED_ON[kind]]
-    settings = evaluation.Settings(
+    settings = Settings(
         contexts=[512],
         offsets=[0],
         specs=[CacheSpec.parse(str(path)) for path in plans.values()],
         recall=None,
     )
-    material = evaluation.prepare(demo_model, read_texts(used_on), settings)
+    material = prepare(demo_model, read_texts(used_on), settings)
     rows = evaluation.measure(read_gguf(demo_model), material, settings)[0]["rows"]
     kl = {name: row["kl_mean"] for name, row in zip(plans, rows[-2:], strict=True)}
     assert 0 < kl["other"] <= MOST * kl["all"], kl

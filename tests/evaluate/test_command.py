@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from minicache_cpp import CacheSpec, Llama, MiniCacheError, cli
-from minicache_cpp.evaluate import command, evaluation, facts
+from minicache_cpp.evaluate import evaluation, facts, material
+from minicache_cpp.evaluate.settings import Settings
+from minicache_cpp.evaluate.table import to_json
+from minicache_cpp.host.units import digits
 from minicache_cpp.native.binding import llama_h
 from minicache_cpp.reading.divergence import Divergence, Reference, kl_divergence, log_probabilities
 from minicache_cpp.reading.model import NativeModel
@@ -267,14 +270,14 @@ def test_a_plot_is_drawn(found: Run, tmp_path: Path) -> None:
 
 
 def test_chunks_are_spread_over_the_text() -> None:
-    assert evaluation.spread(list(range(10)), 3, 3) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
-    assert evaluation.spread(list(range(100)), 10, 2) == [list(range(10)), list(range(90, 100))]
-    assert evaluation.spread(list(range(9)), 9, 1) == [list(range(9))]
+    assert material.spread(list(range(10)), 3, 3) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert material.spread(list(range(100)), 10, 2) == [list(range(10)), list(range(90, 100))]
+    assert material.spread(list(range(9)), 9, 1) == [list(range(9))]
 
 
 def test_chunks_begin_as_the_model_wants_it(model: Path, text: Path) -> None:
-    settings = evaluation.Settings([50], [0], [], recall=None)
-    chunks = evaluation.prepare(model, text.read_text(), settings).chunks[50]
+    settings = Settings([50], [0], [], recall=None)
+    chunks = material.prepare(model, text.read_text(), settings).chunks[50]
     assert [len(chunk) for chunk in chunks] == [50] * 4
     assert [chunk[0] for chunk in chunks] == [1] * 4  # <s>
     assert all(1 not in chunk[1:] for chunk in chunks)
@@ -306,7 +309,7 @@ def test_tokens_that_cant_come_add_nothing() -> None:
 
 
 def test_json_has_no_nan() -> None:
-    assert json.loads(command.to_json([{"rows": [{"kl_mean": float("nan"), "ppl": float("inf")}]}])) == {
+    assert json.loads(to_json([{"rows": [{"kl_mean": float("nan"), "ppl": float("inf")}]}])) == {
         "rows": [{"kl_mean": None, "ppl": None}]
     }
 
@@ -323,7 +326,7 @@ def test_json_has_no_nan() -> None:
     ],
 )
 def test_small_numbers_keep_their_first_digits(value: float, shown: str) -> None:
-    assert command.digits(value) == shown
+    assert digits(value) == shown
 
 
 # ---- planted facts
@@ -458,4 +461,4 @@ def test_positions_that_a_model_lacks_are_refused(monkeypatch: pytest.MonkeyPatc
     file = read_gguf(model)
     monkeypatch.setattr(evaluation, "LEARNED_POSITIONS", (file.architecture,))
     with pytest.raises(MiniCacheError, match="has 4096 positions"):
-        evaluation.check_positions(file, evaluation.Settings([64], [4090], []))
+        evaluation.check_positions(file, Settings([64], [4090], []))

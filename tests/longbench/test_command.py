@@ -11,7 +11,7 @@ import pytest
 
 from minicache_cpp import CacheSpec, MiniCacheError, cli
 from minicache_cpp.longbench import metrics
-from minicache_cpp.longbench.command import Asking, score_of
+from minicache_cpp.longbench.asking import Asking, score
 from minicache_cpp.longbench.tasks import TASKS, Item, Task, find_files, prompts_from, read_items
 from minicache_cpp.reading.text_model import TextModel
 from support import tiny_models
@@ -75,10 +75,10 @@ def test_rouge_l_is_that_of_the_rouge_score_package() -> None:
 
 def test_the_best_of_the_right_answers_counts() -> None:
     item = Item("", "", ["nobody", "Ann"], [], 0, "")
-    assert score_of(TASKS["hotpotqa"])("Ann", item) == 1
+    assert score(TASKS["hotpotqa"], "Ann", item) == 1
     # in tasks with examples the model writes its own next one
-    assert score_of(TASKS["triviaqa"])("\nAnn\nQuestion: Who else?", item) == 1
-    assert score_of(TASKS["hotpotqa"])("\nAnn\nQuestion: Who else?", item) < 1
+    assert score(TASKS["triviaqa"], "\nAnn\nQuestion: Who else?", item) == 1
+    assert score(TASKS["hotpotqa"], "\nAnn\nQuestion: Who else?", item) < 1
 
 
 def test_all_tasks_of_longbench_are_there() -> None:

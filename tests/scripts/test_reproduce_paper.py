@@ -1,4 +1,4 @@
-"""scripts/reproduce_paper.py, on a tiny model: what it measures, writes, and does not measure twice."""
+"""scripts/paper, on a tiny model: what it measures, writes, and does not measure twice."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-import reproduce_paper
 from minicache_cpp import CacheSpec
 from minicache_cpp.evaluate import evaluation
+from minicache_cpp.evaluate.settings import Settings
 from paper import figures
+from paper.__main__ import main
 from support import tiny_models
 from support.loaded import Loaded
 
@@ -29,7 +30,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     measure = evaluation.measure
 
-    def counting(file: Any, material: Any, settings: evaluation.Settings, *more: Any) -> Any:
+    def counting(file: Any, material: Any, settings: Settings, *more: Any) -> Any:
         names.extend(spec.name for spec in settings.specs)
         return measure(file, material, settings, *more)
 
@@ -43,7 +44,7 @@ def test_a_run_and_its_continuation(
     out = tmp_path / "paper"
     small = ["--ctx", "64", "--chunks", "1", "--rounds", "0", "--tokens", "512", "--text", str(text)]
     command = [str(random_model.path), "--out", str(out), *small]
-    assert reproduce_paper.main([*command, "--type", "f16", "--figure", "layers", "--figure", "t"]) == 0
+    assert main([*command, "--type", "f16", "--figure", "layers", "--figure", "t"]) == 0
     folder = out / random_model.path.stem
     first = json.loads((folder / "results.json").read_text())
     n_first = len(measured)
@@ -60,7 +61,7 @@ def test_a_run_and_its_continuation(
     assert rows["average:start=2,retain=0.0,type=f16"]["ratio"] == pytest.approx(1.5, rel=0.02)
 
     # all figures: only what is new is measured
-    assert reproduce_paper.main([*command, "--type", "f16", "--type", "q8_0"]) == 0
+    assert main([*command, "--type", "f16", "--type", "q8_0"]) == 0
     second = json.loads((folder / "results.json").read_text())
     assert {label: second["rows"][label] for label in first["rows"]} == first["rows"]
     assert len(measured) == len(second["rows"])
@@ -71,7 +72,7 @@ def test_a_run_and_its_continuation(
     assert all(got >= want for got, want in zip(ratios, figures.RATIOS, strict=True))
 
     n_all = len(measured)
-    assert reproduce_paper.main([*command, "--type", "f16", "--type", "q8_0"]) == 0
+    assert main([*command, "--type", "f16", "--type", "q8_0"]) == 0
     assert len(measured) == n_all
 
     page = (folder / "results.md").read_text()
@@ -87,19 +88,19 @@ def test_other_settings_are_refused(
 ) -> None:
     command = [str(random_model.path), "--out", str(tmp_path), "--figure", "t", "--text", str(text)]
     small = ["--chunks", "1", "--rounds", "0", "--tokens", "512"]
-    assert reproduce_paper.main([*command, *small, "--ctx", "64"]) == 0
+    assert main([*command, *small, "--ctx", "64"]) == 0
     capsys.readouterr()
-    assert reproduce_paper.main([*command, *small, "--ctx", "128"]) == 2
+    assert main([*command, *small, "--ctx", "128"]) == 2
     assert "other settings" in capsys.readouterr().err
-    assert reproduce_paper.main([*command, *small, "--ctx", "64"]) == 0
-    assert reproduce_paper.main([*command, *small, "--ctx", "128", "--fresh"]) == 0
+    assert main([*command, *small, "--ctx", "64"]) == 0
+    assert main([*command, *small, "--ctx", "128", "--fresh"]) == 0
 
 
 def test_bad_input_is_refused(
     random_model: Loaded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert reproduce_paper.main([str(tmp_path / "none.gguf"), "--out", str(tmp_path)]) == 2
-    assert reproduce_paper.main([str(random_model.path), "--out", str(tmp_path), "--ctx", "3"]) == 2
+    assert main([str(tmp_path / "none.gguf"), "--out", str(tmp_path)]) == 2
+    assert main([str(random_model.path), "--out", str(tmp_path), "--ctx", "3"]) == 2
     assert "--ctx 3" in capsys.readouterr().err
 
 
@@ -121,4 +122,4 @@ def test_a_model_without_pairs(tmp_path: Path, text: Path) -> None:
     """Sliding windows: nothing is merged, and there is nothing to align."""
     path = tiny_models.sliding_window_model(tmp_path / "window.gguf")
     command = [str(path), "--out", str(tmp_path), "--figure", "t", "--text", str(text), "--ctx", "64"]
-    assert reproduce_paper.main([*command, "--chunks", "1", "--tokens", "512"]) == 2
+    assert main([*command, "--chunks", "1", "--tokens", "512"]) == 2

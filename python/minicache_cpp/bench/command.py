@@ -8,7 +8,7 @@ import json
 from ..cache.settings import SPEC_HELP, CacheSpec
 from ..errors import MiniCacheError
 from ..host.demo_model import demo_model
-from ..host.progress import progress
+from ..host.progress import StepProgress
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import read_gguf
 from ..native import devices
@@ -27,9 +27,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         action="append",
         metavar="N",
-        help=f"tokens in the cache, again and again (default: {DEFAULT_CTX})",
+        help=f"tokens in the cache; may be repeated (default: {', '.join(map(str, DEFAULT_CTX))})",
     )
-    parser.add_argument("--config", action="append", metavar="SPEC", help=f"a cache to measure: {SPEC_HELP}")
+    parser.add_argument(
+        "--config", action="append", metavar="SPEC", help=f"a cache to measure; may be repeated; {SPEC_HELP}"
+    )
     parser.add_argument(
         "--reps", type=int, default=5, metavar="R", help="measurements of each number (default: 5)"
     )
@@ -37,17 +39,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--fill",
         choices=FILLS,
         default=FILLS[0],
-        help="copies: evaluate the first tokens of a context and copy them for the rest, which is quick and "
-        "the same for decode; prefill is then that of these tokens",
+        help="copies: compute only the first tokens of a context and copy them for the rest, which is quick and makes "
+        "no difference to decode; prefill is then that of the first tokens",
     )
     parser.add_argument(
         "--ops",
         action="store_true",
-        help="tell where the time goes: the share of each kind of operation in prefill and decode",
+        help="show where the time goes: the share of each kind of operation in prefill and decode",
     )
     add_machine_options(parser)
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="cuda: all layers on the GPU, an error without one"
+        "--device", choices=("cpu", "cuda"), help="cuda: all layers on the GPU; an error without one"
     )
     add_json_option(parser)
 
@@ -65,17 +67,19 @@ def run(args: argparse.Namespace) -> int:
     gpu_layers = -1 if args.device == "cuda" else args.gpu_layers
     file = read_gguf(args.model or demo_model())
     copies = args.fill == "copies"
-    if args.ops:
-        from . import ops
+    with StepProgress() as progress:
+        if args.ops:
+            from . import ops
 
-        if gpu_layers:
-            raise MiniCacheError("--ops tells of the CPU: leave --device and --gpu-layers out")
-        found = ops.measure(file, contexts, specs, threads, args.reps, copies, progress)
-        text = ops.table(found)
-    else:
-        from .speed import measure, table
+            if gpu_layers:
+                raise MiniCacheError("--ops measures on the CPU: leave --device and --gpu-layers out")
+            found = ops.measure(file, contexts, specs, threads, args.reps, copies, progress)
+            text = ops.table(found)
+        else:
+            from .speed import measure
+            from .speed_table import table
 
-        found = measure(file, contexts, specs, threads, args.reps, gpu_layers, progress, copies)
-        text = table(found)
+            found = measure(file, contexts, specs, threads, args.reps, gpu_layers, progress, copies)
+            text = table(found)
     print(json.dumps(found, indent=2) if args.json else text)
     return 0

@@ -1,9 +1,9 @@
 """`minicache bench --ops`: where the time of a token, and of a prompt's chunk, goes.
 
-llama.cpp computes a graph in one piece, or node by node where its evaluation callback asks for it. Node by node, each
-one's time is known, but threads are started and waited for with each. What that takes follows from a token's graph
-in one piece, which has it once: it is taken to be the same for every node, such that all nodes together take as long as
-the graph does. Both ways are measured in turn.
+llama.cpp computes a graph in one piece, or node by node where its evaluation callback asks for it. Node by node, the
+time of each is known, but the threads are started and waited for at every node. In one piece that happens once, so the
+difference says what it costs: the cost is taken to be the same for every node, such that all nodes together take as
+long as the graph of a token in one piece. Both ways are measured in turn.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..cache.room import refuse_too_large
 from ..cache.settings import CacheSpec
+from ..host.progress import OnStep
 from ..host.threads import cpu_name
 from ..modelfile.gguf_file import GGUFFile
 from ..native.binding import llama_h
@@ -24,21 +25,21 @@ from ..reading.context import SequenceContext
 from ..reading.model import NativeModel
 from .speed import N_BATCH, N_DECODE
 
-# kinds of MiniCache's op, by number, as enum ggml_minicache_op has them
+# kinds of MiniCache's op, in the order of enum ggml_minicache_op
 MINICACHE_KINDS = ("index", "attention", "merge", "pool", "encode", "attention")
 GGML_KINDS = {"FLASH_ATTN_EXT": "attention", "MUL_MAT": "matrices", "SET_ROWS": "rows"}
-N_TOKENS = 16  # that decode is measured at, for each repetition
+N_TOKENS = 16  # decoded tokens that are measured in each repetition
 NO_WORK = ("NONE", "VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE")
 KINDS = ("attention", "index", "merge", "encode", "pool", "rows", "matrices", "rest")
-KEEPING = ("index", "merge", "encode", "pool")  # what keeping merged layers costs beside attention to them
+KEEPING = ("index", "merge", "encode", "pool")  # what storing merged layers costs, attention left out
 
 
 class OpTimer:
-    """The evaluation callback of a context: times every node of the graph where `single` is set."""
+    """The evaluation callback of a context: times every node of the graph while `single` is set."""
 
     def __init__(self) -> None:
         self.single = False
-        self.ggml = llama_h._lib  # the libraries that libllama is linked to are found through it
+        self.ggml = llama_h._lib  # finds the functions of the libraries that libllama is linked to as well
         self.ggml.ggml_op_desc.argtypes = [ctypes.c_void_p]
         self.ggml.ggml_op_desc.restype = ctypes.c_char_p
         self.ggml.ggml_minicache_get_op.argtypes = [ctypes.c_void_p]
@@ -49,13 +50,13 @@ class OpTimer:
     def reset(self) -> None:
         self.seconds = dict.fromkeys(KINDS, 0.0)
         self.nodes = dict.fromkeys(KINDS, 0)
-        self.asked = 0.0  # seconds that went by with asking alone
+        self.asked = 0.0  # seconds spent on asking which nodes are wanted
         self.began = self.last = 0.0
 
     def receive(self, tensor: int, ask: bool, _: object) -> bool:
         now = time.perf_counter()
         if not self.single:
-            # all nodes are asked for, one after the other, before any is computed
+            # llama.cpp asks about all nodes, one after the other, before it computes any
             self.asked += now - self.last if self.last else 0.0
             self.last = now
             return False
@@ -82,16 +83,16 @@ def measure(
     threads: int,
     reps: int,
     copies: bool = False,
-    on_progress: Callable[[str], None] = lambda text: None,
+    on_step: OnStep = lambda step: None,
 ) -> dict[str, Any]:
-    """Everything the table says, as one JSON-ready object."""
+    """The shares of each kind of operation, for each cache and number of tokens in it, as one JSON-ready object."""
     for spec in specs:  # one context at a time
         refuse_too_large(file, max(contexts) + N_DECODE, [spec])
     rows = []
     with NativeModel(file.path) as model:
         for n_kv in contexts:
             for spec in specs:
-                on_progress(f"context {n_kv}: operations of {spec.name}")
+                on_step(f"context {n_kv}: operations of {spec.name}")
                 rows += rows_of(model, spec, n_kv, threads, reps, copies)
     return {
         "model": str(file.path),
@@ -128,7 +129,7 @@ def rows_of(
 
 @dataclass(frozen=True)
 class Sample:
-    """Medians, and how many nodes of each kind the graph has."""
+    """Medians over the repetitions, and how many nodes of each kind the graph has."""
 
     whole: float  # seconds of the graph in one piece
     seconds: dict[str, float]  # of each kind, node by node
@@ -136,18 +137,19 @@ class Sample:
 
     @property
     def start(self) -> float:
-        """Seconds to start a node, and no more than the quickest kind of nodes takes."""
+        """Seconds that starting a node costs; no more than the quickest kind of node takes."""
         beyond = (sum(self.seconds.values()) - self.whole) / sum(self.nodes.values())
         least = min(self.seconds[kind] / n for kind, n in self.nodes.items() if n)
         return min(max(0.0, beyond), least)
 
 
 def sample(context: SequenceContext, timer: OpTimer, at: int, n_tokens: int, times: int) -> Sample:
-    """Evaluate the tokens at these positions again and again; they stay in the cache."""
+    """Evaluate the tokens at these positions several times; at the end they are in the cache."""
     whole: list[float] = []
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for i in range(-1, times):
-        for timer.single in (False, True) if i >= 0 else (False,):  # the first time pays for the graph
+        # the first time builds the graph and does not count
+        for timer.single in (False, True) if i >= 0 else (False,):
             context.cut(at)
             timer.reset()
             began = time.perf_counter()
@@ -164,6 +166,7 @@ def sample(context: SequenceContext, timer: OpTimer, at: int, n_tokens: int, tim
 
 
 def row(spec: CacheSpec, n_kv: int, phase: str, n_tokens: int, found: Sample, start: float) -> dict[str, Any]:
+    """One row of the table; start: seconds that starting a node costs."""
     own = {kind: max(0.0, found.seconds[kind] - start * found.nodes[kind]) for kind in KINDS}
     shares = {kind: own[kind] / sum(own.values()) for kind in KINDS}
     return {
@@ -182,11 +185,12 @@ def row(spec: CacheSpec, n_kv: int, phase: str, n_tokens: int, found: Sample, st
 
 
 def table(found: dict[str, Any]) -> str:
+    """A block of lines for each place that is measured, a line for each cache."""
     rows = found["rows"]
     width = max(len(one["minicache"] or one["cache"]) for one in rows)
     lines = [
         f"{found['model']} on {found['device']}, {found['threads']} threads",
-        "ms of a prompt's last chunk, and of a token behind it; the share of each kind of operation in per cent",
+        "ms for a prompt's last chunk, and for a token behind it; the share of each kind of operation in per cent",
         f"keeping: {', '.join(KEEPING)} together",
     ]
     for place in dict.fromkeys((one["n_kv"], one["phase"], one["tokens"]) for one in rows):

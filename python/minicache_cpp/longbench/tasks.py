@@ -1,7 +1,7 @@
-"""LongBench's tasks: how each is asked, how long an answer may be, and what it is measured with.
+"""LongBench's tasks: how each is asked, how long an answer may be, and which metric scores it.
 
-The prompts are in our own words and ask for the same form of answer; `prompts_from` takes LongBench's file
-config/dataset2prompt.json in their place.
+The prompts are this package's own and ask for the same form of answer as LongBench's; `prompts_from` reads LongBench's
+file config/dataset2prompt.json in their place.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ class Task:
     prompt: str  # with {context} and {input}
     metric: Metric
     n_most: int  # tokens of an answer
-    chat: bool = True  # examples and code are continued as they stand, without a chat template
-    first_line: bool = False  # what follows the first line of an answer is the model's own next example
-    stop: str = ""
+    chat: bool = True  # False: examples and code are continued as they stand, without a chat template
+    first_line: bool = (
+        False  # only the first line of an answer counts, as the model's own next example follows it
+    )
+    stop: str = ""  # a text that ends the answer
 
 
 PASSAGES = """\
@@ -171,7 +173,7 @@ class Item:
 
 
 def prompts_from(path: Path) -> dict[str, Task]:
-    """The tasks with the prompts of a JSON file, by task."""
+    """The tasks, with the prompts of a JSON object by task; MiniCacheError where the file cannot be used."""
     try:
         prompts = json.loads(path.read_text(encoding="utf-8"))
         return {
@@ -184,7 +186,7 @@ def prompts_from(path: Path) -> dict[str, Task]:
 
 
 def find_files(folder: Path, wanted: list[str]) -> dict[str, Path]:
-    """The files of tasks in a folder, by their names; those wanted, or all there are."""
+    """The files in a folder by the names of their tasks: those that are wanted, or all there are."""
     if not folder.is_dir():
         raise MiniCacheError(f"--data {folder} is no folder")
     files = {path.stem: path for path in sorted(folder.glob("*.jsonl")) if task_of(path.stem) in TASKS}
@@ -199,10 +201,12 @@ def find_files(folder: Path, wanted: list[str]) -> dict[str, Path]:
 
 
 def task_of(name: str) -> str:
+    """The task that a file of this name belongs to."""
     return name.removesuffix(SUFFIX_E)
 
 
 def read_items(path: Path, limit: int | None = None) -> list[Item]:
+    """The lines of a task's file, or the first ones."""
     items = list(_items(path, limit))
     if not items:
         raise MiniCacheError(f"{path} is empty")

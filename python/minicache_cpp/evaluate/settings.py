@@ -1,0 +1,36 @@
+"""What an evaluation is asked to measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..cache.settings import CacheSpec
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every cache of `specs` is measured at each context from each first position."""
+
+    contexts: Sequence[int]  # tokens of a chunk, and of the cache
+    offsets: Sequence[int]  # positions of the first token
+    specs: Sequence[CacheSpec]
+    ubatch: int = 1  # tokens read at a time
+    prompt_ubatch: int = 64  # the same where facts are told and asked for
+    chunks: int | None = None  # of each context; None for as many as the text has, up to a limit
+    # tokens between facts and the questions about them; () for distances that fit, None to plant no facts
+    recall: Sequence[int] | None = ()
+    rounds: int = 4  # of facts, for each distance
+    threads: int = 1
+    gpu_layers: int = 0
+
+    def distances(self, n_ctx: int) -> list[int]:
+        """The distances between facts and questions at this context."""
+        if self.recall is None:
+            return []
+        # a quarter and three quarters leave room for the facts and the question within the context
+        return list(self.recall) or [max(1, n_ctx // 4), max(1, 3 * n_ctx // 4)]
+
+    def runs(self) -> list[tuple[int, int]]:
+        """(context, first position) of each run over all caches."""
+        return [(n_ctx, offset) for n_ctx in self.contexts for offset in self.offsets]

@@ -1,0 +1,221 @@
+"""Shared codes: a group's layers coded together, restored one by one, and attention over the codes (docs/method.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..cache.code_format import MAX_LAYERS, WIDTHS, Layout
+from ..errors import MiniCacheError
+from ..native import binding
+from .arrays import (
+    Bytes,
+    Floats,
+    as_bases,
+    as_floats,
+    byte_pointer,
+    float_pointer,
+    int_pointer,
+    require_shape,
+    shape_of,
+    thread_count,
+)
+from .attention import AttentionCall, Current, Retained
+
+ROPES = ("none", "neighbours", "halves")  # the native library's numbers of them
+
+
+@dataclass(frozen=True)
+class Codec:
+    """What a group's shared codes are made and read with; `data` is laid out as minicache-code.h says.
+
+    units_k, units_v: units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits.
+    rope: which numbers of a head of K RoPE turns together, "none", "neighbours" or "halves", among the first n_rot.
+    n_layer: the layers that share a code, 1 to 4.
+    """
+
+    data: bytes
+    units_k: tuple[int, ...]
+    units_v: tuple[int, ...]
+    head_size_k: int
+    head_size_v: int
+    n_head_kv: int
+    rope: str = "none"
+    n_rot: int = 0
+    n_layer: int = 2
+
+
+class Codes(NamedTuple):
+    """Code rows, and how far what they restore is from what was coded.
+
+    Distances are squared errors relative to the squared lengths, the mean of the layers.
+    """
+
+    k: Bytes  # [n_tokens, n_head_kv, bytes of a code row]
+    v: Bytes  # [n_tokens, n_head_kv, bytes of a code row]
+    distance_k: Floats  # [n_tokens, n_head_kv]
+    distance_v: Floats  # [n_tokens, n_head_kv]
+
+
+def encode(
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    codec: Codec,
+    *,
+    bases: npt.ArrayLike | None = None,
+    n_threads: int | None = None,
+    reference: bool = False,
+) -> Codes:
+    """The K (after RoPE) and V of a group's layers as shared codes.
+
+    k, v: [n_layer, n_tokens, n_head_kv, head_size].
+    bases: [n_tokens], the positions that K is coded relative to, None for 0.
+    reference: compute with the plain scalar kernel instead of the vectorised one.
+    """
+    native, _keep = _native(codec)
+    dims = ("n_layer", "n_tokens", "n_head_kv", "head_size")
+    k, v = as_floats("k", k, dims), as_floats("v", v, dims)
+    n_tokens, n_head_kv = k.shape[1], codec.n_head_kv
+    require_shape("k", k, (codec.n_layer, n_tokens, n_head_kv, codec.head_size_k))
+    require_shape("v", v, (codec.n_layer, n_tokens, n_head_kv, codec.head_size_v))
+    rows = [
+        np.zeros((n_tokens, n_head_kv, _row_bytes(codec, units)), np.uint8)
+        for units in (codec.units_k, codec.units_v)
+    ]
+    distances = [np.zeros((n_tokens, n_head_kv), np.float32) for _ in rows]
+    done = binding.lib.llama_minicache_encode(
+        native,
+        float_pointer(k),
+        float_pointer(v),
+        int_pointer(as_bases(bases, n_tokens)),
+        n_tokens,
+        thread_count(n_threads),
+        reference,
+        *map(byte_pointer, rows),
+        *map(float_pointer, distances),
+    )
+    binding.check(done, "llama_minicache_encode")
+    return Codes(rows[0], rows[1], distances[0], distances[1])
+
+
+def decode(
+    code_k: npt.ArrayLike,
+    code_v: npt.ArrayLike,
+    codec: Codec,
+    side: int,
+    *,
+    bases: npt.ArrayLike | None = None,
+) -> tuple[Floats, Floats]:
+    """K and V of one layer, as code rows restore them, [n_tokens, n_head_kv, head_size] each.
+
+    code_k, code_v: [n_tokens, n_head_kv, bytes of a code row]. side: the layer's number in the group, from 0 on.
+    bases: [n_tokens], the positions that K was coded relative to, None for 0.
+    """
+    native, _keep = _native(codec)
+    k_rows, v_rows = _rows(codec, code_k, code_v)
+    k = np.zeros((*k_rows.shape[:2], codec.head_size_k), np.float32)
+    v = np.zeros((*v_rows.shape[:2], codec.head_size_v), np.float32)
+    done = binding.lib.llama_minicache_decode(
+        native,
+        byte_pointer(k_rows),
+        byte_pointer(v_rows),
+        int_pointer(as_bases(bases, len(k_rows))),
+        len(k_rows),
+        side,
+        float_pointer(k),
+        float_pointer(v),
+    )
+    binding.check(done, "llama_minicache_decode")
+    return k, v
+
+
+def code_attention(
+    q: npt.ArrayLike,
+    code_k: npt.ArrayLike,
+    code_v: npt.ArrayLike,
+    codec: Codec,
+    side: int,
+    *,
+    bases: npt.ArrayLike | None = None,
+    mask: npt.ArrayLike | None = None,
+    scale: float | None = None,
+    sinks: npt.ArrayLike | None = None,
+    max_bias: float = 0.0,
+    softcap: float = 0.0,
+    retained: Retained | None = None,
+    current: Current | None = None,
+    n_threads: int | None = None,
+    reference: bool = False,
+) -> Floats:
+    """Attention of one layer over code rows as encode() returns them, [n_q, n_head, head_size].
+
+    code_k, code_v: [n_kv, n_head_kv, bytes of a code row]. side: the layer's number in the group, from 0 on.
+    bases: [n_kv], the positions that K was coded relative to, None for 0.
+    The other arguments are those of attention().
+    """
+    native, _keep = _native(codec)
+    q = as_floats("q", q, ("n_q", "n_head", "head_size"))
+    k_rows, v_rows = _rows(codec, code_k, code_v)
+    base = as_bases(bases, len(k_rows))
+    if retained is not None and retained.type == "cache":
+        raise MiniCacheError("retained.type='cache': codes have no cache type; choose f16 or q8_0")
+    call = AttentionCall(q, len(k_rows), codec.n_head_kv)
+    call.set_scores(scale, max_bias, softcap)
+    call.set_run(n_threads, reference)
+    call.set_entries(mask, sinks, retained, current)
+    return call.run(
+        lambda result: binding.lib.llama_minicache_code_attention(
+            native, byte_pointer(k_rows), byte_pointer(v_rows), int_pointer(base), side, call.args, result
+        )
+    )
+
+
+def _row_bytes(codec: Codec, units: tuple[int, ...]) -> int:
+    return Layout(units).row_bytes(codec.n_layer)
+
+
+def _native(codec: Codec) -> tuple[Any, Any]:
+    """The native struct, and the buffer that it points to and that must outlive it."""
+    for name in ("units_k", "units_v"):
+        if len(getattr(codec, name)) != len(WIDTHS):
+            raise MiniCacheError(
+                f"{name}={getattr(codec, name)!r} must be 7 numbers, for 8, 6, 5, 4, 3, 2 and 1 bits"
+            )
+    if not 1 <= codec.n_layer <= MAX_LAYERS:
+        raise MiniCacheError(f"n_layer={codec.n_layer!r} is outside its range, 1 to {MAX_LAYERS}")
+    if codec.rope not in ROPES:
+        raise MiniCacheError(f"rope={codec.rope!r}; choose one of {', '.join(ROPES)}")
+    data = binding.ffi.from_buffer("char[]", codec.data)
+    native = binding.ffi.new(
+        "struct llama_minicache_codec *",
+        {
+            "data": data,
+            "size": len(codec.data),
+            "units_k": codec.units_k,
+            "units_v": codec.units_v,
+            "n_layer": codec.n_layer,
+            "head_size_k": codec.head_size_k,
+            "head_size_v": codec.head_size_v,
+            "n_head_kv": codec.n_head_kv,
+            "rope": ROPES.index(codec.rope),
+            "n_rot": codec.n_rot,
+        },
+    )
+    return native, data
+
+
+def _rows(codec: Codec, code_k: npt.ArrayLike, code_v: npt.ArrayLike) -> tuple[Bytes, Bytes]:
+    """The code rows of K and V, as the codec lays them out."""
+    rows: list[Bytes] = []
+    for name, value, units in (("code_k", code_k, codec.units_k), ("code_v", code_v, codec.units_v)):
+        array = np.ascontiguousarray(value)
+        shape = (len(rows[0]) if rows else len(array), codec.n_head_kv, _row_bytes(codec, units))
+        if array.dtype != np.uint8 or array.shape != shape or not array.size:
+            raise MiniCacheError(
+                f"{name} is {array.dtype} {shape_of(array)}; with this codec it must be uint8 {list(shape)}"
+            )
+        rows.append(array)
+    return rows[0], rows[1]
