@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import support.blas_threads  # noqa: F401  # isort: skip  (before NumPy)
+
 import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-import support.blas_threads  # noqa: F401  (before NumPy)
 from minicache_cpp.native.binding import llama_h
 from support import contexts, tiny_models
 from support.loaded import Loaded
@@ -55,6 +57,11 @@ def demo_model() -> Path:
     return required("MINICACHE_DEMO_MODEL", "the demo model", default)
 
 
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
 @pytest.fixture(scope="session")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
     """load(maker, **arguments): a model of `tiny_models`, kept for the session."""
@@ -74,6 +81,32 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
 def random_model(load: Callable[..., Loaded]) -> Loaded:
     """Six layers, three of them plain; the pair (3, 4) has nothing in common."""
     return load(tiny_models.random_model)
+
+
+@pytest.fixture(scope="session")
+def model(random_model: Loaded) -> Path:
+    """The file of `random_model`."""
+    return random_model.path
+
+
+@pytest.fixture(scope="session")
+def model_kinds(load: Callable[..., Loaded]) -> dict[str, Path]:
+    """Files of models that differ in weights, in RoPE and in their layers."""
+    return {
+        "neighbours": load(tiny_models.random_model).path,
+        "other": load(tiny_models.random_model, seed=1).path,
+        "halves": load(tiny_models.random_model, arch="qwen2").path,
+        "alibi": load(tiny_models.random_model, arch="refact").path,
+        "odd": load(tiny_models.random_model, n_layer=7, n_head_kv=1).path,
+    }
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of 2000 bytes, each of which is a token of the tiny models."""
+    path = tmp_path_factory.mktemp("texts") / "text.txt"
+    path.write_text("".join(chr(33 + (i * i + 7 * i) % 90) for i in range(2000)), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -21,22 +21,10 @@ from minicache_cpp.modelfile.fingerprint import fingerprint
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.modelfile.shape import model_shape
 from minicache_cpp.native import binding
-from support import contexts, tiny_models
+from support import tiny_models
 
 LAYOUT_K, LAYOUT_V = Layout((1, 0, 0, 1, 0, 1, 0)), Layout((0, 0, 1, 0, 1, 0, 1))
 SMALL = {"n_ctx": 700, "n_threads": 1, "verbose": False}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    return {
-        "neighbours": tiny_models.random_model().write(folder / "neighbours.gguf"),
-        "other": tiny_models.random_model(seed=1).write(folder / "other.gguf"),
-        "halves": tiny_models.random_model(arch="qwen2").write(folder / "halves.gguf"),
-        "alibi": tiny_models.random_model(arch="refact").write(folder / "alibi.gguf"),
-        "odd": tiny_models.random_model(n_layer=7, n_head_kv=1).write(folder / "odd.gguf"),
-    }
 
 
 def group_format(model: Path, *layers: int) -> GroupFormat:
@@ -66,15 +54,22 @@ def make(model: Path, path: Path, **more: object) -> Path:
     return path
 
 
-def test_what_is_written_is_read(models: dict[str, Path], tmp_path: Path) -> None:
-    path = make(models["neighbours"], tmp_path / "plan.gguf", retain=1 / 128, pool_type="q8_0", window=64)
+def test_what_is_written_is_read(model_kinds: dict[str, Path], tmp_path: Path) -> None:
+    path = make(
+        model_kinds["neighbours"], tmp_path / "plan.gguf", retain=1 / 128, pool_type="q8_0", window=64
+    )
     plan = PlanFile.open(path).plan
-    assert plan.fingerprint == fingerprint(read_gguf(models["neighbours"]))
-    assert plan.groups == (group_format(models["neighbours"], 0, 1), group_format(models["neighbours"], 4, 5))
+    assert plan.fingerprint == fingerprint(read_gguf(model_kinds["neighbours"]))
+    assert plan.groups == (
+        group_format(model_kinds["neighbours"], 0, 1),
+        group_format(model_kinds["neighbours"], 4, 5),
+    )
     assert (plan.n_layer, plan.rope_block, plan.type_k, plan.type_v) == (6, 128, "q8_0", "q8_0")
     assert (plan.retain, plan.pool_type, plan.window) == (1 / 128, "q8_0", 64)
     assert (plan.model, plan.tool, plan.text, plan.notes) == ("tiny", "a test", "", {"why": "for a test"})
-    again = make(models["neighbours"], tmp_path / "again.gguf", retain=1 / 128, pool_type="q8_0", window=64)
+    again = make(
+        model_kinds["neighbours"], tmp_path / "again.gguf", retain=1 / 128, pool_type="q8_0", window=64
+    )
     assert path.read_bytes() == again.read_bytes()
     assert [one.name for one in tmp_path.iterdir() if one.suffix != ".gguf"] == []
 
@@ -85,16 +80,16 @@ def test_what_is_written_is_read(models: dict[str, Path], tmp_path: Path) -> Non
     [(0.0, 0, "q8_0"), (1 / 128, 0, "q8_0"), (0.0, 64, "f16"), (0.0, 7, "q8_0"), (1 / 128, 33, "q8_0")],
 )
 def test_the_bytes_are_those_of_a_real_context(
-    models: dict[str, Path], tmp_path: Path, name: str, retain: float, window: int, pool: str
+    model_kinds: dict[str, Path], tmp_path: Path, name: str, retain: float, window: int, pool: str
 ) -> None:
-    path = make(models[name], tmp_path / "plan.gguf", retain=retain, pool_type=pool, window=window)
+    path = make(model_kinds[name], tmp_path / "plan.gguf", retain=retain, pool_type=pool, window=window)
     settings = MiniCache(plan=path)
     assert settings.groups == settings.pairs == ((0, 1), (4, 5))
-    with Llama(str(models[name]), minicache=settings, **SMALL) as llm:
+    with Llama(str(model_kinds[name]), minicache=settings, **SMALL) as llm:
         report = llm.kv_report()
     assert report.mode == "code"
     assert report.pairs == [(0, 1), (4, 5)]
-    shape = model_shape(read_gguf(models[name]))
+    shape = model_shape(read_gguf(model_kinds[name]))
     assert kv_bytes(shape, CacheSpec.of(settings), 700) == report.bytes
     plan = PlanFile.open(path).plan
     assert report.bytes_codec == sum(group.codec_bytes(shape.n_rot) for group in plan.groups)
@@ -113,15 +108,15 @@ def test_the_bytes_are_those_of_a_real_context(
         assert words in str(report)
 
 
-def test_inspect_shows_the_plan_of_the_model(models: dict[str, Path]) -> None:
-    file = read_gguf(models["halves"])
+def test_inspect_shows_the_plan_of_the_model(model_kinds: dict[str, Path]) -> None:
+    file = read_gguf(model_kinds["halves"])
     assert find_plan(file) is None
-    path = make(models["halves"], plan_path(file))
+    path = make(model_kinds["halves"], plan_path(file))
     try:
         found = find_plan(file)
         assert found is not None
         assert found.path == path
-        rows = inspect_model(models["halves"], 4096)["rows"]
+        rows = inspect_model(model_kinds["halves"], 4096)["rows"]
         assert rows[-1]["name"] == str(path)
         assert rows[-1]["groups"] == 2
         path.write_bytes(path.read_bytes()[:-100])
@@ -131,16 +126,16 @@ def test_inspect_shows_the_plan_of_the_model(models: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("how", ["MiniCache", "path", "Path"])
-def test_a_plan_is_used_by_any_name(models: dict[str, Path], tmp_path: Path, how: str) -> None:
-    path = make(models["neighbours"], tmp_path / "plan.gguf")
+def test_a_plan_is_used_by_any_name(model_kinds: dict[str, Path], tmp_path: Path, how: str) -> None:
+    path = make(model_kinds["neighbours"], tmp_path / "plan.gguf")
     given = {"MiniCache": MiniCache(plan=str(path)), "path": str(path), "Path": path}[how]
-    with Llama(str(models["neighbours"]), minicache=given, **SMALL) as llm:
+    with Llama(str(model_kinds["neighbours"]), minicache=given, **SMALL) as llm:
         assert llm.kv_report().mode == "code"
         assert llm.minicache == MiniCache(plan=str(path))
 
 
-def test_a_plan_decides_everything(models: dict[str, Path], tmp_path: Path) -> None:
-    path = make(models["neighbours"], tmp_path / "plan.gguf")
+def test_a_plan_decides_everything(model_kinds: dict[str, Path], tmp_path: Path) -> None:
+    path = make(model_kinds["neighbours"], tmp_path / "plan.gguf")
     settings = MiniCache(plan=path, strict=True)
     assert replace(settings, strict=False) == MiniCache(plan=path)
     assert CacheSpec.parse(str(path)) == CacheSpec("q8_0", "q8_0", MiniCache(plan=path))
@@ -158,47 +153,34 @@ def test_a_plan_decides_everything(models: dict[str, Path], tmp_path: Path) -> N
             MiniCache(plan=path, **more)  # type: ignore[arg-type]
 
 
-def test_a_plan_decides_the_window(models: dict[str, Path], tmp_path: Path) -> None:
-    path = make(models["neighbours"], tmp_path / "plan.gguf", window=40)
+def test_a_plan_decides_the_window(model_kinds: dict[str, Path], tmp_path: Path) -> None:
+    path = make(model_kinds["neighbours"], tmp_path / "plan.gguf", window=40)
     assert MiniCache(plan=path).window == 40
     assert MiniCache(plan=path, window=40) == MiniCache(plan=path)
-    with Llama(str(models["neighbours"]), minicache=path, **SMALL) as llm:
+    with Llama(str(model_kinds["neighbours"]), minicache=path, **SMALL) as llm:
         assert llm.kv_report().window == 40
     rewritten(
         path, lambda keys: keys.pop("minicache.window") and None
     )  # a plan that was made before there was one
     assert PlanFile.open(path).plan.window == 0
-    with Llama(str(models["neighbours"]), minicache=path, **SMALL) as llm:
+    with Llama(str(model_kinds["neighbours"]), minicache=path, **SMALL) as llm:
         assert llm.kv_report().window == 0
 
 
-def test_a_plan_without_groups_is_a_plain_cache(models: dict[str, Path], tmp_path: Path) -> None:
-    path = make(models["neighbours"], tmp_path / "plan.gguf", groups=(), type_k="q4_0", type_v="q4_0")
-    with Llama(str(models["neighbours"]), minicache=MiniCache(plan=path), **SMALL) as llm:
+def test_a_plan_without_groups_is_a_plain_cache(model_kinds: dict[str, Path], tmp_path: Path) -> None:
+    path = make(model_kinds["neighbours"], tmp_path / "plan.gguf", groups=(), type_k="q4_0", type_v="q4_0")
+    with Llama(str(model_kinds["neighbours"]), minicache=MiniCache(plan=path), **SMALL) as llm:
         report = llm.kv_report()
     assert (report.type_k, report.type_v, report.active, report.note) == ("q4_0", "q4_0", False, "")
-    shape = model_shape(read_gguf(models["neighbours"]))
+    shape = model_shape(read_gguf(model_kinds["neighbours"]))
     assert kv_bytes(shape, CacheSpec.parse(str(path)), 700) == report.bytes
     assert report.ratio == pytest.approx(16 / 4.5, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["neighbours", "other", "halves", "alibi", "odd"])
-def test_the_fingerprint_is_the_librarys(models: dict[str, Path], name: str) -> None:
-    model = contexts.Model(models[name])
-    own = fingerprint(read_gguf(models[name]))
-    assert own == binding.fingerprint(model.handle)
-    assert all(own != fingerprint(read_gguf(path)) for other, path in models.items() if other != name)
-
-
-def test_the_fingerprint_is_the_demo_models(demo_model: Path) -> None:
-    model = contexts.Model(demo_model)
-    assert fingerprint(read_gguf(demo_model)) == binding.fingerprint(model.handle)
-
-
-def test_a_plan_for_another_model_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
-    path = make(models["other"], tmp_path / "plan.gguf")
+def test_a_plan_for_another_model_is_refused(model_kinds: dict[str, Path], tmp_path: Path) -> None:
+    path = make(model_kinds["other"], tmp_path / "plan.gguf")
     with pytest.raises(MiniCacheError, match="another model") as caught:
-        Llama(str(models["neighbours"]), minicache=path, **SMALL)
+        Llama(str(model_kinds["neighbours"]), minicache=path, **SMALL)
     assert "minicache calibrate" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -250,8 +232,10 @@ DAMAGES: dict[str, Callable[[dict[str, object]], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_plan_is_refused_in_one_line(models: dict[str, Path], tmp_path: Path, damage: str) -> None:
-    path = make(models["neighbours"], tmp_path / "plan.gguf")
+def test_a_damaged_plan_is_refused_in_one_line(
+    model_kinds: dict[str, Path], tmp_path: Path, damage: str
+) -> None:
+    path = make(model_kinds["neighbours"], tmp_path / "plan.gguf")
     rewritten(path, lambda keys: None)
     assert PlanFile.open(path).plan.groups  # writing it anew damages nothing
     rewritten(path, lambda keys: DAMAGES[damage](keys) and None)
@@ -267,20 +251,22 @@ def test_a_damaged_plan_is_refused_in_one_line(models: dict[str, Path], tmp_path
 
 
 @pytest.mark.parametrize("n_bytes", [0, 3, 100, -1])
-def test_a_plan_that_is_cut_short_is_refused(models: dict[str, Path], tmp_path: Path, n_bytes: int) -> None:
-    path = make(models["neighbours"], tmp_path / "plan.gguf")
+def test_a_plan_that_is_cut_short_is_refused(
+    model_kinds: dict[str, Path], tmp_path: Path, n_bytes: int
+) -> None:
+    path = make(model_kinds["neighbours"], tmp_path / "plan.gguf")
     path.write_bytes(path.read_bytes()[: n_bytes if n_bytes >= 0 else -1000])
     with pytest.raises(MiniCacheError) as caught:
-        Llama(str(models["neighbours"]), minicache=path, **SMALL)
+        Llama(str(model_kinds["neighbours"]), minicache=path, **SMALL)
     assert str(path) in str(caught.value)
 
 
-def test_a_model_is_no_plan(models: dict[str, Path]) -> None:
+def test_a_model_is_no_plan(model_kinds: dict[str, Path]) -> None:
     with pytest.raises(MiniCacheError, match="is no plan; `minicache calibrate MODEL` makes one"):
-        MiniCache(plan=models["neighbours"])
+        MiniCache(plan=model_kinds["neighbours"])
 
 
-def test_what_cant_be_written_is_told(models: dict[str, Path], tmp_path: Path) -> None:
+def test_what_cant_be_written_is_told(model_kinds: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MiniCacheError, match="cannot be written"):
-        make(models["neighbours"], tmp_path / "file" / "plan.gguf")
+        make(model_kinds["neighbours"], tmp_path / "file" / "plan.gguf")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from minicache_cpp.cache.code_format import UNIT, WIDTHS, GroupFormat, Layout
+from minicache_cpp.cache.code_format import GroupFormat, Layout
 from minicache_cpp.calibrate import code_fit
-from minicache_cpp.calibrate.allocation import Candidate, Choice, Part, PlainPart, allocate
 from minicache_cpp.calibrate.capture import Rope
 from minicache_cpp.calibrate.code_fit import CHOICES, PartCodec, PartFit, fit_part, make_codec, unit_vectors
 from oracle.code import Layout as OracleLayout
@@ -170,118 +167,3 @@ def test_rope_turns_as_the_oracle_does(rng: np.random.Generator) -> None:
         codec = Codec(None, None, kind, freq)  # type: ignore[arg-type]
         turned = Rope(kind, tuple(freq) if kind != "none" else ()).turn(x, positions)
         np.testing.assert_allclose(turned, codec.turn(x, positions), atol=1e-5)
-
-
-#
-# handing out bits
-#
-
-
-def parts(rng: np.random.Generator, n: int) -> list[Part]:
-    """Parts whose errors fall as those of quantizers do, with noise that breaks the order."""
-    found = []
-    for _ in range(n):
-        variance = np.exp(-np.arange(8) * rng.uniform(0.1, 0.8)) * rng.uniform(0.9, 1.1, 8)
-        errors = np.stack([variance * 4.0**-width for width in CHOICES])
-        found.append(Part(errors * 10 ** rng.uniform(-4, 0), 2, 2))
-    return found
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(7)
-
-
-def test_bits_are_handed_out_within_the_limit_and_best(rng: np.random.Generator) -> None:
-    k, v = parts(rng, 4), parts(rng, 4)
-    candidates = [Candidate((2 * i, 2 * i + 1), (), (k[i], v[i])) for i in range(4)]
-
-    def n_bytes(choices: list[Choice]) -> float:
-        return sum(one.token_bytes(choice) for one, choice in zip(candidates, choices, strict=True))
-
-    for limit in (60.0, 150.0, 400.0, 900.0):
-        found = allocate(candidates, lambda choices, limit=limit: n_bytes(choices) <= limit)
-        assert found is not None
-        choices, loss = found
-        # one unit's step of a part is the most that can be left over
-        assert limit - 8 * 2 * UNIT / 8 * 2 < n_bytes(choices) <= limit
-        assert loss == pytest.approx(sum(c.loss(one) for c, one in zip(candidates, choices, strict=True)))
-        for choice in choices:
-            assert choice.k is not None
-            assert choice.k.widths == sorted(choice.k.widths, reverse=True)
-        # no exchange of a bit between two parts is better
-        sides = [(part, layout) for c, one in zip(candidates, choices, strict=True)
-                 for part, layout in zip(c.code or (), (one.k, one.v), strict=True)]  # fmt: skip
-        gains = [max(_slopes(part, layout, +1), default=0.0) for part, layout in sides]
-        losses = [min(_slopes(part, layout, -1), default=np.inf) for part, layout in sides]
-        assert max(gains) <= min(losses) * 1.3  # noise that breaks the order of variances may cost something
-
-
-def _slopes(part: Part, layout: Layout | None, direction: int) -> list[float]:
-    """The loss per byte of one unit's next width up, or down."""
-    assert layout is not None
-    widths = layout.widths + [0] * (8 - len(layout.widths))
-    found = []
-    for unit, width in enumerate(widths):
-        index = CHOICES.index(width) + direction
-        if 0 <= index < len(CHOICES):
-            change = abs(part.losses[index, unit] - part.losses[CHOICES.index(width), unit])
-            found.append(change / (abs(CHOICES[index] - width) * 2 * UNIT / 8))
-    return found
-
-
-def test_a_pair_that_codes_badly_stays_plain(rng: np.random.Generator) -> None:
-    k, v = parts(rng, 2), parts(rng, 2)
-    bad = Part(k[0].losses * 1e9, 2, 2)
-    good_plain = PlainPart({"q8_0": 1e-7, "q4_0": 1e-2}, {"q8_0": 50.0, "q4_0": 30.0})
-    bad_plain = PlainPart({"q8_0": 1.0}, {"q8_0": 50.0})
-    candidates = [
-        Candidate((0, 1), ((good_plain, good_plain),) * 2, (bad, v[0])),
-        Candidate((2, 3), ((bad_plain, bad_plain),) * 2, (k[1], v[1])),
-    ]
-    found = allocate(candidates, lambda choices: sum(
-        one.token_bytes(choice) for one, choice in zip(candidates, choices, strict=True)) <= 400)  # fmt: skip
-    assert found is not None
-    assert found[0][0] == Choice(types=(("q8_0", "q8_0"),) * 2)
-    assert found[0][1].coded
-
-
-def test_layers_get_the_types_of_least_loss(rng: np.random.Generator) -> None:
-    """Of all combinations that are as small, none loses less."""
-    types = {"f16": 128.0, "q8_0": 68.0, "q5_1": 48.0, "q4_0": 36.0}
-    errors = {"f16": 0.0, "q8_0": 1.0, "q5_1": 50.0, "q4_0": 300.0}
-    parts = [
-        PlainPart({name: error * sensitivity for name, error in errors.items()}, types)
-        for sensitivity in 10 ** rng.uniform(-3, 0, 6)
-    ]
-    candidates = [Candidate((i,), ((parts[2 * i], parts[2 * i + 1]),)) for i in range(3)]
-
-    def n_bytes(choices: list[Choice]) -> float:
-        return sum(one.token_bytes(choice) for one, choice in zip(candidates, choices, strict=True))
-
-    for limit in (6 * 36.0, 300.0, 420.0, 600.0, 768.0):
-        found = allocate(candidates, lambda choices, limit=limit: n_bytes(choices) <= limit)
-        assert found is not None
-        used = n_bytes(found[0])
-        assert used <= limit
-        best = min(
-            sum(part.losses[name] for part, name in zip(parts, names, strict=True))
-            for names in itertools.product(types, repeat=6)
-            if sum(types[name] for name in names) <= used
-        )
-        assert found[1] == pytest.approx(best)
-    assert allocate(candidates, lambda choices: n_bytes(choices) <= 6 * 36.0 - 1) is None
-
-
-def test_what_cant_be_is_none(rng: np.random.Generator) -> None:
-    k, v = parts(rng, 1), parts(rng, 1)
-    assert allocate([Candidate((0, 1), (), (k[0], v[0]))], lambda choices: False) is None
-
-
-def test_a_layout_counts_its_widths() -> None:
-    layout = Layout.of([8, 4, 4, 0, 0])
-    assert layout.units == (1, 0, 0, 2, 0, 0, 0)
-    assert layout.widths == [8, 4, 4]
-    assert layout.bits == UNIT * 16
-    assert [Layout.of([0]).row_bytes(n) for n in (1, 2, 3, 4)] == [2, 2, 4, 4]
-    assert len(layout.units) == len(WIDTHS)

@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minicache_cpp import CacheSpec, Llama, MiniCacheError, cli
-from minicache_cpp.evaluate import evaluation, facts, material
-from minicache_cpp.evaluate.settings import Settings
+from minicache_cpp import CacheSpec, Llama, cli
+from minicache_cpp.evaluate import evaluation, facts
 from minicache_cpp.evaluate.table import to_json
 from minicache_cpp.host.units import digits
 from minicache_cpp.native.binding import llama_h
-from minicache_cpp.reading.divergence import Divergence, Reference, kl_divergence, log_probabilities
-from minicache_cpp.reading.model import NativeModel
+from minicache_cpp.reading.divergence import Reference
 from minicache_cpp.reading.scored_context import ScoredContext
-from minicache_cpp.text.chat_template import ChatTemplate
 from minicache_cpp.text.vocabulary import Vocabulary
 from support import contexts, tiny_models
 
@@ -39,19 +36,6 @@ KEYS = {
 }
 
 Run = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.random_model().write(tmp_path_factory.mktemp("models") / "random.gguf")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2000 bytes, each of them a token of the tiny models."""
-    path = tmp_path_factory.mktemp("texts") / "text.txt"
-    path.write_text("".join(chr(33 + (i * i + 7 * i) % 90) for i in range(2000)), encoding="utf-8")
-    return path
 
 
 @pytest.fixture
@@ -196,9 +180,6 @@ def test_recall_is_asked_at_every_distance(found: Run) -> None:
         assert row["recall"] == np.mean(list(row["recall_by_distance"].values()))
 
 
-# ---- what can't be measured
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -266,48 +247,6 @@ def test_a_plot_is_drawn(found: Run, tmp_path: Path) -> None:
     assert "<svg" in drawn and drawn.count("q4_0") >= 2
 
 
-# ---- chunks and divergence
-
-
-def test_chunks_are_spread_over_the_text() -> None:
-    assert material.spread(list(range(10)), 3, 3) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
-    assert material.spread(list(range(100)), 10, 2) == [list(range(10)), list(range(90, 100))]
-    assert material.spread(list(range(9)), 9, 1) == [list(range(9))]
-
-
-def test_chunks_begin_as_the_model_wants_it(model: Path, text: Path) -> None:
-    settings = Settings([50], [0], [], recall=None)
-    chunks = material.prepare(model, text.read_text(), settings).chunks[50]
-    assert [len(chunk) for chunk in chunks] == [50] * 4
-    assert [chunk[0] for chunk in chunks] == [1] * 4  # <s>
-    assert all(1 not in chunk[1:] for chunk in chunks)
-
-
-def test_divergence_is_that_of_the_definition() -> None:
-    rng = np.random.default_rng(3)
-    logits = rng.standard_normal((2, 40, 30)).astype(np.float32) * 4
-    p, q = (np.exp(one.astype(np.float64)) for one in logits)
-    p, q = p / p.sum(axis=1, keepdims=True), q / q.sum(axis=1, keepdims=True)
-    reference, ours = map(log_probabilities, logits)
-    kl = (p * np.log(p / q)).sum(axis=1)
-    assert np.allclose(kl_divergence(reference, ours), kl, rtol=1e-4)
-    total = Divergence()
-    following = rng.integers(30, size=40).tolist()
-    total.add(reference[:25], ours[:25], following[:25])
-    total.add(reference[25:], ours[25:], following[25:39])  # nothing follows the last token
-    summary = total.summary()
-    assert total.n_tokens == 40
-    assert summary["kl_mean"] == pytest.approx(kl.mean(), rel=1e-4)
-    assert summary["top1"] == (p.argmax(axis=1) == q.argmax(axis=1)).mean()
-    assert summary["ppl"] == pytest.approx(np.exp(-np.log(q[np.arange(39), following[:39]]).mean()), rel=1e-4)
-
-
-def test_tokens_that_cant_come_add_nothing() -> None:
-    reference = log_probabilities(np.array([[0.0, 1.0, -np.inf]], np.float32))
-    assert kl_divergence(reference, reference) == 0
-    assert np.isinf(kl_divergence(log_probabilities(np.zeros((1, 3), np.float32)), reference))
-
-
 def test_json_has_no_nan() -> None:
     assert json.loads(to_json([{"rows": [{"kl_mean": float("nan"), "ppl": float("inf")}]}])) == {
         "rows": [{"kl_mean": None, "ppl": None}]
@@ -327,138 +266,3 @@ def test_json_has_no_nan() -> None:
 )
 def test_small_numbers_keep_their_first_digits(value: float, shown: str) -> None:
     assert digits(value) == shown
-
-
-# ---- planted facts
-
-
-class Letters:
-    """A vocabulary whose tokens are letters, with a beginning of text."""
-
-    def tokenize(self, text: str, special: bool = True) -> list[int]:
-        return list(map(ord, text))
-
-    def begun(self, tokens: list[int]) -> list[int]:
-        return [0, *tokens]
-
-    def detokenize(self, tokens: list[int]) -> str:
-        return "".join(map(chr, tokens))
-
-
-class Memory:
-    """A reader that answers from the last `span` letters it has read, and from nothing else."""
-
-    def __init__(self, span: int) -> None:
-        self.span = span
-        self.held: list[int] = []
-        self.first = 0
-
-    def clear(self) -> None:
-        self.held = []
-
-    def read(self, tokens: Sequence[int], position: int) -> None:
-        if not self.held:
-            self.first = position
-        assert position == self.first + len(self.held)
-        self.held += tokens
-
-    def mark(self) -> None:
-        self.marked = len(self.held)
-
-    def back(self) -> None:
-        del self.held[self.marked :]
-
-    def likeliest(self, tokens: Sequence[int], position: int, n_last: int) -> list[int]:
-        self.read(tokens, position)
-        told = "".join(map(chr, self.held[-self.span :]))
-        asked = told[told.rindex("The ") : len(told) - n_last + 1].rstrip()
-        _, found, rest = told.partition(asked + " ")
-        value = " " + rest.partition(".")[0] if found and "." in rest else ""
-        return list(map(ord, value[:n_last].ljust(n_last)))
-
-
-CHATML = ChatTemplate.from_source(
-    "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}<assistant>", "", ""
-)
-PROSE = list(map(ord, "It rained for nine days, and nobody came. " * 60))
-
-
-@pytest.mark.parametrize("template", [CHATML, ChatTemplate.from_source(None, "", "")])
-@pytest.mark.parametrize("position", [0, 7000])
-def test_recall_counts_what_is_within_reach(template: ChatTemplate, position: int) -> None:
-    near, far = (facts.make_tasks(Letters(), template, PROSE, distance, 3) for distance in (50, 2000))
-    assert facts.recall(Memory(10_000), far, position) == (24, 24)
-    assert facts.recall(Memory(1000), near, position) == (24, 24)
-    assert facts.recall(Memory(1000), far, position) == (0, 24)
-
-
-def test_a_task_says_its_facts_once_and_shares_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    (task,) = facts.make_tasks(Letters(), CHATML, PROSE, 300, 1)
-    told = "".join(map(chr, task.told))
-    assert told.startswith("\0<user>The ")
-    assert 300 < len(told) < 300 + 8 * 50 + 100
-    assert len(task.questions) == facts.N_FACTS
-    for question in task.questions:
-        asked = "".join(map(chr, question.tokens))
-        statement = asked[asked.rindex("The ") :] + "."
-        assert told.count(statement) == 1
-        assert asked[-question.n_value :] == " " + statement.split()[-1].rstrip(".")
-    assert task.n_tokens == len(task.told) + max(len(question.tokens) for question in task.questions)
-
-
-def test_facts_differ_in_place_and_value() -> None:
-    (task,) = facts.make_tasks(Letters(), CHATML, PROSE, 10, 1)
-    values = {tuple(question.tokens[-question.n_value :]) for question in task.questions}
-    assert len(values) == facts.N_FACTS
-    again = facts.make_tasks(Letters(), CHATML, PROSE, 10, 1)
-    assert again == [task]  # every configuration is asked the same
-
-
-@pytest.mark.parametrize("spec", ["q8_0", "slerp:start=0"])
-def test_a_real_context_forgets_one_question_before_the_next(model: Path, spec: str) -> None:
-    told, asked = tiny_models.prompt(70), tiny_models.prompt(20, seed=5)
-
-    def answer(context: ScoredContext) -> Any:
-        return np.concatenate([logits.copy() for _, logits in context.decode(asked, 100, 0)])
-
-    with (
-        NativeModel(model) as loaded,
-        ScoredContext(loaded, CacheSpec.parse(spec), 256, 16, 1) as context,
-    ):
-        context.read(told, 30)
-        context.mark()
-        first = answer(context)
-        for _ in range(3):
-            context.back()
-            assert llama_h.llama_memory_seq_pos_max(context.memory, 0) == 99
-            context.likeliest(tiny_models.prompt(40, seed=6), 100, 1)  # another question
-            context.back()
-            assert np.array_equal(answer(context), first)
-
-
-def test_the_vocabulary_gives_text_back(demo_model: Path) -> None:
-    with Vocabulary(demo_model) as vocabulary:
-        tokens = vocabulary.tokenize("Grüße,\n\tworld <|im_end|>")
-        assert vocabulary.detokenize(tokens) == "Grüße,\n\tworld "
-        assert (
-            len(vocabulary.tokenize("<|im_end|>"))
-            == 1
-            < len(vocabulary.tokenize("<|im_end|>", special=False))
-        )
-        assert not vocabulary.chat_template().is_plain
-
-
-def test_a_model_without_a_vocabulary_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny_models, "add_tokenizer", lambda writer: writer.add_tokenizer_model("no_vocab"))
-    path = tiny_models.random_model().write(tmp_path / "mute.gguf")
-    with pytest.raises(MiniCacheError, match="no vocabulary"):
-        Vocabulary(path)
-
-
-def test_positions_that_a_model_lacks_are_refused(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    from minicache_cpp.modelfile.gguf_file import read_gguf
-
-    file = read_gguf(model)
-    monkeypatch.setattr(evaluation, "LEARNED_POSITIONS", (file.architecture,))
-    with pytest.raises(MiniCacheError, match="has 4096 positions"):
-        evaluation.check_positions(file, Settings([64], [4090], []))

@@ -12,65 +12,9 @@ import pytest
 from minicache_cpp import CacheSpec, MiniCacheError, cli
 from minicache_cpp.longbench import metrics
 from minicache_cpp.longbench.asking import Asking, score
-from minicache_cpp.longbench.tasks import TASKS, Item, Task, find_files, prompts_from, read_items
+from minicache_cpp.longbench.tasks import TASKS, Item, Task
 from minicache_cpp.reading.text_model import TextModel
-from support import tiny_models
-
-
-def line(context: str, asked: str, *answers: str, classes: tuple[str, ...] = ()) -> dict[str, Any]:
-    return {"context": context, "input": asked, "answers": list(answers), "all_classes": list(classes) or None,
-            "length": len(context.split()), "dataset": "made", "language": "en", "_id": asked}  # fmt: skip
-
-
-def write(folder: Path, task: str, *lines: dict[str, Any]) -> None:
-    text = "\n".join(json.dumps(one, ensure_ascii=False) for one in lines)
-    (folder / f"{task}.jsonl").write_text(text, encoding="utf-8")
-
-
-# ---- metrics
-
-
-@pytest.mark.parametrize(
-    ("name", "answer", "right", "classes", "score"),
-    [
-        ("question_f1", "The Red, old house!", "a red house", (), 2 * 2 / (3 + 2)),
-        ("question_f1", "red red", "red", (), 2 / 3),
-        ("question_f1", "blue", "red", (), 0),
-        ("question_f1", "", "red", (), 0),
-        ("question_f1_zh", "北京。", "北京市", (), 2 * 2 / (2 + 3)),
-        ("summary", "the cat sat on a mat", "the cat lay on the mat", (), 2 * 4 / 12),
-        ("summary", "mat the", "the mat", (), 0.5),
-        ("summary", "again", "again and again", (), 2 * 1 / 4),
-        ("summary_zh", "会议决定", "会议，决定！", (), 1),
-        ("classification", "It is a human question", "human", ("human", "place"), 1),
-        ("classification", "human or place", "human", ("human", "place"), 0.5),
-        ("classification", "Other location", "Other location", ("location", "Other location"), 1),
-        ("classification", "place", "human", ("human", "place"), 0),
-        ("number", "there are 7, not 8", "7", (), 0.5),
-        ("number", "none", "7", (), 0),
-        ("paragraph", "Paragraph 12", "Paragraph 12", (), 1),
-        ("paragraph", "段落3", "段落3", (), 1),
-        ("paragraph", "Paragraph 1", "Paragraph 12", (), 0),
-        ("code_line", "\n# a comment\nreturn x + 1", "return x + 1", (), 1),
-        ("code_line", "```python\nreturn x", "return y", (), 0.88),
-    ],
-)
-def test_a_metric_is_what_it_says(
-    name: str, answer: str, right: str, classes: tuple[str, ...], score: float
-) -> None:
-    assert getattr(metrics, name)(answer, right, classes) == pytest.approx(score)
-
-
-def test_rouge_l_is_that_of_the_rouge_score_package() -> None:
-    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
-    pairs = [
-        ("the ship left the harbor at noon", "at noon the old ship left harbor"),
-        ("one two three four five six", "six five four three two one"),
-        ("a b c d", "a x b y c z d"),
-    ]
-    for found, right in pairs:
-        expected = scorer.score(right, found)["rougeL"].fmeasure
-        assert metrics.summary(found, right, ()) == pytest.approx(expected)
+from support.longbench_files import line, write
 
 
 def test_the_best_of_the_right_answers_counts() -> None:
@@ -79,21 +23,6 @@ def test_the_best_of_the_right_answers_counts() -> None:
     # in tasks with examples the model writes its own next one
     assert score(TASKS["triviaqa"], "\nAnn\nQuestion: Who else?", item) == 1
     assert score(TASKS["hotpotqa"], "\nAnn\nQuestion: Who else?", item) < 1
-
-
-def test_all_tasks_of_longbench_are_there() -> None:
-    assert len(TASKS) == 21
-    for task in TASKS.values():
-        assert "{context}" in task.prompt
-        assert task.prompt.count("{") == task.prompt.count("{context}") + task.prompt.count("{input}")
-
-
-# ---- prompts and files
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.random_model().write(tmp_path_factory.mktemp("models") / "random.gguf")
 
 
 def test_a_long_text_loses_its_middle(model: Path) -> None:
@@ -112,27 +41,6 @@ def test_a_long_text_loses_its_middle(model: Path) -> None:
         assert not cut
         with pytest.raises(MiniCacheError, match="larger --ctx"):
             asking.prompt(Task("{context}", metrics.question_f1, 256), Item(context, "", [], [], 0, ""))
-
-
-def test_prompts_can_be_those_of_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "dataset2prompt.json"
-    path.write_text(json.dumps({"qasper": "Article: {context} {input}"}), encoding="utf-8")
-    tasks = prompts_from(path)
-    assert tasks["qasper"].prompt == "Article: {context} {input}"
-    assert tasks["qasper"].n_most == 128
-    assert tasks["trec"] == TASKS["trec"]
-    path.write_text("[1]", encoding="utf-8")
-    with pytest.raises(MiniCacheError, match="no JSON object"):
-        prompts_from(path)
-
-
-def test_files_are_found_by_their_names(tmp_path: Path) -> None:
-    write(tmp_path, "qasper_e", line("c", "q", "a"))
-    write(tmp_path, "trec", line("c", "q", "a"), line("c", "q2", "b"))
-    write(tmp_path, "other", line("c", "q", "a"))
-    files = find_files(tmp_path, [])
-    assert list(files) == ["qasper_e", "trec"]
-    assert [item.input for item in read_items(files["trec"], 1)] == ["q"]
 
 
 @pytest.mark.parametrize(
@@ -157,9 +65,6 @@ def test_bad_input_is_told_in_one_line(
     assert out == ""
     assert words in err
     assert err.count("\n") == 1
-
-
-# ---- the command
 
 
 @pytest.fixture

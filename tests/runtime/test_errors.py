@@ -13,7 +13,6 @@ import pytest
 from minicache_cpp import Llama, MiniCache, MiniCacheError
 from minicache_cpp.native import binding
 from minicache_cpp.native.binding import llama_h
-from support.loaded import Loaded
 
 SETTINGS = {"n_ctx": 256, "n_batch": 32, "verbose": False, "n_threads": 1, "n_threads_batch": 1}
 TOKENS = list(range(3, 43))
@@ -29,11 +28,6 @@ def too_large(llm: Llama) -> None:
     batch = _internals.LlamaBatch(n_tokens=len(TOKENS), embd=0, n_seq_max=1, verbose=False)
     batch.set_batch(batch=TOKENS, n_past=llm.n_tokens, logits_all=False)
     llm._ctx.decode(batch)
-
-
-@pytest.fixture
-def path(random_model: Loaded) -> str:
-    return str(random_model.path)
 
 
 @pytest.fixture(params=[None, MiniCache()], ids=["plain", "merged"])

@@ -17,13 +17,6 @@ from support import tiny_models
 from support.loaded import Loaded
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("texts") / "text.txt"
-    path.write_text("".join(chr(33 + (i * i + 7 * i) % 90) for i in range(2000)), encoding="utf-8")
-    return path
-
-
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of all caches that were measured."""

@@ -26,11 +26,6 @@ from support.scenarios import CASES, Memory, Result
 from support.tiny_models import prompt
 
 
-@pytest.fixture
-def plan(tmp_path: Path) -> Path:
-    return tmp_path / "plan.gguf"
-
-
 @pytest.mark.parametrize("n_ubatch", [1, 7, 64])
 @pytest.mark.parametrize(("n_seq", "unified"), [(1, True), (4, True), (4, False)])
 def test_every_split_matches_the_oracle(

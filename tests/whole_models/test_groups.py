@@ -48,11 +48,6 @@ def assert_agrees(loaded: Loaded, config: Config, n_threads: int, n_prompts: int
     assert min(errors) <= UNTIED_BOUND
 
 
-@pytest.fixture
-def plan(tmp_path: Path) -> Path:
-    return tmp_path / "plan.gguf"
-
-
 @pytest.mark.parametrize("n_ubatch", [1, 7])
 @pytest.mark.parametrize("groups", GROUPS, ids=str)
 def test_every_split_matches_the_oracle(

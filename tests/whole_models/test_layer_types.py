@@ -12,13 +12,10 @@ import pytest
 from minicache_cpp import CacheSpec, Llama, MiniCache, MiniCacheError
 from minicache_cpp.cache.plan_file import PlanFile
 from minicache_cpp.cache.size import kv_bytes
-from minicache_cpp.calibrate.plain_fit import hadamard, round_trip
 from minicache_cpp.inspect import inspect_model
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.modelfile.shape import model_shape
 from oracle.model import Config, Oracle
-from oracle.quant import TYPES
-from oracle.quant import round_trip as stored
 from support import scenarios, tiny_models
 from support.assertions import assert_a_state_goes_on, assert_matches_the_oracle
 from support.bounds import CODE_BOUND, F16_BOUND, MIXED_BOUND, QUANTIZED_BOUND
@@ -28,11 +25,6 @@ from support.oracle_runs import clear_cut, native
 from support.plans import LAYER_TYPES, coded, plain, refusal, write_plan
 from support.scenarios import CASES, Memory, Result
 from support.tiny_models import prompt
-
-
-@pytest.fixture
-def plan(tmp_path: Path) -> Path:
-    return tmp_path / "plan.gguf"
 
 
 @pytest.mark.parametrize("n_ubatch", [1, 16])
@@ -186,11 +178,6 @@ def test_a_state_of_other_types_is_refused(
         assert np.array_equal(ctx.decode(tokens), untouched.decode(tokens))
 
 
-#
-# plan files, reports, sizes
-#
-
-
 def test_every_type_is_allocated_as_told(random_model: Loaded, plan: Path) -> None:
     """Bytes, ratio, and each layer's types, in the report, in `inspect`, and in the plan."""
     own = ((0, "q8_0", "q4_0"), (2, "f16", "bf16"), (5, "iq4_nl", "q5_1"))
@@ -262,26 +249,3 @@ def test_types_that_heads_cant_have_are_refused(load: Callable[..., Loaded], pla
     assert "head sizes of layer 2" in refusal(loaded, plan)
     with pytest.raises(MiniCacheError, match="multiple of 32"):
         kv_bytes(model_shape(read_gguf(loaded.path)), CacheSpec.parse(str(plan)), 512)
-
-
-#
-# what calibration expects of a type
-#
-
-
-@pytest.mark.parametrize("kind", TYPES)
-def test_rounding_is_ggmls(kind: str) -> None:
-    x = np.random.default_rng(0).standard_normal((5, 3, 64)).astype(np.float32)
-    x[2, 1] = 0
-    np.testing.assert_allclose(round_trip(x, kind), stored(x, kind), rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize("n", [64, 128])
-def test_the_rotation_is_orthogonal_and_upstreams(n: int) -> None:
-    matrix = np.ones((1, 1))
-    while len(matrix) < n:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    x = np.random.default_rng(0).standard_normal((4, 2, 128)).astype(np.float32)
-    expected = (x.reshape(-1, n) @ matrix / np.sqrt(n)).reshape(x.shape)
-    np.testing.assert_allclose(hadamard(x, n), expected, atol=1e-5)
-    np.testing.assert_allclose(hadamard(hadamard(x, n), n), x, atol=1e-5)

@@ -27,11 +27,6 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture
-def plan(tmp_path: Path) -> Path:
-    return tmp_path / "plan.gguf"
-
-
 @pytest.mark.parametrize("n_ubatch", [1, 7, 64])
 @pytest.mark.parametrize("config", SETTINGS, ids=lambda config: f"{config.window} {config.retain}")
 @pytest.mark.parametrize("coded_pairs", [False, True])

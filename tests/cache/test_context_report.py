@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from minicache_cpp import KVReport, MiniCache
-from minicache_cpp.native import binding
 from oracle.model import Config, Oracle
 from oracle.quant import TYPES, row_bytes
 from support import contexts, tiny_models
-from support.contexts import Context, ContextRefused, captured_log, interleaved, run
+from support.contexts import Context, captured_log, interleaved, run
 from support.loaded import Loaded
 from support.tiny_models import Shape, prompt
 
-WARNING = 3
 INDEX_STATISTICS = 2  # rows of two numbers behind the slots
 
 
@@ -183,113 +179,3 @@ def test_which_layers_are_merged(
 ) -> None:
     with Context(random_model.model, minicache) as ctx:
         assert ctx.report().pairs == pairs
-
-
-#
-# refusals
-#
-
-
-def test_a_start_layer_without_a_pair_is_a_plain_cache_with_a_warning(random_model: Loaded) -> None:
-    with captured_log() as lines, Context(random_model.model, MiniCache(start=5)) as ctx:
-        report = ctx.report()
-        assert not report.active
-        assert report.pairs == []
-        assert report.note
-        assert report.bytes == report.bytes_plain
-    assert any(level >= WARNING and "merged" in text for level, text in lines)
-    with pytest.raises(ContextRefused, match="merged"):
-        Context(random_model.model, MiniCache(start=5, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("minicache", "reason"),
-    [
-        (MiniCache(pairs=[(4, 99)]), r"99 is out of range.*0 to 5"),
-        (MiniCache(start=6), r"6 is out of range.*0 to 5"),
-        (MiniCache(pairs=[(5, 6)]), r"6 is out of range.*0 to 5"),
-    ],
-)
-def test_layers_that_are_not_there_are_refused(
-    random_model: Loaded, minicache: MiniCache, reason: str
-) -> None:
-    with pytest.raises(ContextRefused, match=reason):
-        Context(random_model.model, minicache)
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"t": 1.5}, r"t = 1\.5.*0 to 1"),
-        ({"t": -0.1}, r"t = -0\.1.*0 to 1"),
-        ({"t": float("nan")}, r"t = .*nan.*0 to 1"),
-        ({"retain": -0.1}, r"retain = -0\.1.*0 to 1"),
-        ({"retain": 1.01}, r"retain = 1\.01.*0 to 1"),
-        ({"retain": float("nan")}, r"retain = .*nan.*0 to 1"),
-        ({"start": 1.0}, r"start = 1\.0.*at least 0 and below 1"),
-        ({"start": float("nan")}, r"start = .*nan"),
-        ({"start_layer": -2}, r"start layer -2"),
-        ({"pool_type": 2}, r"f16, q8_0 or cache"),
-        ({"pairs": [(1, 2), (2, 3)]}, r"2-3 overlaps"),
-        ({"pairs": [(1, 1)]}, r"1-1"),
-        ({"pairs": [(3, 1)]}, r"3-1.*shallower first"),
-        ({"pairs": [(-1, 0)]}, r"-1-0"),
-    ],
-    ids=str,
-)
-def test_the_native_library_checks_for_itself(changes: dict[str, Any], reason: str) -> None:
-    """Other languages call it without the checks of the Python side."""
-    ffi, lib = binding.ffi, binding.lib
-    params = ffi.new("struct llama_minicache_params *", lib.llama_minicache_default_params())
-    pairs = ffi.new("int32_t[]", [layer for pair in changes.get("pairs", []) for layer in pair])
-    if "pairs" in changes:
-        params.pairs, params.n_pairs = pairs, len(changes["pairs"])
-    for name, value in changes.items():
-        if name == "start":
-            params.start_layer = -1
-        if name != "pairs":
-            setattr(params, name, value)
-    try:
-        assert not lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_PARAMS, params)
-        assert re.search(reason, binding.last_error()), binding.last_error()
-    finally:
-        binding.use_env()
-
-
-def test_flash_attention_off_is_refused(random_model: Loaded) -> None:
-    with pytest.raises(ContextRefused, match="flash attention"):
-        Context(random_model.model, MiniCache(), flash_attn=0)
-    with Context(random_model.model, MiniCache(), flash_attn=-1) as ctx:  # auto
-        assert ctx.report().active
-
-
-def test_a_pool_type_that_does_not_fit_the_heads_is_refused(load: Callable[..., Loaded]) -> None:
-    loaded = load(tiny_models.random_model, head_size=16, n_layer=4)
-    with pytest.raises(ContextRefused, match=r"q8_0.*multiples of 32"):
-        Context(loaded.model, MiniCache())
-    with Context(loaded.model, MiniCache(pool_type="f16")) as ctx:
-        assert ctx.report().active
-
-
-def test_a_sliding_window_model_stays_plain_and_says_why(tmp_path: Path) -> None:
-    model = contexts.Model(tiny_models.sliding_window_model(tmp_path / "swa.gguf"))
-    tokens = run(prompt(100))
-    with captured_log() as lines, Context(model, MiniCache(), n_ctx=256) as ctx:
-        report = ctx.report()
-        assert not report.active
-        assert "sliding-window" in report.note
-        result = ctx.decode(tokens)
-    assert any(level >= WARNING and "sliding-window" in text for level, text in lines)
-    with Context(model, n_ctx=256) as ctx:
-        assert np.array_equal(ctx.decode(tokens), result)
-    with pytest.raises(ContextRefused, match="sliding-window"):
-        Context(model, MiniCache(strict=True), n_ctx=256)
-
-
-def test_a_refused_context_leaves_the_thread_as_it_was(random_model: Loaded) -> None:
-    with pytest.raises(ContextRefused):
-        Context(random_model.model, MiniCache(pairs=[(4, 99)]))
-    with Context(random_model.model) as ctx:
-        assert not ctx.report().active
-    with Context(random_model.model, MiniCache()) as ctx:
-        assert ctx.report().active

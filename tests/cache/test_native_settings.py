@@ -1,0 +1,49 @@
+"""The native library checks settings, and settings written as text, by itself."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from minicache_cpp.native import binding
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"t": 1.5}, r"t = 1\.5.*0 to 1"),
+        ({"t": -0.1}, r"t = -0\.1.*0 to 1"),
+        ({"t": float("nan")}, r"t = .*nan.*0 to 1"),
+        ({"retain": -0.1}, r"retain = -0\.1.*0 to 1"),
+        ({"retain": 1.01}, r"retain = 1\.01.*0 to 1"),
+        ({"retain": float("nan")}, r"retain = .*nan.*0 to 1"),
+        ({"start": 1.0}, r"start = 1\.0.*at least 0 and below 1"),
+        ({"start": float("nan")}, r"start = .*nan"),
+        ({"start_layer": -2}, r"start layer -2"),
+        ({"pool_type": 2}, r"f16, q8_0 or cache"),
+        ({"pairs": [(1, 2), (2, 3)]}, r"2-3 overlaps"),
+        ({"pairs": [(1, 1)]}, r"1-1"),
+        ({"pairs": [(3, 1)]}, r"3-1.*shallower first"),
+        ({"pairs": [(-1, 0)]}, r"-1-0"),
+    ],
+    ids=str,
+)
+def test_the_native_library_checks_for_itself(changes: dict[str, Any], reason: str) -> None:
+    """Other languages call it without the checks of the Python side."""
+    ffi, lib = binding.ffi, binding.lib
+    params = ffi.new("struct llama_minicache_params *", lib.llama_minicache_default_params())
+    pairs = ffi.new("int32_t[]", [layer for pair in changes.get("pairs", []) for layer in pair])
+    if "pairs" in changes:
+        params.pairs, params.n_pairs = pairs, len(changes["pairs"])
+    for name, value in changes.items():
+        if name == "start":
+            params.start_layer = -1
+        if name != "pairs":
+            setattr(params, name, value)
+    try:
+        assert not lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_PARAMS, params)
+        assert re.search(reason, binding.last_error()), binding.last_error()
+    finally:
+        binding.use_env()

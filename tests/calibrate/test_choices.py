@@ -1,0 +1,126 @@
+"""`minicache calibrate`: what it sees of a model, what it chooses, and that it does so again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from minicache_cpp import Llama
+from minicache_cpp.cache.plan_file import PlanFile
+from minicache_cpp.calibrate.calibration import Options, calibrate
+from minicache_cpp.calibrate.command import table
+from minicache_cpp.host.progress import Progress
+from minicache_cpp.modelfile.ggml_types import GGML_TYPES
+from support import tiny_models
+from support.calibrations import made
+
+QUICK = Options(ratio=5.0, tokens=1024, threads=1)
+
+
+def test_bits_go_where_the_model_looks(text: Path, tmp_path: Path) -> None:
+    """Layers 2 and 3 attend, and nothing of it gets into the output."""
+    tiny = tiny_models.random_model(n_layer=4)
+    for layer in (2, 3):
+        tiny.weights[f"blk.{layer}.attn_output.weight"][:] = 0
+    found = made(tiny.write(tmp_path / "blind.gguf"), text, tmp_path / "plan.gguf", ratio=4.0)
+    seen, unseen = found["choices"]
+    assert seen["bits_k"] + seen["bits_v"] > unseen["bits_k"] + unseen["bits_v"] + 2
+    assert min(seen["bits_k"], seen["bits_v"]) > 3.5  # 3.86 is the mean of all
+    assert max(unseen["sensitivity_k"]) < min(seen["sensitivity_k"])
+
+
+def test_of_two_layers_the_one_that_counts_is_told_better(text: Path, tmp_path: Path) -> None:
+    """Layers 0 and 1 share a code, and what layer 1 attends to does not get into the output."""
+    tiny = tiny_models.random_model(n_layer=2)
+    tiny.weights["blk.1.attn_output.weight"][:] = 0
+    found = made(tiny.write(tmp_path / "blind.gguf"), text, tmp_path / "plan.gguf", ratio=6.0)
+    (row,) = found["choices"]
+    for kind in ("k", "v"):
+        first, second = row[f"layer_error_{kind}"]
+        assert first < second / 4
+
+
+def test_where_codes_are_bad_the_plan_is_plain(
+    models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken fit measures badly, and loses against plain types."""
+    from minicache_cpp.calibrate import code_fit
+
+    monkeypatch.setattr(code_fit, "GAUSSIAN_STEPS", dict.fromkeys(range(1, 9), 4.0))
+    found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=1.88)
+    assert not PlanFile.open(found["plan"]).plan.groups
+    assert {row["kind"] for row in found["choices"]} <= {"plain"}
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["plan"]["ratio"] >= 1.88
+    assert found["kl_measured"] <= 2 * rows["q8_0"]["kl"]
+    assert "plain" in found["why"]
+
+
+def test_types_by_layer_go_where_the_model_looks(text: Path, tmp_path: Path) -> None:
+    """Where codes can't be had; what layer 1 attends to does not get into the output."""
+    tiny = tiny_models.random_model(n_layer=3)
+    tiny.weights["blk.1.attn_output.weight"][:] = 0
+    path = tiny.write(tmp_path / "blind.gguf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minicache_cpp.calibrate.planner.Planner.coded", lambda *_: None)
+        found = made(path, text, tmp_path / "plan.gguf", ratio=2.2)
+    plan = PlanFile.open(found["plan"]).plan
+    assert not plan.groups
+    assert [row["layers"] for row in found["choices"]] == [[0, 1], [2]]
+    row_bytes = [
+        sum(GGML_TYPES[name].row_bytes(32) for name in types) for types in plan.plain_types().values()
+    ]
+    assert row_bytes[1] == 2 * 18
+    assert min(row_bytes[0], row_bytes[2]) > 2 * 18
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["plan"]["ratio"] >= 2.2
+    assert rows["plan"]["kl"] < rows["q4_0"]["kl"]
+    printed = table(found)
+    assert all(words in printed for words in ("\n0+1  ", "\n2  ", "plain ", "types by layer"))
+    with Llama(str(path), n_ctx=512, minicache=found["plan"], verbose=False) as llm:
+        report = llm.kv_report()
+    assert [(one.type_k, one.type_v) for one in report.layers] == list(plan.plain_types().values())
+
+
+def test_an_odd_layer_has_a_code_of_its_own(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    found = made(models["odd"], text, tmp_path / "plan.gguf", ratio=6.0)
+    plan = PlanFile.open(found["plan"]).plan
+    assert [group.layers for group in plan.groups] == [(0, 1), (2,)]
+    row = found["choices"][-1]
+    assert (row["layers"], row["kind"]) == ([2], "code")
+    assert row["bits_k"] == plan.groups[1].layout_k.bits / plan.groups[1].d_k
+    assert min(row["sensitivity_k"] + row["sensitivity_v"]) > 0
+    with Llama(str(models["odd"]), n_ctx=4096, minicache=found["plan"], verbose=False) as llm:
+        assert 6.0 <= llm.kv_report().ratio < 6.1
+
+
+@pytest.mark.parametrize("group", ["4", "auto"])
+def test_four_layers_share_a_code(models: dict[str, Path], text: Path, tmp_path: Path, group: str) -> None:
+    found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=8.0, group=group)
+    groups = [one.layers for one in PlanFile.open(found["plan"]).plan.groups]
+    assert groups in ([[(0, 1, 2, 3)]] if group == "4" else [[(0, 1, 2, 3)], [(0, 1), (2, 3)]])
+    assert [tuple(row["layers"]) for row in found["choices"]] == groups
+    assert len(found["choices"][0]["sensitivity_k"]) == len(groups[0])
+    assert "+".join(map(str, groups[0])) in table(found)
+    with Llama(str(models["plain"]), n_ctx=4096, minicache=found["plan"], verbose=False) as llm:
+        assert 8.0 <= llm.kv_report().ratio < 8.5  # units of a small model are large
+
+
+def test_a_model_without_rope_has_no_blocks(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    found = made(models["alibi"], text, tmp_path / "plan.gguf")
+    assert found["rope_block"] == 0
+    assert found["choices"]
+    with Llama(str(models["alibi"]), n_ctx=1024, minicache=found["plan"], verbose=False) as llm:
+        assert llm.kv_report().mode == "code"
+
+
+def test_a_model_whose_layers_cant_be_coded_is_told_so(
+    models: dict[str, Path], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = Options(ratio=3.0, tokens=1024, threads=1, texts=(text,))
+    found = calibrate(models["window"], options, tmp_path / "plan.gguf", Progress("calibrate"))
+    assert found["choices"] == []
+    assert "gets a plain cache" in capsys.readouterr().err
+    with Llama(str(models["window"]), n_ctx=512, minicache=found["plan"], verbose=False) as llm:
+        assert llm.kv_report().type_k == found["plain"]["type_k"]

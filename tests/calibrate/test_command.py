@@ -1,0 +1,72 @@
+"""`minicache calibrate` from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def run(*arguments: object, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "minicache_cpp.calibrate", "--threads", "1", *map(str, arguments)]
+    env = os.environ | ({"MINICACHE_CACHE_DIR": str(cache)} if cache else {})
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False, env=env)
+
+
+def test_the_command_writes_where_auto_looks(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    arguments = [models["plain"], "--text", text, "--tokens", 1024, "--ratio", 6, "--rope-block", 32]
+    done = run(*arguments, "--json", cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["plan"] == str(tmp_path / "plans" / f"{found['fingerprint']}.gguf")
+    assert found["rope_block"] == 32
+    assert "measuring" in done.stderr
+    assert [one.name for one in tmp_path.iterdir() if list(one.iterdir())] == ["plans"]
+    done = run(*arguments, "-o", tmp_path / "here.gguf", cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "here.gguf") in done.stdout
+    assert (tmp_path / "here.gguf").read_bytes() == Path(found["plan"]).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{tmp}/none.gguf"], "does not exist"),
+        (["{model}", "--ratio", "0.5"], "1 or more"),
+        (["{model}", "--ratio", "nan"], "1 or more"),
+        (["{model}", "--max-kl", "0"], "more than 0"),
+        (["{model}", "--budget", "many", "--ctx", "100"], "512MiB"),
+        (["{model}", "--budget", "1MiB"], "go together"),
+        (["{model}", "--ctx", "100"], "go together"),
+        (["{model}", "--budget", "1KiB", "--ctx", "4096"], "can't be had"),
+        (["{model}", "--rope-block", "2000"], "0 to 1024"),
+        (["{model}", "--window", "-1"], "0 to 65536"),
+        (["{model}", "--tokens", "200"], "with --window 64"),
+        (["{model}", "--tokens", "5"], "from 128"),
+        (["{model}", "--threads", "-1"], "--threads"),
+        (["{model}", "--text", "{tmp}/none.txt"], "none.txt does not exist"),
+        (["{model}", "--text", "{tmp}"], "is a directory"),
+        (["{model}", "-o", "{tmp}/none/plan.gguf"], "folder that exists"),
+        (["{model}", "-o", "{tmp}"], "can't be written"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    models: dict[str, Path], tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    names = {"{tmp}": str(tmp_path), "{model}": str(models["plain"])}
+    for name, path in names.items():
+        arguments = [argument.replace(name, path) for argument in arguments]
+    done = run(*arguments)
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("calibrate: ")]
+    assert len(lines) == 1, done.stderr
+    assert words in lines[0]
+
+
+def test_targets_exclude_each_other(models: dict[str, Path]) -> None:
+    assert run(models["plain"], "--ratio", 5, "--max-kl", 0.1).returncode == 2

@@ -1,0 +1,25 @@
+"""How layers are divided into groups."""
+
+from __future__ import annotations
+
+import pytest
+
+from minicache_cpp.calibrate.capture import Rope
+from minicache_cpp.calibrate.group_fit import cut_into_groups
+from minicache_cpp.modelfile.shape import Layer, ModelShape
+
+
+@pytest.mark.parametrize(
+    ("most", "groups"),
+    [(1, [(0,), (1,), (2,), (3,), (4,)]), (2, [(0, 1), (2, 3), (4,)]), (4, [(0, 1, 2), (3, 4)])],
+)
+def test_layers_are_grouped_evenly(most: int, groups: list[tuple[int, ...]]) -> None:
+    rope = Rope("halves", (1.0, 0.1))
+    layers = [Layer(2, 32, 32)] * 5
+    shape = ModelShape("llama", 4096, 4, layers)
+    assert cut_into_groups(shape, [rope] * 5, most) == groups
+    # neither across another shape, nor where K is turned in another way, nor over a layer that has none
+    mixed = [layers[0], Layer(4, 32, 32), Layer(0, 0, 0), *layers[:3]]
+    other = ModelShape("llama", 4096, 4, mixed)
+    ropes = [rope, rope, None, rope, Rope("halves", (1.0, 0.2)), Rope("halves", (1.0, 0.2))]
+    assert cut_into_groups(other, ropes, 4) == [(0,), (1,), (3,), (4, 5)]

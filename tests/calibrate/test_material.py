@@ -1,0 +1,129 @@
+"""How a text is cut into the chunks that calibration fits, measures and checks with."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from minicache_cpp import MiniCacheError
+from minicache_cpp.calibrate.material import Texts, make_material
+from minicache_cpp.text.vocabulary import Vocabulary
+from support.calibrations import made
+
+
+def test_chunks_of_a_short_text_are_disjoint_and_all_over_it(models: dict[str, Path], text: Path) -> None:
+    with Vocabulary(models["plain"]) as vocabulary:
+        material = make_material(vocabulary, [text], 4096, 4096, "")
+        tokens = vocabulary.tokenize(text.read_text())
+    assert len(material.fit) >= len(material.measure) >= 1
+    assert len(material.check) == 2 * len(material.measure)
+    data = bytes(token % 256 for token in tokens)
+    taken: set[int] = set()
+    for chunk in [*material.fit, *material.measure, *material.check[::2]]:
+        own: set[int] = set()  # places of the text; a context is made of several stretches of it
+        part = bytes(token % 256 for token in chunk.tokens)
+        for start in range(len(part) - 90):  # each has a number in it that no other has
+            if (at := data.find(part[start : start + 90])) >= 0:
+                own |= set(range(at, at + 90))
+        assert len(own) > len(chunk.tokens) * 0.9
+        assert not own & taken
+        taken |= own
+    assert min(taken) < len(data) / 8 and max(taken) > len(data) * 6 / 8
+    positions = sorted(
+        chunk.position for kind in (material.fit, material.measure, material.check) for chunk in kind
+    )
+    assert positions[0] == 0 and positions[-1] > 2500
+
+
+def test_both_halves_of_what_is_checked_with_are_scored(models: dict[str, Path], text: Path) -> None:
+    with Vocabulary(models["plain"]) as vocabulary:
+        material = make_material(vocabulary, [text], 8192, 4096, "")
+        begin = len(vocabulary.begun([]))
+    for chunk, again in zip(material.check[::2], material.check[1::2], strict=True):
+        half = len(chunk.tokens) // 2
+        first, second = chunk.tokens[begin:half], again.tokens[half + begin :]
+        assert first[: len(second)] == second[: len(first)]
+        assert len(first) > 0.9 * half
+        assert (chunk.first, again.first) == (half, half)
+
+
+@pytest.mark.parametrize(
+    ("window", "n_tokens"), [(0, 1024), (20, 1024), (64, 1024), (64, 384), (64, 8192), (600, 4096)]
+)
+def test_what_is_measured_lies_beyond_the_window(
+    models: dict[str, Path], text: Path, window: int, n_tokens: int
+) -> None:
+    with Vocabulary(models["plain"]) as vocabulary:
+        material = make_material(vocabulary, [text], n_tokens, 4096, "", window)
+    assert min(len(material.fit), len(material.measure), len(material.check)) >= 1
+    for chunk in [*material.measure, *material.check]:
+        coded = len(chunk.tokens) - window  # the last token sees so many of them
+        assert chunk.window == window
+        assert coded >= 16
+        assert len(chunk.tokens) <= max(1024, 256 + window)
+        assert chunk.first == window + coded // 2
+    if n_tokens > 4000 and window < 600:  # of a long text contexts are long
+        assert min(len(chunk.tokens) for chunk in material.measure) >= 700
+    whole = sum(len(chunk.tokens) for chunk in [*material.fit, *material.measure, *material.check[::2]])
+    assert whole <= n_tokens + 16  # such tokens
+
+
+def test_a_window_needs_longer_chunks(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    with pytest.raises(MiniCacheError, match="--tokens 1024: with --window 300 it must be from 1328"):
+        made(models["plain"], text, tmp_path / "plan.gguf", window=300)
+    short = tmp_path / "short.txt"
+    short.write_text(text.read_text()[:200])
+    with pytest.raises(MiniCacheError, match="chunks of 80"):
+        made(models["plain"], short, tmp_path / "plan.gguf", window=64)
+
+
+def test_a_context_is_no_longer_than_the_model_was_trained_for(models: dict[str, Path], text: Path) -> None:
+    with Vocabulary(models["plain"]) as vocabulary:
+        for n_ctx, most in ((700, 700), (4096, 1024)):
+            material = make_material(vocabulary, [text], 8192, n_ctx, "", 64)
+            for chunk in [*material.measure, *material.check]:
+                assert len(chunk.tokens) <= most
+                assert chunk.position + len(chunk.tokens) <= n_ctx
+
+
+def test_a_text_of_gigabytes_is_not_read_whole(models: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "large.txt"
+    size = 3 * 2**30
+    with path.open("wb") as file:  # sparse: it takes no room
+        for i in range(64):
+            file.seek(i * size // 64)
+            file.write(f"é{i}".encode() * 1000)
+        file.truncate(size)
+    with Vocabulary(models["plain"]) as vocabulary:
+        tracemalloc.start()
+        material = make_material(vocabulary, [path, path], 2048, 4096, "")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert sum(len(chunk.tokens) for chunk in material.fit) >= 512
+    assert peak < 32 * 2**20
+
+
+def test_a_character_is_not_cut(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("äöü" * 10)
+    (tmp_path / "b").write_text("€€€")
+    texts = Texts([tmp_path / "a", tmp_path / "b"])
+    assert texts.size == 69
+    for start in range(60):
+        assert set(texts.read(start, 9)) <= set("äöü€\n")
+    assert texts.read(0, 69) == "äöü" * 10 + "\n\n€€€"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [(b"abc\xff" * 4000, "not UTF-8"), (b"too short", "too few tokens"), (None, "does not exist")],
+)
+def test_a_useless_text_is_refused(
+    models: dict[str, Path], tmp_path: Path, data: bytes | None, words: str
+) -> None:
+    path = tmp_path / "text.txt"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(MiniCacheError, match=words):
+        made(models["plain"], path, tmp_path / "plan.gguf")

@@ -1,0 +1,63 @@
+"""The same input gives the same plan, and an interrupted calibration goes on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minicache_cpp import CacheSpec
+from minicache_cpp.calibrate import capture as capture_module
+from minicache_cpp.calibrate.meter import Meter
+from minicache_cpp.host.progress import Progress
+from support.calibrations import made
+
+
+def test_refining_is_kept_where_it_is_better(
+    models: dict[str, Path], text: Path, tmp_path: Path, found: dict[str, Any]
+) -> None:
+    refined = made(models["plain"], text, tmp_path / "plan.gguf", refine=2)
+    assert refined["kl_measured"] <= found["kl_measured"]
+    assert refined["rows"][0]["ratio"] >= 5.0
+
+
+def test_the_same_input_gives_the_same_bytes(
+    models: dict[str, Path], text: Path, tmp_path: Path, found: dict[str, Any]
+) -> None:
+    again = made(models["plain"], text, tmp_path / "again.gguf")
+    assert Path(again["plan"]).read_bytes() == Path(found["plan"]).read_bytes()
+
+
+def test_what_was_cut_off_is_taken_up(
+    models: dict[str, Path],
+    text: Path,
+    tmp_path: Path,
+    found: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path / "cache"))
+    n_run = 0
+    read = Meter._read
+
+    def interrupted(self: Meter, spec: CacheSpec, kind: str) -> Any:
+        nonlocal n_run
+        n_run += 1
+        if n_run == 5:
+            raise KeyboardInterrupt
+        return read(self, spec, kind)
+
+    told: list[str] = []
+    monkeypatch.setattr(Progress, "__call__", lambda self, fraction, stage, detail="": told.append(detail))
+    monkeypatch.setattr(Meter, "_read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made(models["plain"], text, tmp_path / "plan.gguf")
+    assert not (tmp_path / "plan.gguf").exists()
+    done = [detail for detail in told if detail.startswith(("all layers", "K of", "V of"))]
+    assert len(done) >= 3
+    told.clear()
+    monkeypatch.setattr(capture_module.Observed, "read", None)  # nothing is captured again
+    again = made(models["plain"], text, tmp_path / "plan.gguf")
+    assert not set(told) & set(done[:-1])  # and nothing measured again but what was cut off
+    assert Path(again["plan"]).read_bytes() == Path(found["plan"]).read_bytes()
+    assert list((tmp_path / "cache" / "calibrations").iterdir()) == []  # it is done, and nothing is left

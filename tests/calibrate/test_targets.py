@@ -1,0 +1,98 @@
+"""A plan keeps the target that it was asked for: a ratio, a loss or a number of bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minicache_cpp import Llama, MiniCacheError
+from minicache_cpp.cache.plan_file import PlanFile
+from minicache_cpp.calibrate.command import table
+from support.calibrations import made
+
+
+def test_the_plan_meets_the_ratio_and_says_why(models: dict[str, Path], found: dict[str, Any]) -> None:
+    plan = PlanFile.open(found["plan"]).plan
+    assert [group.layers for group in plan.groups] == [(0, 1), (2, 3)]
+    with Llama(str(models["plain"]), n_ctx=4096, minicache=found["plan"], verbose=False) as llm:
+        report = llm.kv_report()
+    assert 5.0 <= report.ratio < 5.1
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["plan"]["bytes"] == pytest.approx(report.bytes, abs=4096)
+    assert rows["plan"]["ratio"] == pytest.approx(report.ratio, rel=1e-3)
+    assert rows["f16"]["kl"] == 0.0
+    assert 0 < rows["q8_0"]["kl"] < rows["plan"]["kl"]
+    assert sum(row["share"] for row in found["choices"]) == pytest.approx(1)
+    assert plan.notes["choices"] == found["choices"]
+    assert plan.notes["checked"]["kl"] == rows["plan"]["kl"]
+    for pair, row in zip(plan.groups, found["choices"], strict=True):
+        assert row["bits_k"] == pair.layout_k.bits / (2 * pair.d_k)
+        assert min(row["sensitivity_k"] + row["sensitivity_v"]) > 0
+    printed = table(found)
+    for words in ("0+1", "2+3", "ratio 5", "q4_0", str(found["plan"])):
+        assert words in printed
+
+
+def test_the_plan_holds_more_than_q4_0_does_at_its_size(
+    models: dict[str, Path], text: Path, tmp_path: Path
+) -> None:
+    found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=3.56)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert found["choices"]
+    assert rows["plan"]["ratio"] >= 3.56
+    assert rows["plan"]["kl"] < rows["q4_0"]["kl"]
+
+
+def test_max_kl_is_kept(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=None, max_kl=0.01)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["plan"]["kl"] <= 0.01
+    assert rows["plan"]["ratio"] > 1.88
+    # half the loss takes more room
+    other = made(models["plain"], text, tmp_path / "other.gguf", ratio=None, max_kl=0.002)
+    assert next(row for row in other["rows"] if row["name"] == "plan")["ratio"] < rows["plan"]["ratio"]
+
+
+def test_a_budget_is_kept_codecs_included(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    budget = 300_000
+    found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=None, budget=budget, n_ctx=2048)
+    with Llama(str(models["plain"]), n_ctx=2048, minicache=found["plan"], verbose=False) as llm:
+        report = llm.kv_report()
+    assert budget * 0.95 < report.bytes <= budget + 8 * 32  # alignment of buffers is not told
+    assert report.fixed_bytes > 10_000
+
+
+def test_a_budget_pays_for_the_window(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    found = made(
+        models["plain"], text, tmp_path / "plan.gguf", ratio=None, budget=300_000, n_ctx=2048, window=100
+    )
+    with Llama(str(models["plain"]), n_ctx=2048, minicache=found["plan"], verbose=False) as llm:
+        report = llm.kv_report()
+    assert report.bytes_window == 2 * 100 * (4 * 68 + 8)
+    assert report.bytes <= 300_000 + 8 * 32
+    with pytest.raises(
+        MiniCacheError, match=r"can't be had.*window of 100 tokens takes 0\.0534 MiB, --window 0 does"
+    ):
+        made(models["plain"], text, tmp_path / "plan.gguf", ratio=None, budget=50_000, n_ctx=2048, window=100)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.5, 1.9, 2.5])
+def test_no_plan_is_worse_than_a_plain_cache_of_its_size(
+    models: dict[str, Path], text: Path, tmp_path: Path, ratio: float
+) -> None:
+    found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=ratio)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["plan"]["ratio"] >= ratio
+    if ratio <= 1.0:
+        assert found["kl_measured"] == 0.0
+    if ratio <= 1.88:
+        assert found["kl_measured"] <= rows["q8_0"]["kl"] * 2
+
+
+def test_a_ratio_that_cant_be_is_refused_with_the_best_one(
+    models: dict[str, Path], text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(MiniCacheError, match=r"ratio 1000 can't be had.*times smaller"):
+        made(models["plain"], text, tmp_path / "plan.gguf", ratio=1000.0)

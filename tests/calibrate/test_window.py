@@ -1,0 +1,68 @@
+"""Calibration for a cache that keeps the latest tokens exact."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minicache_cpp import CacheSpec, Llama
+from minicache_cpp.cache.plan_file import PlanFile, write_plan
+from minicache_cpp.calibrate.command import table
+from minicache_cpp.calibrate.material import Chunk
+from minicache_cpp.calibrate.meter import Meter
+from minicache_cpp.reading.model import NativeModel
+from support import tiny_models
+from support.calibrations import made, read_codec
+
+
+@pytest.mark.parametrize("window", [0, 40])
+def test_everything_is_measured_with_the_window(
+    models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    measure = Meter.measure
+    windows: list[int] = []
+    folders: list[Path] = []
+
+    def seen(self: Meter, spec: CacheSpec, kind: str, name: str = "") -> Any:
+        if spec.minicache is not None and spec.minicache.groups:  # plans without pairs have none
+            windows.append(spec.minicache.window)
+        folders.append(self.memory.parent)
+        return measure(self, spec, kind, name)
+
+    monkeypatch.setattr(Meter, "measure", seen)
+    found = made(models["plain"], text, tmp_path / "plan.gguf", window=window)
+    assert set(windows) == {window}
+    assert len(windows) >= 1 + 8 + 1  # the probes' base, the probes, and the plan
+    plan = PlanFile.open(found["plan"]).plan
+    assert (plan.window, plan.notes["window"], found["window"]) == (window, window, window)
+    assert ("latest 40 tokens are kept as q8_0" in table(found)) == bool(window)
+    with Llama(str(models["plain"]), n_ctx=2048, minicache=found["plan"], verbose=False) as llm:
+        report = llm.kv_report()
+    assert report.window == window
+    row = found["rows"][0]
+    assert row["fixed_bytes"] == pytest.approx(report.fixed_bytes, abs=32 * 20)
+    assert row["ratio"] >= 5.0
+    # work for another window is other work
+    monkeypatch.setattr(Meter, "measure", measure)
+    made(models["plain"], text, tmp_path / "plan.gguf", window=window + 1)
+    assert len(set(folders)) == 1
+
+
+def test_a_window_costs_less_loss(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    """The same text beyond the same first tokens, read with a cache that keeps the latest and with one that doesn't."""
+    found = made(models["plain"], text, tmp_path / "plan.gguf", window=24, ratio=8.0)
+    plan = PlanFile.open(found["plan"]).plan
+    assert plan.groups
+    tensors = {group.first: read_codec(found["plan"], group.first) for group in plan.groups}
+    kl = {}
+    for window in (0, 24):
+        path = tmp_path / f"{window}.gguf"
+        write_plan(path, replace(plan, window=window), tensors)
+        chunks = {"check": [Chunk(tiny_models.prompt(120, seed=seed), 0, 24) for seed in range(4)]}
+        memory = tmp_path / f"{window}.json"
+        with NativeModel(models["plain"]) as model, Meter(model, chunks, 1, memory) as meter:
+            kl[window] = meter.measure(CacheSpec.parse(str(path)), "check").kl
+    assert 0 < kl[24] < kl[0]

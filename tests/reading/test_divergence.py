@@ -1,0 +1,33 @@
+"""Divergence, perplexity and agreement, by their definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minicache_cpp.reading.divergence import Divergence, kl_divergence, log_probabilities
+
+
+def test_divergence_is_that_of_the_definition() -> None:
+    rng = np.random.default_rng(3)
+    logits = rng.standard_normal((2, 40, 30)).astype(np.float32) * 4
+    p, q = (np.exp(one.astype(np.float64)) for one in logits)
+    p, q = p / p.sum(axis=1, keepdims=True), q / q.sum(axis=1, keepdims=True)
+    reference, ours = map(log_probabilities, logits)
+    kl = (p * np.log(p / q)).sum(axis=1)
+    assert np.allclose(kl_divergence(reference, ours), kl, rtol=1e-4)
+    total = Divergence()
+    following = rng.integers(30, size=40).tolist()
+    total.add(reference[:25], ours[:25], following[:25])
+    total.add(reference[25:], ours[25:], following[25:39])  # nothing follows the last token
+    summary = total.summary()
+    assert total.n_tokens == 40
+    assert summary["kl_mean"] == pytest.approx(kl.mean(), rel=1e-4)
+    assert summary["top1"] == (p.argmax(axis=1) == q.argmax(axis=1)).mean()
+    assert summary["ppl"] == pytest.approx(np.exp(-np.log(q[np.arange(39), following[:39]]).mean()), rel=1e-4)
+
+
+def test_tokens_that_cant_come_add_nothing() -> None:
+    reference = log_probabilities(np.array([[0.0, 1.0, -np.inf]], np.float32))
+    assert kl_divergence(reference, reference) == 0
+    assert np.isinf(kl_divergence(log_probabilities(np.zeros((1, 3), np.float32)), reference))
