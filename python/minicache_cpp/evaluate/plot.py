@@ -24,7 +24,7 @@ def check_plot(path: Path) -> None:
 
 
 def plot(path: Path, runs: list[dict[str, Any]]) -> None:
-    """Draw a panel for each run. Rows without divergence, such as f16's, have no place on these axes and are left out."""
+    """Draw a panel for each run. Rows without divergence, such as f16's, have no place on these axes."""
     from matplotlib.figure import Figure
 
     n_columns = min(2, len(runs))
