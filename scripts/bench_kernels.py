@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Decode attention on a device: MiniCache beside llama.cpp's flash attention, and beside what the memory can do.
+"""Measure decode attention on a device: MiniCache beside llama.cpp's flash attention and a copy in memory.
 
     python3 scripts/bench_kernels.py --device CUDA0 --json kernels.json
 
-For sequences of 4k, 32k and 128k tokens, 1, 8 and 64 of them, 8 KV heads of 128 and 4 or 8 query heads to
-each: the time of one attention (the median of seven runs, and their spread), the bytes of it, and these over the
-time, beside a measured copy on the device. The program behind it: cmake --build BUILD --target
-minicache-bench-kernels, of a build with -DMINICACHE_TESTS=ON. On a CPU take short ones, such as --kv 4096 --batch 1.
+Prints, for 1, 8 and 64 sequences of 4k, 32k and 128k tokens, with 8 KV heads of size 128 and 4 or 8 query heads for
+each, the time of one attention (the median of seven runs, and their spread), the bytes that it reads per second, and
+how these compare with a copy measured on the device. It runs minicache-bench-kernels of a build with
+-DMINICACHE_TESTS=ON: cmake --build BUILD --target minicache-bench-kernels. On a CPU, measure small cases, such as
+--kv 4096 --batch 1.
 """
 
 from __future__ import annotations
@@ -36,12 +37,15 @@ def main(argv: Sequence[str]) -> int:
             f"--{name}", type=numbers, default=default, metavar="N,N", help=f"{what} (default: {default})"
         )
     parser.add_argument("--bin", type=Path, metavar="DIR", help="folder of minicache-bench-kernels")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there as well")
     args = parser.parse_args(argv)
 
     program = (args.bin or RELEASE.bin) / "minicache-bench-kernels"
     if not program.is_file():
-        print(f"there is no {program}: cmake --build BUILD --target minicache-bench-kernels", file=sys.stderr)
+        print(
+            f"{program} does not exist; build it: cmake --build BUILD --target minicache-bench-kernels",
+            file=sys.stderr,
+        )
         return FAILED
     done = subprocess.run(
         [program, args.device, args.kv, args.batch, args.gqa],
@@ -59,9 +63,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def numbers(text: str) -> str:
-    """As the program takes them."""
+    """The text, after a check that it is what the program takes."""
     if not all(part.isdecimal() and int(part) > 0 for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 1,8")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,8")
     return text
 
 
@@ -82,7 +86,7 @@ def table(device: str, copy: float, rows: list[dict[str, Any]]) -> str:
         if row["us"] is None:
             lines.append(f"{line}  {row['reason']}")
             continue
-        # codes beside q4_0, whose bytes are the nearest
+        # codes are compared with q4_0, whose bytes are nearest
         beside = plain.get((*place, row["cache"])) or plain.get((*place, "q4_0"))
         relative = f"{row['us'] / beside:>7.2f}" if beside and row["op"] == "minicache" else ""
         spread = (row["most_us"] - row["least_us"]) / row["us"]

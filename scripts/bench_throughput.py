@@ -1,18 +1,16 @@
 #!/usr/bin/env python3
-"""Tokens per second at a fixed budget for the KV cache: as many sequences at once as fit it.
+"""Measure tokens per second with a fixed budget for the KV cache, decoding as many sequences at once as fit it.
 
     python3 scripts/bench_throughput.py random-8b.gguf --budget 8G --config f16 --config slerp:type=q4_0 --device cuda
     python3 scripts/bench_throughput.py 8b-4.gguf --budget 256M --config f16 --config 5.plan.gguf --device cpu --full
 
-Requests have lengths like those of ShareGPT's conversations: prompts of 161 and answers of 338 tokens in the
-mean (Kwon et al. 2023, arXiv 2309.06180), drawn from log-normal distributions with a deviation of 1 of the
-logarithm, clipped to 4 to 512 tokens each. Each sequence has a stream of 1024 cells. A sequence that is done
-makes room for the next request. Counted are the answers' tokens; what is drawn, and the order, is the same
-for every cache.
+Requests have lengths like those of ShareGPT's conversations: prompts of 161 and answers of 338 tokens on average (Kwon
+et al. 2023, arXiv 2309.06180), drawn from log-normal distributions whose logarithm has a standard deviation of 1, and
+clipped to 4 to 512 tokens each. Each sequence has a stream of 1024 cells; one that has finished makes room for the next
+request. The tokens of answers are counted. Every cache gets the same requests in the same order.
 
-With --full there are no requests, which take a CPU too long: every sequence has its cells full but for the last 32, a
-prompt's cells copied from one to the next, and all decode a token of theirs in every step. The caches take their steps
-in turn.
+With --full there are no requests, which would take too long on a CPU: every sequence starts with all cells but the last
+32 full, copied from one prompt, and decodes one token in each step. The caches take their steps in turn.
 """
 
 from __future__ import annotations
@@ -46,11 +44,11 @@ from minicache_cpp.reading.model import NativeModel
 
 MEAN_PROMPT, MEAN_ANSWER, DEVIATION = 161, 338, 1.0
 SHORTEST, LONGEST = 4, 512
-CELLS = 1024  # of a sequence
+CELLS = 1024  # of each sequence
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 N_BATCH = 2048
-N_STEPS = 32  # that full sequences decode at most
-N_PROMPT = 512  # tokens of a step before that
+N_STEPS = 32  # decoded at most by full sequences
+N_PROMPT = 512  # tokens of a step that fills sequences
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,19 +58,23 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("model", type=Path, metavar="MODEL")
     parser.add_argument("--budget", required=True, metavar="SIZE", help="for the KV cache, such as 8G")
     parser.add_argument(
-        "--config", action="append", required=True, metavar="SPEC", help="a cache, again and again"
+        "--config", action="append", required=True, metavar="SPEC", help="a cache to measure; may be repeated"
     )
     parser.add_argument("--requests", type=int, default=256, metavar="N", help="requests (default: 256)")
-    parser.add_argument("--full", action="store_true", help="decode alone, of sequences that are full")
+    parser.add_argument("--full", action="store_true", help="only decode, with sequences that are full")
     parser.add_argument(
         "--cells", type=int, default=CELLS, metavar="N", help=f"tokens of a sequence (default: {CELLS})"
     )
     parser.add_argument(
-        "--steps", type=int, default=16, metavar="N", help=f"of --full, 1 to {N_STEPS} (default: 16)"
+        "--steps",
+        type=int,
+        default=16,
+        metavar="N",
+        help=f"with --full: steps to decode, 1 to {N_STEPS} (default: 16)",
     )
-    parser.add_argument("--threads", type=int, metavar="T", help="CPU threads (default: the cores there are)")
+    parser.add_argument("--threads", type=int, metavar="T", help="CPU threads (default: the number of cores)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there as well")
     args = parser.parse_args(argv)
     check_numbers("--requests", [args.requests], 1)
     check_numbers("--cells", [args.cells], 2 * N_STEPS if args.full else 2 * LONGEST)
@@ -145,9 +147,7 @@ class Service:
         fit = n_sequences(model_shape(read_gguf(path)), spec, cells, budget)
         self.sequences = min(MAX_SEQUENCES, fit)
         if self.sequences < 1:
-            raise MiniCacheError(
-                f"{spec.name}: there is no sequence of {cells} tokens that fits {mib(budget)}"
-            )
+            raise MiniCacheError(f"{spec.name}: not even one sequence of {cells} tokens fits {mib(budget)}")
         self.free_before = [gpu.free for gpu in devices.gpus()]
         n_ctx = self.sequences * cells
         self.ctx = model.open_context(
@@ -160,7 +160,7 @@ class Service:
         binding.free_context(self.ctx)
 
     def row(self, tokens: int, seconds: float, peak: int | None = None) -> dict[str, Any]:
-        """What is told of it; peak: the least GPU memory that was free."""
+        """The measurement, JSON-ready; peak: the least GPU memory that was free, in bytes."""
         kv_bytes = read_report(self.ctx).bytes
         on_gpu = self.free_before and peak is not None
         return {
@@ -174,14 +174,14 @@ class Service:
         }
 
     def fill(self) -> None:
-        """All sequences full, but for the cells of N_STEPS tokens."""
+        """Fill all sequences, except for the cells of N_STEPS tokens."""
         for start in range(0, self.first, N_PROMPT):
             n = min(N_PROMPT, self.first - start)
             self.evaluate([(0, start + i) for i in range(n)])
         memory = llama_h.llama_get_memory(self.ctx)
         for seq in range(1, self.sequences):
             llama_h.llama_memory_seq_cp(memory, 0, seq, -1, -1)
-        self.step(0)  # does the copies, and pays for the graph
+        self.step(0)  # does the copies and builds the graph, which does not count
         for seq in range(self.sequences):
             llama_h.llama_memory_seq_rm(memory, seq, self.first, -1)
 
@@ -209,7 +209,7 @@ class Service:
 
 
 def measure(service: Service, n_requests: int) -> dict[str, Any]:
-    """Serve requests, and close the service."""
+    """Serve requests, close the service, and return its row."""
     try:
         warm_up = draw_requests(service.sequences)
         serve(service, warm_up)
@@ -224,7 +224,7 @@ def measure(service: Service, n_requests: int) -> dict[str, Any]:
 
 
 def measure_full(services: Sequence[Service], n_steps: int) -> list[dict[str, Any]]:
-    """Decode with full sequences, a step of each service in turn, and close them. The steps' median counts."""
+    """Decode with full sequences, a step of each service in turn, and close them; rows have the steps' median."""
     try:
         for service in services:
             service.fill()
@@ -239,7 +239,7 @@ def measure_full(services: Sequence[Service], n_steps: int) -> list[dict[str, An
 
 
 def serve(service: Service, requests: Sequence[Request]) -> int:
-    """Answer all requests; the least memory that was free in between."""
+    """Answer all requests; returns the least GPU memory that was free, in bytes."""
     memory = llama_h.llama_get_memory(service.ctx)
     waiting = list(reversed(requests))
     active: dict[int, Request] = {}

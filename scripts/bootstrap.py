@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Build, install and run minicache-cpp from a source checkout, with nothing but Python, a C++ compiler, CMake and git.
+"""Build, install and run minicache-cpp from a source checkout; needs only Python, a C++ compiler, CMake and git.
 
     python3 scripts/bootstrap.py setup      make .venv, build the native libraries, install
     python3 scripts/bootstrap.py chat       the same, then chat with the demo model
     python3 scripts/bootstrap.py test       the same, then run all tests
     python3 scripts/bootstrap.py bench      the same, then measure the speed
 
-What follows -- goes to the program that is run:  python3 scripts/bootstrap.py chat -- --prompt "hi" --max-tokens 50
+Arguments after -- go to the program that is run:  python3 scripts/bootstrap.py chat -- --prompt "hi" --max-tokens 50
 
-CMAKE_ARGS is honoured:  CMAKE_ARGS="-DGGML_CUDA=on" python3 scripts/bootstrap.py setup
+CMAKE_ARGS is passed to CMake:  CMAKE_ARGS="-DGGML_CUDA=on" python3 scripts/bootstrap.py setup
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TEST_TARGETS = ("minicache-test", "minicache-cuda-on-cpu", "minicache-bench-kern
 
 
 class BootstrapError(Exception):
-    """Ends the program with a message that says how to go on."""
+    """Ends the program with a message that says how to continue."""
 
     def __init__(self, message: str, status: int = FAILED) -> None:
         super().__init__(message)
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         say(f"\nbootstrap: {error}")
         return error.status
     except KeyboardInterrupt:
-        say("\nbootstrap: stopped; the next run goes on from here")
+        say("\nbootstrap: stopped; the next run continues from here")
         return INTERRUPTED
 
 
@@ -99,7 +99,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             default=[],
             metavar="NAME",
             choices=("train", "plot", "test", "dev"),
-            help="also install these optional dependencies: train, plot, test or dev (can be given more than once)",
+            help="also install these optional dependencies: train, plot, test or dev; may be repeated",
         )
         command.set_defaults(run=run)
     return parser.parse_args(argv)
@@ -110,7 +110,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run_setup(args: argparse.Namespace, passed_on: list[str]) -> int:
     if passed_on:
-        raise BootstrapError("setup passes nothing on; leave out what follows --", BAD_INPUT)
+        raise BootstrapError("setup passes no arguments on; leave out -- and what follows it", BAD_INPUT)
     set_up(args.extra)
     say(f"ready: {relative(PYTHON)} -m minicache_cpp --help")
     return OK
@@ -142,14 +142,14 @@ def run_test(args: argparse.Namespace, passed_on: list[str]) -> int:
         "MINICACHE_NATIVE_TEST_SAN": str(SANITIZED.program("minicache-test")),
         "MINICACHE_BENCH_KERNELS": str(RELEASE.program("minicache-bench-kernels")),
         "MINICACHE_CUDA_ON_CPU": str(RELEASE.bin / "libminicache-cuda-on-cpu.so"),
-        "MINICACHE_REQUIRE_ALL": "1",  # all of this is built, so a test that misses it fails
+        "MINICACHE_REQUIRE_ALL": "1",  # all of this is built, so a test that does not find it fails
     }
     os.chdir(ROOT)
     return become([str(PYTHON), "-m", "pytest", *passed_on], environment)
 
 
 def become(command: list[str], environment: Mapping[str, str]) -> int:
-    """Run the program in place of this one, so that signals and its exit status are its own."""
+    """Replace this process with the program, so that signals reach it and its exit status is returned."""
     sys.stdout.flush()
     sys.stderr.flush()
     if WINDOWS:
@@ -157,14 +157,14 @@ def become(command: list[str], environment: Mapping[str, str]) -> int:
     return os.execve(command[0], command, dict(environment))
 
 
-# ---- what has to be there
+# ---- the tools that are needed
 
 
 def check_tools() -> None:
-    if sys.version_info < (3, 10):  # noqa: UP036, as it is started with whatever python3 is
+    if sys.version_info < (3, 10):  # noqa: UP036, as any python3 may have started it
         raise BootstrapError(
             f"Python 3.10 or later is needed, this is {platform.python_version()}; "
-            "run it as python3.12 scripts/bootstrap.py, say",
+            "run it with another one, such as python3.12 scripts/bootstrap.py",
             BAD_INPUT,
         )
     missing = [name for name in ("cmake", "git") if shutil.which(name) is None]
@@ -180,7 +180,7 @@ def check_tools() -> None:
     output = subprocess.run(["cmake", "--version"], capture_output=True, text=True, check=False).stdout
     version = re.search(r"(\d+)\.(\d+)", output)
     if version is None or (int(version[1]), int(version[2])) < (3, 21):
-        found = version[0] if version else "none that works"
+        found = version[0] if version else "no version that works"
         raise BootstrapError(
             f"CMake 3.21 or later is needed, found {found}; try pip install cmake", BAD_INPUT
         )
@@ -190,7 +190,7 @@ def check_tools() -> None:
 
 
 def cache_dir() -> Path:
-    """Where the download and the native builds are kept; native/cmake/FetchUpstream.cmake uses the same."""
+    """Where the download and the native builds are; native/cmake/FetchUpstream.cmake uses the same folder."""
     if os.environ.get("XDG_CACHE_HOME"):
         base = Path(os.environ["XDG_CACHE_HOME"])
     elif WINDOWS:
@@ -206,8 +206,8 @@ def cache_dir() -> Path:
 class NativeBuild:
     """A build directory in the user's cache, for one set of options.
 
-    It holds a copy of the native sources, so every clone of the repository can use it, and a changed source is
-    compiled alone.
+    It holds a copy of the native sources, so that every clone of the repository can use it and only changed sources are
+    compiled again.
     """
 
     name: str
@@ -260,7 +260,7 @@ class NativeBuild:
             write_json(stamp, {**built, **dict.fromkeys(targets, key)})
 
 
-# The tools and tests are configured from the start: switching them on later would configure everything once more.
+# the tools and tests are configured from the start: switching them on later would configure everything again
 RELEASE = NativeBuild("release", ("-DMINICACHE_TOOLS=ON", "-DMINICACHE_TESTS=ON"), ("native", "tests/native"))
 STOCK = NativeBuild("stock", ("-DMINICACHE_PATCH=OFF",), ("native/CMakeLists.txt", "native/cmake"))
 SANITIZED = NativeBuild(
@@ -269,8 +269,8 @@ SANITIZED = NativeBuild(
         "-DMINICACHE_TESTS=ON",
         "-DMINICACHE_SANITIZE=address,undefined",
         "-DGGML_CUDA=OFF",
-        "-DGGML_OPENMP=OFF",  # its threads are not known to the sanitizers
-        "-DGGML_LLAMAFILE=OFF",  # not what is tested, and slow to compile
+        "-DGGML_OPENMP=OFF",  # the sanitizers do not know its threads
+        "-DGGML_LLAMAFILE=OFF",  # not tested, and slow to compile
         "-DGGML_CPU_REPACK=OFF",
     ),
     ("native", "tests/native"),
@@ -278,7 +278,7 @@ SANITIZED = NativeBuild(
 
 
 def cpu_features() -> str:
-    # ggml is built for this very processor unless told otherwise, and a home directory may be shared by several
+    # by default ggml is built for the processor of this machine, and machines may share a home directory
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -287,7 +287,7 @@ def cpu_features() -> str:
 
 
 def generator_variable() -> dict[str, str]:
-    """The default generator for CMake and for the build backend: the same one for both, with ninja not required."""
+    """The generator for CMake and for the build backend: the same one for both, Ninja where it is installed."""
     if WINDOWS or os.environ.get("CMAKE_GENERATOR"):
         return {}
     return {"CMAKE_GENERATOR": "Ninja" if shutil.which("ninja") else "Unix Makefiles"}
@@ -301,7 +301,7 @@ def jobs() -> list[str]:
 
 
 def synchronize(source: Path, target: Path) -> None:
-    """Make target a copy of source; files that are the same already keep their times."""
+    """Make target a copy of source; files that have not changed keep their times."""
     wanted = {path.relative_to(source) for path in files_below(source)}
     for path in files_below(target) if target.is_dir() else ():
         if path.relative_to(target) not in wanted:
@@ -315,7 +315,7 @@ def synchronize(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """One build at a time in a build directory, also when two clones ask for it."""
+    """Hold a lock, so that two clones do not build in the same directory at the same time."""
     with path.open("w") as file:
         if sys.platform == "win32":
             import msvcrt
@@ -339,7 +339,7 @@ def set_up(extras: Sequence[str]) -> None:
                 "venv.log",
                 hint="on Debian or Ubuntu: apt-get install python3-venv",
             )
-    with step("llama.cpp with MiniCache (some minutes the first time)"):
+    with step("llama.cpp with MiniCache (takes some minutes the first time)"):
         RELEASE.build(["minicache-libraries"])
 
     stamp = VENV / "minicache.json"
@@ -360,7 +360,7 @@ def set_up(extras: Sequence[str]) -> None:
 
 
 def pip_install(*arguments: str) -> None:
-    # the libraries are there already: the wheel takes them, and nothing is compiled again
+    # the wheel takes the libraries that are built already, and nothing is compiled again
     prebuilt = shlex.quote(f"-DMINICACHE_PREBUILT={RELEASE.bin.as_posix()}")
     pip("install", *arguments, environment={**os.environ, **generator_variable(), "CMAKE_ARGS": prebuilt})
 
@@ -372,7 +372,8 @@ def pip(*arguments: str, environment: Mapping[str, str]) -> None:
 def llama_cpp_python() -> Path:
     """A wheel of llama-cpp-python without its native half, made from the archive that our build has fetched.
 
-    Not by name from the index: pip would keep the wheel, and hand it to the next one who asks for llama-cpp-python.
+    It is not installed by name from the index, as pip would cache the wheel and use it wherever llama-cpp-python is
+    installed next.
     """
     archive = fetched_archive()
     directory = cache_dir() / "wheels"
@@ -419,7 +420,7 @@ def run(
     append: bool = False,
     hint: str = "",
 ) -> str:
-    """Run a command with its output in a log file; on failure show the end of it."""
+    """Run a command with its output in a log file, and return the output; BootstrapError with its end on failure."""
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / log_name
     lines: list[str] = []
@@ -451,7 +452,7 @@ def run(
         tail = "".join(f"    {line}" for line in lines[-25:])
         raise BootstrapError(
             f"{Path(command[0]).name} failed:\n{tail}\nthe whole output: {relative(log)}\n"
-            f"{hint or 'put it right and run the same command again; what is done is not done twice'}"
+            f"{hint or 'mend it and run the same command again; finished steps are not repeated'}"
         )
     return "".join(lines)
 

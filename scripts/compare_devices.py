@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""The same tokens on the CPU and on the GPU: how far the logits of plain and merged caches are apart.
+"""Compare the logits of plain and merged caches for the same tokens on the CPU and on the GPU.
 
     python3 scripts/compare_devices.py --config f16 --config slerp:type=q4_0 --json logits.json
 
-A prompt of a few ubatches, then tokens one at a time. For each cache: the normalised mean squared error of
-the GPU's logits against the CPU's, beside what the cache itself costs (the CPU's against its plain f16 cache),
-whether two runs on the GPU are the same bit for bit, and what ran on the CPU all the same.
+Reads a prompt of a few ubatches, then tokens one at a time. Prints for each cache the normalised mean squared error of
+the GPU's logits against the CPU's, beside what the cache itself costs (the CPU's logits with it against those with its
+plain f16 cache), whether two runs on the GPU are the same bit for bit, and what ran on the CPU nevertheless.
 
-The GPU rounds otherwise, so levels of a quantized row and choices of retained tokens go the other way where two
-were close. Exit code 1 where an error is more than 1e-3, than three times that of the plain f16 cache, and than a
-quarter of what the cache costs, or where two runs differ.
+The GPU rounds differently, so where two levels of a quantized row or two candidates for retention are close, it may
+choose the other one. Exit code 1 where an error is above all three of 1e-3, three times the error of the plain f16
+cache, and a quarter of what the cache costs, or where two runs differ.
 """
 
 from __future__ import annotations
@@ -45,10 +45,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("model", nargs="?", type=Path, help="a GGUF file (default: the demo model)")
     parser.add_argument(
-        "--config", action="append", metavar="SPEC", help="a cache or a plan, again and again"
+        "--config", action="append", metavar="SPEC", help="a cache or a plan; may be repeated"
     )
-    parser.add_argument("--gpu-layers", type=int, default=-1, metavar="N", help="on the GPU (default: all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as well")
+    parser.add_argument(
+        "--gpu-layers", type=int, default=-1, metavar="N", help="layers on the GPU (default: all)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there as well")
     args = parser.parse_args(argv)
 
     device = devices.require_gpu()
@@ -70,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def agrees(row: dict[str, Any], plain: float) -> bool:
-    """Whether a cache is on the GPU what it is on the CPU; plain: the largest error of the plain f16 cache."""
+    """Whether a cache does the same on GPU and CPU, within bounds; plain: the largest error of the plain f16 cache."""
     allowed = {part: max(MAX_NMSE, 3 * plain, MAX_OF_COST * row[f"cost_{part}"]) for part in PARTS}
     return row["same"] and all(row[part] <= allowed[part] for part in PARTS)
 
@@ -94,7 +96,7 @@ def compare(path: Path, specs: Sequence[CacheSpec], gpu_layers: int) -> list[dic
 
 
 def logits(model: NativeModel, spec: CacheSpec) -> tuple[tuple[np.ndarray, np.ndarray], str]:
-    """After each part of the prompt, and after each token that follows; then what the report says of the device."""
+    """The logits after each part of the prompt and after each further token, and what ran on the CPU nevertheless."""
     context = SequenceContext(model, spec, N_PROMPT + N_DECODE, N_BATCH, 2)
     try:
         prompt = [

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Compile the CUDA sources where there is no GPU: ours for sm_80, sm_90 and sm_120, or the whole ggml-cuda library.
+"""Compile the CUDA sources without a GPU: ours for sm_80, sm_90 and sm_120, or the whole ggml-cuda library.
 
-    python3 scripts/compile_cuda.py              our translation units, those that changed since they were compiled last
-    python3 scripts/compile_cuda.py --library    ggml-cuda with all of its own, by CMake; takes 20 minutes or more
+    python3 scripts/compile_cuda.py              our translation units that changed since they were last compiled
+    python3 scripts/compile_cuda.py --library    all of ggml-cuda, by CMake; takes 20 minutes or more
 
-    python3 scripts/compile_cuda.py --library --no-flash-attention --architecture 90      the shortest that links
+    python3 scripts/compile_cuda.py --library --no-flash-attention --architecture 90      the quickest way to link
 
-Needs nvcc, and a native build for upstream's headers: python3 scripts/bootstrap.py setup. Headers of cuBLAS
-that the toolkit lacks are fetched from PyPI once. Exit code 0 where everything compiles, and where there is
-no nvcc, which is said.
+Needs nvcc, and a native build for upstream's headers: python3 scripts/bootstrap.py setup. Headers of cuBLAS that the
+toolkit lacks are fetched from PyPI once. Exit code 0 where everything compiles, and also, with a message, where there
+is no nvcc.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cuda_toolkit import find_nvcc, has_cublas_headers, toolkit
 
 SOURCES = ROOT / "native" / "ggml_minicache"
 ARCHITECTURES = ("80", "90", "120")
-# as upstream's CMakeLists has them, and MINICACHE_CUDA_OPTIONS of ours behind them
+# as in upstream's CMakeLists; our own, MINICACHE_CUDA_OPTIONS, follow them
 FLAGS = ["-std=c++17", "-O3", "-use_fast_math", "-extended-lambda"]
 CUBLAS = "nvidia-cublas"
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         return compile_library(nvcc, args.architecture, args.jobs, args.flash_attention)
     tree = args.upstream or next((RELEASE.directory / "build").glob("upstream-*/ggml"), None)
     if tree is None or not (tree / "src" / "ggml-cuda" / "common.cuh").is_file():
-        print("CUDA sources: there is no native build to take upstream's headers from: bootstrap.py setup")
+        print("CUDA sources: upstream's headers are missing; build first: python3 scripts/bootstrap.py setup")
         return FAILED
     return compile_sources(nvcc, tree, args.architecture, args.jobs)
 
@@ -54,17 +54,25 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--library", action="store_true", help="the whole ggml-cuda library")
+    parser.add_argument("--library", action="store_true", help="compile the whole ggml-cuda library")
     parser.add_argument(
         "--no-flash-attention",
         dest="flash_attention",
         action="store_false",
-        help="with --library: upstream's flash attention kernels stay empty, which saves most of the time",
+        help="with --library: leave upstream's flash attention kernels empty, which saves most of the time",
     )
     parser.add_argument(
-        "--architecture", action="append", metavar="N", help=f"such as 90, again and again ({ARCHITECTURES})"
+        "--architecture",
+        action="append",
+        metavar="N",
+        help=f"such as 90; may be repeated (default: {', '.join(ARCHITECTURES)})",
     )
-    parser.add_argument("--upstream", type=Path, metavar="DIR", help="the patched tree's ggml folder")
+    parser.add_argument(
+        "--upstream",
+        type=Path,
+        metavar="DIR",
+        help="the ggml folder of the patched tree (default: that of the native build)",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(argv)
     args.architecture = args.architecture or list(ARCHITECTURES)
@@ -134,7 +142,7 @@ def compile_sources(nvcc: str, tree: Path, architectures: Sequence[str], jobs: i
 
 
 def cublas_headers(nvcc: str) -> list[Path]:
-    """Nothing where the toolkit has them itself."""
+    """Folders to include for cuBLAS: none where the toolkit has its headers."""
     if has_cublas_headers(toolkit(nvcc)):
         return []
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
@@ -158,7 +166,7 @@ def cublas_headers(nvcc: str) -> list[Path]:
         ]
         subprocess.run(pip, check=True)
         for library in unfinished.rglob("*.so*"):
-            library.unlink()  # half a gigabyte that nothing is linked to here
+            library.unlink()  # half a gigabyte, and nothing is linked here
         unfinished.rename(target)
     return [next(target.rglob("cublas_v2.h")).parent]
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Where the CUDA toolkit is, and CMake's options for what it lacks and Python's packages have.
+"""Print CMake's options for building with CUDA where parts of the toolkit come from Python packages.
 
     python3 scripts/cuda_toolkit.py FOLDER      one option on a line; links to headers go to FOLDER
 
-A machine with PyTorch has all that a build with GGML_CUDA needs, but not always in one place: nvcc may come
-without cuBLAS, and packages from PyPI without the names that linkers look for (libcublas.so, not .so.13). A
-toolkit that has everything needs no options. Exit code 1 where something is nowhere, which is named.
+A machine with PyTorch has everything that a build with GGML_CUDA needs, but not always in one place: nvcc may come
+without cuBLAS, and packages from PyPI lack the names that linkers look for (libcublas.so, not .so.13). A complete
+toolkit needs no options but its compiler. Exit code 1, with a message that names it, where a part is missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 OK, FAILED = 0, 1
-HEADER = "cublas_v2.h"  # the one that is asked for, and what it includes
+HEADER = "cublas_v2.h"
+# what ggml-cuda includes, and what that includes
 HEADERS = (HEADER, "cublas.h", "cublas_api.h", "cublasLt.h")
 LIBRARIES = {
     "cudart": ("CUDA_CUDART", "nvidia-cuda-runtime"),
@@ -38,7 +39,7 @@ DRIVER_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/nvidia/
 
 
 class MissingError(Exception):
-    """A part of the toolkit that is nowhere."""
+    """A part of the toolkit was not found."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     nvcc = find_nvcc()
     if nvcc is None:
-        print("there is no nvcc: name it in CUDACXX, or add its folder to PATH", file=sys.stderr)
+        print("nvcc was not found: name it in CUDACXX, or add its folder to PATH", file=sys.stderr)
         return FAILED
     try:
         print("\n".join(options(nvcc, args.folder, python_packages(), map(Path, DRIVER_FOLDERS))))
@@ -64,10 +65,10 @@ def find_nvcc() -> str | None:
 
 
 def toolkit(nvcc: str) -> Path:
-    """Its folder; nvcc itself may be a script elsewhere."""
+    """The toolkit's folder; nvcc itself may be a script elsewhere."""
     dry_run = [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull]
-    told = subprocess.run(dry_run, capture_output=True, text=True, check=False).stderr
-    top = re.search(r"^#\$ TOP=(.*)$", told, re.MULTILINE)
+    log = subprocess.run(dry_run, capture_output=True, text=True, check=False).stderr
+    top = re.search(r"^#\$ TOP=(.*)$", log, re.MULTILINE)
     return (Path(top[1]) if top else Path(nvcc).resolve().parent.parent).resolve()
 
 
@@ -76,14 +77,14 @@ def has_cublas_headers(top: Path) -> bool:
 
 
 def python_packages() -> list[Path]:
-    """Folders of NVIDIA's packages, each with include and lib below it."""
+    """The folders of NVIDIA's Python packages, each with include and lib in it."""
     return [place for path in sys.path for place in sorted(Path(path).glob("nvidia/*")) if place.is_dir()]
 
 
 def options(nvcc: str, folder: Path, packages: Sequence[Path], driver_folders: Iterable[Path]) -> list[str]:
-    """CMake's, for a build with GGML_CUDA on this machine."""
+    """CMake's options for a build with GGML_CUDA on this machine; MissingError where a part is missing."""
     top = toolkit(nvcc)
-    libraries, unnamed = {}, []  # those that CMake would not find are told it by path
+    libraries, unnamed = {}, []  # unnamed: options with the paths of libraries that CMake would not find
     for name, (variable, package) in LIBRARIES.items():
         named = library(name, [top], exact=True)
         path = named or library(name, [top, *packages])
@@ -107,14 +108,14 @@ def options(nvcc: str, folder: Path, packages: Sequence[Path], driver_folders: I
         driver = next((path for path in elsewhere if path.exists()), None)
         found.append(f"-DCUDA_cuda_driver_LIBRARY={driver}" if driver else "-DGGML_CUDA_NO_VMM=ON")
     if unnamed:
-        # the libraries are found where they are now, as LD_LIBRARY_PATH need not name these folders
+        # our library finds them where they are now, even if LD_LIBRARY_PATH does not name these folders
         folders = dict.fromkeys(str(path.parent) for path in libraries.values())
         found.append(f"-DCMAKE_SHARED_LINKER_FLAGS=-Wl,-rpath,{':'.join(folders)}")
     return found
 
 
 def library(name: str, places: Iterable[Path], exact: bool = False) -> Path | None:
-    """A library in one of these; exact: by the name that linkers look for."""
+    """The library in the first of these places that has it; exact: under the name that linkers look for."""
     pattern = re.compile(rf"lib{name}\.(a|so)" if exact else rf"lib{name}\.(a|so)[.\d]*")
     for place in places:
         for below in LIBRARY_FOLDERS:
@@ -127,7 +128,7 @@ def library(name: str, places: Iterable[Path], exact: bool = False) -> Path | No
 
 
 def link_headers(folder: Path, packages: Sequence[Path]) -> Path:
-    """cuBLAS's alone: a package's folder may hold other headers of CUDA, of another version than nvcc's."""
+    """A folder with links to cuBLAS's headers only: the package may hold CUDA headers of another version, too."""
     source = next((one / "include" for one in packages if (one / "include" / HEADER).is_file()), None)
     if source is None:
         raise MissingError(

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""A GGUF model of a known shape with random weights, for measuring speed, which does not depend on their values.
+"""Write a GGUF model of a known shape with random weights, to measure speed, which does not depend on their values.
 
     python3 scripts/random_model.py llama-3-8b -o random-8b.gguf
     python3 scripts/random_model.py llama-3-8b --layers 4 --vocab 16032 -o random-8b-4.gguf    # fits a small machine
 
 The second has an eighth of the layers and of the vocabulary, so that attention, the layers' matrices and the output
-matrix have the shares of a token's time that they have in the whole model; with the whole vocabulary the output would
-weigh eight times as much.
+matrix have the same shares of a token's time as in the whole model; with the whole vocabulary, the output matrix would
+count eight times as much.
 
-Weights are q4_0, without a tokenizer: programs feed token numbers. The same shape gives the same file.
+Weights are q4_0. There is no tokenizer, so programs pass token numbers. The same shape gives the same file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import gguf
 import numpy as np
 
-BLOCK = 32  # numbers, of q4_0: an f16 scale, then 16 bytes
+BLOCK = 32  # numbers in a block of q4_0: an f16 scale, then 16 bytes
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def write(name: str, s: Shape, path: str) -> None:
 
 
 def random_q4_0(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    """Levels at random, one scale for all: rows of the length that keeps the size of what they are multiplied with."""
+    """Random levels with one scale, chosen so that a product with the matrix is about as long as its factor."""
     n = rows * columns // BLOCK
     blocks = np.empty((n, 2 + BLOCK // 2), np.uint8)
     # levels -8..7 have a mean square of about 21.5

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""A plan with random codecs for a model of any weights, for measuring speed, which does not depend on their values.
+"""Write a plan with random codecs for any model, to measure speed, which does not depend on their values.
 
     python3 scripts/random_plan.py random-8b-4.gguf --ratio 5 -o random-5.plan.gguf
     python3 scripts/random_plan.py random-8b-4.gguf --ratio 10 --group 4 -o random-10.plan.gguf
     python3 scripts/random_plan.py random-8b-4.gguf --plain q4_0 -o plain-q4_0.plan.gguf    # nothing is merged
 
-All layers are coded, in groups of --group, as plans of calibrate's are: coefficients of many widths, K of more bits
-than V, bases 128 tokens apart, a window of 64 tokens. With --plain they are plain layers of a MiniCache context, which
-attend by its kernels.
+All layers are coded, in groups of --group, like those of plans that calibrate writes: coefficients of many widths, more
+bits for K than for V, bases 128 tokens apart, a window of 64 tokens. With --plain, all layers are plain layers of a
+MiniCache context, whose attention is computed by its kernels.
 
-What such a plan restores has nothing to do with what was stored: it is of no use but for this.
+What such a plan restores has nothing to do with what was stored, so it is of no use for anything else.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from minicache_cpp.modelfile.ggml_types import cache_type
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.modelfile.shape import Layer, model_shape
 
-ROPE_BLOCK, WINDOW = 128, 64  # calibrate's own
-# as in plans of the demo models: K's share of the bytes, and by how many bits units of 16 coefficients get narrower
+ROPE_BLOCK, WINDOW = 128, 64  # calibrate's defaults
+# as in the demo models' plans: K's share of the bytes, and by how many bits units of 16 coefficients get narrower
 SHARE_K = 0.6
 SLOPE_K, SLOPE_V = 0.27, 0.4
 
@@ -45,8 +45,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="PLAN")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--ratio", type=float, metavar="R", help="f16 bytes of a token over the codes'")
-    what.add_argument("--plain", metavar="TYPE", help="no groups, all layers plain and of this type")
+    what.add_argument("--ratio", type=float, metavar="R", help="f16 bytes of a token over those of its codes")
+    what.add_argument("--plain", metavar="TYPE", help="no groups: all layers plain, with this cache type")
     parser.add_argument(
         "--group",
         type=int,
@@ -82,8 +82,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def coded_groups(layers: Sequence[Layer], n_layer: int, ratio: float) -> list[GroupFormat]:
-    """Groups of so many layers from the first on, whose codes take at most 1/ratio of f16's bytes; what is left over at
-    the end stays plain."""
+    """Groups of so many layers from the first on, whose codes take at most 1/ratio of f16's bytes.
+
+    Layers that are left over at the end stay plain.
+    """
     groups = []
     for first in range(0, len(layers) - n_layer + 1, n_layer):
         layer = layers[first]
@@ -111,7 +113,7 @@ def layout_of(size: int, n_layer: int, slope: float, n_bytes: float) -> Layout:
 
 
 def random_codec(rng: np.random.Generator, group: GroupFormat) -> NDArray[np.int8]:
-    """Orthonormal directions of the layers' unit vectors, steps that four deviations of their numbers fit in."""
+    """Random orthonormal directions, with steps that cover four standard deviations of the coefficients."""
 
     def part(layout: Layout, size: int) -> PartCodec:
         n, n_layer = group.n_head_kv, group.n_layer
@@ -121,7 +123,7 @@ def random_codec(rng: np.random.Generator, group: GroupFormat) -> NDArray[np.int
             :, :, : layout.size
         ]
         mag = np.empty((n, n_layer, 2), np.float32)
-        # a restored unit vector has the length UNIT_LENGTH; what it stands for, 1e-2 to 1e3
+        # a restored unit vector has the length UNIT_LENGTH; the vectors it stands for have lengths of 1e-2 to 1e3
         mag[..., 0] = np.log(1e-2 / UNIT_LENGTH)
         mag[..., 1] = np.log(1e5) / 254
         gain = np.broadcast_to(1 / (UNIT_LENGTH * step**2), (n, layout.size))

@@ -5,7 +5,7 @@
     python3 scripts/renew_patches.py export DIR                write native/patches from the commits
     python3 scripts/renew_patches.py port VERSION [ARCHIVE]    try the patches on another version of llama-cpp-python
 
-Exit status: 0 done, 1 a patch does not fit, 2 bad input. The steps are told in CONTRIBUTING.md.
+Exit status: 0 done, 1 a patch does not fit, 2 bad input. CONTRIBUTING.md describes the steps.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         description="Tell for each patch whether it fits another version, and which hunks do not. Changes nothing.",
         epilog="example: python3 scripts/renew_patches.py port 0.3.40",
     )
-    port.add_argument("version", metavar="VERSION", help="of llama-cpp-python")
+    port.add_argument("version", metavar="VERSION", help="a version of llama-cpp-python")
     port.add_argument(
-        "archive", type=Path, nargs="?", metavar="ARCHIVE", help="its source distribution, else fetched"
+        "archive", type=Path, nargs="?", metavar="ARCHIVE", help="its source distribution (default: fetch it)"
     )
     port.set_defaults(run=run_port)
     return parser.parse_args(argv)
@@ -120,7 +120,7 @@ def run_checkout(args: argparse.Namespace) -> int:
     patches = read_patches(args.patches)
     if not (directory / ".git").exists():
         if directory.exists() and any(directory.iterdir()):
-            raise InputError(f"{directory} is not empty and no checkout of ours")
+            raise InputError(f"{directory} is not empty, and not a checkout that this script made")
         unpack(args.archive or pinned_archive(), directory)
         make_repository(directory)
     require_clean(directory)
@@ -165,7 +165,7 @@ def make_repository(directory: Path) -> None:
 
 
 def commit(directory: Path, message: str) -> None:
-    # --force: upstream's .gitignore is not about what its own release holds
+    # --force, as upstream's .gitignore would leave out files of its own release
     git(directory, "add", "--all", "--force")
     git(directory, "commit", "--quiet", "--no-verify", "--cleanup=verbatim", "--message", message)
 
@@ -176,12 +176,16 @@ def commit(directory: Path, message: str) -> None:
 def run_export(args: argparse.Namespace) -> int:
     directory: Path = args.directory
     if not (directory / ".git").exists():
-        raise InputError(f"{directory} is no checkout; make one with: renew_patches.py checkout {directory}")
+        raise InputError(
+            f"{directory} is not a checkout; make one with: renew_patches.py checkout {directory}"
+        )
     require_clean(directory)
     written = []
     for number, (revision, subject) in enumerate(commits(directory), start=1):
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", subject):
-            raise InputError(f"the commit {subject!r} gives no file name; call it like llama-graph")
+            raise InputError(
+                f"the commit {subject!r} does not name a file; give it a subject such as llama-graph"
+            )
         body = git(directory, "log", "-1", "--format=%b", revision).strip()
         path = args.patches / f"{number:04d}-{subject}.patch"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -286,7 +290,7 @@ def below(file: tarfile.TarFile, path: str) -> Iterator[tarfile.TarInfo]:
 
 
 def apply(directory: Path, patch: Patch) -> list[str]:
-    """Apply what fits, and name the hunks that do not: they lie in .rej files."""
+    """Apply what fits, and return the names of the hunks that do not; they are left in .rej files."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     # else git would take the directory as a part of the repository around it, and skip every file
     environment["GIT_CEILING_DIRECTORIES"] = str(directory.resolve().parent)

@@ -1,4 +1,4 @@
-"""What speed on the CPU is asked to be, beside what bench_speed.py found."""
+"""The goals for speed on the CPU, beside what bench_speed.py measured."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 
 from speed_tables import Case, cases_of, markdown, name_of
 
-NOISE = 0.05  # by which what "is not slower" may be slower
+NOISE = 0.05  # what "not slower" may be slower by
 LONG, SHORT = 16384, 512  # cells
 
 
 @dataclass(frozen=True)
 class Goal:
+    """A quantity, the bound it is asked to keep, and what was measured."""
+
     what: str
-    asked: float  # at least, or at most
+    asked: float  # the least value, or with at_most the greatest
     found: float
     at_most: bool = False
     percent: bool = False
@@ -33,7 +35,7 @@ class Goal:
 
 
 def goals_table(parts: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """The goals that these parts, as they were found, say something of; names: what SPECs are called."""
+    """The goals that the measured parts say something about; names: how tables call a SPEC."""
     goals: list[Goal] = []
     if "attention" in parts:
         goals += attention_goals(cases_of(parts["attention"]))

@@ -1,4 +1,4 @@
-"""The `minicache` command: one table of subcommands, and what they have in common."""
+"""The `minicache` command: the table of subcommands, and what they have in common."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from types import ModuleType
 from .errors import MiniCacheError
 from .version import __version__
 
-# name -> what it does; the module of the same name has EXAMPLE, configure(parser) and run(args) -> exit code
+# name -> what it does; module_of(name) has EXAMPLE, configure(parser) and run(args) -> exit code
 COMMANDS = {
-    "chat": "chat with a model whose KV cache is held as MiniCache",
-    "calibrate": "fit shared codes to a model, and write the plan that its cache is kept by",
-    "inspect": "tell what a model's KV cache takes, without loading the model",
-    "evaluate": "measure what KV caches cost in quality, against the model's own f16 cache",
-    "longbench": "answer LongBench's questions with each of several KV caches",
+    "chat": "chat with a model whose KV cache is stored as MiniCache",
+    "calibrate": "fit shared codes to a model, and write the plan that says how its cache is stored",
+    "inspect": "show what a model's KV cache takes, without loading the model",
+    "evaluate": "measure what KV caches cost in quality, compared with the model's own f16 cache",
+    "longbench": "score answers to LongBench's questions with each of several KV caches",
     "bench": "measure prefill and decode speed of plain and MiniCache caches",
 }
 
@@ -25,6 +25,7 @@ DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The whole command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="minicache",
         description="MiniCache KV-cache compression inside llama.cpp.",
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_command(name: str, argv: list[str] | None = None) -> int:
-    """One subcommand by itself, as `python -m minicache_cpp.<name>` runs it."""
+    """One subcommand by itself, as `python -m minicache_cpp.<name>` runs it; returns the exit code."""
     module = module_of(name)
     parser = argparse.ArgumentParser(
         prog=f"minicache {name}", description=_sentence(COMMANDS[name]), epilog=_epilog(module)
@@ -53,14 +54,14 @@ def run_command(name: str, argv: list[str] | None = None) -> int:
 
 
 def guarded(module: ModuleType, args: argparse.Namespace) -> int:
-    """Run a command; what the user can mend is told in one line, without a traceback."""
+    """Run a command; errors that the user can put right are printed in one line, without a traceback."""
     try:
         return int(module.run(args))
     except (MiniCacheError, ImportError) as error:
         print(f"minicache: {error}", file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:
-        # the reader of our output has gone; the interpreter would complain when it flushes at exit
+        # nobody reads the output any more; without this the interpreter would complain when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except KeyboardInterrupt:

@@ -1,15 +1,15 @@
-"""What this package raises and warns with."""
+"""The error and the warning of this package."""
 
 from __future__ import annotations
 
 
 class MiniCacheError(ValueError, RuntimeError):
-    """A request that can't be served; the text says what was wrong and what to do.
+    """A request that cannot be served; the message says what was wrong and what to do.
 
-    Both a ValueError and a RuntimeError: llama_cpp raises the one where a context can't be made and the other
-    where a state can't be loaded, and code written for llama_cpp should catch ours too.
+    It is both a ValueError and a RuntimeError: llama_cpp raises the former where a context cannot be made and the
+    latter where a state cannot be loaded, and code written for llama_cpp should catch this error too.
     """
 
 
 class MiniCacheWarning(UserWarning):
-    """Something measured that makes the setting a bad choice for this model, or what "auto" does without a plan."""
+    """A setting that measured badly on this model, or a note on what "auto" does for a model without a plan."""

@@ -1,4 +1,4 @@
-"""`minicache inspect`: what a model's KV cache takes at a context, without loading the model."""
+"""`minicache inspect`: what a model's KV cache takes at a given context, without loading the model."""
 
 from __future__ import annotations
 
@@ -27,30 +27,39 @@ DEFAULT_SPECS = ("f16", "q8_0", "q4_0", "slerp:type=f16", "slerp:type=q8_0", "sl
 
 @dataclass(frozen=True)
 class Row:
+    """One cache at the context."""
+
     name: str
     bytes: int
     bytes_per_token: float
-    ratio: float  # f16's bytes over these
-    groups: int  # of layers that share storage
+    ratio: float  # f16 bytes over these
+    groups: int  # groups of layers that share storage
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     add_model_argument(parser)
     parser.add_argument(
         "--ctx", type=int, default=0, metavar="N", help="context in tokens (default: the model's)"
     )
-    parser.add_argument("--config", action="append", metavar="SPEC", help=f"a row of the table: {SPEC_HELP}")
+    parser.add_argument(
+        "--config", action="append", metavar="SPEC", help=f"a cache to show; may be repeated; {SPEC_HELP}"
+    )
     add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Print the table or the object."""
     found = inspect_model(args.model or demo_model(), args.ctx, args.config)
     print(json.dumps(found, indent=2) if args.json else table(found))
     return 0
 
 
 def inspect_model(path: str | Path, n_ctx: int = 0, specs: Sequence[str] | None = None) -> dict[str, Any]:
-    """Everything the table says, as one JSON-ready object; without specs, common ones and the model's plan."""
+    """What each cache takes at a context, as one JSON-ready object.
+
+    n_ctx: tokens, 0 for what the model was trained for. specs: None for common caches and the model's plan.
+    """
     file = read_gguf(path)
     if not specs:
         plan = find_plan(file)
@@ -58,17 +67,17 @@ def inspect_model(path: str | Path, n_ctx: int = 0, specs: Sequence[str] | None 
     shape = model_shape(file)
     n_ctx = n_ctx or shape.n_ctx_train
     if n_ctx < 1:
-        raise MiniCacheError(f"a context of {n_ctx} tokens makes no sense; give --ctx a number from 1 up")
+        raise MiniCacheError(f"a context of {n_ctx} tokens is impossible; give --ctx a number of 1 or more")
     heads = sorted({layer.n_head_kv for layer in shape.layers})
     layer = next(iter(shape.attention_layers), Layer(0, 0, 0))
     notes = []
     rows: list[dict[str, Any]] = []
     if shape.unknown:
-        notes.append(f"{shape.unknown}; Llama.kv_report() tells what a loaded context takes")
+        notes.append(f"{shape.unknown}; Llama.kv_report() says what a loaded context takes")
     else:
         if shape.window:
             notes.append(
-                f"some layers look back {shape.window} tokens only (sliding window): such a model is not merged"
+                f"some layers look back only {shape.window} tokens (sliding window): such a model is not merged"
             )
         rows = [vars(row) for row in _rows(shape, n_ctx, specs, notes)]
     return {
@@ -100,13 +109,14 @@ def _rows(shape: ModelShape, n_ctx: int, specs: Sequence[str], notes: list[str])
             continue
         if spec.minicache and not groups and not shape.window and spec.plan_file is None:
             notes.append(
-                f"{spec.name} merges no pair: no two neighbouring layers from its start on are alike"
+                f"{spec.name} merges no pair: no two neighbouring layers from its start layer on have the same sizes"
             )
         rows.append(Row(spec.name, taken, taken / n_cells(n_ctx), f16 / taken if taken else 1.0, len(groups)))
     return rows
 
 
 def table(found: dict[str, Any]) -> str:
+    """The model in two lines, a row for each cache, and notes."""
     heads = found["kv_heads"]
     if isinstance(heads, list):
         heads = f"{min(heads)} to {max(heads)}"
@@ -135,7 +145,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def label(name: str) -> str:
-    """A plan's path may be long, and its file's name says enough."""
+    """The name of a cache, of a plan the file's name without its folders."""
     return f"plan {Path(name).name}" if name.endswith(".gguf") else name
 
 

@@ -3,7 +3,7 @@
     python -m minicache_cpp.lm_eval_model --model minicache \\
         --model_args pretrained=model.gguf,config=slerp:start=0.5,type=q4_0,ctx=4096 --tasks piqa
 
-It is the harness's own command, which knows this model besides its own. From Python, importing this module is
+This runs the harness's own command, which knows this model besides its own ones. From Python, importing this module is
 enough: `lm_eval.simple_evaluate(model="minicache", model_args=…)`.
 """
 
@@ -28,17 +28,17 @@ from .cache.settings import CacheSpec
 from .errors import MiniCacheError
 from .reading.text_model import TextModel
 
-MOST_TOKENS = 256  # of an answer, where the task doesn't say
+MOST_TOKENS = 256  # of an answer, where the task sets no limit
 log = logging.getLogger(__name__)
 
 
 @register_model("minicache")
 class MiniCacheLM(TemplateLM):
-    """A GGUF model whose KV cache is held as `config` says.
+    """A GGUF model whose KV cache is stored as `config` says.
 
     pretrained: the GGUF file.
-    config: a SPEC. The harness cuts its arguments at commas, so a SPEC's further settings arrive as arguments of
-        their own, and are put together again: config=slerp:start=0.5,t=0.6,type=q4_0 works as it stands.
+    config: a SPEC. The harness splits its arguments at commas, so the further settings of a SPEC arrive as separate
+        arguments and are joined again: config=slerp:start=0.5,t=0.6,type=q4_0 works as written.
     ctx: tokens of context (default: what the model was trained for).
     ubatch: tokens read at a time. threads, gpu_layers: as in `minicache evaluate`.
     """
@@ -51,7 +51,8 @@ class MiniCacheLM(TemplateLM):
         ubatch: int = 64,
         threads: int | None = None,
         gpu_layers: int = 0,
-        batch_size: object = None,  # the harness gives these three; one sequence is read at a time, on the CPU
+        # the harness passes these three; one sequence is read at a time, on the CPU
+        batch_size: object = None,
         max_batch_size: object = None,
         device: object = None,
         **settings: object,
@@ -72,7 +73,7 @@ class MiniCacheLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has nothing before it."""
+        """The token before a text that nothing precedes."""
         return self.vocabulary.bos if self.vocabulary.bos >= 0 else self.vocabulary.eos
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
@@ -106,7 +107,7 @@ class MiniCacheLM(TemplateLM):
             prompt, options = request.args
             if options.get("do_sample") or (options.get("temperature") or 0) > 0:
                 raise MiniCacheError(
-                    "this task wants sampled answers, and decoding here is greedy; "
+                    "this task asks for sampled answers, but decoding here is greedy; "
                     "add --gen_kwargs do_sample=False,temperature=0"
                 )
             until = options.get("until") or []

@@ -1,4 +1,4 @@
-"""Options that several commands have in common, and the check of their numbers."""
+"""Options that several commands share, and the check of their numbers."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from .errors import MiniCacheError
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """The model file."""
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file (default: the demo model)")
 
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """Where a model runs."""
-    parser.add_argument("--threads", type=int, metavar="T", help="CPU threads (default: the cores there are)")
+    parser.add_argument("--threads", type=int, metavar="T", help="CPU threads (default: the number of cores)")
     parser.add_argument(
         "--gpu-layers", type=int, default=0, metavar="N", help="layers on the GPU, -1 for all (default 0)"
     )
 
 
 def add_json_option(parser: argparse.ArgumentParser, what: str = "print one JSON object") -> None:
+    """Machine-readable output."""
     parser.add_argument("--json", action="store_true", help=what)
 
 
 def check_numbers(name: str, values: Sequence[int | None] | None, least: int) -> None:
-    """Refuse what an option of this name was given that is below the least it takes."""
+    """Raise MiniCacheError where a value of the option `name` is below the least that it takes; None is skipped."""
     for value in values or ():
         if value is not None and value < least:
             raise MiniCacheError(f"{name} {value}: it must be {least} or more")

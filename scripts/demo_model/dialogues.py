@@ -96,10 +96,14 @@ def _total(pieces: Sequence[Piece], count: Count) -> int:
     return sum(count(text) for text, _ in pieces)
 
 
-def recall_task(rng: random.Random, budget: int, filler: Filler, count: Count) -> list[Piece]:
-    """A conversation of about `budget` tokens at most: facts, prose between, questions in another order.
+# a recall task's style is a number drawn from [0, 1): from these on, it has no turns around facts, and none at all
+PLAIN_STYLE, QUESTION_STYLE = 0.6, 0.85
 
-    `filler(rng, n)` gives prose of at most n tokens; `count` counts the tokens of a text.
+
+def recall_task(rng: random.Random, budget: int, filler: Filler, count: Count) -> list[Piece]:
+    """A conversation of about `budget` tokens at most: facts, then prose, then questions in another order.
+
+    `filler(rng, n)` returns prose of at most n tokens; `count` counts the tokens of a text.
     """
     n = rng.randint(2, 8) if budget < 700 else rng.randint(3, 12)
     n = max(1, min(n, budget // 45))
@@ -109,45 +113,15 @@ def recall_task(rng: random.Random, budget: int, filler: Filler, count: Count) -
         asked += rng.sample(facts, n)
     head = turn("system", rng.choice(SYSTEMS)) if rng.random() < 0.3 else []
     style = rng.random()
-    if style < 0.35:
-        reply = rng.choice(("I will remember that.", "Noted.", "Thank you, I have noted it."))
-        told = [turn("user", " ".join(f.statement for f in facts)) + turn("assistant", reply)]
-    elif style < 0.6:
-        told = [
-            turn("user", rng.choice(("", "Please remember this. ", "Remember: ")) + f.statement)
-            + turn("assistant", "Noted.")
-            for f in facts
-        ]
-    else:
-        told = [[(f.statement + "\n", 1.0)] for f in facts]
-    plain = style >= 0.6
-    ask: list[list[Piece]] = []
-    for f in asked:
-        if plain and style >= 0.85:
-            (first, weight), *rest = answer_pieces(f)
-            ask.append([(f"Question: {f.question}\nAnswer:", 1.0), (" " + first, weight), *rest, ("\n", 1.0)])
-        else:
-            ask.append(turn("user", f.question) + turn("assistant", answer_pieces(f)))
+    told = _told_facts(rng, facts, style)
+    ask = [_question(fact, style) for fact in asked]
     used = _total(head, count) + sum(_total(p, count) for p in told) + sum(_total(p, count) for p in ask)
     while used > budget - 12 and len(ask) > 1:
         used -= _total(ask.pop(), count)
-    room = budget - used - 24
-    # The prose: mostly one long stretch before the questions, else some of it among facts or questions.
-    gaps: list[tuple[int, float]] = [(len(told), 1.0)]
-    where = rng.random()
-    if where < 0.3:
-        gaps = [(rng.randint(0, len(told)), rng.random() + 0.2) for _ in range(2)] + [(len(told), 1.0)]
-    elif where < 0.5:
-        gaps = [(len(told) + rng.randint(0, len(ask) - 1), rng.random() + 0.2) for _ in range(2)]
-    scale = sum(w for _, w in gaps)
-    events: list[list[Piece]] = [*told, *ask]
-    texts: dict[int, list[str]] = {}
-    for index, weight in gaps:
-        text = filler(rng, int(room * weight / scale) - 14) if room * weight / scale > 40 else ""
-        if text:
-            texts.setdefault(index, []).append(text)
+    texts = _prose_between(rng, filler, budget - used - 24, len(told), len(ask))
+    plain = style >= PLAIN_STYLE
     out: list[Piece] = []
-    for index, event in enumerate(events):
+    for index, event in enumerate([*told, *ask]):
         for text in texts.get(index, ()):
             if plain:
                 out.append((text + "\n", 1.0))
@@ -156,11 +130,55 @@ def recall_task(rng: random.Random, budget: int, filler: Filler, count: Count) -
                     "assistant", rng.choice(("I have read it.", "Done."))
                 )
         out += event
-    if plain and style < 0.85:
+    if plain and style < QUESTION_STYLE:
         # The facts and the prose are the first user turn's text, with the first question at its end.
         split = next(i for i, (t, _) in enumerate(out) if t.startswith(TURN_START))
         return head + [(f"{TURN_START}user\n", 1.0)] + out[:split] + out[split + 1 :]
     return ([] if plain else head) + out
+
+
+def _told_facts(rng: random.Random, facts: Sequence[Fact], style: float) -> list[list[Piece]]:
+    """The facts: all in one turn, a turn for each, or lines of text."""
+    if style < 0.35:
+        reply = rng.choice(("I will remember that.", "Noted.", "Thank you, I have noted it."))
+        return [turn("user", " ".join(f.statement for f in facts)) + turn("assistant", reply)]
+    if style < PLAIN_STYLE:
+        return [
+            turn("user", rng.choice(("", "Please remember this. ", "Remember: ")) + f.statement)
+            + turn("assistant", "Noted.")
+            for f in facts
+        ]
+    return [[(f.statement + "\n", 1.0)] for f in facts]
+
+
+def _question(fact: Fact, style: float) -> list[Piece]:
+    """The question for a fact and its answer."""
+    if style < QUESTION_STYLE:
+        return turn("user", fact.question) + turn("assistant", answer_pieces(fact))
+    (first, weight), *rest = answer_pieces(fact)
+    return [(f"Question: {fact.question}\nAnswer:", 1.0), (" " + first, weight), *rest, ("\n", 1.0)]
+
+
+def _prose_between(
+    rng: random.Random, filler: Filler, room: int, n_told: int, n_ask: int
+) -> dict[int, list[str]]:
+    """Prose of `room` tokens, by the number of the fact or question that it comes before.
+
+    Mostly it is one long stretch before the questions, else some of it is among facts or questions.
+    """
+    gaps: list[tuple[int, float]] = [(n_told, 1.0)]
+    where = rng.random()
+    if where < 0.3:
+        gaps = [(rng.randint(0, n_told), rng.random() + 0.2) for _ in range(2)] + [(n_told, 1.0)]
+    elif where < 0.5:
+        gaps = [(n_told + rng.randint(0, n_ask - 1), rng.random() + 0.2) for _ in range(2)]
+    scale = sum(w for _, w in gaps)
+    texts: dict[int, list[str]] = {}
+    for index, weight in gaps:
+        text = filler(rng, int(room * weight / scale) - 14) if room * weight / scale > 40 else ""
+        if text:
+            texts.setdefault(index, []).append(text)
+    return texts
 
 
 def copy_task(rng: random.Random, filler: Filler) -> list[Piece]:

@@ -10,6 +10,8 @@ import numpy as np
 
 from . import dialogues
 from . import tokenizer as tok
+from .model import DemoModel
+from .plans import ModelConfig
 from .train import load_model
 
 
@@ -47,15 +49,11 @@ def _add_tokenizer(writer: gguf.GGUFWriter, work: Path) -> None:
     writer.add_chat_template(tok.CHAT_TEMPLATE)
 
 
-def write(work: Path, home: Path, title: str, out: Path) -> None:
-    """Write `out` from the newest checkpoint in `home`; `work` has the tokenizer."""
-    model, data = load_model(home / "checkpoint.pt")
-    cfg = model.cfg
-    writer = gguf.GGUFWriter(None, "llama")
+def _add_metadata(writer: gguf.GGUFWriter, title: str, cfg: ModelConfig, step: int, tokens: int) -> None:
     writer.add_name(title)
     writer.add_description(
         "A very small model for trying and testing KV-cache compression: it reads facts and recalls "
-        f"them, and writes simple sentences. {data['step']} steps, {data['tokens']} tokens."
+        f"them, and writes simple sentences. {step} steps, {tokens} tokens."
     )
     writer.add_license("other")
     writer.add_license_name("see models/README.md: the texts and their licences")
@@ -74,15 +72,16 @@ def write(work: Path, home: Path, title: str, out: Path) -> None:
     writer.add_rope_dimension_count(cfg.head_dim)
     writer.add_rope_freq_base(cfg.rope_theta)
     writer.add_layer_norm_rms_eps(cfg.rms_eps)
-    _add_tokenizer(writer, work)
 
-    weights = {name: p.detach().float().numpy() for name, p in model.named_parameters()}
+
+def _tensor_names(n_layer: int) -> dict[str, str]:
+    """The name in the GGUF of each parameter."""
     names = {
         "embed.weight": "token_embd.weight",
         "out_norm": "output_norm.weight",
         "output.weight": "output.weight",
     }
-    for i in range(cfg.n_layer):
+    for i in range(n_layer):
         for ours, theirs in (
             ("attn_norm", "attn_norm"),
             ("wq.weight", "attn_q"),
@@ -95,8 +94,14 @@ def write(work: Path, home: Path, title: str, out: Path) -> None:
             ("down.weight", "ffn_down"),
         ):
             names[f"blocks.{i}.{ours}"] = f"blk.{i}.{theirs}.weight"
-    kind = gguf.GGMLQuantizationType.Q8_0
-    for ours, theirs in names.items():
+    return names
+
+
+def _add_weights(writer: gguf.GGUFWriter, model: DemoModel) -> None:
+    """Matrices as q8_0, norms as float32."""
+    cfg, kind = model.cfg, gguf.GGMLQuantizationType.Q8_0
+    weights = {name: p.detach().float().numpy() for name, p in model.named_parameters()}
+    for ours, theirs in _tensor_names(cfg.n_layer).items():
         array = weights[ours]
         if ours.endswith("wq.weight"):
             array = interleave(array, cfg.n_head)
@@ -106,6 +111,15 @@ def write(work: Path, home: Path, title: str, out: Path) -> None:
             writer.add_tensor(theirs, array.astype(np.float32))
         else:
             writer.add_tensor(theirs, gguf.quants.quantize(np.ascontiguousarray(array), kind), raw_dtype=kind)
+
+
+def write(work: Path, home: Path, title: str, out: Path) -> None:
+    """Write `out` from the newest checkpoint in `home`; `work` has the tokenizer."""
+    model, data = load_model(home / "checkpoint.pt")
+    writer = gguf.GGUFWriter(None, "llama")
+    _add_metadata(writer, title, model.cfg, data["step"], data["tokens"])
+    _add_tokenizer(writer, work)
+    _add_weights(writer, model)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_suffix(".part")
     writer.write_header_to_file(part)

@@ -16,7 +16,7 @@ import signal
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ def sequence_length(plan: Plan, step: int) -> int:
 def save(
     path: Path, model: DemoModel, optimisers: list[torch.optim.Optimizer], step: int, plan: Plan, tokens: int
 ) -> None:
-    """Write a checkpoint beside its name and move it there, so that a killed run leaves a whole one."""
+    """Write a checkpoint; a run that is killed leaves the one before it whole."""
     part = path.with_suffix(".part")
     torch.save(
         {
@@ -85,7 +85,7 @@ def split(model: DemoModel, qkv: bool) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def make_optimisers(model: DemoModel, plan: Plan, step: int) -> list[torch.optim.Optimizer]:
-    """Muon and AdamW as they are from a step on, without what they have gathered."""
+    """Muon and AdamW for the steps from `step` on, without momentum."""
     mixing, rest = split(model, qkv=plan.muon_from is not None and step >= plan.muon_from)
     return [
         Muon(mixing, lr=plan.lr_muon, weight_decay=plan.weight_decay),
@@ -100,6 +100,102 @@ def make_optimisers(model: DemoModel, plan: Plan, step: int) -> list[torch.optim
     ]
 
 
+def losses(model: DemoModel, ids: Tensor, positions: Tensor) -> Tensor:
+    """Cross entropy in nats of predicting ids[:, 1:], [B, T]; matrix products in bfloat16."""
+    with torch.autocast(ids.device.type, torch.bfloat16):
+        logits = model(ids[:, :-1], positions)
+    return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(
+        ids.shape[0], -1
+    )
+
+
+class Training:
+    """A model in training: its optimisers, the steps that are done, and the tokens that it has seen."""
+
+    def __init__(self, recipe: Recipe, n_vocab: int, home: Path) -> None:
+        self.plan, self.checkpoint = recipe.plan, home / "checkpoint.pt"
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = DemoModel(replace(recipe.config, n_vocab=n_vocab))
+        self.model.reset(self.plan.embed_std, self.plan.output_copies)
+        self.model.to(self.device)
+        self.optimisers = make_optimisers(self.model, self.plan, 0)
+        self.step, self.tokens = 0, 0
+        if self.checkpoint.exists():
+            self.resume()
+
+    def resume(self) -> None:
+        """Continue from the last checkpoint."""
+        data = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(data["model"])
+        self.step, self.tokens = data["step"], data["tokens"]
+        self.optimisers = make_optimisers(self.model, self.plan, self.step - 1)
+        for optimiser, state in zip(self.optimisers, data["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
+        print(f"train: resumed at step {self.step}", flush=True)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        save(self.checkpoint, self.model, self.optimisers, self.step, self.plan, self.tokens)
+
+    def learn(self, ids: Tensor, weights: Tensor, positions: Tensor) -> Tensor:
+        """One step; returns the losses, [B, T], before it."""
+        if self.step == self.plan.muon_from:
+            self.optimisers = make_optimisers(self.model, self.plan, self.step)
+        factor = self.plan.rate(self.step)
+        rates = (self.plan.lr_muon, self.plan.lr_adam)
+        for optimiser, rate in zip(self.optimisers, rates, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * factor
+            optimiser.zero_grad(set_to_none=True)
+        ce = losses(self.model, ids, positions)
+        loss = (ce * weights).sum() / weights.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self.step += 1
+        self.tokens += weights.numel()
+        return ce.detach()
+
+
+def mean_losses(ce: Tensor, weights: Tensor) -> dict[str, float]:
+    """The mean losses of prose, of the words that answer, and of repeated lists, told apart by their weights."""
+    values = {"loss": float(ce[weights == 1.0].mean())}
+    for key, weight in (("answer", ANSWER_WEIGHT), ("repeat", REPEAT_WEIGHT)):
+        if bool((weights == weight).any()):
+            values[key] = float(ce[weights == weight].mean())
+    return values
+
+
+class Log:
+    """A line of JSON for each step in home/log.jsonl, and every 20 steps one for people with running means."""
+
+    def __init__(self, file: TextIO, start: int, total: int) -> None:
+        self.file, self.start, self.total = file, start, total
+        self.began = time.monotonic()
+        self.mean: dict[str, float] = {}
+
+    def add(
+        self, training: Training, entry: dict[str, float], values: dict[str, float], speed: float
+    ) -> None:
+        """entry: what the last step was like; values: its losses; speed: tokens per second."""
+        done, tokens = training.step, training.tokens
+        for key, value in values.items():
+            self.mean[key] = value if key not in self.mean else 0.96 * self.mean[key] + 0.04 * value
+        line = {"step": done - 1, "tokens": tokens, **entry, **{k: round(v, 4) for k, v in values.items()}}
+        self.file.write(json.dumps(line) + "\n")
+        if done % 20 == 0 or done == self.total:
+            self.file.flush()
+            left = (time.monotonic() - self.began) / (done - self.start) * (self.total - done)
+            print(
+                f"train: step {done}/{self.total}, {tokens / 1e6:.2f} M tokens, "
+                f"loss {self.mean['loss']:.3f}, recalled words {self.mean.get('answer', float('nan')):.3f}, "
+                f"repeated lists {self.mean.get('repeat', float('nan')):.3f}, "
+                f"{speed:.0f} tokens/s, about {left / 60:.0f} min left",
+                flush=True,
+            )
+
+
 def run(
     work: Path, home: Path, recipe: Recipe, compile_model: bool, threads: int, save_every: int = 100
 ) -> None:
@@ -107,100 +203,38 @@ def run(
     plan = recipe.plan
     torch.set_num_threads(threads)
     torch.manual_seed(plan.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = tok.load(work)
     batches = Batches(work, tokenizer, plan.seed, recipe.packages)
-    model = DemoModel(replace(recipe.config, n_vocab=tokenizer.get_vocab_size()))
-    model.reset(plan.embed_std, plan.output_copies)
-    model.to(device)
-    optimisers = make_optimisers(model, plan, 0)
-    base = (plan.lr_muon, plan.lr_adam)
-    checkpoint = home / "checkpoint.pt"
-    start, tokens = 0, 0
-    if checkpoint.exists():
-        data = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(data["model"])
-        start, tokens = data["step"], data["tokens"]
-        optimisers = make_optimisers(model, plan, start - 1)
-        for optimiser, state in zip(optimisers, data["optimisers"], strict=True):
-            optimiser.load_state_dict(state)
-        print(f"train: resumed at step {start}", flush=True)
-
-    def losses(ids: Tensor, positions: Tensor) -> Tensor:
-        """Cross entropy in nats of predicting ids[:, 1:], [B, T]; matrix products in bfloat16."""
-        with torch.autocast(device.type, torch.bfloat16):
-            logits = model(ids[:, :-1], positions)
-        return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(
-            ids.shape[0], -1
-        )
-
+    training = Training(recipe, tokenizer.get_vocab_size(), home)
     if compile_model:
         # All layers share the code compiled for one; the whole network at once would take minutes per length.
-        for block in model.blocks:
+        for block in training.model.blocks:
             block.compile(dynamic=False)
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
-    began = time.monotonic()
-    mean: dict[str, float] = {}
-    with open(home / "log.jsonl", "a", encoding="utf-8") as log:
-        for step in range(start, plan.total):
-            t0 = time.monotonic()
-            length = sequence_length(plan, step)
-            count = max(1, plan.phase(step).tokens // length)
-            shares = plan.phase(step).mix
-            ids_np, weights_np = batches.batch(step, length, count, shares)
-            places = batches.positions(step, length, count, shares.skip, model.cfg.n_ctx)
-            made = time.monotonic() - t0
-            ids, weights = torch.from_numpy(ids_np).to(device), torch.from_numpy(weights_np[:, 1:]).to(device)
-            factor = plan.rate(step)
-            if step == plan.muon_from:
-                optimisers = make_optimisers(model, plan, step)
-            for optimiser, lr in zip(optimisers, base, strict=True):
-                for group in optimiser.param_groups:
-                    group["lr"] = lr * factor
-                optimiser.zero_grad(set_to_none=True)
-            ce = losses(ids, torch.from_numpy(places).to(device))
-            loss = (ce * weights).sum() / weights.sum()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimiser in optimisers:
-                optimiser.step()
-            tokens += count * length
-            ce, plain = ce.detach(), weights == 1.0
-            values = {"loss": float(ce[plain].mean())}
-            for key, weight in (("answer", ANSWER_WEIGHT), ("repeat", REPEAT_WEIGHT)):
-                if bool((weights == weight).any()):
-                    values[key] = float(ce[weights == weight].mean())
-            for key, value in values.items():
-                mean[key] = value if key not in mean else 0.96 * mean[key] + 0.04 * value
-            seconds = time.monotonic() - t0
-            log.write(
-                json.dumps(
-                    {
-                        "step": step,
-                        "length": length,
-                        "tokens": tokens,
-                        "rate": factor,
-                        "seconds": round(seconds, 2),
-                        "batch": round(made, 2),
-                        **{k: round(v, 4) for k, v in values.items()},
-                    }
-                )
-                + "\n"
+    with open(home / "log.jsonl", "a", encoding="utf-8") as file:
+        log = Log(file, training.step, plan.total)
+        for step in range(training.step, plan.total):
+            began = time.monotonic()
+            length, phase = sequence_length(plan, step), plan.phase(step)
+            count = max(1, phase.tokens // length)
+            ids, weights = batches.batch(step, length, count, phase.mix)
+            places = batches.positions(step, length, count, phase.mix.skip, training.model.cfg.n_ctx)
+            made = time.monotonic() - began
+            ids, weights, places = (
+                torch.from_numpy(one).to(training.device) for one in (ids, weights[:, 1:], places)
             )
-            if (step + 1) % 20 == 0 or step + 1 == plan.total:
-                log.flush()
-                left = (time.monotonic() - began) / (step + 1 - start) * (plan.total - step - 1)
-                print(
-                    f"train: step {step + 1}/{plan.total}, {tokens / 1e6:.2f} M tokens, "
-                    f"loss {mean['loss']:.3f}, recalled words {mean.get('answer', float('nan')):.3f}, "
-                    f"repeated lists {mean.get('repeat', float('nan')):.3f}, "
-                    f"{count * length / seconds:.0f} tokens/s, "
-                    f"about {left / 60:.0f} min left",
-                    flush=True,
-                )
-            if (step + 1) % save_every == 0 or step + 1 == plan.total or stop:
-                save(checkpoint, model, optimisers, step + 1, plan, tokens)
+            values = mean_losses(training.learn(ids, weights, places), weights)
+            seconds = time.monotonic() - began
+            entry = {
+                "length": length,
+                "rate": plan.rate(step),
+                "seconds": round(seconds, 2),
+                "batch": round(made, 2),
+            }
+            log.add(training, entry, values, count * length / seconds)
+            if training.step % save_every == 0 or training.step == plan.total or stop:
+                training.save()
             if stop:
-                print(f"train: stopped at step {step + 1}, to be resumed", flush=True)
+                print(f"train: stopped at step {training.step}, to be resumed", flush=True)
                 return

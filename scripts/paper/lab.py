@@ -33,9 +33,8 @@ from minicache_cpp.text.files import read_texts
 from .figures import Config, Figure
 from .results import Results, Settings, identity, missing
 
-AT_ONCE = (
-    6  # configurations that are compared with one reading by the f16 cache, after which results are saved
-)
+# configurations that are compared with one reading of the text by the f16 cache; then results are saved
+AT_ONCE = 6
 
 
 class Lab:

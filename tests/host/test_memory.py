@@ -28,5 +28,8 @@ def test_a_cgroups_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert available_bytes() == 4000 * 1024
     (cgroup / "memory.max").write_text("4000000\n")
     assert available_bytes() == 1500000
+    require_room(4096, 1000000, 200000)
     with pytest.raises(MiniCacheError, match="smaller --ctx"):
         require_room(4096, 1000000, 600000)
+    with pytest.raises(MiniCacheError, match="2 contexts of 4,096 tokens need"):  # the cells of each count
+        require_room(4096, 1000000, 200000, n_contexts=2)

@@ -115,4 +115,4 @@ def test_what_is_nowhere_is_named(top: Path, packages: list[Path], part: str) ->
 def test_no_nvcc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     monkeypatch.setattr(cuda_toolkit, "find_nvcc", lambda: None)
     assert cuda_toolkit.main([str(tmp_path)]) == 1
-    assert "there is no nvcc" in capsys.readouterr().err
+    assert "nvcc was not found" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Planted facts: told first, asked for after a stretch of prose, so that only the cache can know them."""
+"""Planted facts: stated first and asked for after a stretch of prose, so that only the cache can hold them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Protocol
 from ..errors import MiniCacheError
 from ..text.chat_template import ChatTemplate
 
-N_FACTS = 8  # told together; each is asked for
+N_FACTS = 8  # stated together; each is asked for
 
 
 class Tokenizer(Protocol):
-    """Of a Vocabulary, what is needed here."""
+    """What of a Vocabulary is used here."""
 
     def tokenize(self, text: str, special: bool = True) -> list[int]: ...
     def begun(self, tokens: list[int]) -> list[int]: ...
@@ -23,7 +23,7 @@ class Tokenizer(Protocol):
 
 
 class Reader(Protocol):
-    """Of an ScoredContext, what is needed here."""
+    """What of a ScoredContext is used here."""
 
     def clear(self) -> None: ...
     def read(self, tokens: Sequence[int], position: int) -> None: ...
@@ -36,7 +36,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# the demo models know these words and this form of sentence; to other models any will do
+# the demo models were trained with these words and this form of sentence; for other models any would do
 VALUES = _words("""
 red blue green yellow orange purple violet brown black white gray pink silver gold copper bronze cat dog
 horse cow sheep goat wolf fox bear lion tiger eagle hawk owl swan duck apple pear plum cherry grape lemon
@@ -63,7 +63,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Question:
-    """Tokens from where the conversation goes its own way on; the last `n_value` are the right answer."""
+    """The tokens that distinguish one question's conversation; the last `n_value` are the right answer."""
 
     tokens: list[int]
     n_value: int
@@ -71,6 +71,8 @@ class Question:
 
 @dataclass(frozen=True)
 class RecallTask:
+    """Facts and the questions about them, which begin with the same tokens."""
+
     told: list[int]  # the facts and the prose after them
     questions: list[Question]
 
@@ -90,7 +92,7 @@ def make_facts(rng: random.Random, n: int = N_FACTS) -> list[Fact]:
 
 
 def conversation(template: ChatTemplate, facts: Sequence[Fact], prose: str, asked: Fact) -> str:
-    """All up to where the value of one fact has to come next."""
+    """The text up to where the value of the fact that is asked for comes next."""
     told = " ".join(fact.statement for fact in facts)
     if template.is_plain:
         return f"{told}\n\n{prose}\n\nQuestion: {asked.question}\nAnswer: {asked.before}"
@@ -105,14 +107,14 @@ def conversation(template: ChatTemplate, facts: Sequence[Fact], prose: str, aske
 
 
 def make_task(vocabulary: Tokenizer, template: ChatTemplate, facts: Sequence[Fact], prose: str) -> RecallTask:
-    """The conversation once for each fact, cut where they part: what they share is read once only."""
+    """A conversation for each fact, cut where they differ, so that what they share is read only once."""
     whole, n_values = [], []
     for fact in facts:
         asked = conversation(template, facts, prose, fact)
         before = vocabulary.begun(vocabulary.tokenize(asked))
         tokens = vocabulary.begun(vocabulary.tokenize(f"{asked} {fact.value}"))
         whole.append(tokens)
-        # where the value's tokens begin: after what tokenizing without it gives too
+        # the value's tokens begin after those that the text without the value has too
         n_values.append(len(tokens) - _n_common([before, tokens]))
     n_told = _n_common(whole)
     return RecallTask(
@@ -124,7 +126,7 @@ def make_task(vocabulary: Tokenizer, template: ChatTemplate, facts: Sequence[Fac
 def make_tasks(
     vocabulary: Tokenizer, template: ChatTemplate, text: list[int], distance: int, rounds: int
 ) -> list[RecallTask]:
-    """Tasks with about `distance` tokens of the text between telling and asking; always the same ones."""
+    """`rounds` tasks with about `distance` tokens of the text between facts and questions; the same at every call."""
     if len(text) < distance:
         raise MiniCacheError(
             f"recall over {distance} tokens needs as many tokens of text, and there are {len(text)}; "
@@ -141,7 +143,7 @@ def make_tasks(
 
 
 def recall(context: Reader, tasks: Sequence[RecallTask], position: int = 0) -> tuple[int, int]:
-    """(right answers, questions): an answer is right when greedy decoding gives the value, token by token."""
+    """(right answers, questions): an answer is right when greedy decoding yields the value, token by token."""
     right = asked = 0
     for task in tasks:
         context.clear()
@@ -152,7 +154,7 @@ def recall(context: Reader, tasks: Sequence[RecallTask], position: int = 0) -> t
             value = question.tokens[-question.n_value :]
             right += context.likeliest(question.tokens[:-1], behind, question.n_value) == value
             asked += 1
-            context.back()  # questions know nothing of each other
+            context.back()  # a question must not see the one before it
     return right, asked
 
 

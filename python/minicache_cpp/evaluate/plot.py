@@ -9,7 +9,7 @@ from ..errors import MiniCacheError
 
 
 def check_plot(path: Path) -> None:
-    """Refuse a plot that couldn't be written, before it has cost anything."""
+    """Raise MiniCacheError where the plot could not be written, before anything is measured."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -20,11 +20,11 @@ def check_plot(path: Path) -> None:
     if path.suffix.lstrip(".").lower() not in known:
         raise MiniCacheError(f"--plot {path}: its name must end with one of .{', .'.join(sorted(known))}")
     if not path.parent.is_dir():
-        raise MiniCacheError(f"--plot {path}: there is no folder {path.parent}")
+        raise MiniCacheError(f"--plot {path}: the folder {path.parent} does not exist")
 
 
 def plot(path: Path, runs: list[dict[str, Any]]) -> None:
-    """One panel for each run. Rows without any divergence, such as f16's, have no place on these axes."""
+    """Draw a panel for each run. Rows without divergence, such as f16's, have no place on these axes."""
     from matplotlib.figure import Figure
 
     n_columns = min(2, len(runs))
@@ -68,6 +68,6 @@ def plot(path: Path, runs: list[dict[str, Any]]) -> None:
 
 
 def short_name(name: str) -> str:
-    """The last parts of a long SPEC, which tell the rows of a table apart."""
+    """The last part of a long SPEC, by which the rows of a table differ, or the name of a plan's file."""
     mode, _, settings = name.partition(":")
     return f"{mode} {settings.split(',')[-1].removeprefix('type=')}" if settings else Path(name).name

@@ -1,4 +1,4 @@
-"""Where the bundled models are."""
+"""Where the demo models are."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from pathlib import Path
 from ..errors import MiniCacheError
 
 NAME = "minicache-demo-q8_0.gguf"
-MHA_NAME = "minicache-demo-mha-q8_0.gguf"  # as many KV heads as query heads, of size 128
+# with as many KV heads as query heads, of size 128
+MHA_NAME = "minicache-demo-mha-q8_0.gguf"
 
 
 def demo_model(name: str = NAME) -> Path:
-    """A demo model: in the package, or in the source checkout that this was installed or is run from."""
+    """The path of a demo model, in the package or in the source checkout that it was installed from or is run in.
+
+    Raises MiniCacheError where there is none.
+    """
     package = Path(__file__).resolve().parent.parent
     # an editable install, a .venv inside the checkout, the checkout as the current directory
     roots = [package, package.parent.parent, Path(sys.prefix).parent, Path.cwd()]
@@ -20,5 +24,5 @@ def demo_model(name: str = NAME) -> Path:
         if (path := root / "models" / name).is_file():
             return path
     raise MiniCacheError(
-        f"the demo model, models/{name}, is not here; name a GGUF file, or run this in a source checkout"
+        f"the demo model models/{name} was not found; name a GGUF file, or run this in a source checkout"
     )

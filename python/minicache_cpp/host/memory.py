@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""How much main memory this process may still take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_bytes() -> int | None:
-    """The smaller of what the machine has left and what the cgroup allows; None where neither is known."""
+    """The smaller of what the machine has free and what the cgroup (v2) still allows; None where neither is known."""
     limits = [limit for limit in (_machine(), _cgroup()) if limit is not None]
     return min(limits) if limits else None
 
@@ -47,7 +47,8 @@ def _cgroup() -> int | None:
     try:
         limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):  # no cgroup v2 here, or no limit: memory.max is "max"
+    except (OSError, ValueError):
+        # there is no cgroup v2, or no limit: then memory.max is "max"
         return None
-    # file pages count as used, but are given up when memory is short
+    # cached file pages count as used, but the kernel gives them up when memory is short
     return max(0, limit - used + int(stat.get("inactive_file", 0)))

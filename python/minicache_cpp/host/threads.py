@@ -9,12 +9,13 @@ from pathlib import Path
 
 
 def default_threads() -> int:
-    """The cores this process may use; of many, half, as the others mostly are hyper-threads of the same."""
+    """The cores that this process may use; half of them above four, as the rest are mostly hyper-threads."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return available if available <= 4 else available // 2
 
 
 def cpu_name() -> str:
+    """The processor's name as the system gives it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""Where this package keeps files for the user: plans, and what a calibration has done so far."""
+"""Where this package keeps files for the user: plans, and the results of unfinished calibrations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VARIABLE = "MINICACHE_CACHE_DIR"
 
 
 def cache_dir() -> Path:
-    """MINICACHE_CACHE_DIR, or a folder in the user's cache directory."""
+    """The folder that MINICACHE_CACHE_DIR names, or one in the user's cache directory."""
     if override := os.environ.get(VARIABLE):
         return Path(override)
     if base := os.environ.get("XDG_CACHE_HOME"):

@@ -1,4 +1,4 @@
-"""A folder for work that goes on where it was cut off, for one process at a time."""
+"""A folder for work that continues where it was interrupted, used by one process at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from typing import IO
 
 @contextlib.contextmanager
 def work_folder(path: Path) -> Iterator[Path]:
-    """The folder, or another while a process works in it already; removed when all is done, kept when it failed."""
+    """The folder, or another one beside it while another process uses it.
+
+    It is removed when the block succeeds, and kept for the next run when it fails.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_path = path.with_name(f"{path.name}.lock")
     with lock_path.open("w") as lock:
@@ -23,7 +26,7 @@ def work_folder(path: Path) -> Iterator[Path]:
         try:
             yield folder
         except BaseException:
-            if not alone:  # nobody would find it again
+            if not alone:  # no later run would look for it
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
@@ -33,7 +36,7 @@ def work_folder(path: Path) -> Iterator[Path]:
 
 
 def _locked(file: IO[str]) -> bool:
-    """Whether this process alone has the file from here on; the system lets go of it when the process ends."""
+    """Lock the file for this process, which releases it when it ends; False where another holds it."""
     try:
         if sys.platform == "win32":
             import msvcrt

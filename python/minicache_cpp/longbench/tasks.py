@@ -25,9 +25,8 @@ class Task:
     metric: Metric
     n_most: int  # tokens of an answer
     chat: bool = True  # False: examples and code are continued as they stand, without a chat template
-    first_line: bool = (
-        False  # only the first line of an answer counts, as the model's own next example follows it
-    )
+    # only the first line of an answer counts: after it the model writes an example of its own
+    first_line: bool = False
     stop: str = ""  # a text that ends the answer
 
 

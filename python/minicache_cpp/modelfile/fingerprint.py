@@ -1,7 +1,7 @@
-"""A model's fingerprint, from its file: what a plan names its model by.
+"""A model's fingerprint, from its file: by it, a plan says which model it belongs to.
 
-The same number as llama_minicache_fingerprint(): FNV-1a over words of 8 bytes, of the architecture, the sizes and
-the beginnings of the layers' norms, which conversion to another weight type leaves alone.
+The same number as llama_minicache_fingerprint(): FNV-1a over words of 8 bytes, of the architecture, the sizes and the
+first values of the layers' norms, which conversion to another weight type does not change.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def fingerprint(file: GGUFFile) -> str:
 
 
 def hash_words(data: bytes, value: int = SEED) -> int:
-    """minicache_hash() of minicache-hash.h."""
+    """minicache_hash() of minicache-hash.h: FNV-1a over words of 8 bytes, the last one filled up with zeros."""
     for (word,) in struct.iter_unpack("<Q", data + b"\0" * (-len(data) % 8)):
         value = (value ^ word) * PRIME & MASK
         value ^= value >> 32

@@ -1,4 +1,4 @@
-"""ggml's number formats: their numbers in the C enum, and the bytes they take."""
+"""ggml's number formats: their numbers in the C enum, and the bytes that they take."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ POOL_TYPES = ("f16", "q8_0", "cache")
 
 
 def cache_type(name: object, what: str) -> GGMLType:
-    """The cache type of this name, or an error that lists those there are."""
+    """The cache type of this name; MiniCacheError with all names where there is none. `what` is for the message."""
     if isinstance(name, str) and name in CACHE_TYPES:
         return GGML_TYPES[name]
     raise MiniCacheError(f"{what}={name!r} is no cache type; choose one of {', '.join(CACHE_TYPES)}")
 
 
 def plain_cache_type(value: object, what: str) -> GGMLType:
-    """A type as llama_cpp's callers give it, by name or by number; plain caches take f32 too."""
+    """A type as callers of llama_cpp give it, by name or by number; plain caches may be f32 too."""
     if isinstance(value, str):
         return GGML_TYPES["f32"] if value == "f32" else cache_type(value, what)
     allowed = [GGML_TYPES[name] for name in ("f32", *CACHE_TYPES)]
@@ -85,4 +85,5 @@ def plain_cache_type(value: object, what: str) -> GGMLType:
 
 
 def is_quantized(ggml_type: GGMLType) -> bool:
+    """Whether values share a scale."""
     return ggml_type.block > 1

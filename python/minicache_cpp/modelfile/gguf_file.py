@@ -14,30 +14,30 @@ from typing import Any
 from ..errors import MiniCacheError
 from .ggml_types import BY_NUMBER
 
-# number of a value's type in the file -> struct format; strings and arrays are told apart below
+# number of a value's type in the file -> struct format; strings and arrays have no fixed size
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-LONG_ARRAY = 65536  # longer ones (vocabularies) are walked over, not kept
+LONG_ARRAY = 65536  # longer arrays (vocabularies) are skipped
 DEFAULT_ALIGNMENT = 32
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies."""
+    """A tensor's place in its file."""
 
     path: Path  # one of the files of a split model
     offset: int
     type_number: int  # enum ggml_type
-    dims: tuple[int, ...]  # the first is that of a row
+    dims: tuple[int, ...]  # the length of a row first
 
     @property
     def n_bytes(self) -> int:
-        """0 where the type is unknown."""
+        """The tensor's bytes, 0 where the type is unknown."""
         ggml_type = BY_NUMBER.get(self.type_number)
         return ggml_type.row_bytes(self.dims[0]) * math.prod(self.dims[1:]) if ggml_type and self.dims else 0
 
     def read(self, n_bytes: int | None = None) -> bytes:
-        """The tensor's bytes, or the first ones."""
+        """The tensor's data, or its first bytes."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.n_bytes if n_bytes is None else min(n_bytes, self.n_bytes))
@@ -45,7 +45,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """A GGUF file's keys and tensors, those of all files of a split model; `weight_bytes` is the tensors' size."""
+    """A GGUF file's keys and tensors; of a split model, those of all files. `weight_bytes`: the size of all tensors."""
 
     path: Path
     keys: dict[str, Any]
@@ -64,9 +64,10 @@ class GGUFFile:
 
 
 def read_gguf(path: str | os.PathLike[str] | GGUFFile) -> GGUFFile:
-    """Read a model file's header, and those of its further parts; refuse what is no whole GGUF file.
+    """The header of a model file, with those of its further parts where it is split.
 
-    A file whose header has been read already is returned as it is.
+    A file whose header has been read already is returned as it is. Raises MiniCacheError where the file is not a whole
+    GGUF file, or not the first part of one.
     """
     if isinstance(path, GGUFFile):
         return path
@@ -181,7 +182,7 @@ class _Reader:
             self.skip(length * struct.calcsize(SCALARS[kind]))
             return None
         if kind == STRING:
-            # vocabularies mostly: strings are of use to nobody here
+            # mostly vocabularies: nothing here uses them
             for _ in range(length):
                 self.skip(8 + self.number_at("Q"))
             return None
@@ -190,5 +191,5 @@ class _Reader:
     def truncated(self) -> MiniCacheError:
         size = len(self.data)
         return MiniCacheError(
-            f"{self.path} is truncated: it ends at {size:,} bytes, before its content does; get it again"
+            f"{self.path} is truncated: it ends at {size:,} bytes, before its content does; download it again"
         )

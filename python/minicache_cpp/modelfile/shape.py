@@ -1,4 +1,4 @@
-"""What of a model decides the size of its KV cache: the sizes of its layers, from the header of its file."""
+"""What the size of a model's KV cache depends on: the sizes of its layers, from the header of its file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ..errors import MiniCacheError
 from .gguf_file import GGUFFile
 
-# architectures whose layers look back only a window, all or some of them, where the file says how far
+# architectures of which all or some layers look back only a window, whose length the file gives
 SLIDING_WINDOW = """
     afmoe cohere2 cohere2moe deepseek4 dflash dots3note exaone4 exaone-moe gemma-embedding gemma2 gemma3
     gemma3n gemma4 gemma4-assistant gpt-oss granite-swa laguna lfm2 llama4 maple mellum mimo2 modern-bert
@@ -17,37 +17,43 @@ SLIDING_WINDOW = """
 
 @dataclass(frozen=True)
 class Layer:
+    """The sizes of one layer's K and V."""
+
     n_head_kv: int
     head_size_k: int
     head_size_v: int
 
     @property
     def n_k(self) -> int:
+        """Values of K of a token."""
         return self.n_head_kv * self.head_size_k
 
     @property
     def n_v(self) -> int:
+        """Values of V of a token."""
         return self.n_head_kv * self.head_size_v
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a model's cache depends on."""
+    """What the size of a model's cache depends on."""
 
     architecture: str
     n_ctx_train: int
     n_head: int
     layers: list[Layer] = field(repr=False)
-    window: int = 0
-    n_rot: int = 0  # numbers of a head of K that RoPE turns
-    unknown: str = ""  # why the sizes of this model's cache can't be told from its header
+    window: int = 0  # tokens that sliding-window layers look back, 0 without such layers
+    n_rot: int = 0  # values of a head of K that RoPE turns
+    unknown: str = ""  # why the size of this model's cache is not known from its header, "" where it is
 
     @property
     def attention_layers(self) -> list[Layer]:
+        """The layers that have a KV cache."""
         return [layer for layer in self.layers if layer.n_head_kv]
 
 
 def model_shape(file: GGUFFile) -> ModelShape:
+    """The shape from a file's header; MiniCacheError where it is no language model's."""
     n_layer = _whole(file, "block_count")
     heads = _per_layer(file, "attention.head_count", n_layer)
     heads_kv = _per_layer(file, "attention.head_count_kv", n_layer, heads)
@@ -71,12 +77,14 @@ def model_shape(file: GGUFFile) -> ModelShape:
 def _whole(file: GGUFFile, key: str) -> int:
     value = file.get(key)
     if not isinstance(value, int):
-        raise MiniCacheError(f"{file.path} has no {file.architecture}.{key}; it is no language model's file")
+        raise MiniCacheError(
+            f"{file.path} has no {file.architecture}.{key}; it is not a language model's file"
+        )
     return value
 
 
 def _per_layer(file: GGUFFile, key: str, n_layer: int, default: list[int] | None = None) -> list[int]:
-    """A number of each layer; the file may give one for all."""
+    """A number for each layer; the file may give one for all."""
     value = file.get(key)
     if isinstance(value, list) and len(value) >= n_layer:
         return [int(one) for one in value[:n_layer]]
@@ -87,9 +95,9 @@ def _per_layer(file: GGUFFile, key: str, n_layer: int, default: list[int] | None
 
 def _unknown(file: GGUFFile, heads_kv: list[int]) -> str:
     if file.get("attention.kv_lora_rank"):
-        return "its attention is latent (MLA): K and V of all heads share one row, which is not merged"
+        return "its attention is latent (MLA): all heads' K and V share one row, which is not merged"
     if file.get("ssm.state_size") or file.get("wkv.head_size"):
-        return "some or all of its layers are recurrent: they keep a state of fixed size, which is not merged"
+        return "some or all of its layers are recurrent: they have a state of fixed size, which is not merged"
     if file.get("attention.causal") is False:
         return "it is an encoder, which keeps no KV cache"
     if not any(heads_kv):

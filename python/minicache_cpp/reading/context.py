@@ -1,4 +1,4 @@
-"""llama.cpp contexts as the benchmark needs them: token batches in, nothing sampled."""
+"""Contexts of one sequence that batches of tokens are read into; nothing is sampled."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from .model import NativeModel
 
 
 class SequenceContext:
-    """A context of one sequence, number 0.
+    """A context of one sequence, whose number is 0.
 
-    copies: fill_by_copies() is wanted, for which there is a second sequence for a moment.
-    callback: llama.cpp's evaluation callback, a llama_h.ggml_backend_sched_eval_callback that the caller keeps.
+    n_batch: tokens of a batch, and of a ubatch.
+    copies: whether fill_by_copies() will be called, which needs a second sequence for a moment.
+    callback: llama.cpp's evaluation callback, a llama_h.ggml_backend_sched_eval_callback that the caller keeps alive.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class SequenceContext:
         self.n_vocab = model.n_vocab
 
     def kv_bytes(self) -> int:
+        """Bytes of the KV cache, as allocated."""
         return read_report(self.ctx).bytes
 
     def evaluate(self, start: int, n_tokens: int) -> None:
@@ -56,13 +58,14 @@ class SequenceContext:
         self.batch.decode(self.ctx, tokens)
 
     def fill_by_copies(self, n_done: int, n_tokens: int) -> None:
-        """Fill the cache up to n_tokens with copies of the cells of its n_done tokens, at the positions that follow.
+        """Fill the cache up to n_tokens with copies of the cells of its first n_done tokens, at the next positions.
 
-        So would a prompt that says the same again and again, if no token saw what was said before. K is turned to its
-        new position as in a context shift, with the next token that is evaluated.
+        The result is that of a prompt that repeats itself, if no token saw the repetitions before it. K is turned to
+        its new position as in a context shift, with the next token that is evaluated. Raises MiniCacheError where the
+        positions of this cache cannot be moved.
         """
         if not llama_h.llama_memory_can_shift(self.memory):
-            raise MiniCacheError("this cache can't be filled by copies, as its positions can't be moved")
+            raise MiniCacheError("this cache can't be filled with copies, as its positions can't be moved")
         for start in range(n_done, n_tokens, n_done):
             llama_h.llama_memory_seq_cp(self.memory, 0, 1, 0, min(n_done, n_tokens - start))
             state = binding.get_state(self.ctx, 1)
@@ -73,18 +76,20 @@ class SequenceContext:
             llama_h.llama_memory_seq_rm(self.memory, 1, -1, -1)
 
     def cut(self, n_tokens: int) -> None:
-        """Keep the first tokens only."""
+        """Keep only the first tokens."""
         llama_h.llama_memory_seq_rm(self.memory, 0, n_tokens, -1)
 
     def clear(self) -> None:
+        """Forget all tokens."""
         binding.clear(self.ctx)
 
     def close(self) -> None:
+        """Free the context."""
         self.batch.close()
         binding.free_context(self.ctx)
 
 
 def load_sequence(ctx: Any, seq: int, state: Any) -> None:
-    """Add the cells of a saved state to a context, as those of this sequence."""
+    """Add the cells of a saved state to a context, as this sequence; MiniCacheError where they do not fit."""
     if not binding.set_state(ctx, state, seq):
         raise MiniCacheError(f"there is no room for the state of sequence {seq}")

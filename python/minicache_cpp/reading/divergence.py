@@ -1,4 +1,4 @@
-"""How far two distributions over the next token are apart: KL divergence, top-1 agreement, perplexity."""
+"""How far apart two distributions over the next token are: KL divergence, top-1 agreement, perplexity."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ Doubles = NDArray[np.float64]
 
 
 def log_probabilities(logits: Floats) -> Floats:
-    """Natural logarithms of the probabilities, row by row."""
+    """Natural logarithms of the probabilities, row by row: logits and result are [rows, n_vocab]."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     total = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
     return np.asarray(shifted - np.log(total), dtype=np.float32)
 
 
 def kl_divergence(reference: Floats, ours: Floats) -> Doubles:
-    """KL(reference ‖ ours) of each row in nats, from natural logarithms of probabilities."""
+    """KL(reference ‖ ours) of each row in nats, from natural logarithms of probabilities, [rows, n_vocab] each."""
     with np.errstate(invalid="ignore"):
         terms = np.exp(reference) * (reference - ours)
-    terms[np.isneginf(reference)] = 0  # what can't come adds nothing, whatever ours says
+    terms[np.isneginf(reference)] = 0  # a token of probability 0 adds nothing, whatever ours is
     return np.asarray(terms.sum(axis=1, dtype=np.float64), dtype=np.float64)
 
 
 class Reference:
-    """Log-probabilities of the reference on one chunk, in a temporary file: vocabularies are large."""
+    """Log-probabilities of the reference on one chunk, [n_rows, n_vocab], in a temporary file as they may be large."""
 
     def __init__(self, n_rows: int, n_vocab: int) -> None:
         self.file = tempfile.TemporaryFile(prefix="minicache-")  # noqa: SIM115  (closed in close)
@@ -36,23 +36,25 @@ class Reference:
 
     @staticmethod
     def size(n_rows: int, n_vocab: int) -> int:
+        """Bytes of the file."""
         return 4 * n_rows * n_vocab
 
     def close(self) -> None:
+        """Remove the file."""
         del self.rows
         self.file.close()
 
 
 @dataclass
 class Divergence:
-    """What all scored tokens of one configuration say."""
+    """Sums over all scored tokens of one configuration."""
 
     kl: list[Doubles] = field(default_factory=list)
     same: list[NDArray[np.bool_]] = field(default_factory=list)
     loss: list[Doubles] = field(default_factory=list)
 
     def add(self, reference: Floats, ours: Floats, following: list[int]) -> None:
-        """Rows of log-probabilities, and the tokens that really follow; the last row may have none."""
+        """Add rows of log-probabilities, and the tokens that follow in the text; the last row may have none."""
         self.kl.append(kl_divergence(reference, ours))
         self.same.append(reference.argmax(axis=1) == ours.argmax(axis=1))
         self.loss.append(-ours[np.arange(len(following)), following].astype(np.float64))
@@ -62,7 +64,7 @@ class Divergence:
         return sum(map(len, self.kl))
 
     def summary(self) -> dict[str, float]:
-        """Means over all tokens, with their standard errors (as if tokens were independent)."""
+        """Means over all tokens, with standard errors as if tokens were independent; KL in nats."""
         kl, same, loss = np.concatenate(self.kl), np.concatenate(self.same), np.concatenate(self.loss)
         top1 = float(same.mean())
         return {

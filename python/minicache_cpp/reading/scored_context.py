@@ -1,4 +1,4 @@
-"""A context that reads tokens at given positions and shows what it expects next."""
+"""A context that reads tokens at given positions and returns the logits after them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from .divergence import Floats
 
 
 class ScoredContext(SequenceContext):
+    """A SequenceContext for text, which can return to a mark."""
+
+    # the state at the mark, or the number of tokens before it
     marked: bytearray | int = 0
 
     def decode(self, tokens: Sequence[int], position: int, scored_from: int) -> Iterator[tuple[int, Floats]]:
         """Read tokens at consecutive positions, ubatch by ubatch.
 
-        Gives (index of a token, logits after it and after those that follow it), for the tokens from index
-        `scored_from` on. The logits are llama.cpp's own memory: they last until the next step.
+        Yields (index of a token, logits [n, n_vocab] after it and after the n - 1 tokens that follow it) for the tokens
+        from index `scored_from` on. The logits are llama.cpp's own memory and are valid until the next step.
         """
         size = llama_h.llama_n_ubatch(self.ctx)
         for start in range(0, len(tokens), size):
@@ -38,30 +41,30 @@ class ScoredContext(SequenceContext):
                 yield first, np.ctypeslib.as_array(logits, (n_rows, self.n_vocab))
 
     def read(self, tokens: Sequence[int], position: int) -> None:
-        """Read tokens without asking for anything."""
+        """Read tokens without any logits."""
         for _ in self.decode(tokens, position, len(tokens)):
             pass
 
     def likeliest(self, tokens: Sequence[int], position: int, n_last: int) -> list[int]:
-        """Read tokens; the likeliest token after each of the last `n_last`."""
+        """Read tokens, and return the likeliest token after each of the last `n_last`."""
         found: list[int] = []
         for _, logits in self.decode(tokens, position, len(tokens) - n_last):
             found += logits.argmax(axis=1).tolist()
         return found
 
     def mark(self) -> None:
-        """Remember what has been read so far, to come back to it."""
+        """Remember what has been read so far, for back()."""
         model = llama_h.llama_get_model(self.ctx)
         recurrent = llama_h.llama_model_is_recurrent(model) or llama_h.llama_model_is_hybrid(model)
         if not (recurrent or self.report().active):
             self.marked = int(llama_h.llama_memory_seq_pos_max(self.memory, 0)) + 1
             return
-        # a recurrent state can't be cut back, and in a merged cache tokens that are cut off may have displaced retained
-        # ones before them
+        # a recurrent state can't be cut back, and in a merged cache the tokens that would be cut off may have displaced
+        # retained tokens before them
         self.marked = binding.get_state(self.ctx, 0)
 
     def back(self) -> None:
-        """What has been read since mark() is forgotten."""
+        """Forget what has been read since mark()."""
         if isinstance(self.marked, int):
             self.cut(self.marked)
             return
@@ -69,6 +72,7 @@ class ScoredContext(SequenceContext):
         load_sequence(self.ctx, 0, self.marked)
 
     def report(self) -> KVReport:
+        """What the cache takes, and what is merged."""
         return read_report(self.ctx)
 
     def __enter__(self) -> ScoredContext:

@@ -1,4 +1,4 @@
-"""A model with one KV cache, as benchmarks ask it: how likely is this text, and how does that one go on."""
+"""A model with one KV cache, for benchmarks: how likely is a text, and how does the model continue one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ from .scored_context import ScoredContext
 
 
 class TextModel:
-    """Tokens are read `ubatch` at a time, as MiniCache sees the current ubatch exactly; decoding is greedy."""
+    """A loaded model, its vocabulary, and a context with one cache; decoding is greedy.
+
+    n_ctx: tokens, 0 for what the model was trained for.
+    ubatch: tokens read at a time, which MiniCache sees exactly while earlier ones are merged.
+    """
 
     def __init__(
         self,
@@ -37,7 +41,10 @@ class TextModel:
         file = read_gguf(path)
         self.n_ctx = n_ctx or model_shape(file).n_ctx_train
         if self.n_ctx < 8 or ubatch < 1:
-            raise MiniCacheError(f"a context of {self.n_ctx} tokens in ubatches of {ubatch} makes no sense")
+            raise MiniCacheError(
+                f"a context of {self.n_ctx} tokens in ubatches of {ubatch} is too small; "
+                "take 8 tokens or more, in ubatches of 1 or more"
+            )
         # no cache is larger than f16's
         refuse_too_large(file, self.n_ctx, [CacheSpec("f16", "f16")], gpu_layers)
         with contextlib.ExitStack() as stack:
@@ -48,7 +55,7 @@ class TextModel:
                 ScoredContext(self.model, spec, self.n_ctx, ubatch, threads or default_threads())
             )
             self.stack = stack.pop_all()
-        self.held: list[int] = []  # tokens that are read once for all that is asked about them
+        self.held: list[int] = []  # tokens in the cache, read once for all that is asked about them
 
     def __enter__(self) -> TextModel:
         return self
@@ -59,16 +66,18 @@ class TextModel:
         self.close()
 
     def close(self) -> None:
+        """Free the context and the model."""
         self.stack.close()
 
     def report(self) -> KVReport:
+        """What the cache takes, and what is merged."""
         return self.context.report()
 
     def hold(self, tokens: Sequence[int]) -> None:
-        """Have these tokens in the cache, and no others.
+        """Fill the cache with these tokens and no others.
 
-        They are not read again where they are those of the call before, as with the answers to one question. To
-        keep a common beginning only would cut the rest into other ubatches: results would depend on the order.
+        They are not read again if they are those of the call before, as with several answers to one question. Keeping
+        only a common beginning would cut the rest into other ubatches, and results would depend on the order of calls.
         """
         if self.held and self.held == list(tokens):
             self.context.back()
@@ -79,15 +88,15 @@ class TextModel:
         self.held = list(tokens)
 
     def score(self, before: Sequence[int], tokens: Sequence[int]) -> tuple[float, bool]:
-        """The log-likelihood of tokens after others, and whether greedy decoding would give them.
+        """The log-likelihood of tokens after others, in nats, and whether greedy decoding would produce them.
 
-        What is too long for the context loses its beginning.
+        What comes before loses its beginning where it is too long for the context.
         """
         if not tokens:
             return 0.0, True
         if len(tokens) >= self.n_ctx:
             raise MiniCacheError(
-                f"{len(tokens)} tokens to score in a context of {self.n_ctx}; make it larger"
+                f"{len(tokens)} tokens to score do not fit a context of {self.n_ctx}; make it larger"
             )
         before = list(before)[-(self.n_ctx - len(tokens) + 1) :]
         if not before:
@@ -103,7 +112,7 @@ class TextModel:
         return total, greedy
 
     def generate(self, prompt: Sequence[int], n_most: int, stops: Sequence[str] = ()) -> str:
-        """The greedy continuation, up to the model's end mark, one of these texts, or so many tokens."""
+        """The greedy continuation, up to the model's end mark, one of the texts in `stops`, or `n_most` tokens."""
         n_most = min(n_most, self.n_ctx - 1)
         prompt = list(prompt)[-(self.n_ctx - n_most) :]
         if not prompt:
