@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from minicache_cpp.native import binding
+from minicache_cpp.native.declarations import DECLARATIONS
 from support.paths import ROOT
 
 HEADER = ROOT / "native" / "ggml_minicache" / "llama" / "llama-minicache.h"
@@ -18,8 +18,8 @@ def test_the_declarations_are_the_headers() -> None:
         return "".join(re.sub(r"//.*", "", text).replace("LLAMA_API", "").split())
 
     header = words(HEADER.read_text())
-    for declaration in re.split(r"(?<=;)\n+(?=\S)", binding.DECLARATIONS.strip()):
+    for declaration in re.split(r"(?<=;)\n+(?=\S)", DECLARATIONS.strip()):
         assert words(declaration) in header
     functions = re.findall(r"LLAMA_API [^;{]*?(llama_minicache_\w+)\(", HEADER.read_text())
-    missing = {name for name in functions if f"{name}(" not in binding.DECLARATIONS}
+    missing = {name for name in functions if f"{name}(" not in DECLARATIONS}
     assert missing <= {"llama_minicache_init_from_model"}  # cffi can't pass llama.h's structs by value

@@ -48,7 +48,7 @@ def test_a_saved_chat_that_does_not_fit_changes_nothing(
         ("other", "cache", "no saved chat"),
         ("wrong", "cache", "damaged"),
         ("model", "cache", "another model"),
-        ("none", "cache", "can't be read"),
+        ("none", "cache", "cannot be read"),
     ):
         with pytest.raises(MiniCacheError, match=words):
             load_chat(tmp_path / name, conversation, cache)

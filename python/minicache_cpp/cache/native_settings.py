@@ -13,7 +13,8 @@ import numpy as np
 
 from ..modelfile.ggml_types import BY_NUMBER, GGML_TYPES
 from ..native import binding
-from ..native.binding import GGML_TYPE_COUNT, ffi, lib
+from ..native.binding import ffi, lib
+from ..native.declarations import GGML_TYPE_COUNT
 
 # what a struct points to lives as long as the struct
 _pointed_to: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()

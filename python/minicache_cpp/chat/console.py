@@ -1,4 +1,4 @@
-"""The console around a conversation: what `minicache chat` prints and obeys."""
+"""The console around a conversation: what `minicache chat` prints, and the commands it obeys."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .file import load_chat, save_chat
 from .notes import note
 
 HELP = """\
-/memory       what the KV cache takes
-/save FILE    write the conversation, with the cache, to a file
-/load FILE    take it up again
-/reset        start anew
-/help         this
-/quit         leave (Ctrl-D does, too; Ctrl-C stops an answer)"""
+/memory       show what the KV cache takes
+/save FILE    save the conversation, with the cache, to a file
+/load FILE    continue a saved conversation
+/reset        start a new conversation
+/help         show this list
+/quit         leave (so does Ctrl-D; Ctrl-C stops an answer)"""
 
 
 class Chat:
@@ -52,7 +52,7 @@ class Chat:
         if self.interactive:
             with suppress(ImportError):
                 import readline  # noqa: F401  (line editing for input())
-            note(f"{Path(self.llm.model_path).name}, cache {self.cache}; /help tells what else there is")
+            note(f"{Path(self.llm.model_path).name}, cache {self.cache}; /help lists the commands")
         while True:
             try:
                 line = input("> " if self.interactive else "")
@@ -110,7 +110,7 @@ class Chat:
                 "were dropped"
             )
         if answer.finish == "full":
-            note("the context is full, and can't be shifted; the next question drops the oldest ones")
+            note("the context is full and cannot be shifted; the next question drops the oldest messages")
         if answer.finish == "interrupted":
             note("stopped")
         note(self.status(answer))
@@ -125,7 +125,7 @@ class Chat:
         )
 
     def command(self, line: str) -> bool:
-        """Obey a /command; whether it is the last."""
+        """Obeys a /command, and returns whether it is the last."""
         name, _, argument = line.partition(" ")
         argument = argument.strip()
         try:
@@ -145,9 +145,9 @@ class Chat:
                 note(f"saved {mib(size)} to {argument}")
             elif name == "/load":
                 load_chat(Path(argument), self.conversation, self.cache)
-                note(f"{len(self.conversation.messages)} messages, {self.llm.n_tokens} tokens taken up")
+                note(f"loaded {len(self.conversation.messages)} messages, {self.llm.n_tokens} tokens")
             else:
-                note(f"{name} is no command; /help lists them")
+                note(f"{name} is not a command; /help lists them")
         except MiniCacheError as error:
             note(str(error))
         return False
@@ -164,7 +164,7 @@ def template_of(llm: Llama) -> ChatTemplate:
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C is kept in mind for the code that asks between tokens; it does not break in anywhere."""
+    """Inside, Ctrl-C interrupts nothing; the code that generates tokens asks between them whether it was pressed."""
     pressed = False
 
     def remember(_signal: int, _frame: FrameType | None) -> None:

@@ -1,7 +1,7 @@
 """A conversation with a model: its messages, and the tokens that stand for them in the context.
 
-Only what is new is evaluated in each turn. When the context is full, the oldest part after the system message
-is dropped and the rest moves up (a context shift).
+Each turn evaluates only what is new. When the context is full, the oldest part after the system message is dropped
+and the rest moves up (a context shift).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PENALTY_TOKENS = 64  # how far back the repeat penalty looks
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; temperature 0 takes the likeliest."""
+    """How the next token is chosen; temperature 0 takes the likeliest one."""
 
     temp: float = 0.7
     top_k: int = 40
@@ -35,13 +35,18 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
+    """What a model answered, and what it took."""
+
     text: str
     n_tokens: int
     seconds: float
-    n_prompt: int  # tokens evaluated before the answer began
+    # tokens that were evaluated before the answer began
+    n_prompt: int
     prompt_seconds: float
-    finish: str  # "stop", "length", "interrupted" or "full"
-    dropped: int = 0  # tokens that the context let go of to make room
+    # "stop", "length", "interrupted" or "full"
+    finish: str
+    # tokens that were dropped from the context to make room
+    dropped: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -49,14 +54,18 @@ class Answer:
 
 
 class Conversation:
+    """The messages so far, and the context that holds their tokens."""
+
     def __init__(self, llm: Llama, template: ChatTemplate, system: str | None, sampling: Sampling) -> None:
         self.llm = llm
         self.template = template
         self.sampler = Sampler(sampling, llm.n_vocab())
         self.system: list[Message] = [{"role": "system", "content": system}] if system else []
         self.messages: list[Message] = []
-        self.text = ""  # what the tokens in the context stand for, and with dropped ones stood for
-        self.n_keep = 0  # first tokens that a shift never drops
+        # the text of the tokens in the context, and of those that were dropped from it
+        self.text = ""
+        # how many of the first tokens a shift never drops
+        self.n_keep = 0
         self.reset()
 
     @property
@@ -64,7 +73,7 @@ class Conversation:
         return self.llm.n_ctx()
 
     def reset(self) -> None:
-        """Forget everything but the system message."""
+        """Forgets everything but the system message."""
         binding.clear(self.llm.ctx)
         self.llm.reset()  # type: ignore[no-untyped-call]
         self.sampler.reset()
@@ -79,10 +88,13 @@ class Conversation:
         on_text: Callable[[str], None] = lambda text: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Answer:
-        """Answer a question.
+        """Answers a question.
 
-        The text goes to `on_text` as it grows, and `stopped` is asked between tokens. Without `max_tokens` an
-        answer may be as long as the context, which a model that finds no end would fill for ever.
+        on_text: called with each further piece of the answer.
+        stopped: asked between tokens, and between the batches of the prompt, whether to stop.
+        max_tokens: the longest answer; 0 for the size of the context, as a model that finds no end never stops.
+
+        Raises MiniCacheError where the question does not fit the context; the conversation then stays as it was.
         """
         started = time.perf_counter()
         prompt = self._read_question(question, stopped)
@@ -92,7 +104,7 @@ class Conversation:
         writer = AnswerWriter(on_text, self.template.stop)
         started = time.perf_counter()
         n_tokens, dropped, finish = 0, prompt.dropped, "length"
-        self.text = ""  # until the answer is there in full, the context holds more than is known
+        self.text = ""  # until the answer is complete, the context holds more than the text that is known
         while n_tokens < (max_tokens or self.n_ctx):
             token = self.sampler.sample(self.llm)
             if llama_h.llama_vocab_is_eog(self.llm._model.vocab, token):
@@ -121,7 +133,7 @@ class Conversation:
     #
 
     def _read_question(self, question: str, stopped: Callable[[], bool]) -> Prompt | None:
-        """Evaluate what a question adds; where that fails or is stopped, the conversation stays as it was."""
+        """Evaluates what a question adds. Where that fails or is stopped, the conversation stays as it was."""
         messages, n_tokens = list(self.messages), self.llm.n_tokens
         self.messages.append({"role": "user", "content": question})
         try:
@@ -143,18 +155,18 @@ class Conversation:
         return None
 
     def _next_prompt(self) -> Prompt:
-        """The conversation as text, and its tokens that the context does not hold yet."""
+        """The conversation as text, and those of its tokens that the context does not hold yet."""
         text = self.template.render(self.messages)
         if self.text and text.startswith(self.text):
             tokens = self._tokenize(text[len(self.text) :])
             fits = self.llm.n_tokens + len(tokens) <= self.n_ctx or self.can_shift
-            # a piece that begins in the midst of text could be cut into tokens in another way than the whole
+            # a piece that begins in the middle of text could be tokenized differently than as part of the whole
             if fits and tokens and llama_h.llama_vocab_is_control(self.llm._model.vocab, tokens[0]):
                 return Prompt(text, tokens)
         return self._whole_prompt(text)
 
     def _whole_prompt(self, text: str) -> Prompt:
-        """As _next_prompt, from the whole conversation; the context keeps the tokens both begin with."""
+        """As _next_prompt(), from the whole conversation; the context keeps the tokens that both begin with."""
         tokens = self._with_bos(self._tokenize(text))
         n_whole = len(tokens)
         room = self.n_ctx if n_whole < self.n_ctx else self.n_ctx // 2
@@ -167,10 +179,12 @@ class Conversation:
             self.n_keep = common_length(opening, tokens)
         else:
             self.n_keep = int(tokens[:1] == [self.llm.token_bos()])
-        # at least one token is evaluated, as the answer begins from its logits
+        # at least one token has to be evaluated, because the answer begins from its logits
         held = self.llm.input_ids[: self.llm.n_tokens].tolist()
         same = min(common_length(held, tokens), len(tokens) - 1)
-        if len(tokens) - same + self.n_keep < self.n_ctx:  # else it can't be read, and nothing changes
+        if (
+            len(tokens) - same + self.n_keep < self.n_ctx
+        ):  # otherwise the prompt is refused, and nothing changes
             self.text = ""
             self._cut(same)
             same = self.llm.n_tokens
@@ -180,7 +194,7 @@ class Conversation:
         return list(self.llm.tokenize(text.encode("utf-8"), add_bos=False, special=True))
 
     def _with_bos(self, tokens: list[int]) -> list[int]:
-        # templates mostly write it themselves
+        # most templates write the beginning-of-text token themselves
         bos = self.llm.token_bos()
         wanted = bos != -1 and self.llm._model.add_bos_token() and tokens[:1] != [bos]
         return [bos, *tokens] if wanted else tokens
@@ -206,7 +220,7 @@ class Conversation:
             raise MiniCacheError(f"the model could not go on: {error}") from error
 
     def _make_room(self, n_new: int) -> int:
-        """Drop the oldest tokens but the first n_keep, at least half; return how many they were."""
+        """Drops the oldest tokens after the first n_keep, at least half of them, and returns how many were dropped."""
         n_tokens = self.llm.n_tokens
         excess = n_tokens + n_new - self.n_ctx
         if excess <= 0:
@@ -224,10 +238,10 @@ class Conversation:
         return n_drop
 
     def _cut(self, n_tokens: int) -> None:
-        """Keep the first tokens only."""
+        """Keeps only the first tokens."""
         if n_tokens < self.llm.n_tokens:
             if not llama_h.llama_memory_seq_rm(self.memory, 0, n_tokens, -1):
-                # a recurrent model's memory can't let go of a part
+                # the memory of a recurrent model cannot drop a part of a sequence
                 binding.clear(self.llm.ctx)
                 n_tokens = 0
                 self.text = ""
@@ -236,13 +250,18 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Prompt:
-    text: str  # of the whole conversation
-    tokens: list[int]  # of what is new in it
-    dropped: int = 0  # tokens that had to go for it
+    """What is evaluated before an answer."""
+
+    # the text of the whole conversation
+    text: str
+    # the tokens of what is new in it
+    tokens: list[int]
+    # tokens that were dropped to make room
+    dropped: int = 0
 
 
 class Sampler:
-    """llama.cpp's sampler chain; it lasts for the conversation, as the repeat penalty looks back."""
+    """llama.cpp's sampler chain. It lives as long as the conversation, because the repeat penalty looks back."""
 
     def __init__(self, sampling: Sampling, n_vocab: int) -> None:
         chain = llama_h.llama_sampler_chain_init(llama_h.llama_sampler_chain_default_params())
@@ -276,14 +295,15 @@ class Sampler:
 
 
 class AnswerWriter:
-    """Hands on an answer's text as it grows: whole characters only, and nothing of a stop text."""
+    """Passes on an answer's text as it grows: whole characters only, and nothing of a stop text."""
 
     def __init__(self, on_text: Callable[[str], None], stop: tuple[str, ...]) -> None:
         self.on_text = on_text
         self.stop = stop
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.written: list[str] = []
-        self.held = ""  # may yet turn out to be the beginning of a stop text
+        # text that may turn out to be the beginning of a stop text
+        self.held = ""
         self.stopped = False
 
     def write(self, data: bytes) -> None:
@@ -318,7 +338,7 @@ class AnswerWriter:
 
 
 def piece(llm: Llama, token: int) -> bytes:
-    """A token's bytes; none for control tokens."""
+    """The bytes of a token; none for a control token."""
     size = 64
     while True:
         buffer = ctypes.create_string_buffer(size)
@@ -329,5 +349,5 @@ def piece(llm: Llama, token: int) -> bytes:
 
 
 def common_length(a: list[int], b: list[int]) -> int:
-    """How many first elements two lists share."""
+    """How many elements two lists have in common at their beginnings."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

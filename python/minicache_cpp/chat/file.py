@@ -1,6 +1,6 @@
-"""Saved chats: the messages, and the state of the context, so that nothing is evaluated again.
+"""Saved chats: the messages, and the state of the context, so that nothing has to be evaluated again.
 
-One file: a line that names the format, a line of JSON, and the native state's bytes.
+A file has a line that names the format, a line of JSON, and the bytes of the native state.
 """
 
 from __future__ import annotations
@@ -12,20 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MiniCacheError
+from ..host.files import replacing
 from ..native import binding
 from ..runtime.llama import set_state
 from .conversation import Conversation
 
 FORMAT = b"minicache chat 1\n"
-FINGERPRINT_BYTES = 1 << 20  # of the model file: its header, and a part of its weights
+# of the model file: its header, and a part of its weights
+DIGEST_BYTES = 1 << 20
 
 
 def save_chat(path: Path, conversation: Conversation, cache: str) -> int:
-    """Write the conversation and return the bytes; an older file stays until the new one is complete."""
+    """Writes the conversation and returns the bytes written. An older file stays until the new one is complete.
+
+    cache: the name of the cache, which a conversation that loads the file must have too.
+    """
     llm = conversation.llm
     state = binding.get_state(llm.ctx)
     header = {
-        "model": fingerprint(llm.model_path),
+        "model": model_digest(llm.model_path),
         "cache": cache,
         "messages": conversation.messages,
         "system": conversation.system,
@@ -35,23 +40,20 @@ def save_chat(path: Path, conversation: Conversation, cache: str) -> int:
         "state_bytes": len(state),
     }
     start = FORMAT + json.dumps(header).encode("utf-8") + b"\n"
-    unfinished = path.with_name(path.name + ".unfinished")
     try:
-        with unfinished.open("wb") as file:
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
             file.write(start)
             file.write(state)
-        os.replace(unfinished, path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise MiniCacheError(f"{path} can't be written: {error.strerror or error}") from None
+        raise MiniCacheError(f"{path} cannot be written: {error.strerror or error}") from None
     return len(start) + len(state)
 
 
 def load_chat(path: Path, conversation: Conversation, cache: str) -> None:
-    """Take up a saved conversation; one that does not fit this model and cache changes nothing."""
+    """Continues a saved conversation. One that does not fit this model and cache is refused, and nothing changes."""
     llm = conversation.llm
     header, state = read_chat(path)
-    if header["model"] != fingerprint(llm.model_path):
+    if header["model"] != model_digest(llm.model_path):
         raise MiniCacheError(f"{path} was saved with another model")
     if header["cache"] != cache:
         raise MiniCacheError(f"{path} was saved with the cache {header['cache']}, and this chat has {cache}")
@@ -76,10 +78,11 @@ def load_chat(path: Path, conversation: Conversation, cache: str) -> None:
 
 
 def read_chat(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The header and the native state of a saved chat. Raises MiniCacheError where the file is none, or damaged."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise MiniCacheError(f"{path} can't be read: {error.strerror or error}") from None
+        raise MiniCacheError(f"{path} cannot be read: {error.strerror or error}") from None
     if not data.startswith(FORMAT):
         raise MiniCacheError(f"{path} is no saved chat")
     line, _, state = data[len(FORMAT) :].partition(b"\n")
@@ -103,8 +106,8 @@ def read_chat(path: Path) -> tuple[dict[str, Any], bytes]:
     return header, state
 
 
-def fingerprint(model_path: str) -> str:
-    """Tells model files apart without reading all of them."""
+def model_digest(model_path: str) -> str:
+    """Tells model files apart without reading them whole."""
     with open(model_path, "rb") as file:
-        start = hashlib.sha256(file.read(FINGERPRINT_BYTES)).hexdigest()
+        start = hashlib.sha256(file.read(DIGEST_BYTES)).hexdigest()
         return f"{os.fstat(file.fileno()).st_size}-{start[:32]}"

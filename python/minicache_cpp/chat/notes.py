@@ -13,7 +13,7 @@ from ..errors import MiniCacheWarning
 
 @contextmanager
 def warnings_as_notes() -> Iterator[list[str]]:
-    """MiniCache's warnings as notes on stderr, collected; those of other packages stay silent."""
+    """Shows MiniCache's warnings as notes on stderr and collects them; those of other packages stay silent."""
     notes: list[str] = []
 
     def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
@@ -28,7 +28,7 @@ def warnings_as_notes() -> Iterator[list[str]]:
 
 
 def note(text: str) -> None:
-    """A line beside the conversation; dim where the terminal can."""
+    """Prints a line beside the conversation, dim where the terminal can do that."""
     dim, normal = ("\033[2m", "\033[0m") if sys.stderr.isatty() else ("", "")
     sys.stdout.flush()
     print(f"{dim}[{text}]{normal}", file=sys.stderr, flush=True)

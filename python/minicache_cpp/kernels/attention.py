@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ..errors import MiniCacheError
 from ..modelfile.ggml_types import GGML_TYPES, POOL_TYPES, cache_type
 from ..native import binding
+from ..native.declarations import GGML_TYPE_COUNT
 from .arrays import (
     Floats,
     as_cells,
@@ -104,7 +105,7 @@ class AttentionCall:
         args.q = float_pointer(q)
         args.n_q, args.n_head, args.head_size = n_q, n_head, head_size
         args.n_kv, args.n_head_kv = n_kv, n_head_kv
-        args.type_pool = binding.GGML_TYPE_COUNT
+        args.type_pool = GGML_TYPE_COUNT
 
     def set_scores(self, scale: float | None, max_bias: float, softcap: float) -> None:
         args = self.args

@@ -1,4 +1,4 @@
-"""The devices that the loaded libraries know, and their memory."""
+"""The devices that the loaded libraries can use, and their memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Device:
 
 
 def gpus() -> list[Device]:
-    """Devices with a memory of their own, none in a build for the CPU."""
+    """The devices with a memory of their own; a build for the CPU has none."""
     lib = ffi.dlopen(str(library.load()))
     found = []
     for i in range(lib.ggml_backend_dev_count()):
@@ -51,7 +51,7 @@ def gpus() -> list[Device]:
 
 
 def require_gpu() -> Device:
-    """The first one; an error that says what is missing where there is none."""
+    """The first GPU. Raises MiniCacheError, saying what is missing, where there is none."""
     found = gpus()
     if not found:
         raise MiniCacheError(

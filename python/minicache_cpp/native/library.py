@@ -1,8 +1,8 @@
 """Which libllama this process uses.
 
-llama_cpp loads its native library while it is imported, from the directory in LLAMA_CPP_LIB_PATH. So ours is
-named there before the first import, and what was loaded is looked at afterwards: two llama libraries, or our
-libllama over somebody else's ggml, would crash somewhere else, later.
+llama_cpp loads its native library while it is imported, from the directory in LLAMA_CPP_LIB_PATH. So that variable is
+set to our directory before the first import, and afterwards it is checked what was loaded: two llama libraries in one
+process, or our libllama over another ggml, would crash later and elsewhere.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 LLAMA_CPP_VERSION = "0.3.36"
 OVERRIDE = "MINICACHE_LIB_PATH"
 MARK = "llama_minicache_get_report"  # a function that only our libllama has
-MORE_DEVICES = "GGML_BACKEND_PATH"  # ggml's name: a library with a backend that ours was not built with
+# ggml's own variable: a library with a backend that ours was not built with
+MORE_DEVICES = "GGML_BACKEND_PATH"
 
 OTHER_GGML = (
     "import minicache_cpp before other packages that bring a ggml of their own, and keep the directories of other "
@@ -39,14 +40,14 @@ def find(directory: Path, base: str) -> Path | None:
 
 
 def library_dir() -> Path | None:
-    """The directory of our native libraries, None where they were not built."""
+    """The directory of our native libraries; None where they were not built."""
     override = os.environ.get(OVERRIDE)
     directory = Path(override) if override else Path(__file__).parent.parent / "lib"
     return directory.resolve() if find(directory, "llama") else None
 
 
 def prepare() -> None:
-    """Make a later `import llama_cpp` load our library; refuse where another one is loaded already."""
+    """Makes a later `import llama_cpp` load our library; raises ImportError where another one is loaded already."""
     if "llama_cpp.llama_cpp" in sys.modules:
         check_llama(sys.modules["llama_cpp.llama_cpp"])
     elif directory := library_dir():
@@ -55,7 +56,7 @@ def prepare() -> None:
 
 @functools.cache
 def load() -> Path:
-    """Import llama_cpp over our library, check what was loaded, and return the path of libllama."""
+    """Imports llama_cpp over our library, checks what was loaded, and returns the path of libllama."""
     check_version()
     if "llama_cpp.llama_cpp" not in sys.modules:
         directory = library_dir()
@@ -70,7 +71,7 @@ def load() -> Path:
             raise
         raise ImportError(f"llama_cpp is missing; install it with {INSTALL_LLAMA_CPP}") from None
     except (RuntimeError, OSError) as error:
-        # mostly as the loader found another build's ggml, in the process or in LD_LIBRARY_PATH
+        # usually because the loader found the ggml of another build, in the process or in LD_LIBRARY_PATH
         raise ImportError(f"{error}; {OTHER_GGML}") from error
     if llama_cpp.__version__ != LLAMA_CPP_VERSION:
         raise ImportError(wrong_version(llama_cpp.__version__))
@@ -81,10 +82,10 @@ def load() -> Path:
 
 
 def use(directory: Path) -> None:
-    """Have llama_cpp load our libraries when it is imported."""
+    """Makes llama_cpp load our libraries when it is imported."""
     os.environ["LLAMA_CPP_LIB_PATH"] = str(directory)
-    # llama_cpp._ggml would load the libggml in llama_cpp's own directory, which is another one or none
-    module = types.ModuleType("llama_cpp._ggml", "libggml of minicache_cpp, loaded when it is asked for")
+    # llama_cpp._ggml would load the libggml in llama_cpp's own directory, which is another one or does not exist
+    module = types.ModuleType("llama_cpp._ggml", "The libggml of minicache_cpp, loaded on first use.")
 
     def load_ggml(name: str) -> object:
         path = find(directory, "ggml")
@@ -97,7 +98,7 @@ def use(directory: Path) -> None:
 
 
 def check_version() -> None:
-    # before the import, as another version's ctypes declarations may not even load over our library
+    # before the import, because the ctypes declarations of another version may not even load over our library
     try:
         version = importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError:
@@ -107,7 +108,7 @@ def check_version() -> None:
 
 
 def check_llama(bindings: types.ModuleType) -> Path:
-    """The path of the libllama that llama_cpp loaded, if it is ours."""
+    """The path of the libllama that llama_cpp loaded. Raises ImportError where it is not ours."""
     path = Path(bindings._lib._name)
     if hasattr(bindings._lib, MARK):
         return path.resolve()
@@ -121,16 +122,16 @@ def check_llama(bindings: types.ModuleType) -> Path:
 
 
 def check_ggml(library: ctypes.CDLL, llama: Path) -> None:
-    """Refuse a libllama over a foreign ggml: the loader takes one that is in the process already."""
+    """Raises ImportError where libllama runs over another ggml: the loader takes one that is in the process already."""
     ggml = path_of(library.ggml_time_us)
     if ggml and ggml.parent != llama.parent:
         raise ImportError(f"{llama} was bound to {ggml}; {OTHER_GGML}")
 
 
 def load_backends(directory: Path) -> None:
-    """Load ggml's devices where they are libraries of their own (GGML_BACKEND_DL), of CPUs the one that fits best.
+    """Loads ggml's backends where they are libraries of their own (GGML_BACKEND_DL); for the CPU the best that fits.
 
-    And the one that GGML_BACKEND_PATH names, as llama.cpp's programs do.
+    GGML_BACKEND_PATH adds one more, as in llama.cpp's programs.
     """
     path = find(directory, "ggml")
     if path is None:
@@ -161,7 +162,7 @@ class DlInfo(ctypes.Structure):
 
 
 def path_of(function: object) -> Path | None:
-    """The file that a native function lies in, None where the system can't tell."""
+    """The file that a native function lies in; None where the system cannot tell."""
     if sys.platform == "win32":
         return None
     dladdr = getattr(ctypes.CDLL(None), "dladdr", None)

@@ -1,4 +1,4 @@
-"""llama.cpp's log, kept quiet, with its last errors at hand for a message of our own."""
+"""llama.cpp's log: kept silent, with its last errors at hand for a message of our own."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ ERROR, CONTINUED = 4, 5  # enum ggml_log_level
 
 
 class NativeLog:
-    """Takes llama.cpp's log from here on: errors are kept, and everything is shown where `verbose`."""
+    """Receives llama.cpp's log once it is installed: keeps the errors, and prints everything if `verbose`."""
 
     def __init__(self, verbose: bool = False) -> None:
         self.verbose = verbose
         self.errors: deque[str] = deque(maxlen=20)
         self.level = 0
-        # native code holds on to the callback, so it must live as long: install() keeps this object
+        # native code keeps a pointer to the callback, so install() keeps this object alive
         self.callback = llama_h.llama_log_callback(self.receive)
 
     def install(self) -> NativeLog:
@@ -35,7 +35,7 @@ class NativeLog:
             self.errors.append(line.strip())
 
     def reason(self) -> str:
-        """The first error since clear(), mostly the cause of the others, without the C function's name."""
+        """The first error since clear(), which usually caused the others, without the name of the C function."""
         if not self.errors:
             return ""
         words = self.errors[0].split(": ")

@@ -1,4 +1,4 @@
-"""minicache="auto": the plan of a model, found, made once, or done without."""
+"""minicache="auto": finds the plan of a model, makes one once, or does without."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..modelfile.ggml_types import GGML_TYPES
 from ..modelfile.gguf_file import GGUFFile
 from ..modelfile.shape import ModelShape, model_shape
 
-VARIABLE = "MINICACHE_CALIBRATE"  # "once" or "never", where a program does not say
+VARIABLE = "MINICACHE_CALIBRATE"  # "once" or "never", for programs that do not say which
 CHOICES = ("once", "never")
 WITHOUT_PLAN = CacheSpec("q8_0", "q8_0")
 

@@ -1,4 +1,4 @@
-"""llama_cpp's context as Llama holds it: errors of the device are exceptions, and closing it never ends the process."""
+"""llama_cpp's context as Llama holds it: device errors are exceptions, and closing it never ends the process."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from llama_cpp import _internals
 
 
 class GuardedContext(_internals.LlamaContext):
-    """What fails on a device, or is against an assertion of llama.cpp's, raises MiniCacheError.
+    """Raises MiniCacheError where a device fails or an assertion of llama.cpp does not hold.
 
-    Afterwards the context refuses every batch, state and clearing, with that reason, and can be closed.
+    Afterwards the context refuses every batch, state and clearing with that reason; it can still be closed.
     """
 
     @classmethod
     def take_over(cls, context: _internals.LlamaContext) -> None:
-        """Guard a context that llama_cpp has made."""
+        """Guards a context that llama_cpp has made."""
         context.__class__ = cls
 
     def decode(self, batch: Any) -> None:

@@ -1,4 +1,4 @@
-"""llama_cpp.Llama with one argument more: `minicache`."""
+"""llama_cpp.Llama with one more argument: `minicache`."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Llama(llama_cpp.Llama):
         return {**state, "minicache": self.minicache}
 
     def kv_report(self) -> KVReport:
-        """What the KV cache takes, as allocated, and what is merged."""
+        """What the KV cache takes, as allocated, and which layers are merged."""
         if self.__dict__.get("_ctx") is None or self._ctx.ctx is None:
             raise MiniCacheError("this Llama is closed; ask for kv_report() before close()")
         return read_report(self._ctx.ctx)
@@ -98,7 +98,7 @@ class Llama(llama_cpp.Llama):
                 warnings.warn(distance_warning(distance), MiniCacheWarning, stacklevel=2)
 
     def save_state(self) -> llama_cpp.LlamaState:
-        """As llama_cpp's, but errors of the device are MiniCacheErrors."""
+        """As in llama_cpp, but device errors are MiniCacheErrors."""
         state = bytes(binding.get_state(self._ctx.ctx))
         return llama_cpp.LlamaState(
             scores=self._scores.copy(),
@@ -110,7 +110,7 @@ class Llama(llama_cpp.Llama):
         )
 
     def load_state(self, state: llama_cpp.LlamaState) -> None:
-        """As llama_cpp's, but nothing of this Llama changes before the native state is accepted."""
+        """As in llama_cpp, but nothing of this Llama changes before the native state has been accepted."""
         n_tokens = state.n_tokens
         scores = self.scores[:n_tokens]
         if n_tokens > len(self.input_ids) or scores.shape != state.scores.shape:
@@ -131,13 +131,13 @@ def _warn(text: str) -> None:
 
 
 def set_state(llm: llama_cpp.Llama, data: bytes) -> None:
-    """Load a saved native state. One that is refused leaves the context as it was, or, at worst, empty."""
+    """Loads a saved native state. One that is refused leaves the context as it was or, at worst, empty."""
     if binding.set_state(llm.ctx, data):
         return
     reason = binding.last_error() or "it is damaged, or of another model, context size or cache setting"
     if llama_h.llama_memory_seq_pos_max(llama_h.llama_get_memory(llm.ctx), 0) == llm.n_tokens - 1:
         raise MiniCacheError(f"the saved state was refused, and nothing has changed: {reason}")
-    # a plain cache has let go of its cells by then; what is left of them is no sequence
+    # a plain cache has dropped its cells by then; what is left of them is not a sequence
     binding.clear(llm.ctx)
     llm.n_tokens = 0
     raise MiniCacheError(f"the saved state was refused, and the context is empty now: {reason}")
