@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from demo_model.plans import RECIPES
+from demo_model.recipes import RECIPES
 
 STAGES = ("data", "tokenizer", "train", "export", "recall")
 
@@ -71,14 +71,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run the stages in the order of the pipeline."""
     args = parse(argv)
     recipe = RECIPES[args.model]
-    plan = recipe.plan
+    schedule = recipe.schedule
     if args.seed is not None:
-        plan = replace(plan, seed=args.seed)
+        schedule = replace(schedule, seed=args.seed)
     if args.steps is not None or args.decay_from is not None:
-        total = args.steps or plan.total
+        total = args.steps or schedule.total
         start = int(total * 0.8) if args.decay_from is None else args.decay_from
-        plan = replace(plan, total=total, decays=(*plan.decays[:-1], (start, total)))
-    recipe = replace(recipe, plan=plan)
+        schedule = replace(schedule, total=total, decays=(*schedule.decays[:-1], (start, total)))
+    recipe = replace(recipe, schedule=schedule)
     work = args.work_dir or default_work_dir()
     home = work / args.model
     home.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     if "recall" in args.stages:
         from demo_model import recall
 
-        recall.report(work, home, plan.seed, args.trials, args.threads)
+        recall.report(work, home, schedule.seed, args.trials, args.threads)
     return 0
 
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from . import dialogues
 from .corpus import documents
-from .plans import Mix
+from .recipes import Mix
 from .tokenizer import SPECIALS
 from .words import PLACES, VALUES
 
@@ -32,7 +32,7 @@ def token_stream(tokenizer: Tokenizer, rows: list[dict[str, str]]) -> np.ndarray
 
 
 class Chooser:
-    """Draws indices of a list whose items lie package by package, each package as often as its weight says."""
+    """Draws indices into a list that is ordered by package, each package as often as its weight says."""
 
     def __init__(self, sizes: Mapping[str, int], weights: dict[str, float] | None) -> None:
         self.sizes = list(sizes.values())
@@ -91,7 +91,7 @@ class Prose:
 
 
 class Batches:
-    """Makes the batch of any step, so that a resumed run sees what an unbroken one would have seen."""
+    """Makes the batch of any step, so that a resumed run sees what an uninterrupted one would have seen."""
 
     def __init__(
         self, work: Path, tokenizer: Tokenizer, seed: int, weights: dict[str, float] | None = None
@@ -142,11 +142,10 @@ class Batches:
         return self._pack(rng, length, kind)
 
     def _repeats(self, rng: random.Random, length: int) -> tuple[list[int], list[float]]:
-        """Random words, or tokens of the whole vocabulary, each list said two to four times.
+        """Lists of random words, or of tokens of the whole vocabulary, each repeated two to four times.
 
-        Short sequences have only the words of the recall tasks: few tokens, each seen often.
-
-        Only looking back predicts the repetition; the first saying cannot be predicted and weighs little.
+        Short sequences have only the words of the recall tasks: few tokens, each seen often. Only looking back predicts
+        a repetition; the first time a list comes it cannot be predicted, and weighs little.
         """
         ids: list[int] = []
         weights: list[float] = []

@@ -1,8 +1,8 @@
 """The prose: documentation packages from Debian, downloaded by name and reduced to clean English paragraphs.
 
-Only packages are used whose licence lets anyone copy, change and pass on the text. From each, the English
-HTML pages are read; code blocks, tables and navigation are left out, and of the rest only paragraphs that
-look like sentences are kept, since a model this small learns nothing from listings but noise.
+Only packages whose licence lets anyone copy, change and pass on the text are used. Their English HTML pages are read
+without code blocks, tables and navigation, and only paragraphs that look like sentences are kept, since a model this
+small learns nothing but noise from listings.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def page_paragraphs(html: str) -> list[str]:
 
 
 def download(debs: Path) -> dict[str, Path]:
-    """Fetch the packages that are not there yet; returns package name -> file, each checked to be it."""
+    """Fetch the packages that are missing; returns package name -> file, each checked to be that package."""
     debs.mkdir(parents=True, exist_ok=True)
     missing = [p.name for p in PACKAGES if not list(debs.glob(f"{p.name}_*.deb"))]
     if missing:
@@ -183,7 +183,7 @@ def download(debs: Path) -> dict[str, Path]:
 
 
 def _pages(package: Package, deb: Path) -> Iterator[tuple[str, str]]:
-    """Relative path and HTML of the package's English pages, in a fixed order; unpacked only for as long."""
+    """Relative path and HTML of the package's English pages, in a fixed order; unpacked only for the time being."""
     wanted = re.compile(package.pages)
     with tempfile.TemporaryDirectory(dir=deb.parent) as name:
         unpacked = Path(name)
@@ -197,8 +197,8 @@ def _pages(package: Package, deb: Path) -> Iterator[tuple[str, str]]:
 def build(work: Path) -> None:
     """Write work/documents.jsonl (package, path, split, text) and work/packages.json (versions, sums, sizes).
 
-    One page in fifty, chosen by a hash of its path, is held out for evaluation. A paragraph seen before
-    anywhere is dropped, so that no held-out paragraph was trained on.
+    One page in fifty, chosen by a hash of its path, is held out for evaluation. A paragraph that was seen before is
+    dropped, so that no held-out paragraph is trained on.
     """
     debs = download(work / "debs")
     seen: set[bytes] = set()

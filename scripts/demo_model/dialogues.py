@@ -20,7 +20,7 @@ Piece = tuple[str, float]
 
 END_OF_TEXT, TURN_START, TURN_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 
-# The answer's word carries the whole signal of a recall task; it is one token in twenty, hence the factor.
+# the answer's word carries the whole signal of a recall task; it is one token in twenty, hence the factor
 ANSWER_WEIGHT = 4.0
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from . import dialogues
 from . import tokenizer as tok
 from .model import DemoModel
-from .plans import ModelConfig
+from .recipes import ModelConfig
 from .train import load_model
 
 

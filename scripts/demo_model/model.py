@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .plans import ModelConfig
+from .recipes import ModelConfig
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -83,7 +83,7 @@ class DemoModel(nn.Module):
         """Normal weights of a size that suits the width, the layers' output matrices smaller by the number of layers.
 
         The latter as in GPT-2 (Radford et al. 2019, section 2.3).
-        The embedding and the output matrix are as `Plan` says.
+        The embedding and the output matrix are as `Schedule` says.
         """
         nn.init.normal_(self.embed.weight, std=embed_std)
         nn.init.normal_(self.output.weight, std=0.02)

@@ -21,7 +21,7 @@ from .train import load_model
 from .words import VALUES
 
 N_FACTS = 8
-# Asked of each context: contexts differ in how hard their facts are, so few questions to many contexts.
+# Questions for each context: contexts differ in how hard their facts are, so many contexts get few questions each.
 ASKED = 2
 DISTANCES = (0, 256, 1024, 2048, 3800)
 SAMPLES: tuple[tuple[str, ...], ...] = (
@@ -43,7 +43,7 @@ Question = tuple[str, str, str, str]
 def context(rng: random.Random, prose: Prose, distance: int) -> tuple[str, list[Question]]:
     """Eight facts and prose after them; and for each fact (question, answer up to the value, value, the rest).
 
-    `distance` is the tokens between the told values, on average, and where one must be said; 0: no prose between.
+    `distance` is the mean number of tokens between a value and the place where it must be repeated; 0: no prose.
     """
     facts = dialogues.make_facts(rng, N_FACTS)
     told = " ".join(f.statement for f in facts)
@@ -70,11 +70,12 @@ def context(rng: random.Random, prose: Prose, distance: int) -> tuple[str, list[
 def ask_all(
     model: DemoModel, prose: Prose, prefix: str, questions: list[Question]
 ) -> list[tuple[bool, bool, bool, int]]:
-    """Per question: is the greedy answer exact to its end mark, is its word right, is it any value, how far back.
+    """For each question: whether the greedy answer is exact up to its end mark, whether its word is right, whether it
+    is any value at all, and how many tokens back the value is.
 
-    All questions are put to the one context, each blind to the others, by position and mask, so the long text is
-    read once. One forward over the wanted answers shows the greedy ones: greedy decoding gives exactly the wanted
-    answer if and only if each of its tokens is the most likely one after those before it.
+    All questions follow the same context and are hidden from each other by position and mask, so the long text is read
+    once. One forward pass over the wanted answers is enough: greedy decoding yields exactly the wanted answer if and
+    only if each of its tokens is the most likely one after those before it.
     """
     encode = prose.tokenizer.encode
     ids = list(encode(prefix).ids)

@@ -37,7 +37,7 @@ TITLES = ("Tell me a story.", "Please tell me a story.", "Can you tell me a stor
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about a story; the answer's words before the one that had to be looked up, that one, the rest."""
+    """A question about a story, and its answer: the words before the value to look up, the value, the rest."""
 
     question: str
     before: str

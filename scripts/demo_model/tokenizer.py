@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
 def _texts(rows: list[dict[str, str]], seed: int) -> Iterator[str]:
     for row in rows:
         yield row["text"]
-    # The words of the recall tasks are to be single tokens: they are made frequent enough to be merged early.
+    # The words of the recall tasks should be single tokens, so they are made frequent enough to be merged early.
     rng = random.Random(f"{seed}/tokenizer")
     single = list(SINGLE)
     for _ in range(400):

@@ -1,11 +1,11 @@
 """The training loop: resumable, deterministic given the seed and the thread count.
 
 The learning rate is warmed up, stays level, and in the last part falls linearly to zero (warmup, stable,
-decay). The level part has no fixed end: the decay and `total` can be set when a run is resumed, so a run
-is annealed to fit the time at hand without making the steps before depend on it.
+decay). The level part has no fixed end: the decay and `total` can be set when a run is resumed, so that
+a run can be fitted to the time at hand without changing the steps before.
 
-Looking back is learned first, from short lists said several times over: there most tokens depend on it, in a recall
-task one in twenty does, and prose alone would take many times the tokens.
+Looking back is learned first, from short lists that are repeated several times: there most tokens depend on it, while
+in a recall task one in twenty does, and with prose alone it would take many times the tokens.
 """
 
 from __future__ import annotations
@@ -27,20 +27,25 @@ from .batches import REPEAT_WEIGHT, Batches
 from .dialogues import ANSWER_WEIGHT
 from .model import DemoModel
 from .optim import Muon
-from .plans import ModelConfig, Plan, Recipe
+from .recipes import ModelConfig, Recipe, Schedule
 
 LONG = (1024, 2048, 4096)
 
 
-def sequence_length(plan: Plan, step: int) -> int:
+def sequence_length(schedule: Schedule, step: int) -> int:
     """Tokens per sequence at a step."""
-    phase = plan.phase(step)
-    rng = random.Random(f"{plan.seed}/length/{step}")
+    phase = schedule.phase(step)
+    rng = random.Random(f"{schedule.seed}/length/{step}")
     return rng.choice(LONG) if rng.random() < phase.long else phase.length
 
 
 def save(
-    path: Path, model: DemoModel, optimisers: list[torch.optim.Optimizer], step: int, plan: Plan, tokens: int
+    path: Path,
+    model: DemoModel,
+    optimisers: list[torch.optim.Optimizer],
+    step: int,
+    schedule: Schedule,
+    tokens: int,
 ) -> None:
     """Write a checkpoint; a run that is killed leaves the one before it whole."""
     part = path.with_suffix(".part")
@@ -49,7 +54,7 @@ def save(
             "model": model.state_dict(),
             "config": model.cfg.to_dict(),
             "step": step,
-            "plan": asdict(plan),
+            "schedule": asdict(schedule),
             "tokens": tokens,
             "optimisers": [o.state_dict() for o in optimisers],
         },
@@ -69,8 +74,8 @@ def load_model(path: Path) -> tuple[DemoModel, dict[str, Any]]:
 def split(model: DemoModel, qkv: bool) -> tuple[list[Tensor], list[Tensor]]:
     """The matrices that Muon trains, those of q, k and v among them or not, and all other parameters: AdamW's.
 
-    Muon spares tokens. Most models that people use were trained with AdamW, and K and V are what caches keep, so q, k
-    and v are AdamW's as long as they learn that way.
+    Muon needs fewer tokens. But most models that people use were trained with AdamW, and caches store K and V, so AdamW
+    trains q, k and v for as long as they learn that way.
     """
     mixing: list[Tensor] = []
     rest: list[Tensor] = []
@@ -84,14 +89,14 @@ def split(model: DemoModel, qkv: bool) -> tuple[list[Tensor], list[Tensor]]:
     return mixing, rest
 
 
-def make_optimisers(model: DemoModel, plan: Plan, step: int) -> list[torch.optim.Optimizer]:
+def make_optimisers(model: DemoModel, schedule: Schedule, step: int) -> list[torch.optim.Optimizer]:
     """Muon and AdamW for the steps from `step` on, without momentum."""
-    mixing, rest = split(model, qkv=plan.muon_from is not None and step >= plan.muon_from)
+    mixing, rest = split(model, qkv=schedule.muon_from is not None and step >= schedule.muon_from)
     return [
-        Muon(mixing, lr=plan.lr_muon, weight_decay=plan.weight_decay),
+        Muon(mixing, lr=schedule.lr_muon, weight_decay=schedule.weight_decay),
         torch.optim.AdamW(
             [
-                {"params": [p for p in rest if p.ndim == 2], "weight_decay": plan.weight_decay},
+                {"params": [p for p in rest if p.ndim == 2], "weight_decay": schedule.weight_decay},
                 {"params": [p for p in rest if p.ndim == 1], "weight_decay": 0.0},
             ],
             betas=(0.9, 0.95),
@@ -113,12 +118,12 @@ class Training:
     """A model in training: its optimisers, the steps that are done, and the tokens that it has seen."""
 
     def __init__(self, recipe: Recipe, n_vocab: int, home: Path) -> None:
-        self.plan, self.checkpoint = recipe.plan, home / "checkpoint.pt"
+        self.schedule, self.checkpoint = recipe.schedule, home / "checkpoint.pt"
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = DemoModel(replace(recipe.config, n_vocab=n_vocab))
-        self.model.reset(self.plan.embed_std, self.plan.output_copies)
+        self.model.reset(self.schedule.embed_std, self.schedule.output_copies)
         self.model.to(self.device)
-        self.optimisers = make_optimisers(self.model, self.plan, 0)
+        self.optimisers = make_optimisers(self.model, self.schedule, 0)
         self.step, self.tokens = 0, 0
         if self.checkpoint.exists():
             self.resume()
@@ -128,21 +133,21 @@ class Training:
         data = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         self.model.load_state_dict(data["model"])
         self.step, self.tokens = data["step"], data["tokens"]
-        self.optimisers = make_optimisers(self.model, self.plan, self.step - 1)
+        self.optimisers = make_optimisers(self.model, self.schedule, self.step - 1)
         for optimiser, state in zip(self.optimisers, data["optimisers"], strict=True):
             optimiser.load_state_dict(state)
         print(f"train: resumed at step {self.step}", flush=True)
 
     def save(self) -> None:
         """Write the checkpoint."""
-        save(self.checkpoint, self.model, self.optimisers, self.step, self.plan, self.tokens)
+        save(self.checkpoint, self.model, self.optimisers, self.step, self.schedule, self.tokens)
 
     def learn(self, ids: Tensor, weights: Tensor, positions: Tensor) -> Tensor:
         """One step; returns the losses, [B, T], before it."""
-        if self.step == self.plan.muon_from:
-            self.optimisers = make_optimisers(self.model, self.plan, self.step)
-        factor = self.plan.rate(self.step)
-        rates = (self.plan.lr_muon, self.plan.lr_adam)
+        if self.step == self.schedule.muon_from:
+            self.optimisers = make_optimisers(self.model, self.schedule, self.step)
+        factor = self.schedule.rate(self.step)
+        rates = (self.schedule.lr_muon, self.schedule.lr_adam)
         for optimiser, rate in zip(self.optimisers, rates, strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = rate * factor
@@ -199,12 +204,12 @@ class Log:
 def run(
     work: Path, home: Path, recipe: Recipe, compile_model: bool, threads: int, save_every: int = 100
 ) -> None:
-    """Train to `plan.total` steps, from the last checkpoint in `home` or from the start; `work` has the corpus."""
-    plan = recipe.plan
+    """Train to `schedule.total` steps, from the last checkpoint in `home` or from the start; `work` has the corpus."""
+    schedule = recipe.schedule
     torch.set_num_threads(threads)
-    torch.manual_seed(plan.seed)
+    torch.manual_seed(schedule.seed)
     tokenizer = tok.load(work)
-    batches = Batches(work, tokenizer, plan.seed, recipe.packages)
+    batches = Batches(work, tokenizer, schedule.seed, recipe.packages)
     training = Training(recipe, tokenizer.get_vocab_size(), home)
     if compile_model:
         # All layers share the code compiled for one; the whole network at once would take minutes per length.
@@ -213,10 +218,10 @@ def run(
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
     with open(home / "log.jsonl", "a", encoding="utf-8") as file:
-        log = Log(file, training.step, plan.total)
-        for step in range(training.step, plan.total):
+        log = Log(file, training.step, schedule.total)
+        for step in range(training.step, schedule.total):
             began = time.monotonic()
-            length, phase = sequence_length(plan, step), plan.phase(step)
+            length, phase = sequence_length(schedule, step), schedule.phase(step)
             count = max(1, phase.tokens // length)
             ids, weights = batches.batch(step, length, count, phase.mix)
             places = batches.positions(step, length, count, phase.mix.skip, training.model.cfg.n_ctx)
@@ -228,12 +233,12 @@ def run(
             seconds = time.monotonic() - began
             entry = {
                 "length": length,
-                "rate": plan.rate(step),
+                "rate": schedule.rate(step),
                 "seconds": round(seconds, 2),
                 "batch": round(made, 2),
             }
             log.add(training, entry, values, count * length / seconds)
-            if training.step % save_every == 0 or training.step == plan.total or stop:
+            if training.step % save_every == 0 or training.step == schedule.total or stop:
                 training.save()
             if stop:
                 print(f"train: stopped at step {training.step}, to be resumed", flush=True)

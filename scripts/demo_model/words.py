@@ -45,5 +45,5 @@ NAMES = (*WOMEN, *MEN)
 THINGS = words("ball book box coin cup hat key kite lamp letter map ring rope scarf shell spoon stone")
 FOODS = words("bread soup cake cheese rice corn honey fruit")
 
-# Each is to be one token: what is asked for is one step, and lists of them are easy to learn to look back in.
+# Each should be one token: an answer is then one step, and looking back is easily learned from lists of them.
 SINGLE = (*VALUES, *PLACES, *ADJECTIVES, *NAMES, *THINGS, *FOODS)

@@ -80,7 +80,7 @@ def test_ops_are_told_by_kind(model: Path) -> None:
         assert (row["keeping"] > 0) == (row["minicache"] is not None)
         assert shares["encode"] == 0
         assert row["seconds"] > 0 and row["start_us"] >= 0
-    text = ops.table(json.loads(done.stdout))
+    text = ops_table.table(json.loads(done.stdout))
     assert "context 700, prefill of 512" in text and "keeping" in text
 
 

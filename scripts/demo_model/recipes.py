@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the network; everything that the GGUF metadata needs to repeat."""
+    """The sizes of the network, which the GGUF metadata repeats."""
 
     n_vocab: int = 4096
     n_layer: int = 12
@@ -27,7 +27,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of the kinds of sequence, what is left is prose; and the share whose positions leave a gap."""
+    """Shares of the kinds of sequence, with prose for the rest, and of those whose positions have a gap (`skip`)."""
 
     recall: float = 0.0
     talk: float = 0.0
@@ -45,25 +45,24 @@ class Mix:
 
 @dataclass(frozen=True)
 class Phase:
-    """Up to step `until`: the length of the sequences, what they are, the share of steps with long ones, and
-    the tokens of a step."""
+    """A part of the training."""
 
-    until: int
-    length: int
+    until: int  # the first step after it
+    length: int  # tokens of a sequence
     mix: Mix
-    long: float = 0.0
-    tokens: int = 2048
+    long: float = 0.0  # share of steps with longer sequences
+    tokens: int = 2048  # of a step
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """The course of a run of `total` steps.
 
-    Learning rates warm up and stay level but for `decays`, pairs of steps between which they fall to zero.
+    Learning rates warm up and then stay level, except between the pairs of steps in `decays`, where they fall to zero.
 
     `embed_std` is the embedding's standard deviation at the start. With `output_copies` the output matrix starts as a
     small copy of it, so that attending to a token already favours saying it, which makes looking back easier to learn.
-    From step `muon_from` on Muon trains q, k and v as well, and both optimisers start anew.
+    From step `muon_from` on, Muon trains q, k and v as well, and both optimisers start afresh.
     """
 
     phases: tuple[Phase, ...]
@@ -97,12 +96,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One model: its shape, its plan, how often its prose comes from which package (1 if not named)."""
+    """One model: its shape, its schedule, and the weights of packages in its prose (1 if not named)."""
 
     title: str
     file: str
     config: ModelConfig
-    plan: Plan
+    schedule: Schedule
     packages: dict[str, float] = field(default_factory=dict)
 
 
@@ -111,7 +110,7 @@ RECIPES: dict[str, Recipe] = {
         title="MiniCache demo",
         file="minicache-demo-q8_0.gguf",
         config=ModelConfig(),
-        plan=Plan(
+        schedule=Schedule(
             phases=(
                 Phase(500, 64, Mix(repeats=0.9), tokens=1024),
                 Phase(700, 128, Mix(repeats=0.5, talk=0.2)),
@@ -127,7 +126,7 @@ RECIPES: dict[str, Recipe] = {
         title="MiniCache demo, full heads",
         file="minicache-demo-mha-q8_0.gguf",
         config=ModelConfig(n_layer=8, n_embd=256, n_head=2, n_head_kv=2, head_dim=128, n_ff=512),
-        plan=Plan(
+        schedule=Schedule(
             phases=(
                 Phase(700, 64, Mix(repeats=0.9), tokens=1024),
                 Phase(850, 128, Mix(repeats=0.5, talk=0.2)),
