@@ -22,13 +22,15 @@ from minicache_cpp.cache.plan_store import find_plan, plan_path
 from minicache_cpp.calibrate import capture as capture_module
 from minicache_cpp.calibrate.attention_weights import attention_weights
 from minicache_cpp.calibrate.calibration import Options, calibrate
-from minicache_cpp.calibrate.capture import Rope, Samples, capture
+from minicache_cpp.calibrate.capture import capture
 from minicache_cpp.calibrate.command import table
 from minicache_cpp.calibrate.group_fit import cut_into_groups
 from minicache_cpp.calibrate.layer_weights import output_gain, output_gains
 from minicache_cpp.calibrate.material import Chunk, Texts, make_material
 from minicache_cpp.calibrate.meter import Meter
 from minicache_cpp.calibrate.parallel_context import ParallelContext
+from minicache_cpp.calibrate.rope import Rope
+from minicache_cpp.calibrate.samples import Samples
 from minicache_cpp.host.progress import Progress
 from minicache_cpp.host.work_folder import work_folder
 from minicache_cpp.modelfile.ggml_types import GGML_TYPES

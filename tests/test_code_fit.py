@@ -13,8 +13,8 @@ from oracle.code import Part as OraclePart
 from minicache_cpp.cache.code_format import UNIT, WIDTHS, GroupFormat, Layout
 from minicache_cpp.calibrate import code_fit
 from minicache_cpp.calibrate.allocation import Candidate, Choice, Part, PlainPart, allocate
-from minicache_cpp.calibrate.capture import Rope
 from minicache_cpp.calibrate.code_fit import CHOICES, PartCodec, PartFit, fit_part, make_codec, unit_vectors
+from minicache_cpp.calibrate.rope import Rope
 
 Array = npt.NDArray[np.floating]
 

@@ -31,10 +31,11 @@ from ..reading.model import NativeModel
 from ..text import bundled
 from ..text.vocabulary import Vocabulary
 from ..version import __version__
-from .capture import Samples, capture
+from .capture import capture
 from .code_fit import unit_vectors
 from .layer_weights import output_gains
 from .material import Material, make_material
+from .samples import Samples
 
 Floats = NDArray[np.float32]
 

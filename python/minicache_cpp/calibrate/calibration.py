@@ -144,12 +144,13 @@ class _Calibration:
         return hashlib.sha256(f"{what} {self.material.digest}".encode()).hexdigest()[:24]
 
     def with_model(self, model: Any) -> dict[str, Any]:
-        from .capture import NotObservedError, Samples, capture
+        from .capture import NotObservedError, capture
         from .group_fit import Source
         from .layer_weights import layer_weights, output_gains
         from .meter import Meter
         from .plain_fit import fit_plain
         from .planner import Planner, Target, choice_table
+        from .samples import Samples
 
         options, shape, material = self.options, self.shape, self.material
         samples = Samples(self.folder, shape, material.fit, output_gains(self.file, shape), options.window)

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from ..cache.code_format import KINDS, GroupFormat, Kind, Layout
 from ..modelfile.shape import ModelShape
-from .capture import Rope, Samples
 from .code_fit import PartCodec, PartFit, codec_array, fit_part, make_codec
+from .rope import Rope
+from .samples import Samples
 
 MOST_OF_TOKEN = 3.0  # times the mean: what one text attends to most, another may not
 

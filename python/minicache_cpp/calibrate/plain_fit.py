@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ..cache.code_format import Kind
 from ..modelfile.ggml_types import CACHE_TYPES, GGML_TYPES, is_quantized
-from .capture import Samples
 from .code_fit import unit_vectors
+from .samples import Samples
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
