@@ -23,7 +23,6 @@ from minicache_cpp.calibrate import capture as capture_module
 from minicache_cpp.calibrate.attention_weights import attention_weights
 from minicache_cpp.calibrate.calibration import Options, calibrate
 from minicache_cpp.calibrate.capture import capture
-from minicache_cpp.calibrate.command import table
 from minicache_cpp.calibrate.group_fit import cut_into_groups
 from minicache_cpp.calibrate.layer_weights import output_gain, output_gains
 from minicache_cpp.calibrate.material import Chunk, Texts, make_material
@@ -31,6 +30,7 @@ from minicache_cpp.calibrate.meter import Meter
 from minicache_cpp.calibrate.parallel_context import ParallelContext
 from minicache_cpp.calibrate.rope import Rope
 from minicache_cpp.calibrate.samples import Samples
+from minicache_cpp.calibrate.table import table
 from minicache_cpp.host.progress import Progress
 from minicache_cpp.host.work_folder import work_folder
 from minicache_cpp.modelfile.ggml_types import GGML_TYPES
@@ -198,7 +198,7 @@ def test_what_is_measured_lies_beyond_the_window(
 
 
 def test_a_window_needs_longer_chunks(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
-    with pytest.raises(MiniCacheError, match="--tokens 1024: with --window 300 it must be from 1328"):
+    with pytest.raises(MiniCacheError, match="--tokens 1024: with --window 300 it must be 1328 or more"):
         made(models["plain"], text, tmp_path / "plan.gguf", window=300)
     short = tmp_path / "short.txt"
     short.write_text(text.read_text()[:200])
@@ -497,7 +497,7 @@ def test_a_budget_pays_for_the_window(models: dict[str, Path], text: Path, tmp_p
     assert report.bytes_window == 2 * 100 * (4 * 68 + 8)
     assert report.bytes <= 300_000 + 8 * 32
     with pytest.raises(
-        MiniCacheError, match=r"can't be had.*window of 100 tokens takes 0\.0534 MiB, --window 0 does"
+        MiniCacheError, match=r"cannot reach.*window of 100 tokens takes 0\.0534 MiB, --window 0 does"
     ):
         made(models["plain"], text, tmp_path / "plan.gguf", ratio=None, budget=50_000, n_ctx=2048, window=100)
 
@@ -619,7 +619,7 @@ def test_a_model_whose_layers_cant_be_coded_is_told_so(
 def test_a_ratio_that_cant_be_is_refused_with_the_best_one(
     models: dict[str, Path], text: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(MiniCacheError, match=r"ratio 1000 can't be had.*times smaller"):
+    with pytest.raises(MiniCacheError, match=r"cannot reach ratio 1000.*times smaller"):
         made(models["plain"], text, tmp_path / "plan.gguf", ratio=1000.0)
 
 
@@ -725,7 +725,7 @@ def test_the_command_writes_where_auto_looks(models: dict[str, Path], text: Path
         (["{model}", "--budget", "many", "--ctx", "100"], "512MiB"),
         (["{model}", "--budget", "1MiB"], "go together"),
         (["{model}", "--ctx", "100"], "go together"),
-        (["{model}", "--budget", "1KiB", "--ctx", "4096"], "can't be had"),
+        (["{model}", "--budget", "1KiB", "--ctx", "4096"], "cannot reach"),
         (["{model}", "--rope-block", "2000"], "0 to 1024"),
         (["{model}", "--window", "-1"], "0 to 65536"),
         (["{model}", "--tokens", "200"], "with --window 64"),
@@ -734,7 +734,7 @@ def test_the_command_writes_where_auto_looks(models: dict[str, Path], text: Path
         (["{model}", "--text", "{tmp}/none.txt"], "none.txt does not exist"),
         (["{model}", "--text", "{tmp}"], "is a directory"),
         (["{model}", "-o", "{tmp}/none/plan.gguf"], "folder that exists"),
-        (["{model}", "-o", "{tmp}"], "can't be written"),
+        (["{model}", "-o", "{tmp}"], "cannot write"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -31,7 +31,7 @@ Floats = NDArray[np.float32]
 
 # the names that the library gives to the tensors of a layer
 NAME = re.compile(rb"minicache_([qkv])-(\d+)")
-# frequencies that llama_minicache_get_rope() may write
+# room for the frequencies of a head, of which it has at most half as many as numbers
 MOST_FREQUENCIES = 4096
 
 
