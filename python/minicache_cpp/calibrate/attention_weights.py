@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
-# of a longer text so many queries are used, spread evenly
+# the most queries of a text that are used, spread evenly
 MOST_QUERIES = 512
 # queries of mean weight that are added for every token, as few or none may come after it
 PRIOR = 32.0

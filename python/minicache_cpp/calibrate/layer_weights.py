@@ -13,7 +13,7 @@ from .samples import Samples
 
 Doubles = NDArray[np.float64]
 
-# of a larger output matrix so many rows are used, spread evenly
+# the most rows of an output matrix that are used, spread evenly
 OUTPUT_ROWS = 1024
 # the least weight, relative to the mean: where queries are next to nothing on one text, they may not be on another
 LEAST_WEIGHT = 1e-3
