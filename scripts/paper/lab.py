@@ -18,7 +18,10 @@ from minicache_cpp.calibrate.allocation import Choice, allocate
 from minicache_cpp.calibrate.group_fit import GroupFit, Source, fit_group
 from minicache_cpp.calibrate.layer_weights import layer_weights
 from minicache_cpp.calibrate.meter import Meter
-from minicache_cpp.calibrate.planner import Planner, ratio
+from minicache_cpp.calibrate.planner import Planner
+from minicache_cpp.calibrate.plans import PlanBuilder, write_fitted
+from minicache_cpp.calibrate.target import ratio
+from minicache_cpp.calibrate.trials import Trials
 from minicache_cpp.evaluate import evaluation
 from minicache_cpp.evaluate.material import prepare
 from minicache_cpp.evaluate.settings import Settings as EvaluationSettings
@@ -64,8 +67,7 @@ class Lab:
         if config.mode == "aligned":
             self.fitting.write(path, config.settings)
         else:
-            planner = self.probed()
-            planner.write(self.code(planner, config), path, self.fits)
+            write_fitted(path, self.code(self.probed(), config), self.fits)
         return CacheSpec.parse(str(path))
 
     def probed(self) -> Planner:
@@ -75,7 +77,8 @@ class Lab:
             layers = [number for number, layer in enumerate(self.shape.layers) if layer.n_head_kv]
             source = Source(samples, 128)
             turned = any(source.block(layer) for layer in layers)
-            base = Plan(fingerprint(self.file), len(self.shape.layers), 128 if turned else 0)
+            template = Plan(fingerprint(self.file), len(self.shape.layers), 128 if turned else 0)
+            builder = PlanBuilder(self.shape, template, samples.ropes)
             self.meter = Meter(
                 self.model,
                 {"measure": self.fitting.material.measure},
@@ -84,8 +87,7 @@ class Lab:
                 lambda name: self.on_step(f"codes, {name}"),
             )
             weights = {layer: layer_weights(samples, layer) for layer in layers}
-            planner = Planner(self.shape, source, weights, self.meter, base, self.folder)
-            planner.probe()
+            planner = Planner(builder, source, weights, Trials(self.meter, self.folder)).probed()
             self.fits = [self.fitted_pair(planner, a) for a in self.first_layers()]
             self.planner = planner
         return self.planner
@@ -116,14 +118,14 @@ class Lab:
         candidates = [one for one in planner.candidates(self.fits) if one.layers[0] >= config.start]
         found = allocate(
             candidates,
-            lambda choices: ratio(self.shape, planner.plan_of(self.fits, whole(choices))) >= least,
+            lambda choices: ratio(self.shape, planner.builder.of(self.fits, whole(choices))) >= least,
         )
         if found is None:
             raise MiniCacheError(
                 f"{config.label} cannot reach ratio {least:.2f}: even the smallest codes take more"
             )
         # the layers that are not coded have the same type as those that SLERP leaves plain
-        plan = planner.plan_of(self.fits, whole(found[0]))
+        plan = planner.builder.of(self.fits, whole(found[0]))
         return replace(plan, type_k=config.kind, type_v=config.kind)
 
     def slerp_ratio(self, config: Config) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minicache_cpp import MiniCache
-from minicache_cpp.bench import ops
+from minicache_cpp.bench import ops_table
 from minicache_cpp.bench.ops import KEEPING, KINDS
 from minicache_cpp.cli import main
 

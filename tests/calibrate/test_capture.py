@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from minicache_cpp.calibrate.attention_weights import attention_weights
-from minicache_cpp.calibrate.capture import Samples, capture
+from minicache_cpp.calibrate.capture import capture
 from minicache_cpp.calibrate.layer_weights import output_gain, output_gains
 from minicache_cpp.calibrate.material import Chunk
+from minicache_cpp.calibrate.samples import Samples
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.modelfile.shape import model_shape
 from minicache_cpp.reading.model import NativeModel

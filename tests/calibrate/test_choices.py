@@ -8,8 +8,9 @@ import pytest
 
 from minicache_cpp import Llama
 from minicache_cpp.cache.plan_file import PlanFile
-from minicache_cpp.calibrate.calibration import Options, calibrate
-from minicache_cpp.calibrate.command import table
+from minicache_cpp.calibrate.calibration import calibrate
+from minicache_cpp.calibrate.options import Options
+from minicache_cpp.calibrate.table import table
 from minicache_cpp.host.progress import Progress
 from minicache_cpp.modelfile.ggml_types import GGML_TYPES
 from support import tiny_models

@@ -8,8 +8,8 @@ import pytest
 
 from minicache_cpp.cache.code_format import GroupFormat, Layout
 from minicache_cpp.calibrate import code_fit
-from minicache_cpp.calibrate.capture import Rope
 from minicache_cpp.calibrate.code_fit import CHOICES, PartCodec, PartFit, fit_part, make_codec, unit_vectors
+from minicache_cpp.calibrate.rope import Rope
 from oracle.code import Layout as OracleLayout
 from oracle.code import Part as OraclePart
 

@@ -42,7 +42,7 @@ def test_the_command_writes_where_auto_looks(models: dict[str, Path], text: Path
         (["{model}", "--budget", "many", "--ctx", "100"], "512MiB"),
         (["{model}", "--budget", "1MiB"], "go together"),
         (["{model}", "--ctx", "100"], "go together"),
-        (["{model}", "--budget", "1KiB", "--ctx", "4096"], "can't be had"),
+        (["{model}", "--budget", "1KiB", "--ctx", "4096"], "cannot reach"),
         (["{model}", "--rope-block", "2000"], "0 to 1024"),
         (["{model}", "--window", "-1"], "0 to 65536"),
         (["{model}", "--tokens", "200"], "with --window 64"),
@@ -51,7 +51,7 @@ def test_the_command_writes_where_auto_looks(models: dict[str, Path], text: Path
         (["{model}", "--text", "{tmp}/none.txt"], "none.txt does not exist"),
         (["{model}", "--text", "{tmp}"], "is a directory"),
         (["{model}", "-o", "{tmp}/none/plan.gguf"], "folder that exists"),
-        (["{model}", "-o", "{tmp}"], "can't be written"),
+        (["{model}", "-o", "{tmp}"], "cannot write"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

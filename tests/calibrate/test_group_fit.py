@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from minicache_cpp.calibrate.capture import Rope
 from minicache_cpp.calibrate.group_fit import cut_into_groups
+from minicache_cpp.calibrate.rope import Rope
 from minicache_cpp.modelfile.shape import Layer, ModelShape
 
 

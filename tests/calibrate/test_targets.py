@@ -9,7 +9,7 @@ import pytest
 
 from minicache_cpp import Llama, MiniCacheError
 from minicache_cpp.cache.plan_file import PlanFile
-from minicache_cpp.calibrate.command import table
+from minicache_cpp.calibrate.table import table
 from support.calibrations import made
 
 
@@ -73,7 +73,7 @@ def test_a_budget_pays_for_the_window(models: dict[str, Path], text: Path, tmp_p
     assert report.bytes_window == 2 * 100 * (4 * 68 + 8)
     assert report.bytes <= 300_000 + 8 * 32
     with pytest.raises(
-        MiniCacheError, match=r"can't be had.*window of 100 tokens takes 0\.0534 MiB, --window 0 does"
+        MiniCacheError, match=r"cannot reach.*window of 100 tokens takes 0\.0534 MiB, --window 0 does"
     ):
         made(models["plain"], text, tmp_path / "plan.gguf", ratio=None, budget=50_000, n_ctx=2048, window=100)
 
@@ -94,5 +94,5 @@ def test_no_plan_is_worse_than_a_plain_cache_of_its_size(
 def test_a_ratio_that_cant_be_is_refused_with_the_best_one(
     models: dict[str, Path], text: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(MiniCacheError, match=r"ratio 1000 can't be had.*times smaller"):
+    with pytest.raises(MiniCacheError, match=r"cannot reach ratio 1000.*times smaller"):
         made(models["plain"], text, tmp_path / "plan.gguf", ratio=1000.0)

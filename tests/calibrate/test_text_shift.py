@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from minicache_cpp import CacheSpec
-from minicache_cpp.calibrate.calibration import Options, calibrate
+from minicache_cpp.calibrate.calibration import calibrate
+from minicache_cpp.calibrate.options import Options
 from minicache_cpp.evaluate import evaluation
 from minicache_cpp.evaluate.material import prepare
 from minicache_cpp.evaluate.settings import Settings

@@ -10,9 +10,9 @@ import pytest
 
 from minicache_cpp import CacheSpec, Llama
 from minicache_cpp.cache.plan_file import PlanFile, write_plan
-from minicache_cpp.calibrate.command import table
 from minicache_cpp.calibrate.material import Chunk
 from minicache_cpp.calibrate.meter import Meter
+from minicache_cpp.calibrate.table import table
 from minicache_cpp.reading.model import NativeModel
 from support import tiny_models
 from support.calibrations import made, read_codec

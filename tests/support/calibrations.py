@@ -8,7 +8,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from minicache_cpp.calibrate.calibration import Options, calibrate
+from minicache_cpp.calibrate.calibration import calibrate
+from minicache_cpp.calibrate.options import Options
 
 SENTENCE = "The quick brown fox, no. {}, jumps over the lazy dog; {} dogs bark. "
 

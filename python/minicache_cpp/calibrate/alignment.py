@@ -1,9 +1,9 @@
-"""Bases in which two layers' K and V are more alike: what `minicache calibrate --mode aligned` fits and writes.
+"""Fits basis matrices that make the K and V of two layers more alike: `minicache calibrate --mode aligned`.
 
-Nothing ties the bases of two neighbouring layers together, so SLERP interpolates unrelated vectors. Per KV head, the
-orthogonal matrix W that brings layer b's unit vectors nearest to layer a's, min Σ|u_a - W u_b|², is U Vᵀ of the
-singular value decomposition U S Vᵀ = Σ u_a u_bᵀ (Schönemann 1966). Layer a's vectors stay as they are: turning both
-once more changes no angle.
+Nothing ties the bases of two neighbouring layers together, so SLERP interpolates unrelated vectors. For each KV head,
+the orthogonal matrix W that brings layer b's unit vectors nearest to layer a's, min Σ|u_a - W u_b|², is U Vᵀ of the
+singular value decomposition U S Vᵀ = Σ u_a u_bᵀ (orthogonal Procrustes, Schönemann 1966). Layer a needs no matrix, as
+turning the vectors of both layers once more changes no angle.
 """
 
 from __future__ import annotations
@@ -32,21 +32,23 @@ from ..reading.model import NativeModel
 from ..text import bundled
 from ..text.vocabulary import Vocabulary
 from ..version import __version__
-from .capture import Samples, capture
+from .capture import capture
 from .code_fit import unit_vectors
 from .layer_weights import output_gains
 from .material import Material, make_material
+from .samples import Samples
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """A pair's bases, and how far apart its layers are without and with them on text that nothing was fitted to."""
+    """The basis matrices of a pair, and how far apart its layers are on text that nothing was fitted to."""
 
     format: GroupFormat
     bases: Bases
-    before: tuple[float, float]  # mean distances of K and of V
+    # the mean distances of K and of V, without and with the matrices
+    before: tuple[float, float]
     after: tuple[float, float]
 
 
@@ -59,13 +61,13 @@ def procrustes(x_a: Floats, x_b: Floats) -> Floats:
 
 
 def distance(x_a: Floats, x_b: Floats) -> float:
-    """Mean Ω/π of two layers' vectors [n, heads, d]."""
+    """The mean distance Ω/π of two layers' vectors, [n, heads, d] each."""
     cosine = (unit_vectors(x_a) * unit_vectors(x_b)).sum(axis=-1)
     return float(np.arccos(np.clip(cosine, -1, 1)).mean() / np.pi)
 
 
 def fit_pair(samples: Samples, n_fit: int, a: int, b: int) -> Aligned:
-    """Fit to the first `n_fit` tokens of the samples; the rest tells the distances."""
+    """Fits layers a and b to the first `n_fit` tokens of the samples; the distances are those of the rest."""
     fitted, before, after = [], [], []
     for x_a, x_b in zip(samples.layer(a), samples.layer(b), strict=True):  # K, then V
         matrices = procrustes(x_a[:n_fit], x_b[:n_fit])
@@ -75,12 +77,13 @@ def fit_pair(samples: Samples, n_fit: int, a: int, b: int) -> Aligned:
         fitted.append(matrices)
     layer = samples.shape.layers[a]
     sizes = layer.n_head_kv, layer.head_size_k, layer.head_size_v
-    pair = GroupFormat((a, b), *sizes, bases_k=1, bases_v=1)  # layer b's alone
+    # one matrix for K and one for V: those of layer b
+    pair = GroupFormat((a, b), *sizes, bases_k=1, bases_v=1)
     return Aligned(pair, Bases(*(one[None] for one in fitted)), (before[0], before[1]), (after[0], after[1]))
 
 
 class Aligner:
-    """Captured text of a model, and the pairs that were fitted to it."""
+    """Writes aligned plans of a model from its samples; each pair is fitted once, when it is first needed."""
 
     def __init__(self, file: GGUFFile, samples: Samples, n_fit: int, material: Material) -> None:
         self.file, self.samples, self.n_fit, self.material = file, samples, n_fit, material
@@ -92,11 +95,15 @@ class Aligner:
         return self.fitted[a, b]
 
     def pairs(self, settings: MiniCache) -> list[tuple[int, int]]:
+        """The pairs that these settings merge, those whose K is turned in different ways left out."""
         ropes = self.samples.ropes
         return [(a, b) for a, b in merged_groups(self.samples.shape, settings) if ropes[a] == ropes[b]]
 
     def write(self, path: Path, settings: MiniCache, notes: dict[str, Any] | None = None) -> list[Aligned]:
-        """Write the plan that merges as `settings` say, in bases; its pairs."""
+        """Writes the plan that merges by `settings` with basis matrices; returns its pairs.
+
+        Raises MiniCacheError where the settings merge no layers of this model.
+        """
         aligned = [self.pair(a, b) for a, b in self.pairs(settings)]
         if not aligned:
             raise MiniCacheError("no two neighbouring layers of this model can be merged with these settings")
@@ -129,10 +136,13 @@ def aligner(
     threads: int,
     progress: Progress | None = None,
 ) -> Iterator[Aligner]:
-    """Run the model over text (none: the package's own) and see its K and V."""
+    """Captures K and V of the model on the text in `paths`, or on the package's own where there are none.
+
+    Raises MiniCacheError where the model or the text cannot be used.
+    """
     shape = model_shape(file)
     if shape.unknown:
-        raise MiniCacheError(f"{file.path} can't be calibrated: {shape.unknown}")
+        raise MiniCacheError(f"cannot calibrate {file.path}: {shape.unknown}")
     names = ", ".join(path.name for path in paths) or "the package's own text"
     with Vocabulary(file.path) as vocabulary:
         material = make_material(
@@ -141,13 +151,13 @@ def aligner(
     chunks = [*material.fit, *material.check]
     n_fit = sum(len(chunk.tokens) for chunk in material.fit)
 
-    def told(n: int) -> None:
+    def on_chunk(n: int) -> None:
         if progress:
             progress(0.9 * n / len(chunks), "reading the text", f"chunk {n} of {len(chunks)}")
 
     with tempfile.TemporaryDirectory(prefix="minicache-align-") as folder:
         samples = Samples(Path(folder), shape, chunks, output_gains(file, shape))
-        capture(model, samples, threads, told)
+        capture(model, samples, threads, on_chunk)
         yield Aligner(file, samples, n_fit, material)
 
 
@@ -162,7 +172,7 @@ def align(
     gpu_layers: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Fit bases, and write the plan; what came of it, as a JSON-ready object."""
+    """Fits basis matrices and writes the plan; returns its pairs and their distances as a JSON-ready object."""
     with (
         NativeModel(file.path, gpu_layers) as model,
         aligner(file, model, paths, n_tokens, threads, progress) as fitting,
@@ -181,18 +191,3 @@ def align(
         "settings": replace(settings, mode="slerp").spec(),
         "pairs": rows,
     }
-
-
-def table(found: dict[str, Any]) -> str:
-    """What came of an alignment, for people."""
-    lines = [
-        f"{Path(found['model']).name}: SLERP in aligned bases, {found['settings'].partition(':')[2]}",
-        "mean distances on text that nothing was fitted to (0: the same direction, 0.5: unrelated)",
-        "layers    K before  aligned   V before  aligned",
-    ]
-    for row in found["pairs"]:
-        columns = zip(row["distance_before"], row["distance_after"], strict=True)
-        numbers = "".join(f"{before:>10.3f} {after:>8.3f} " for before, after in columns)
-        lines.append("{}+{}".format(*row["layers"]).ljust(8) + numbers.rstrip())
-    lines.append(f"plan: {found['plan']}")
-    return "\n".join(lines)

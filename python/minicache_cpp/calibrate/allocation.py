@@ -1,8 +1,9 @@
-"""Handing out bits: which widths, and which layers plainly in which types, lose least within so many bytes.
+"""Allocates bits: which widths, and which plain types for layers that are not coded, lose least within a size.
 
-The loss of a plan is taken to be the sum of its parts' losses, each a squared error times the sensitivity of the layer
-it is an error of (what the model's output loses for so much error, as measured). At a price for each byte every part is
-chosen by itself; the price is searched for at which all of them fit (reverse water-filling; Shoham and Gersho 1988).
+The loss of a plan is taken to be the sum of the losses of its parts, each of which is a squared error times the
+measured sensitivity of its layer (sensitivity.py). Given a price for a byte, every part is chosen by itself, to cost
+least; the price is searched for at which all of them together fit. This is reverse water-filling (Cover and Thomas,
+Elements of Information Theory, ch. 10) with a Lagrange multiplier in place of the water level (Shoham and Gersho 1988).
 """
 
 from __future__ import annotations
@@ -16,23 +17,25 @@ from numpy.typing import NDArray
 from ..cache.code_format import UNIT, Layout, mag_bytes
 from .code_fit import CHOICES
 
-LOWEST, HIGHEST = 1e-24, 1e12  # prices that are tried
+# the prices between which the search is done
+LOWEST, HIGHEST = 1e-24, 1e12
 
 
 @dataclass(frozen=True)
 class Part:
-    """K, or V, of a group."""
+    """The K, or the V, of a group that is coded."""
 
-    losses: NDArray[np.float64]  # [choice, unit], over all KV heads
+    # [choice, unit], summed over all KV heads
+    losses: NDArray[np.float64]
     n_head_kv: int
     n_layer: int
 
     def layout(self, price: float) -> Layout:
-        """The widths that cost least, at so much for a byte of each token."""
+        """The widths that cost least at this price for a byte per token."""
         widths = np.array(CHOICES)
         unit_bytes = self.n_head_kv * UNIT / 8 * widths
         best = widths[(self.losses + price * unit_bytes[:, None]).argmin(axis=0)]
-        # segments go from wide to narrow, and variances fall: what breaks the order is noise
+        # a row has its wide units first, and variances fall: where a later unit would be wider, that is noise
         return Layout.of(np.minimum.accumulate(best).tolist())
 
     def loss(self, layout: Layout) -> float:
@@ -40,15 +43,17 @@ class Part:
         return float(sum(self.losses[CHOICES.index(width), unit] for unit, width in enumerate(widths)))
 
     def token_bytes(self, layout: Layout) -> float:
+        """Bytes per token, magnitudes included."""
         return self.n_head_kv * (mag_bytes(self.n_layer) + layout.bits / 8)
 
 
 @dataclass(frozen=True)
 class PlainPart:
-    """K, or V, of a layer that is not coded."""
+    """The K, or the V, of a layer that is not coded."""
 
-    losses: Mapping[str, float]  # by cache type
-    n_bytes: Mapping[str, float]  # of each token
+    # both by cache type; the bytes are those of a token
+    losses: Mapping[str, float]
+    n_bytes: Mapping[str, float]
 
     def choose(self, price: float) -> str:
         return min(self.losses, key=lambda name: self.losses[name] + price * self.n_bytes[name])
@@ -56,7 +61,7 @@ class PlainPart:
 
 @dataclass(frozen=True)
 class Choice:
-    """The codes of a group's K and V, or the cache types of K and V of each of its layers."""
+    """How a group is kept: the layouts of its K and V, or the cache types of K and V of each of its layers."""
 
     k: Layout | None = None
     v: Layout | None = None
@@ -69,14 +74,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A group of layers, and the ways there are to keep it."""
+    """A group of layers, and the ways to keep it."""
 
     layers: tuple[int, ...]
-    plain: tuple[tuple[PlainPart, PlainPart], ...] = ()  # K and V of each layer; none: it must be coded
-    code: tuple[Part, Part] | None = None  # K and V; none: it must be plain
+    # K and V of each layer; without any, the group must be coded
+    plain: tuple[tuple[PlainPart, PlainPart], ...] = ()
+    # K and V; None where the group must stay plain
+    code: tuple[Part, Part] | None = None
 
     def choose(self, price: float) -> Choice:
-        """The way that costs least, at so much for a byte of each token."""
+        """The way that costs least at this price for a byte per token."""
         ways = []
         if self.plain:
             ways.append(Choice(types=tuple((k.choose(price), v.choose(price)) for k, v in self.plain)))
@@ -106,7 +113,10 @@ class Candidate:
 def allocate(
     candidates: Sequence[Candidate], fits: Callable[[list[Choice]], bool]
 ) -> tuple[list[Choice], float] | None:
-    """The choices of least loss that fit, and their loss; None where nothing does. What is cheaper must fit, too."""
+    """The choices of least loss that fit, one for each candidate, and their loss; None where none fit.
+
+    `fits` must hold for all choices that take fewer bytes than choices for which it holds.
+    """
 
     def at(price: float) -> list[Choice]:
         return [candidate.choose(price) for candidate in candidates]

@@ -1,9 +1,9 @@
-"""How much errors of cached K and V count, by what attention makes of them.
+"""How much attention amplifies an error in cached K and V.
 
-Attention gives o_i = Σ_j p_ij v_j. An error of v_j changes o_i by p_ij δv_j, and one of k_j, which changes the score by
-s q_i·δk_j, by p_ij (s q_i·δk_j)(v_j - o_i). Errors of different tokens taken as independent, the square of what gets
-into the layer's output is the sum over i of these squares, times the gain g of the output matrix. Only those tokens
-count that the cache restores: those that lie no nearer than the window.
+Attention computes o_i = Σ_j p_ij v_j. An error δv_j of v_j changes o_i by p_ij δv_j. An error δk_j of k_j changes the
+score by s q_i·δk_j, and so o_i by p_ij (s q_i·δk_j)(v_j - o_i), to first order. With errors of different tokens taken
+as independent, the squared error of the layer's output is the sum of these squares over i, times the gain g of the
+output matrix. Only tokens that the cache restores count: those that lie at least a window behind the query.
 """
 
 from __future__ import annotations
@@ -17,24 +17,29 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
-MOST_QUERIES = 512  # that are looked at, evenly, of a longer text
-PRIOR = 32.0  # queries of the mean weight that every token is given: few or none may have come after it
+# the most queries of a text that are used, spread evenly
+MOST_QUERIES = 512
+# queries of mean weight that are added for every token, as few or none may come after it
+PRIOR = 32.0
 
 
 @dataclass(frozen=True)
-class Read:
-    """Of a layer's K and V on one text of n tokens."""
+class AttentionWeights:
+    """The weights of squared errors in a layer's K and V on a text of n tokens."""
 
-    k: Doubles  # [n_head_kv, d_k], mean weight of squared errors of k/|k|, by number
-    v: Doubles  # [n_head_kv], of v/|v|
-    tokens_k: Doubles  # [n, n_head_kv], the weight of each token, over the mean
+    # [n_head_kv, d_k], of each number of k/|k|, mean over the tokens
+    k: Doubles
+    # [n_head_kv], of v/|v|, mean over the tokens
+    v: Doubles
+    # [n, n_head_kv], of each token, relative to the mean
+    tokens_k: Doubles
     tokens_v: Doubles
 
 
-def attention_weights(q: Floats, k: Floats, v: Floats, gain: Doubles, window: int) -> Read:
-    """Weights of the errors of k and v, [n, n_head_kv, d], that q [n, n_head, d_k] reads; gain [n_head] is g.
+def attention_weights(q: Floats, k: Floats, v: Floats, gain: Doubles, window: int) -> AttentionWeights:
+    """The weights of errors in k and v, [n, n_head_kv, d], which q, [n, n_head, d_k], reads; gain [n_head] is g.
 
-    The scale is taken to be 1/√d_k, as it is in nearly all models.
+    The scale s is taken to be 1/√d_k, which it is in nearly all models.
     """
     (n, n_head, d), n_kv = q.shape, k.shape[1]
     at = np.arange(n)
@@ -54,17 +59,18 @@ def attention_weights(q: Floats, k: Floats, v: Floats, gain: Doubles, window: in
         squares = np.where(coded, p * p, 0) * float(gain[head])
         length_k, length_v = (keys**2).sum(axis=1), (values**2).sum(axis=1)
         far = np.maximum(length_v + (o**2).sum(axis=1)[:, None] - 2 * o @ values.T, 0)
-        changed = squares * far / d * length_k  # [i, j], for each q_i·δk_j of a unit vector
+        # [i, j]: the squared change of o_i for each unit of (q_i·δu_j)², where δu_j is the error of u_j = k_j/|k_j|
+        changed = squares * far / d * length_k
         weight_k[kv] += changed.sum(axis=1, dtype=np.float64) @ queries.astype(np.float64) ** 2 / len(asked)
         read_k[:, kv] += changed.T @ (queries**2).sum(axis=1)
         of_v = squares.sum(axis=0) * length_v
         weight_v[kv] += of_v.sum(dtype=np.float64) / len(asked)
         read_v[:, kv] += of_v
-    return Read(weight_k, weight_v, _by_token(read_k, count), _by_token(read_v, count))
+    return AttentionWeights(weight_k, weight_v, _by_token(read_k, count), _by_token(read_v, count))
 
 
 def _by_token(read: Doubles, count: NDArray[np.int64]) -> Doubles:
-    """Sums over so many queries as means, drawn to the mean of all where they are few, over the mean."""
+    """Sums over `count` queries as means, relative to their mean; where queries are few, drawn to the mean of all."""
     mean = np.maximum(read.sum(axis=0) / max(1, count.sum()), 1e-30)
     tokens = (read + PRIOR * mean) / (count[:, None] + PRIOR)
     return np.asarray(tokens / tokens.mean(axis=0))

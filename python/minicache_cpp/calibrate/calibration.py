@@ -1,79 +1,92 @@
-"""A calibration from text to plan: what is captured, fitted, measured, chosen and written."""
+"""A calibration, phase by phase: text, capture, fits, search, check, comparison, plan and report.
+
+Each phase is a function of the job and of what the phases before it returned. A run that is cut off leaves a work
+folder with the captured chunks and everything that was measured, and the next run with the same key goes on from there.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..cache.plan import Plan
 from ..cache.plan_store import plan_path
-from ..cache.size import plan_bytes, plan_fixed_bytes
 from ..errors import MiniCacheError
 from ..host.progress import Progress
-from ..host.threads import default_threads
 from ..host.user_cache import cache_dir
 from ..host.work_folder import work_folder
 from ..modelfile.fingerprint import fingerprint
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..modelfile.shape import ModelShape, model_shape
+from ..reading.model import NativeModel
 from ..text import bundled
+from ..text.vocabulary import Vocabulary
 from ..version import __version__
+from .capture import NotObservedError, capture
+from .group_fit import LayerWeights, Source
+from .layer_weights import layer_weights, output_gains
+from .material import Material, make_material
+from .meter import Meter
+from .options import DEFAULT_RATIO, GROUP_SIZES, Options, check_options, check_output, threads_for
+from .plain_fit import PlainFit, fit_plain
+from .planner import Planner
+from .plans import PlanBuilder, write_fitted
+from .report import Checked, choice_rows, comparison, notes, report
+from .samples import Samples
+from .search import Search
+from .target import Target
+from .trials import Trials
 
-DEFAULT_RATIO = 5.0
-DEFAULT_TOKENS = 12288
-DEFAULT_BLOCK = 128
-DEFAULT_WINDOW = 64
-DEFAULT_GROUP = "2"
-GROUP_SIZES = {"2": (2,), "4": (4,), "auto": (2, 4)}  # layers of a group, at most, that are tried
-COMPARED = ("f16", "q8_0", "q4_0")
-TINY = 32 * 2**20  # bytes of weights
+__all__ = ["DEFAULT_RATIO", "Options", "calibrate"]
+
+# how many times a plan that misses --max-kl on the check's text is replaced by a stricter one
+MOST_RETRIES = 3
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a calibration is done; the defaults are the command's."""
+class Job:
+    """The model that is calibrated, and how."""
 
-    texts: tuple[Path, ...] = ()  # none: the package's own
-    ratio: float | None = None
-    max_kl: float | None = None
-    budget: int | None = None
-    n_ctx: int = 0
-    rope_block: int = DEFAULT_BLOCK
-    window: int = DEFAULT_WINDOW
-    group: str = DEFAULT_GROUP
-    tokens: int = DEFAULT_TOKENS
-    refine: int = 0
-    threads: int = 0  # 0: the cores there are, one for a tiny model
-    gpu_layers: int = 0
+    file: GGUFFile
+    shape: ModelShape
+    options: Options
+    progress: Progress
+
+    @property
+    def threads(self) -> int:
+        return self.options.threads or threads_for(self.file)
+
+    @property
+    def target(self) -> Target:
+        options = self.options
+        return Target(options.ratio, options.max_kl, options.budget, options.n_ctx)
+
+    @property
+    def n_ctx(self) -> int:
+        """The context at which the plan is compared with plain caches, in tokens."""
+        return self.options.n_ctx or min(self.shape.n_ctx_train or 4096, 32768)
 
 
-def check_options(options: Options) -> None:
-    from ..cache.native_settings import MAX_WINDOW
+@dataclass(frozen=True)
+class Captured:
+    """The model's K and V on the chunks to fit to."""
 
-    if options.ratio is not None and not 1 <= options.ratio < float("inf"):
-        raise MiniCacheError(f"--ratio {options.ratio:g}: it must be 1 or more")
-    if options.max_kl is not None and not 0 < options.max_kl < float("inf"):
-        raise MiniCacheError(f"--max-kl {options.max_kl:g}: it must be more than 0")
-    for name, least, most in (
-        ("n_ctx", 0, 2**31 - 1),
-        ("rope_block", 0, 1024),
-        ("window", 0, MAX_WINDOW),
-        ("tokens", 128, 2**24),
-        ("refine", 0, 10),
-        ("threads", 0, 4096),
-        ("gpu_layers", -1, 2**31 - 1),
-    ):
-        if not least <= getattr(options, name) <= most:
-            option = {"n_ctx": "ctx"}.get(name, name).replace("_", "-")
-            raise MiniCacheError(f"--{option} {getattr(options, name)}: it must be from {least} to {most}")
-    least = 128 + 4 * options.window  # chunks must be longer than the window, for errors to show
-    if options.tokens < least:
-        raise MiniCacheError(
-            f"--tokens {options.tokens}: with --window {options.window} it must be from {least}"
-        )
+    samples: Samples
+    # the layers that can be kept each in its own way; none where the model gets one plain type for all
+    layers: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Fits:
+    """What was fitted to the captured layers before anything is measured."""
+
+    source: Source
+    weights: LayerWeights
+    # what each layer loses in plain types, by layer
+    plain: Mapping[int, PlainFit]
 
 
 def calibrate(
@@ -82,213 +95,148 @@ def calibrate(
     output: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Make the plan of a model, and write it; what was chosen and measured, as a JSON-ready object."""
+    """Makes a model's plan and writes it, to the user's cache directory where there is no `output`.
+
+    Returns what was chosen and measured as a JSON-ready object (report.py). Raises MiniCacheError where an option, the
+    text or the path cannot be used, or the target cannot be reached.
+    """
     check_options(options)
     progress = progress or Progress("calibrate", silent=True)
     file = read_gguf(model_path)
     shape = model_shape(file)
     if shape.unknown:
         raise MiniCacheError(
-            f"{file.path} can't be calibrated: {shape.unknown}; take a plain cache, such as --config q8_0"
+            f"cannot calibrate {file.path}: {shape.unknown}; use a plain cache, such as --config q8_0"
         )
     check_output(output)
+    job = Job(file, shape, options, progress)
     try:
-        return _Calibration(file, shape, options, output, progress).make_plan()
+        material = read_text(job)
+        with (
+            work_folder(cache_dir() / "calibrations" / work_key(job, material)) as folder,
+            NativeModel(file.path, options.gpu_layers) as model,
+        ):
+            return make_plan(job, material, model, folder, output or plan_path(file))
     finally:
         progress.close()
 
 
-def threads_for(file: GGUFFile) -> int:
-    """The cores there are; threads that wait for each other only slow a tiny model down."""
-    return 1 if file.weight_bytes < TINY else default_threads()
+def read_text(job: Job) -> Material:
+    """The chunks to fit to, to measure on and to check with."""
+    options = job.options
+    paths: Sequence[Path] = options.texts or bundled.calibration_files()
+    names = ", ".join(path.name for path in options.texts) or "the package's own text"
+    job.progress(0, "text")
+    with Vocabulary(job.file.path) as vocabulary:
+        return make_material(vocabulary, paths, options.tokens, job.shape.n_ctx_train, names, options.window)
 
 
-def check_output(output: Path | None) -> None:
-    """Refuse what can't be written before minutes of work, not after."""
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise MiniCacheError(f"{output} can't be written: give the path of a file in a folder that exists")
+def work_key(job: Job, material: Material) -> str:
+    """Equal for calibrations that can go on with each other's work."""
+    options = job.options.rope_block, job.options.window
+    what = [fingerprint(job.file), job.file.weight_bytes, *options, __version__]
+    return hashlib.sha256(f"{what} {material.digest}".encode()).hexdigest()[:24]
 
 
-class _Calibration:
-    def __init__(
-        self,
-        file: GGUFFile,
-        shape: ModelShape,
-        options: Options,
-        output: Path | None,
-        progress: Progress,
-    ) -> None:
-        self.file, self.shape, self.options, self.progress = file, shape, options, progress
-        self.output = output or plan_path(file)
-        self.threads = options.threads or threads_for(file)
-        self.fraction = 0.0
+def make_plan(job: Job, material: Material, model: NativeModel, folder: Path, output: Path) -> dict[str, Any]:
+    """Goes through the phases from capture to report, and writes the plan to `output`."""
+    fits = fit_layers(job, observe(job, material, model, folder))
+    chunks = {"measure": material.measure, "check": material.check}
+    with Meter(model, chunks, job.threads, folder / "measured.json", run_counter(job, fits)) as meter:
+        search = prepare_search(job, fits, plan_template(job, material, fits), Trials(meter, folder))
+        checked = choose(job, search)
+        choices = choice_rows(search.planner, checked.found)
+        compared = comparison(search, checked, job.n_ctx)
+    plan = replace(checked.found.plan, notes=notes(job.target, checked, choices))
+    write_fitted(output, plan, checked.found.fits)
+    return {
+        "model": str(job.file.path),
+        "plan": str(output),
+        **report(plan, material, job.n_ctx, compared, checked),
+    }
 
-    def make_plan(self) -> dict[str, Any]:
-        from ..reading.model import NativeModel
-        from ..text.vocabulary import Vocabulary
-        from .material import make_material
 
-        options, shape = self.options, self.shape
-        paths: Sequence[Path] = options.texts or bundled.calibration_files()
-        names = ", ".join(path.name for path in options.texts) or "the package's own text"
-        self.tell(0, "text")
-        with Vocabulary(self.file.path) as vocabulary:
-            self.material = make_material(
-                vocabulary, paths, options.tokens, shape.n_ctx_train, names, options.window
-            )
-        with (
-            work_folder(cache_dir() / "calibrations" / self.key()) as self.folder,
-            NativeModel(self.file.path, options.gpu_layers) as model,
-        ):
-            return self.with_model(model)
+def observe(job: Job, material: Material, model: NativeModel, folder: Path) -> Captured:
+    """Captures the chunks to fit to; a model whose layers cannot be observed or coded is left with no layers."""
+    shape, n_chunk = job.shape, len(material.fit)
+    samples = Samples(folder, shape, material.fit, output_gains(job.file, shape), job.options.window)
 
-    def key(self) -> str:
-        """Equal for calibrations that can take up each other's work."""
-        options = self.options.rope_block, self.options.window
-        what = [fingerprint(self.file), self.file.weight_bytes, *options, __version__]
-        return hashlib.sha256(f"{what} {self.material.digest}".encode()).hexdigest()[:24]
+    def on_chunk(n: int) -> None:
+        job.progress(0.02 + 0.2 * n / n_chunk, "reading the text", f"chunk {n} of {n_chunk}")
 
-    def with_model(self, model: Any) -> dict[str, Any]:
-        from .capture import NotObservedError, Samples, capture
-        from .group_fit import Source
-        from .layer_weights import layer_weights, output_gains
-        from .meter import Meter
-        from .plain_fit import fit_plain
-        from .planner import Planner, Target, choice_table
+    if shape.window:
+        job.progress.note("the layers of this model cannot be coded, so it gets a plain cache")
+        return Captured(samples, [])
+    try:
+        capture(model, samples, job.threads, on_chunk)
+    except NotObservedError as error:
+        job.progress.note(f"{error}, so it gets a plain cache")
+        return Captured(samples, [])
+    return Captured(samples, [number for number, layer in enumerate(shape.layers) if layer.n_head_kv])
 
-        options, shape, material = self.options, self.shape, self.material
-        samples = Samples(self.folder, shape, material.fit, output_gains(self.file, shape), options.window)
-        layers: list[int] = []  # those that can be kept each in its own way
-        try:
-            if not shape.window:
-                capture(model, samples, self.threads, self.on_chunk)
-                layers = [number for number, layer in enumerate(shape.layers) if layer.n_head_kv]
-            else:
-                self.progress.note("the layers of this model can't be coded: it gets a plain cache")
-        except NotObservedError as error:
-            self.progress.note(f"{error}: it gets a plain cache")
-        source = Source(samples, options.rope_block)
-        weights, plain = {}, []
-        for number in layers:
-            self.tell(0.22 + 0.02 * number / len(shape.layers), "fitting", f"layer {number}")
-            weights[number] = layer_weights(samples, number)
-            plain.append(fit_plain(samples, weights[number], number))
-        base = Plan(
-            fingerprint=fingerprint(self.file),
-            n_layer=len(shape.layers),
-            rope_block=options.rope_block if any(source.block(layer) for layer in layers) else 0,
-            window=options.window,
-            model=str(self.file.keys.get("general.name") or ""),
-            tool=f"minicache-cpp {__version__}",
-            text=f"{material.description}, {sum(len(chunk.tokens) for chunk in material.fit)} tokens",
-        )
-        target = Target(options.ratio, options.max_kl, options.budget, options.n_ctx)
-        chunks = {"measure": material.measure, "check": material.check}
-        runs = 2 * len(layers) * (1 + options.refine) + 8
-        memory = self.folder / "measured.json"
-        with Meter(model, chunks, self.threads, memory, self.on_run(runs)) as meter:
-            planner = Planner(
-                shape,
-                source,
-                weights,
-                meter,
-                base,
-                self.folder,
-                self.progress.note,
-                plain,
-                GROUP_SIZES[options.group],
-            )
-            planner.refuse(target)
-            if layers:
-                planner.probe()
-            chosen = planner.choose(target, options.refine)
-            checked = planner.measure(chosen.plan, "check", "the final check", chosen.fits)
-            for _ in range(3):
-                if options.max_kl is None or checked.kl <= options.max_kl or chosen.choices is None:
-                    break
-                stricter = chosen.measured.kl * 0.95 * min(1.0, options.max_kl / checked.kl)
-                chosen = planner.choose(replace(target, max_kl=stricter), options.refine)
-                checked = planner.measure(chosen.plan, "check", "the final check", chosen.fits)
-            rows = choice_table(planner, chosen)
-            compared = self.compared(planner, chosen.plan, checked)
-            notes = {
-                "target": str(target),
-                "why": chosen.why,
-                "choices": rows,
-                "window": chosen.plan.window,
-                "measured": {"kl": chosen.measured.kl, "top1": chosen.measured.top1},
-                "checked": {"kl": checked.kl, "top1": checked.top1},
-            }
-            plan = replace(chosen.plan, notes=notes)
-            planner.write(plan, self.output, chosen.fits)
-        return {
-            "model": str(self.file.path),
-            "plan": str(self.output),
-            "fingerprint": plan.fingerprint,
-            "target": str(target),
-            "why": chosen.why,
-            "choices": rows,
-            "plain": {
-                "type_k": plan.type_k,
-                "type_v": plan.type_v,
-                "layers": {str(one.layer): list(one.types) for one in plan.plain},
-            },
-            "rope_block": plan.rope_block,
-            "retain": plan.retain,
-            "window": plan.window,
-            "pool_type": plan.pool_type,
-            "tokens": {
-                kind: sum(len(one.tokens) for one in getattr(material, kind))
-                for kind in ("fit", "measure", "check")
-            },
-            "context": self.context(),
-            "kl_measured": chosen.measured.kl,
-            "rows": compared,
-        }
 
-    def on_chunk(self, n: int) -> None:
-        n_chunk = len(self.material.fit)
-        self.tell(0.02 + 0.2 * n / n_chunk, "reading the text", f"chunk {n} of {n_chunk}")
+def fit_layers(job: Job, captured: Captured) -> Fits:
+    """The weights of errors in each captured layer, and what each plain type loses of it."""
+    samples, weights, plain = captured.samples, {}, {}
+    for number in captured.layers:
+        job.progress(0.22 + 0.02 * number / len(job.shape.layers), "fitting", f"layer {number}")
+        weights[number] = layer_weights(samples, number)
+        plain[number] = fit_plain(samples, weights[number], number)
+    return Fits(Source(samples, job.options.rope_block), weights, plain)
 
-    def context(self) -> int:
-        return self.options.n_ctx or min(self.shape.n_ctx_train or 4096, 32768)
 
-    def compared(self, planner: Any, plan: Plan, checked: Any) -> list[dict[str, Any]]:
-        """The plan beside plain caches, on text that nothing was fitted to or chosen by."""
-        from .planner import ratio
+def plan_template(job: Job, material: Material, fits: Fits) -> Plan:
+    """A plan without groups, with what all plans of this calibration have in common."""
+    block, n_tokens = job.options.rope_block, sum(len(chunk.tokens) for chunk in material.fit)
+    return Plan(
+        fingerprint=fingerprint(job.file),
+        n_layer=len(job.shape.layers),
+        rope_block=block if any(fits.source.block(layer) for layer in fits.weights) else 0,
+        window=job.options.window,
+        model=str(job.file.keys.get("general.name") or ""),
+        tool=f"minicache-cpp {__version__}",
+        text=f"{material.description}, {n_tokens} tokens",
+    )
 
-        n_ctx = self.context()
-        plans = [("plan", plan, checked)]
-        for name in COMPARED:
-            if name in planner.plain_types():
-                plain = planner.plain_plan(name)
-                plans.append((name, plain, planner.measure(plain, "check", f"{name}, for comparison")))
-        f16 = plan_bytes(self.shape, planner.plain_plan("f16"), n_ctx)
-        rows = []
-        for name, one, measured in plans:
-            n_bytes = plan_bytes(self.shape, one, n_ctx)
-            rows.append(
-                {
-                    "name": name,
-                    "bytes": n_bytes,
-                    "fixed_bytes": plan_fixed_bytes(self.shape, one),
-                    "ratio": ratio(self.shape, one),
-                    "total_ratio": f16 / n_bytes,
-                    "kl": measured.kl,
-                    "top1": measured.top1,
-                }
-            )
-        return rows
 
-    def on_run(self, n_run: int) -> Any:
-        done = 0
+def prepare_search(job: Job, fits: Fits, template: Plan, trials: Trials) -> Search:
+    """A search whose planner knows the layers' sensitivities; raises where the target is out of reach."""
+    builder = PlanBuilder(job.shape, template, fits.source.samples.ropes)
+    planner = Planner(builder, fits.source, fits.weights, trials, fits.plain)
+    search = Search(planner, GROUP_SIZES[job.options.group], job.progress.note)
+    search.refuse(job.target)
+    if fits.weights:
+        search.planner = planner.probed()
+    return search
 
-        def told(name: str) -> None:
-            nonlocal done
-            self.tell(0.3 + 0.7 * min(done / n_run, 1), "measuring", name)
-            done += 1
 
-        return told
+def choose(job: Job, search: Search) -> Checked:
+    """Finds the plan for the target, and checks it on text that nothing was fitted to or chosen by.
 
-    def tell(self, fraction: float, stage: str, detail: str = "") -> None:
-        self.progress(fraction, stage, detail)
+    A plan that misses --max-kl there is replaced by one that measures less, at most MOST_RETRIES times.
+    """
+
+    def checked(target: Target) -> Checked:
+        found = search.choose(target, job.options.refine)
+        measured = search.trials.measure(found.plan, "check", "the final check", found.fits)
+        return Checked(found, measured)
+
+    chosen, max_kl = checked(job.target), job.target.max_kl
+    for _ in range(MOST_RETRIES):
+        if max_kl is None or chosen.measured.kl <= max_kl or chosen.found.choices is None:
+            break
+        stricter = chosen.found.measured.kl * 0.95 * min(1.0, max_kl / chosen.measured.kl)
+        chosen = checked(replace(job.target, max_kl=stricter))
+    return chosen
+
+
+def run_counter(job: Job, fits: Fits) -> Callable[[str], None]:
+    """A function that shows each run through the model as progress, by the number of runs that are expected."""
+    done, expected = 0, 2 * len(fits.weights) * (1 + job.options.refine) + 8
+
+    def on_run(name: str) -> None:
+        nonlocal done
+        job.progress(0.3 + 0.7 * min(done / expected, 1), "measuring", name)
+        done += 1
+
+    return on_run

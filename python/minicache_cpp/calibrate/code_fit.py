@@ -1,9 +1,9 @@
 """Shared codes, fitted to samples of K or V of a group's layers.
 
-Per KV head, the unit vectors of all layers, each number times the root of its weight, are turned into the
-directions of greatest variance. For each of these coefficients and each width, the step of least squared error is
-searched for, and the error is kept, so that a planner can hand out bits (reverse water-filling). What comes of it
-is laid out as a codec of minicache-code.h.
+For each KV head, the unit vectors of all layers are concatenated, each number is multiplied by the root of its weight,
+and the result is expressed in its principal components (joint PCA). For each of these coefficients and each width, the
+uniform quantizer with the step of least squared error is searched for (Max 1960), and its error is kept, so that bits
+can be allocated (allocation.py). The codec that results is laid out as minicache-code.h says.
 """
 
 from __future__ import annotations
@@ -19,30 +19,39 @@ from ..cache.code_format import UNIT, Layout
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
-CHOICES = (0, 1, 2, 3, 4, 5, 6, 8)  # widths of a coefficient, 0: left out
-# steps that are best for a Gaussian, in deviations, and what is tried around them
+# widths of a coefficient in bits, by the index of a choice; 0: it is left out
+CHOICES = (0, 1, 2, 3, 4, 5, 6, 8)
+# the best steps for a Gaussian in standard deviations, by width, and the factors of them that are tried
 GAUSSIAN_STEPS = {1: 1.596, 2: 0.9957, 3: 0.586, 4: 0.3352, 5: 0.1881, 6: 0.1041, 8: 0.0308}
 FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.12, 1.25, 1.45, 1.7, 2.0, 2.5)
 
-BINS, BIN = 4096, 1 / 256  # of the histogram of |coefficient|, in deviations
-SMALLEST = 1e-7  # deviation of a coefficient, for unit vectors: below it there is nothing to code
+# the bins of a histogram of |coefficient|, and the width of one in standard deviations
+BINS, BIN = 4096, 1 / 256
+# the standard deviation of a coefficient of unit vectors below which there is nothing to code
+SMALLEST = 1e-7
 
-# Decoders are float16: restored vectors of this length rather than 1 keep small steps clear of its subnormal
-# numbers. The magnitudes are shorter in turn.
+# Decoders are float16. They restore vectors of this length rather than 1, so that small steps stay clear of the
+# subnormal numbers; the magnitudes are smaller by the same factor.
 UNIT_LENGTH = 64.0
 
-MAG_MARGIN = np.log(2.0)  # on both sides of the magnitudes that were seen
-MAG_SPAN = np.log(1e4)  # smaller ones, of the largest, are as good as this small
+# Magnitudes are coded on a logarithmic scale: the margin on both sides of those that were seen, and the span below the
+# largest; smaller magnitudes are coded as if they were at its lower end.
+MAG_MARGIN = np.log(2.0)
+MAG_SPAN = np.log(1e4)
 
 
 @dataclass(frozen=True)
 class PartFit:
-    """K, or V, of a group of n layers: directions, steps and errors of each KV head."""
+    """The fit of K, or of V, of a group of n layers: principal components, steps and errors of each KV head."""
 
-    weight: Doubles  # [n_head_kv, n*d], of squared errors of unit vectors
-    vectors: Floats  # [n_head_kv, n*d, r], largest variance first
-    steps: Doubles  # [n_head_kv, choice, r]
-    errors: Doubles  # [n_head_kv, choice, r], weighted mean squared error
+    # [n_head_kv, n*d], the weights of squared errors of unit vectors
+    weight: Doubles
+    # [n_head_kv, n*d, r], the principal components, those of largest variance first
+    vectors: Floats
+    # [n_head_kv, choice, r]
+    steps: Doubles
+    # [n_head_kv, choice, r], weighted mean squared errors
+    errors: Doubles
 
     @property
     def n_unit(self) -> int:
@@ -50,22 +59,23 @@ class PartFit:
 
     @property
     def unit_errors(self) -> Doubles:
-        """The error of each choice for each unit, over all heads, [choice, unit]."""
+        """The errors of each choice and unit of 16 coefficients, summed over all heads, [choice, unit]."""
         total = self.errors.sum(axis=0)
         return np.asarray(total.reshape(len(CHOICES), self.n_unit, UNIT).sum(axis=2))
 
     def error(self, layout: Layout) -> float:
-        """The error of a code of this layout, what is left out included."""
+        """The error of a code of this layout, that of the coefficients it leaves out included."""
         widths = layout.widths + [0] * (self.n_unit - len(layout.widths))
         unit_errors = self.unit_errors
         return float(sum(unit_errors[CHOICES.index(width), unit] for unit, width in enumerate(widths)))
 
     def layer_errors(self, layout: Layout, n_layer: int) -> Doubles:
-        """What each of the group's layers has of that error, [n_layer]."""
+        """The part of that error that each of the group's layers has, [n_layer]."""
         widths = layout.widths + [0] * (self.n_unit - len(layout.widths))
         choice = np.repeat([CHOICES.index(width) for width in widths], UNIT)
         errors = self.errors[:, choice, np.arange(len(choice))]
-        shares = self.vectors.astype(np.float64) ** 2  # of a coefficient's error, for each number
+        # a component has length 1, so its squares are the shares of a coefficient's error that the numbers get
+        shares = self.vectors.astype(np.float64) ** 2
         by_number = np.einsum("hic,hc->i", shares, errors)
         return np.asarray(by_number.reshape(n_layer, -1).sum(axis=1))
 
@@ -75,16 +85,20 @@ class PartCodec:
     """The arrays of a codec for K, or for V."""
 
     layout: Layout
-    mag: Floats  # [n_head_kv, n, 2]: log_min and log_step of each layer
-    weight: Floats  # [n_head_kv, n*d]
-    gain: Floats  # [n_head_kv, r]
-    decoder: NDArray[np.float16]  # [n_head_kv, n*d, r]
+    # [n_head_kv, n, 2], log_min and log_step of each layer
+    mag: Floats
+    # [n_head_kv, n*d]
+    weight: Floats
+    # [n_head_kv, r]
+    gain: Floats
+    # [n_head_kv, n*d, r]
+    decoder: NDArray[np.float16]
 
 
 def fit_part(layers: Sequence[Floats], weight: Doubles, tokens: Doubles | None = None) -> PartFit:
-    """Fit the code of samples [tokens, n_head_kv, d] of n layers.
+    """Fits the code of n layers' samples, [tokens, n_head_kv, d] each.
 
-    Errors are weighted by weight [n_head_kv, n*d], and by tokens [tokens, n_head_kv], of mean 1, where these are given.
+    Squared errors are weighted by `weight` [n_head_kv, n*d], and by `tokens` [tokens, n_head_kv], of mean 1, if given.
     """
     heads = range(layers[0].shape[1])
     counts = tokens if tokens is not None else np.ones(layers[0].shape[:2])
@@ -97,7 +111,7 @@ def fit_part(layers: Sequence[Floats], weight: Doubles, tokens: Doubles | None =
 
 
 def make_codec(fit: PartFit, layout: Layout, layers: Sequence[Floats]) -> PartCodec:
-    """The codec of a layout; the samples of the layers say how large magnitudes are."""
+    """The codec of a layout; its magnitudes have the ranges of the layers' samples, [tokens, n_head_kv, d] each."""
     n_head, size, r = len(fit.weight), fit.weight.shape[1], layout.size
     d = size // len(layers)
     widths = np.repeat(np.array(layout.widths, dtype=np.int64), UNIT)
@@ -111,7 +125,7 @@ def make_codec(fit: PartFit, layout: Layout, layers: Sequence[Floats]) -> PartCo
         vectors = fit.vectors[head][:, :r]
         scaled = vectors * step * (UNIT_LENGTH / np.sqrt(fit.weight[head]))[:, None]
         decoder[head] = scaled
-        # the weights were divided by their mean, so that of y'y is back in here
+        # the codec's weights are divided by their mean, so the gain is multiplied by it
         gain[head] = fit.weight[head].mean() / (UNIT_LENGTH * step**2)
         y = _weighted(layers, fit.weight, head)
         decoded = quantize(y @ vectors, step, widths) @ vectors.T
@@ -126,7 +140,7 @@ def make_codec(fit: PartFit, layout: Layout, layers: Sequence[Floats]) -> PartCo
 
 
 def codec_array(k: PartCodec, v: PartCodec) -> NDArray[np.int8]:
-    """The bytes of a group's codec, without frequencies."""
+    """The bytes of a group's codec as a plan stores them, without RoPE's frequencies."""
     words = [np.concatenate([k.mag, v.mag], axis=1), k.weight, k.gain, v.weight, v.gain]
     parts = [np.ascontiguousarray(array, dtype="<f4").tobytes() for array in words]
     parts += [np.ascontiguousarray(part.decoder, dtype="<f2").tobytes() for part in (k, v)]
@@ -134,14 +148,14 @@ def codec_array(k: PartCodec, v: PartCodec) -> NDArray[np.int8]:
 
 
 def quantize(t: Floats, step: Doubles, widths: NDArray[np.int64]) -> Floats:
-    """Coefficients as their codes give them back."""
+    """Coefficients t [tokens, r] as they are restored from codes of these steps and widths, [r] each."""
     top = 2.0**widths - 1
     level = np.clip(np.rint(t / step + top / 2), 0, top)
     return np.asarray((level - top / 2) * step, dtype=np.float32)
 
 
 def unit_vectors(x: Floats) -> Floats:
-    """x/|x| along the last axis, zeros for a zero vector."""
+    """x/|x| along the last axis; a zero vector stays zero."""
     x = x.astype(np.float32)
     length = np.linalg.norm(x, axis=-1, keepdims=True)
     return np.asarray(np.divide(x, length, out=np.zeros_like(x), where=length > 0))
@@ -153,12 +167,15 @@ def _weighted(layers: Sequence[Floats], weight: Doubles, head: int) -> Floats:
 
 
 def _fit_head(y: Floats, counts: Doubles, weight: float) -> tuple[Floats, Doubles, Doubles]:
-    """Directions [n*d, r], steps and errors [choice, r] of weighted unit vectors [tokens, n*d]."""
+    """The components [n*d, r], steps and errors [choice, r] of weighted unit vectors y [tokens, n*d].
+
+    `counts` [tokens] says how much each token counts, and `weight` is the mean weight of a number.
+    """
     n_token, size = y.shape
     double = y.astype(np.float64)
     _, vectors = np.linalg.eigh((double * counts[:, None]).T @ double / n_token)
     vectors = vectors[:, ::-1][:, : size // UNIT * UNIT]
-    # either sign of a direction would do: take the one whose largest number is positive
+    # the sign of a component is arbitrary; fix it, so that equal samples give equal bytes
     largest = np.abs(vectors).argmax(axis=0)
     vectors = vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
     t = double @ vectors
@@ -172,7 +189,7 @@ def _fit_head(y: Floats, counts: Doubles, weight: float) -> tuple[Floats, Double
 
 
 def _histograms(t: Doubles, counts: Doubles) -> Doubles:
-    """The share of each bin of |t|, [r, bin], of rows t [n, r], in deviations, that count as counts [n] say."""
+    """The histograms of |t|, [r, bin], each row of t [n, r], in standard deviations, weighted by counts [n]."""
     n, r = t.shape
     bins = np.minimum((np.abs(t) / BIN).astype(np.int64), BINS - 1) + BINS * np.arange(r)
     shares = np.bincount(bins.ravel(), np.repeat(counts / n, r), minlength=r * BINS)
@@ -180,7 +197,7 @@ def _histograms(t: Doubles, counts: Doubles) -> Doubles:
 
 
 def _best_steps(histograms: Doubles) -> tuple[Doubles, Doubles]:
-    """Of each choice and coefficient, the best step and its squared error, in deviations, [choice, r]."""
+    """The best step of each choice and coefficient and its squared error, for deviation 1, [choice, r] each."""
     middles = (np.arange(BINS) + 0.5) * BIN
     r = len(histograms)
     steps, errors = np.ones((len(CHOICES), r)), np.ones((len(CHOICES), r))
@@ -198,7 +215,7 @@ def _best_steps(histograms: Doubles) -> tuple[Doubles, Doubles]:
 
 
 def _magnitudes(seen: Doubles) -> tuple[float, float]:
-    """log_min and log_step, with room on both sides of what was seen."""
+    """log_min and log_step of the scale for magnitudes like those that were seen, with a margin on both sides."""
     logs = np.log(seen[seen > 0])
     if not len(logs):
         return 0.0, 0.01

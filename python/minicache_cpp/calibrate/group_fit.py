@@ -1,4 +1,4 @@
-"""The codes of groups of layers, fitted to what was captured of them."""
+"""Groups of layers, and the codes that are fitted to their samples."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from numpy.typing import NDArray
 
 from ..cache.code_format import KINDS, GroupFormat, Kind, Layout
 from ..modelfile.shape import ModelShape
-from .capture import Rope, Samples
 from .code_fit import PartCodec, PartFit, codec_array, fit_part, make_codec
+from .rope import Rope
+from .samples import Samples
 
-MOST_OF_TOKEN = 3.0  # times the mean: what one text attends to most, another may not
+# the largest weight of a token, relative to the mean: what one text attends to most, another may not
+MOST_OF_TOKEN = 3.0
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-LayerWeights = Mapping[
-    int, Mapping[Kind, Doubles]
-]  # of squared errors of unit vectors, by layer, [n_head_kv, d]
+# the weights of squared errors of unit vectors, by layer and by kind, [n_head_kv, d]
+LayerWeights = Mapping[int, Mapping[Kind, Doubles]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """The samples of a model's layers: K as it is coded, or V."""
+    """The samples of a model's layers in the form that is coded: K relative to its base positions, and V."""
 
     samples: Samples
+    # the base positions are its multiples; 0: K is coded as it is after RoPE
     rope_block: int
 
     def read(self, kind: Kind, layer: int) -> Floats:
-        """Of one layer, [tokens, n_head_kv, d]."""
+        """The K or V of a layer, [tokens, n_head_kv, d]."""
         k, v = self.samples.layer(layer)
         if kind == "v":
             return v
@@ -40,14 +42,14 @@ class Source:
         return rope.turn(k, -(self.samples.positions // block * block))
 
     def block(self, layer: int) -> int:
-        """How many positions the blocks have that this layer's K is coded relative to; 0: it is coded as it is."""
+        """The distance between a layer's base positions; 0 where RoPE does not turn its K, which then has none."""
         rope = self.samples.ropes[layer]
         return self.rope_block if rope is not None and rope.kind != "none" else 0
 
 
 @dataclass
 class GroupFit:
-    """Layers that share a code: the fits of their K and V, and the codecs that were made of them."""
+    """The fits of the K and V of layers that share a code, and the codecs that were made of them so far."""
 
     layers: tuple[int, ...]
     k: PartFit
@@ -68,7 +70,7 @@ class GroupFit:
         return GroupFormat(self.layers, n_head, size_k // n, size_v // n, layout_k, layout_v)
 
     def codec(self, layout_k: Layout, layout_v: Layout) -> NDArray[np.int8]:
-        """The codec's bytes for these layouts."""
+        """The bytes of the codec for these layouts."""
         return codec_array(self._part("k", layout_k), self._part("v", layout_v))
 
     def _part(self, kind: Kind, layout: Layout) -> PartCodec:
@@ -80,21 +82,21 @@ class GroupFit:
 
 
 def fit_group(source: Source, weights: LayerWeights, layers: Sequence[int]) -> GroupFit:
-    """Fit the code that some layers share."""
+    """Fits the code that `layers` share; their weights say how much the errors of each count."""
     k, v = (_fit(source, weights, layers, kind) for kind in KINDS)
     return GroupFit(tuple(layers), k, v, source)
 
 
 def _fit(source: Source, weights: LayerWeights, layers: Sequence[int], kind: Kind) -> PartFit:
     weight = np.concatenate([weights[layer][kind] for layer in layers], axis=1)
-    # a token counts in a code as it does in the layers that count
+    # a token's weight in a code is the mean over its layers, each by how much its errors count
     shares = [weights[layer][kind].sum(axis=1) * source.samples.tokens(kind, layer) for layer in layers]
     tokens = np.minimum(sum(shares) / sum(shares).mean(axis=0), MOST_OF_TOKEN)
     return fit_part([source.read(kind, layer) for layer in layers], weight, tokens / tokens.mean(axis=0))
 
 
 def cut_into_groups(shape: ModelShape, ropes: Sequence[Rope | None], most: int) -> list[tuple[int, ...]]:
-    """Neighbouring layers of the same shape in groups of at most so many, as even in size as they can be."""
+    """Cuts each run of alike layers into groups of at most `most` layers, whose sizes differ by at most one."""
     groups: list[tuple[int, ...]] = []
     for run in alike_runs(shape, ropes):
         n_group = -(-len(run) // most)
@@ -106,7 +108,7 @@ def cut_into_groups(shape: ModelShape, ropes: Sequence[Rope | None], most: int) 
 
 
 def alike_runs(shape: ModelShape, ropes: Sequence[Rope | None]) -> list[list[int]]:
-    """Neighbouring layers of the same shape, whose K is turned in the same way."""
+    """The runs of neighbouring layers that have the same shape, and whose K is turned in the same way."""
     runs: list[list[int]] = []
     for number, layer in enumerate(shape.layers):
         if not layer.n_head_kv:

@@ -1,4 +1,4 @@
-"""How much an error of a layer's K or V counts: by what reads it."""
+"""How much an error in a layer's K or V counts, by the queries and the output matrix that it passes through."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from numpy.typing import NDArray
 from ..cache.code_format import Kind
 from ..modelfile.gguf_file import GGUFFile
 from ..modelfile.shape import ModelShape
-from .capture import Rope, Samples
+from .rope import Rope
+from .samples import Samples
 
 Doubles = NDArray[np.float64]
 
-OUTPUT_ROWS = 1024  # of an output matrix, spread over it, that are looked at
-LEAST_WEIGHT = 1e-3  # of the mean: where queries are next to nothing now, they may be something another time
+# the most rows of an output matrix that are used, spread evenly
+OUTPUT_ROWS = 1024
+# the least weight, relative to the mean: where queries are next to nothing on one text, they may not be on another
+LEAST_WEIGHT = 1e-3
 
 
 def layer_weights(samples: Samples, number: int) -> dict[Kind, Doubles]:
-    """Of squared errors of unit vectors of a layer's K and of V, [n_head_kv, head size]."""
+    """The weights of squared errors in the unit vectors of a layer's K and V, [n_head_kv, head size] each.
+
+    Numbers of K that RoPE turns together share a weight.
+    """
     rope, layer = samples.ropes[number] or Rope("none"), samples.shape.layers[number]
     read = samples.read(number)
     weight_k = rope.paired_mean(read.k)
@@ -30,12 +36,15 @@ def layer_weights(samples: Samples, number: int) -> dict[Kind, Doubles]:
 
 
 def output_gains(file: GGUFFile, shape: ModelShape) -> list[Doubles | None]:
-    """Those of all layers."""
+    """The output gains of all layers."""
     return [output_gain(file, shape, number) for number in range(len(shape.layers))]
 
 
 def output_gain(file: GGUFFile, shape: ModelShape, number: int) -> Doubles | None:
-    """How much of each query head's values gets into the layer's output: the mean square gain, if it can be told."""
+    """The mean square gain of a layer's output matrix for the values of each query head, [n_head].
+
+    Returns None where the file has no such matrix in the usual shape, or has it in a type that gguf cannot read.
+    """
     layer = shape.layers[number]
     tensor = file.tensors.get(f"blk.{number}.attn_output.weight")
     if tensor is None or len(tensor.dims) != 2 or tensor.dims[0] % (layer.n_head_kv * layer.head_size_v):
@@ -52,7 +61,7 @@ def output_gain(file: GGUFFile, shape: ModelShape, number: int) -> Doubles | Non
             rows[index] = np.frombuffer(data.read(row_bytes), np.uint8)
     try:
         matrix = gguf.dequantize(rows, gguf.GGMLQuantizationType(tensor.type_number))
-    except (NotImplementedError, ValueError):  # a type that gguf can't read
+    except (NotImplementedError, ValueError):
         return None
     squares = (np.asarray(matrix, dtype=np.float64) ** 2).sum(axis=0) * step
     return np.asarray(squares.reshape(-1, layer.head_size_v).mean(axis=1))

@@ -1,4 +1,4 @@
-"""The tokens a calibration works with, from text of any length: chunks to fit to, to measure on, and to check with."""
+"""The text of a calibration, of any length, as chunks of tokens to fit to, to measure on and to check with."""
 
 from __future__ import annotations
 
@@ -12,36 +12,45 @@ from ..errors import MiniCacheError
 from ..text.files import Texts
 from ..text.vocabulary import Vocabulary
 
-CHUNK = 512  # tokens of a chunk
-CONTEXT = 1024  # tokens of a context that is measured on: chunks one after the other
-SHORTEST = 16  # tokens that a chunk must have
-TOKEN_BYTES = 16  # more than a token of any text takes, on average
-# what the chunks are for, in turn: different matters in a text come to all three
+# tokens of a chunk, and the fewest that it must have
+CHUNK = 512
+SHORTEST = 16
+# tokens of a context that is measured on, which is several chunks one after the other
+CONTEXT = 1024
+# more bytes than a token of any text takes on average
+TOKEN_BYTES = 16
+# what the chunks are for, in turn, so that each purpose gets some of every part of the text
 TURNS = ("fit", "measure", "fit", "check")
 LEAST_CHUNKS = 4
+# multiples of the golden ratio, modulo 1, are spread evenly however many there are
 GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True)
 class Chunk:
     tokens: list[int]
-    position: int  # of the first token
-    window: int = 0  # tokens that the caches keep unmerged: so many of the first cost nothing
+    # the position of the first token
+    position: int
+    # the window of the caches that are measured: as long as it is not full, nothing is lost
+    window: int = 0
 
     @property
     def first(self) -> int:
-        """The first token that is measured at; those before it fill the window, and half of the rest the cache."""
+        """The index of the first token that is measured at.
+
+        The tokens before it fill the window, and the cache behind it with half of the rest.
+        """
         return (len(self.tokens) + self.window) // 2
 
     @property
     def at_once(self) -> int:
-        """Tokens that may be read in one step: so few that a window sees to it that it is next to what decode gives."""
+        """The tokens that are read in one step: few enough, beside the window, for results close to those of decode."""
         return max(1, self.window // 8)
 
 
 @dataclass(frozen=True)
 class Material:
-    """Chunks of three kinds, which have no token in common."""
+    """Chunks of three kinds, made of different stretches of the text."""
 
     fit: list[Chunk]
     measure: list[Chunk]
@@ -64,7 +73,10 @@ def make_material(
     description: str = "",
     window: int = 0,
 ) -> Material:
-    """Chunks of so many tokens together from all over the texts, which are never read whole where they are long."""
+    """Chunks of n_tokens together, from all over the texts; long texts are not read whole.
+
+    Raises MiniCacheError where the text has too few tokens.
+    """
     texts = Texts(paths)
     chunk = max(CHUNK, CHUNK // 2 + window)
     n_chunk = max(LEAST_CHUNKS, n_tokens // chunk)
@@ -79,13 +91,13 @@ def make_material(
     parts = [part for part in parts if len(part) >= shortest]
     if len(parts) < LEAST_CHUNKS:
         raise MiniCacheError(
-            f"the text has too few tokens to calibrate with: {LEAST_CHUNKS} chunks of {shortest} and more "
-            "are needed, thousands of tokens are better; give more --text"
+            f"the text has too few tokens to calibrate with: it takes {LEAST_CHUNKS} chunks of {shortest} tokens "
+            "or more, and thousands of tokens are better; give more --text"
         )
     most = max(length, min(CONTEXT, n_ctx_train or CONTEXT))
     kinds = {turn: [part for number, part in enumerate(parts) if TURNS[number % 4] == turn] for turn in TURNS}
     kinds["measure"] = joined(kinds["measure"], most)
-    # no token is measured at in the first half: read the other way round, each half has its turn
+    # nothing is measured in the first half of a context: reading each again with its halves swapped covers both
     kinds["check"] = [one for text in joined(kinds["check"], most) for one in (text, halves_swapped(text))]
     found: dict[str, list[Chunk]] = {}
     number = 0
@@ -93,7 +105,7 @@ def make_material(
         found[kind] = []
         for part in texts_of:
             tokens = vocabulary.begun(part)[: max(len(part), shortest)]
-            # positions all over the context, and evenly: statistics must not depend on the place
+            # positions are spread evenly over the trained context, as statistics must not depend on the place
             position = int(GOLDEN * number % 1 * max(0, n_ctx_train - len(tokens)))
             found[kind].append(Chunk(tokens, position, window))
             number += 1
@@ -106,20 +118,21 @@ def halves_swapped(tokens: list[int]) -> list[int]:
 
 
 def joined(parts: Sequence[list[int]], most: int) -> list[list[int]]:
-    """Parts one after the other in contexts of about equal length, of at most so many tokens."""
+    """Joins parts, in their order, to contexts of about equal length, of at most `most` tokens."""
     per_context = max(1, most // max(len(part) for part in parts))
     n_context = -(-len(parts) // per_context)
     per_context = -(-len(parts) // n_context)
-    groups = [parts[i : i + per_context] for i in range(0, len(parts), per_context)]
-    return [[token for part in group for token in part] for group in groups]
+    contexts = [parts[i : i + per_context] for i in range(0, len(parts), per_context)]
+    return [[token for part in context for token in part] for context in contexts]
 
 
 def _cut(tokens: list[int], n_chunk: int, length: int, window: int) -> list[list[int]]:
-    """Chunks of at most this length that don't overlap, evenly from all over the tokens."""
+    """Chunks of at most `length` tokens that do not overlap, spread evenly over the tokens."""
     if len(tokens) < n_chunk * length:
         length = max(SHORTEST + window, min(length, len(tokens) // n_chunk))
         long = CHUNK // 4 + window
-        if len(tokens) >= 2 * LEAST_CHUNKS * long:  # enough for fewer chunks that are long
+        # fewer chunks that are long are better, where there is text enough for them
+        if len(tokens) >= 2 * LEAST_CHUNKS * long:
             length = max(length, long)
         n_chunk = min(n_chunk, len(tokens) // length)
     step = len(tokens) // n_chunk if n_chunk else 0

@@ -1,4 +1,4 @@
-"""What caches cost on a calibration's chunks, against the model's own f16 cache; no configuration is measured twice."""
+"""Measures what caches lose on a calibration's chunks, against the model's own f16 cache, each configuration once."""
 
 from __future__ import annotations
 
@@ -22,12 +22,17 @@ F16 = CacheSpec("f16", "f16")
 
 @dataclass(frozen=True)
 class Measured:
+    # mean KL divergence from the f16 cache, in nats per token
     kl: float
+    # the share of tokens after which both caches make the same token the most likely one
     top1: float
 
 
 class Meter:
-    """Measures configurations on chunks of several kinds, and remembers in a file what they gave."""
+    """Measures configurations on chunks of several kinds, and keeps the results in the file `memory`.
+
+    Calls `on_run` with the name of a configuration before the model is run with it.
+    """
 
     def __init__(
         self,
@@ -51,7 +56,7 @@ class Meter:
                 reference.close()
 
     def measure(self, spec: CacheSpec, kind: str, name: str = "") -> Measured:
-        """Mean KL divergence and top-1 agreement over what is measured of the chunks of a kind."""
+        """The loss of a configuration on the chunks of a kind, over the tokens from each chunk's `first` on."""
         key = f"{kind} {_identity(spec)}"
         if key not in self.known:
             self.on_run(name or spec.name)
@@ -79,11 +84,11 @@ class Meter:
         return self.references[kind]
 
     def _row(self, kind: str, number: int, at: int) -> int:
-        """The row of a chunk's reference for the token of this index."""
+        """The row in the reference of chunk `number` for its token `at`."""
         return at - self.chunks[kind][number].first
 
     def _read(self, spec: CacheSpec, kind: str) -> Iterator[tuple[list[int], int, Floats]]:
-        """Chunks, index of a token, and log-probabilities after it in each of them, of all that is measured."""
+        """Yields (chunk numbers, index of a token, log-probabilities after it, [chunks, n_vocab])."""
         with ParallelContext(self.model, spec, self.chunks[kind], self.threads) as context:
             for numbers, at, logits in context.read():
                 yield numbers, at, log_probabilities(logits)
@@ -95,7 +100,7 @@ class Meter:
 
 
 def _identity(spec: CacheSpec) -> str:
-    """Equal for configurations that hold the cache in the same way."""
+    """Equal for configurations that keep the cache in the same way: a plan counts by its bytes, not by its path."""
     if spec.plan_file is not None:
         return hashlib.sha256(spec.plan_file.path.read_bytes()).hexdigest()
     return spec.name

@@ -1,4 +1,4 @@
-"""Several texts read at the same time as sequences of one context, a token of each in every step."""
+"""Reads several chunks side by side, as sequences of one context."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from ..reading.divergence import Floats
 from ..reading.model import NativeModel
 from .material import Chunk
 
-PROMPT_STEP = 64  # tokens of each chunk in a step that is not measured at
+# tokens of each chunk in a step at which nothing is measured
+PROMPT_STEP = 64
 
 
 class ParallelContext:
-    """A context with a stream of the cache for each chunk.
+    """A context in which each chunk has a stream of the cache.
 
-    The tokens before those that are measured at are read as a prompt is, several of each chunk in every step. From then
-    on it is as in decode: a token sees itself exactly and all others from the cache, the nearest ones, which matter
-    most, included; with a window, which keeps those as they are, a step has an eighth as many tokens of each chunk.
+    The tokens before the first that is measured at are read like a prompt, 64 of each chunk in a step. From there on
+    chunks are read as in decode, one token of each in a step: a token sees itself exactly and all others from the
+    cache, the nearest ones, which matter most, included. With a window, which keeps those exact anyway, a step has an
+    eighth of the window's tokens of each chunk.
     """
 
     def __init__(self, model: NativeModel, spec: CacheSpec, chunks: Sequence[Chunk], threads: int) -> None:
@@ -38,9 +40,10 @@ class ParallelContext:
         self.batch = TokenBatch(n_batch)
 
     def read(self) -> Iterator[tuple[list[int], int, Floats]]:
-        """Read all chunks; (chunks, index of a token, logits after it in each of them), where it is measured at.
+        """Reads all chunks; yields (chunk numbers, index of a token, logits after it, [chunks, n_vocab]).
 
-        The logits are llama.cpp's own memory: they last until the next step.
+        It yields at each token from a chunk's `first` on. The logits are llama.cpp's memory: they last until the next
+        step.
         """
         first = min(chunk.first for chunk in self.chunks)
         longest = max(len(chunk.tokens) for chunk in self.chunks)

@@ -1,7 +1,8 @@
-"""What each cache type loses of a layer's K and V, so that a planner can choose one where a layer is not coded.
+"""What each cache type loses of a layer's K and V, so that the planner can choose types for layers that are not coded.
 
-The errors are those of unit vectors, weighted as they are read (layer_weights.py), of what llama.cpp makes of a row:
-turned by a Hadamard matrix where the type is quantized and heads are multiples of 64, rounded, and turned back.
+The errors are those of unit vectors, weighted (layer_weights.py), that go through what llama.cpp does with a row: where
+the type is quantized and the head size is a multiple of 64, the row is multiplied by a Hadamard matrix before it is
+rounded, and again after it is read.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ from numpy.typing import NDArray
 
 from ..cache.code_format import Kind
 from ..modelfile.ggml_types import CACHE_TYPES, GGML_TYPES, is_quantized
-from .capture import Samples
 from .code_fit import unit_vectors
+from .samples import Samples
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
-ROWS = 1024  # tokens that are rounded, spread over all that were captured
+# tokens that are rounded, spread evenly over all that were captured
+ROWS = 1024
 # ggml's kvalues_iq4nl
 IQ4_NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
 
 @dataclass(frozen=True)
 class PlainFit:
-    """A layer, and the weighted mean squared errors of its K and V in each type that its heads can have."""
+    """The weighted mean squared errors of a layer's K and V in each cache type that its heads can have."""
 
     layer: int
     k: Mapping[str, float]
@@ -36,11 +38,12 @@ class PlainFit:
 
 
 def fit_plain(samples: Samples, weights: Mapping[Kind, Doubles], number: int) -> PlainFit:
-    """Fit a layer, whose errors count as its weights [n_head_kv, d] say."""
+    """The errors of a layer; `weights`, [n_head_kv, d] for K and for V, are those of its squared errors."""
     k, v = samples.layer(number)
     step = max(1, len(k) // ROWS)
     size_k, size_v = k.shape[2], v.shape[2]
-    rotated_k = next((n for n in (512, 256, 128, 64) if size_k % n == 0), 0)  # V is turned in blocks of 64
+    # llama.cpp rotates K in the largest blocks that divide the head size, and V in blocks of 64
+    rotated_k = next((n for n in (512, 256, 128, 64) if size_k % n == 0), 0)
     rotated_v = 64 if size_v % 64 == 0 else 0
     return PlainFit(
         number,
@@ -50,7 +53,7 @@ def fit_plain(samples: Samples, weights: Mapping[Kind, Doubles], number: int) ->
 
 
 def _errors(unit: Floats, weight: Doubles, n_rotated: int) -> dict[str, float]:
-    """Of unit vectors [n, heads, d], for each type."""
+    """The errors of unit vectors [n, heads, d] by type; quantized types rotate blocks of `n_rotated` numbers."""
     found = {}
     for name in CACHE_TYPES:
         ggml_type = GGML_TYPES[name]
@@ -64,7 +67,7 @@ def _errors(unit: Floats, weight: Doubles, n_rotated: int) -> dict[str, float]:
 
 
 def hadamard(x: Floats, n: int) -> Floats:
-    """Blocks of n numbers times the orthogonal Hadamard matrix of n, which undoes itself; 0: as they are."""
+    """Multiplies each block of n numbers by the orthogonal Hadamard matrix, its own inverse; returns x where n is 0."""
     if not n:
         return x
     y: Any = x
@@ -77,7 +80,7 @@ def hadamard(x: Floats, n: int) -> Floats:
 
 
 def round_trip(x: Floats, name: str) -> Floats:
-    """Rows as a cache of this type gives them back."""
+    """x as a cache of type `name` restores it; the last axis holds whole rows."""
     if name == "f16":
         return x.astype(np.float16).astype(np.float32)
     rows = np.ascontiguousarray(x.reshape(-1, x.shape[-1]), dtype=np.float32)
@@ -91,7 +94,7 @@ def round_trip(x: Floats, name: str) -> Floats:
 
 
 def _iq4_nl(rows: Floats) -> Floats:
-    """quantize_row_iq4_nl_ref(), which gguf has not: the nearest of 16 levels, then the best scale for those."""
+    """ggml's quantize_row_iq4_nl_ref(), which gguf lacks: the nearest of 16 levels, then the best scale for those."""
     block = rows.reshape(-1, 32)
     largest = np.take_along_axis(block, np.abs(block).argmax(axis=1)[:, None], axis=1)
     inverse = np.divide(IQ4_NL[0], largest, out=np.zeros_like(largest), where=largest != 0)

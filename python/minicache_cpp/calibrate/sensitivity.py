@@ -1,8 +1,8 @@
-"""What errors of each layer's K and V do to the model's output, as measured on it.
+"""Measures how much errors in each layer's K and V change the model's output.
 
-With every layer in a code of its own at 8 bits but one layer's K (or V) at 3, the KL divergence that this adds, per
-unit of squared error, is the sensitivity of that layer's K (or V). Layers that share a code have each its own, so that
-the code spends its bits on the one that needs them.
+Every layer is coded by itself at 8 bits, except for one layer's K (or V), which has 3. The KL divergence that this
+adds, per unit of weighted squared error, is the sensitivity of that layer's K (or V). Layers that share a code have
+sensitivities of their own, so that the code spends its bits on the layer that needs them.
 """
 
 from __future__ import annotations
@@ -18,23 +18,28 @@ from .code_fit import CHOICES
 from .group_fit import GroupFit, LayerWeights
 
 EXACT_WIDTH = 8
-PROBE_WIDTH = 3  # near to what a plan of a ratio of 5 has; at 1 and at 2 bits sensitivities are much the same
-LEAST_SHARE = 0.02  # of the mean: a part that adds less is not trusted to be that harmless
+# about the width that a plan of ratio 5 has; at 1 and 2 bits sensitivities are nearly the same
+PROBE_WIDTH = 3
+# the least divergence that a part is taken to add, relative to the mean: a smaller one may be chance
+LEAST_SHARE = 0.02
 
-# the KL divergence of a choice for each layer; with its name
+# measures the KL divergence of one choice for each layer; the text names the measurement in the progress line
 Measure = Callable[[Sequence[Choice], str], float]
 
 
 @dataclass(frozen=True)
 class Sensitivities:
-    """What is lost for errors of each layer's K and V, as KL divergence."""
+    """The KL divergence that errors in each layer's K and V cause, by kind and layer."""
 
-    of: Mapping[tuple[Kind, int], float]  # per unit of weighted squared error
-    whole: Mapping[tuple[Kind, int], float]  # as expected of an error as large as all that there is
-    plain: float = 1.0  # what plain types lose, as measured, over what the losses of codes let expect
+    # per unit of weighted squared error
+    of: Mapping[tuple[Kind, int], float]
+    # as expected if all of K, or V, were lost
+    whole: Mapping[tuple[Kind, int], float]
+    # what plain types lose, as measured, over what the sensitivities of codes predict
+    plain: float = 1.0
 
     def scaled(self, weights: LayerWeights) -> LayerWeights:
-        """Weights that make the squared error the KL divergence that is expected of it."""
+        """The weights with which a weighted squared error is the KL divergence that it is expected to cause."""
         return {
             layer: {kind: one * self.of[kind, layer] for kind, one in both.items()}
             for layer, both in weights.items()
@@ -42,12 +47,12 @@ class Sensitivities:
 
 
 def uniform(n_unit: int, width: int) -> Layout:
-    """All units of one width, none with 0."""
+    """The layout of n_unit units of one width; without any where the width is 0."""
     return Layout.of([width] * n_unit)
 
 
 def exact(fit: GroupFit) -> Choice:
-    """A code as good as it can be."""
+    """The most exact code."""
     return Choice(uniform(fit.k.n_unit, EXACT_WIDTH), uniform(fit.v.n_unit, EXACT_WIDTH))
 
 
@@ -56,12 +61,12 @@ def measure_sensitivities(
     measure: Measure,
     widths: Mapping[tuple[Kind, int], int] | None = None,
 ) -> Sensitivities:
-    """Measure those of all layers, each part at 3 bits in turn, or at its own width.
+    """Measures the sensitivities of all layers, with each layer's K and V at 3 bits in turn, or at its own of `widths`.
 
-    `singles` are the codes of each layer by itself.
+    `singles` are the codes of the layers by themselves.
     """
     best = [exact(one) for one in singles]
-    base = measure(best, f"all layers at {EXACT_WIDTH} bits")
+    exact_kl = measure(best, f"all layers at {EXACT_WIDTH} bits")
     added, errors, wholes = {}, {}, {}
     for kind in KINDS:
         for index, one in enumerate(singles):
@@ -71,7 +76,7 @@ def measure_sensitivities(
             errors[key] = part.error(coarse) - part.error(uniform(part.n_unit, EXACT_WIDTH))
             choices = list(best)
             choices[index] = replace(best[index], k=coarse) if kind == "k" else replace(best[index], v=coarse)
-            added[key] = max(measure(choices, f"{kind.upper()} of layer {one.first}") - base, 0.0)
+            added[key] = max(measure(choices, f"{kind.upper()} of layer {one.first}") - exact_kl, 0.0)
     least = max(LEAST_SHARE * sum(added.values()) / max(1, len(added)), 1e-9)
     of = {key: max(one, least) / max(errors[key], 1e-30) for key, one in added.items()}
     return Sensitivities(of, {key: of[key] * whole for key, whole in wholes.items()})
@@ -80,7 +85,7 @@ def measure_sensitivities(
 def widths_like(
     fit: GroupFit, choice: Choice, singles: Mapping[int, GroupFit]
 ) -> dict[tuple[Kind, int], int]:
-    """At how many bits each layer by itself has about the error that it has in a group's code."""
+    """The widths at which the layers of a group, each coded by itself, have about the errors they have in its code."""
     found: dict[tuple[Kind, int], int] = {}
     for kind in KINDS:
         part, layout = fit.part(kind), choice.k if kind == "k" else choice.v

@@ -1,0 +1,88 @@
+"""How a calibration is done: its options, their defaults, and what is refused before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import MiniCacheError
+from ..host.threads import default_threads
+from ..modelfile.gguf_file import GGUFFile
+
+DEFAULT_RATIO = 5.0
+DEFAULT_TOKENS = 12288
+DEFAULT_BLOCK = 128
+DEFAULT_WINDOW = 64
+DEFAULT_GROUP = "2"
+# for each --group, the most layers of a group that are tried, one after the other
+GROUP_SIZES = {"2": (2,), "4": (4,), "auto": (2, 4)}
+# a model with fewer bytes of weights is run by one thread
+TINY = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `minicache calibrate`, with its defaults. One of `ratio`, `max_kl` and `budget` is given."""
+
+    # UTF-8 files to calibrate with; without any, the package's own
+    texts: tuple[Path, ...] = ()
+    # f16 bytes per cached token over the plan's, at least
+    ratio: float | None = None
+    # KL divergence from the model's own f16 cache, in nats per token, at most
+    max_kl: float | None = None
+    # bytes of the whole cache at a context of n_ctx tokens, at most
+    budget: int | None = None
+    n_ctx: int = 0
+    # K is coded relative to multiples of this position; 0: as it is after RoPE
+    rope_block: int = DEFAULT_BLOCK
+    # the latest tokens of each stream, which are kept uncoded
+    window: int = DEFAULT_WINDOW
+    # a key of GROUP_SIZES
+    group: str = DEFAULT_GROUP
+    # tokens of text to work with
+    tokens: int = DEFAULT_TOKENS
+    # how many times the sensitivities are measured again, at the errors of the plan that was chosen
+    refine: int = 0
+    # CPU threads; 0: all cores, or one for a tiny model
+    threads: int = 0
+    # layers on the GPU; -1: all
+    gpu_layers: int = 0
+
+
+def check_options(options: Options) -> None:
+    """Raises MiniCacheError where an option is outside its range."""
+    from ..cache.native_settings import MAX_WINDOW
+
+    if options.ratio is not None and not 1 <= options.ratio < float("inf"):
+        raise MiniCacheError(f"--ratio {options.ratio:g}: it must be 1 or more")
+    if options.max_kl is not None and not 0 < options.max_kl < float("inf"):
+        raise MiniCacheError(f"--max-kl {options.max_kl:g}: it must be more than 0")
+    for name, least, most in (
+        ("n_ctx", 0, 2**31 - 1),
+        ("rope_block", 0, 1024),
+        ("window", 0, MAX_WINDOW),
+        ("tokens", 128, 2**24),
+        ("refine", 0, 10),
+        ("threads", 0, 4096),
+        ("gpu_layers", -1, 2**31 - 1),
+    ):
+        if not least <= getattr(options, name) <= most:
+            option = {"n_ctx": "ctx"}.get(name, name).replace("_", "-")
+            raise MiniCacheError(f"--{option} {getattr(options, name)}: it must be from {least} to {most}")
+    # chunks must be longer than the window, as errors show only beyond it
+    least = 128 + 4 * options.window
+    if options.tokens < least:
+        raise MiniCacheError(
+            f"--tokens {options.tokens}: with --window {options.window} it must be {least} or more"
+        )
+
+
+def check_output(output: Path | None) -> None:
+    """Raises MiniCacheError for a path that cannot be written, before minutes of work rather than after."""
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise MiniCacheError(f"cannot write {output}: give the path of a file in a folder that exists")
+
+
+def threads_for(file: GGUFFile) -> int:
+    """The CPU threads for a model: one for a tiny model, which is slower with threads that wait for each other."""
+    return 1 if file.weight_bytes < TINY else default_threads()

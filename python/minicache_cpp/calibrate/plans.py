@@ -1,0 +1,99 @@
+"""Plans made of choices: which groups are coded with which layouts, and which layers are plain in which types."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..cache.code_format import GroupFormat, Layout
+from ..cache.plan import PlainLayer, Plan
+from ..cache.plan_file import write_plan
+from ..modelfile.ggml_types import CACHE_TYPES, GGML_TYPES
+from ..modelfile.shape import ModelShape
+from .allocation import Choice
+from .group_fit import GroupFit, cut_into_groups
+from .rope import Rope
+
+# the type of retained tokens and of the window; heads that cannot have it get f16
+POOL_TYPE = "q8_0"
+
+
+@dataclass(frozen=True)
+class PlanBuilder:
+    """Builds plans for one model. It measures nothing."""
+
+    shape: ModelShape
+    # a plan without groups, with the window and RoPE block that plans with groups get
+    template: Plan
+    # how RoPE turns each layer's K: layers that differ in it share no code
+    ropes: Sequence[Rope | None]
+
+    def types(self) -> list[str]:
+        """The cache types that all heads of this model can have."""
+        sizes = {size for one in self.shape.attention_layers for size in (one.head_size_k, one.head_size_v)}
+        return [name for name in CACHE_TYPES if all(size % GGML_TYPES[name].block == 0 for size in sizes)]
+
+    def can_retain(self) -> bool:
+        """Whether heads of this model can be kept in the pool's type."""
+        return POOL_TYPE in self.types()
+
+    def plain(self, name: str) -> Plan:
+        """The plan that keeps all layers in one cache type."""
+        return replace(self.template, rope_block=0, type_k=name, type_v=name, pool_type="f16", window=0)
+
+    def of(self, fits: Sequence[GroupFit], choices: Sequence[Choice], retain: float = 0.0) -> Plan:
+        """The plan of one choice for each group; `retain` is the fraction of tokens that coded groups retain."""
+        groups = [
+            fit.format(choice.k, choice.v)
+            for fit, choice in zip(fits, choices, strict=True)
+            if choice.k is not None and choice.v is not None
+        ]
+        types = {
+            layer: names
+            for fit, choice in zip(fits, choices, strict=True)
+            if choice.types
+            for layer, names in zip(fit.layers, choice.types, strict=True)
+        }
+        common = [
+            Counter(names[side] for names in types.values()).most_common(1)[0][0] if types else "f16"
+            for side in (0, 1)
+        ]
+        pool_type = self._window_type() if groups else "f16"
+        return replace(
+            self.template,
+            rope_block=self.template.rope_block if groups else 0,
+            type_k=common[0],
+            type_v=common[1],
+            plain=tuple(
+                PlainLayer(layer, *types[layer]) for layer in sorted(types) if list(types[layer]) != common
+            ),
+            groups=tuple(groups),
+            retain=retain,
+            pool_type=POOL_TYPE if retain else pool_type,
+            window=self.template.window if groups else 0,
+        )
+
+    def uniform(self, layout: Layout, most: int) -> Plan:
+        """The plan that codes all layers with one layout, in groups of at most `most`."""
+        groups = []
+        for layers in cut_into_groups(self.shape, self.ropes, most):
+            one = self.shape.layers[layers[0]]
+            groups.append(
+                GroupFormat(layers, one.n_head_kv, one.head_size_k, one.head_size_v, layout, layout)
+            )
+        return replace(self.template, groups=tuple(groups), pool_type=self._window_type())
+
+    def _window_type(self) -> str:
+        """The pool's type in a plan that has groups and retains no tokens."""
+        return POOL_TYPE if self.template.window and self.can_retain() else "f16"
+
+
+def write_fitted(path: Path, plan: Plan, fits: Sequence[GroupFit]) -> None:
+    """Writes a plan with the codecs of its groups, which are made of the fits of the same layers."""
+    by_layers = {fit.layers: fit for fit in fits}
+    codecs = {
+        group.first: by_layers[group.layers].codec(group.layout_k, group.layout_v) for group in plan.groups
+    }
+    write_plan(path, plan, codecs)

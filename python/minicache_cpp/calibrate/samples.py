@@ -1,0 +1,118 @@
+"""The K and V of a model on the calibration's text, in files.
+
+Each chunk has two files. `chunk-N.kv.npy` holds K (after RoPE) and V of all layers as float16, and
+`chunk-N.weights.npy`, which is written last and so marks the chunk as complete, holds how much attention amplifies
+errors in them (attention_weights.py). Memory never holds more than one chunk while the model runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cache.code_format import Kind
+from ..modelfile.shape import ModelShape
+from .attention_weights import AttentionWeights, attention_weights
+from .material import Chunk
+from .rope import Rope
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+
+class Samples:
+    """The captured chunks of a model, in a folder.
+
+    `gains` holds the mean square gain of each layer's output matrix, [n_head], or None for 1; without any all are 1.
+    `window` is that of the cache, which keeps the latest tokens exactly: errors in them do not count.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shape: ModelShape,
+        chunks: Sequence[Chunk],
+        gains: Sequence[Doubles | None] = (),
+        window: int = 0,
+    ) -> None:
+        self.folder, self.shape, self.chunks, self.gains, self.window = folder, shape, chunks, gains, window
+        # set by capture(): one for each layer, None where a layer's K is turned in a way that Rope cannot express
+        self.ropes: list[Rope | None] = []
+
+    def has(self, number: int) -> bool:
+        """Whether chunk `number` is complete."""
+        return self._file(number, "weights").exists()
+
+    def write(self, number: int, seen: Mapping[tuple[str, int], Floats]) -> None:
+        """Stores chunk `number`: `seen` has Q, K and V by kind ("q", "k", "v") and layer, [tokens, heads, size]."""
+        rows, weights = [], []
+        for layer_number, layer in enumerate(self.shape.layers):
+            if not layer.n_head_kv:
+                continue
+            q, k, v = (seen[kind, layer_number] for kind in "qkv")
+            rows += [k.reshape(-1), v.reshape(-1)]
+            gain = self.gains[layer_number] if self.gains else None
+            read = attention_weights(q, k, v, gain if gain is not None else np.ones(q.shape[1]), self.window)
+            weights += [one.reshape(-1) for one in (read.k, read.v, read.tokens_k, read.tokens_v)]
+        _save(self._file(number, "kv"), np.concatenate(rows).astype(np.float16))
+        _save(self._file(number, "weights"), np.concatenate(weights))
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """The positions of all tokens, chunk after chunk, [tokens]."""
+        return np.concatenate([np.arange(len(chunk.tokens)) + chunk.position for chunk in self.chunks])
+
+    def layer(self, number: int) -> tuple[Floats, Floats]:
+        """K (after RoPE) and V of a layer over all chunks, [tokens, heads, size]."""
+        keys, values = [], []
+        for index, chunk in enumerate(self.chunks):
+            n = len(chunk.tokens)
+            data = np.load(self._file(index, "kv"), mmap_mode="r")
+            start = n * sum(layer.n_k + layer.n_v for layer in self.shape.layers[:number])
+            layer = self.shape.layers[number]
+            middle, end = start + n * layer.n_k, start + n * (layer.n_k + layer.n_v)
+            keys.append(data[start:middle].reshape(n, layer.n_head_kv, layer.head_size_k).astype(np.float32))
+            values.append(data[middle:end].reshape(n, layer.n_head_kv, layer.head_size_v).astype(np.float32))
+        return np.concatenate(keys), np.concatenate(values)
+
+    def read(self, number: int) -> AttentionWeights:
+        """How much errors in a layer's K and V count, over all chunks."""
+        chunks = [self._read(index, number) for index in range(len(self.chunks))]
+        shares = [len(chunk.tokens) for chunk in self.chunks]
+        return AttentionWeights(
+            np.average([one.k for one in chunks], axis=0, weights=shares),
+            np.average([one.v for one in chunks], axis=0, weights=shares),
+            np.concatenate([one.tokens_k for one in chunks]),
+            np.concatenate([one.tokens_v for one in chunks]),
+        )
+
+    def tokens(self, kind: Kind, number: int) -> Doubles:
+        """The weight of each token in a layer's K or V, relative to the mean, [tokens, heads]."""
+        read = self.read(number)
+        return read.tokens_k if kind == "k" else read.tokens_v
+
+    def _file(self, number: int, kind: str) -> Path:
+        return self.folder / f"chunk-{number:04}.{kind}.npy"
+
+    def _read(self, index: int, number: int) -> AttentionWeights:
+        n = len(self.chunks[index].tokens)
+        before = sum(one.n_k + (1 + 2 * n) * one.n_head_kv for one in self.shape.layers[:number])
+        layer = self.shape.layers[number]
+        data = np.load(self._file(index, "weights"), mmap_mode="r")[before:]
+        sizes = np.cumsum([layer.n_k, layer.n_head_kv, n * layer.n_head_kv, n * layer.n_head_kv])
+        k, v, tokens_k, tokens_v = np.split(data[: sizes[-1]], sizes[:-1])
+        heads = layer.n_head_kv
+        by_token = (tokens.reshape(n, heads) for tokens in (tokens_k, tokens_v))
+        return AttentionWeights(k.reshape(heads, -1), np.array(v), *by_token)
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.save(file, array)
+    part.replace(path)
