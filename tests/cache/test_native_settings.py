@@ -1,4 +1,4 @@
-"""The native library checks settings, and settings written as text, by itself."""
+"""The native library checks the ranges of settings by itself."""
 
 from __future__ import annotations
 

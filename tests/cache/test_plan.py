@@ -17,6 +17,7 @@ from minicache_cpp.cache.plan_file import PlanFile, write_plan
 from minicache_cpp.cache.plan_store import find_plan, plan_path
 from minicache_cpp.cache.size import kv_bytes, plan_fixed_bytes, plan_window_bytes
 from minicache_cpp.inspect import inspect_model
+from minicache_cpp.modelfile import gguf_file
 from minicache_cpp.modelfile.fingerprint import fingerprint
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.modelfile.shape import model_shape
@@ -270,3 +271,26 @@ def test_what_cant_be_written_is_told(model_kinds: dict[str, Path], tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(MiniCacheError, match="cannot be written"):
         make(model_kinds["neighbours"], tmp_path / "file" / "plan.gguf")
+
+
+def test_a_plan_and_a_model_are_opened_once(
+    model_kinds: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Llama walks the header of a model once; the plan's file is opened once by each side, and then carried."""
+    path = make(model_kinds["neighbours"], tmp_path / "plan.gguf")
+    read: list[str] = []
+    read_one = gguf_file._read_one
+    monkeypatch.setattr(gguf_file, "_read_one", lambda path: read.append(path.name) or read_one(path))
+    native = binding.read_plan
+    monkeypatch.setattr(binding, "read_plan", lambda path: read.append("native") or native(path))
+    with Llama(str(model_kinds["neighbours"]), minicache=path, **SMALL) as llm:
+        assert llm.kv_report().mode == "code"
+    assert sorted(read) == sorted(["native", model_kinds["neighbours"].name, "plan.gguf"])
+
+
+def test_an_opened_plan_serves_many_contexts(model_kinds: dict[str, Path], tmp_path: Path) -> None:
+    plan = PlanFile.open(make(model_kinds["neighbours"], tmp_path / "plan.gguf"))
+    plan.path.unlink()
+    for _ in range(2):
+        with Llama(str(model_kinds["neighbours"]), minicache=MiniCache(plan=plan), **SMALL) as llm:
+            assert llm.kv_report().mode == "code"

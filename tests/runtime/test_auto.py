@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,38 @@ def test_auto_does_without_where_calibration_fails(
     monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(bundled, "calibration_files", lambda: [tmp_path / "none.txt"])
     arguments: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "verbose": False, "minicache": "auto"}
-    with pytest.warns(MiniCacheWarning, match="can't be calibrated.*none.txt"):
+    with pytest.warns(MiniCacheWarning, match="cannot be calibrated.*none.txt"):
         llm = Llama(str(four_layers), calibrate="once", **arguments)
     assert llm.kv_report().type_k == "q8_0"
     llm.close()
+
+
+def test_auto_keeps_the_types_that_the_caller_gave(random_model: Loaded) -> None:
+    """Where a plain cache is the best there is; type number 0 is f32, and not "none given"."""
+    arguments: dict[str, Any] = {"n_ctx": 256, "n_threads": 1, "verbose": False, "calibrate": "never"}
+    for given, types in (
+        ({"type_k": 0}, ("f32", "q8_0")),
+        ({"type_v": "f16"}, ("q8_0", "f16")),
+        ({}, ("q8_0", "q8_0")),
+    ):
+        with pytest.warns(MiniCacheWarning, match="has no plan"):
+            llm = Llama(str(random_model.path), minicache="auto", **given, **arguments)  # type: ignore[arg-type]
+        report = llm.kv_report()
+        llm.close()
+        assert (report.type_k, report.type_v) == types
+
+
+def test_the_warning_is_at_the_callers_line(random_model: Loaded) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Llama(str(random_model.path), n_ctx=256, verbose=False, minicache="auto", calibrate="never").close()
+    ours = [one for one in caught if issubclass(one.category, MiniCacheWarning)]
+    assert [one.filename for one in ours] == [__file__]
+
+
+def test_what_is_refused_is_refused_before_a_calibration(
+    random_model: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minicache_cpp.calibrate.calibration.calibrate", None)
+    with pytest.raises(MiniCacheError, match="flash attention"):
+        Llama(str(random_model.path), minicache="auto", calibrate="once", flash_attn=False, verbose=False)

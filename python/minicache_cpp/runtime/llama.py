@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -127,7 +128,11 @@ class Llama(llama_cpp.Llama):
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, MiniCacheWarning, stacklevel=5)
+    """Warns at the line of the caller's own code that asked for the Llama."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("minicache_cpp."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, MiniCacheWarning, stacklevel=level)
 
 
 def set_state(llm: llama_cpp.Llama, data: bytes) -> None:
