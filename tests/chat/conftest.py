@@ -42,7 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
         with mock.patch.object(tiny_models, "add_tokenizer", add):
             model = tiny_models.random_model(head_size=head_size)
-            model.weights["output.weight"][tiny_models.EOS] = 0  # answers end where a test says
+            model.weights["output.weight"][tiny_models.EOS] = 0  # answers end only where a test ends them
             found[name] = model.write(folder / f"{name}.gguf")
     return found
 

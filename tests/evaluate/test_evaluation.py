@@ -1,4 +1,4 @@
-"""The chunks of an evaluation, and positions that a model lacks."""
+"""The chunks of an evaluation, and positions beyond what a model has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scripts/random_plan.py: plans of random codecs have the asked ratio and run."""
+"""scripts/random_plan.py: plans with random codecs have the ratio that was asked for, and run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibrations of tiny models: the text that they are made from, and how they are made."""
+"""Calibrations of tiny models, and the text that they read."""
 
 from __future__ import annotations
 

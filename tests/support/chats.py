@@ -1,4 +1,4 @@
-"""Conversations with tiny models, short and always the same."""
+"""Short conversations with tiny models, which give the same answers every time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of LongBench's format."""
+"""Files in LongBench's format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measurements as `minicache-test perf --json` writes them."""
+"""Results in the form in which `minicache-test perf --json` writes them."""
 
 from __future__ import annotations
 

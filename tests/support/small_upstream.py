@@ -1,4 +1,4 @@
-"""A source distribution with a small llama.cpp in it, and patches for it."""
+"""A small upstream: a source distribution that contains a tiny llama.cpp, and patches for it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ new file mode 100644
 
 
 class Upstream:
-    """A source distribution with a small llama.cpp in it, a place to unpack it, and patches."""
+    """The archive of a small upstream, the directory that it is unpacked to, and the directory of its patches."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -103,7 +103,7 @@ class Upstream:
         return (self.tree / "src" / "counting.txt").read_text()
 
     def files(self) -> dict[str, tuple[str, int]]:
-        """Every file of the tree, with its content and time."""
+        """Every file of the tree with its content and modification time."""
         paths = [path for path in self.tree.rglob("*") if path.is_file()]
         return {
             str(path.relative_to(self.tree)): (path.read_text(), path.stat().st_mtime_ns) for path in paths

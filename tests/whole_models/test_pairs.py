@@ -1,4 +1,4 @@
-"""Whole models with a MiniCache context against the NumPy oracle, which applies the same split of the same tokens."""
+"""Pairs merged by SLERP: whole models against the oracle, which splits the same tokens into the same ubatches."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_every_split_matches_the_oracle(
         assert nmse(native(random_model, config, tokens, n_threads), expected) <= F16_BOUND
 
 
-def test_the_bound_tells_mistakes_apart(random_model: Loaded) -> None:
-    """An implementation that does any of this wrong is far outside the bound of the test above."""
+def test_the_bound_excludes_mistakes(random_model: Loaded) -> None:
+    """An implementation that makes one of these mistakes is far outside the bound of the test above."""
     config = Config(random_model.pairs, retain=0.05, n_ubatch=7)
     tokens, expected = clear_cut(random_model, config, lambda seed: run(prompt(130, seed)))
     assert nmse(native(random_model, config, tokens), expected) <= F16_BOUND
@@ -57,7 +57,7 @@ def test_the_bound_tells_mistakes_apart(random_model: Loaded) -> None:
 
 
 def test_prompt_then_decode(random_model: Loaded) -> None:
-    """One token at a time after a prompt, as a chat does, is another split of the same tokens."""
+    """A prompt and then one token at a time, as in a chat, is another split of the same tokens."""
     config = Config(random_model.pairs, retain=0.05, n_ubatch=64)
     tokens = run(prompt(140, 1))
     oracle = Oracle(random_model.tiny, config)
@@ -71,7 +71,7 @@ def test_prompt_then_decode(random_model: Loaded) -> None:
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_a_longer_context_matches_the_oracle(random_model: Loaded, n_threads: int) -> None:
-    """Long enough that the graph grows on the way and that threads share the cells of one query."""
+    """The context is so long that the graph grows and that threads share the cells of one query."""
     config = Config(random_model.pairs, retain=0.05, n_ubatch=128, n_cells=1024)
     tokens, _ = clear_cut(random_model, config, lambda seed: run(prompt(750, seed)))
     oracle = Oracle(random_model.tiny, config)
@@ -87,7 +87,7 @@ def test_a_longer_context_matches_the_oracle(random_model: Loaded, n_threads: in
 def test_cache_types_match_the_oracle(
     load: Callable[..., Loaded], kind: str, head_size: int, pool_type: str
 ) -> None:
-    """Head size 64 goes through upstream's Hadamard rotation, head size 32 does not. Every layer is merged."""
+    """Heads of 64 go through upstream's Hadamard rotation, heads of 32 do not. Every layer is merged."""
     loaded = load(tiny_models.random_model, head_size=head_size, n_layer=4)
     config = Config(((0, 1), (2, 3)), retain=0.1, n_ubatch=7, type_k=kind, type_v=kind, pool_type=pool_type)
     tokens, expected = clear_cut(loaded, config, lambda seed: run(prompt(60, seed)))
@@ -108,7 +108,7 @@ def test_types_of_k_and_v_are_independent(random_model: Loaded, type_k: str, typ
 
 @pytest.mark.parametrize("arch", ["qwen2", "refact"])
 def test_other_architectures_match_the_oracle(load: Callable[..., Loaded], arch: str) -> None:
-    """Biases and RoPE over halves; ALiBi without RoPE."""
+    """qwen2 has biases and RoPE over halves, refact has ALiBi and no RoPE."""
     loaded = load(tiny_models.random_model, arch=arch)
     config = Config(loaded.pairs, retain=0.05, n_ubatch=16)
     tokens, expected = clear_cut(loaded, config, lambda seed: run(prompt(100, seed)))
@@ -171,7 +171,7 @@ def test_parallel_layers_equal_the_full_cache_in_every_split(
 
 
 def test_parallel_layers_have_different_magnitudes(parallel_model: Loaded) -> None:
-    """Without them the test above would not notice magnitudes that were lost or swapped."""
+    """Otherwise the test above would not notice magnitudes that are lost or swapped."""
     config = Config(parallel_model.pairs, n_ubatch=7)
     oracle = Oracle(parallel_model.tiny, config)
     oracle.decode(run(prompt(30)))
@@ -202,7 +202,7 @@ def test_retaining_every_token_is_the_full_cache(
 
 
 def planted_tokens(n_tokens: int, block: int, seed: int) -> list[Token]:
-    """Random tokens, one planted token somewhere in each block of cells."""
+    """Random tokens, with one planted token somewhere in each block of cells."""
     rng = np.random.default_rng(seed)
     ids = prompt(n_tokens, seed)
     for start in range(0, n_tokens, block):
@@ -211,7 +211,7 @@ def planted_tokens(n_tokens: int, block: int, seed: int) -> list[Token]:
 
 
 def test_the_most_distant_tokens_are_retained(load: Callable[..., Loaded]) -> None:
-    """Only planted tokens lose by merging: the right rule gives the full cache, the wrong one does not."""
+    """Merging loses something only at planted tokens, so only the right rule gives the full cache."""
     loaded = load(tiny_models.planted_model, n_layer=8)
     config = Config(loaded.pairs, retain=0.05, pool_type="f16", n_ubatch=16)
     assert config.block == 20
@@ -235,7 +235,7 @@ def test_the_most_distant_tokens_are_retained(load: Callable[..., Loaded]) -> No
 
 
 def test_a_displaced_token_falls_back_to_its_merged_entry(load: Callable[..., Loaded]) -> None:
-    """Two planted tokens in one block: one is kept, the other is merged, neither is lost."""
+    """Of two planted tokens in one block, one is retained and the other merged; neither is lost."""
     loaded = load(tiny_models.planted_model, n_layer=8)
     config = Config(loaded.pairs, retain=0.05, pool_type="f16", n_ubatch=4)
 
@@ -251,14 +251,14 @@ def test_a_displaced_token_falls_back_to_its_merged_entry(load: Callable[..., Lo
 def clear_cut_apart(
     loaded: Loaded, config: Config, make: Callable[[int], list[Token]]
 ) -> tuple[list[Token], Logits]:
-    """As `clear_cut`, for models whose ordinary tokens are all alike: only which planted ones are held matters."""
+    """Like `clear_cut`, for models whose ordinary tokens are all alike: only the retained planted ones matter."""
     tokens = make(0)
     oracle = Oracle(loaded.tiny, config)
     logits = oracle.decode(tokens)
     planted = {i for i, token in enumerate(tokens) if token.id in PLANTED}
     for pair in loaded.pairs:
         held = {cell for cell in oracle.retained(pair) if cell in planted}
-        assert len(held) == 2  # of four, in two blocks
+        assert len(held) == 2  # of the four, which lie in two blocks
     return tokens, logits
 
 
@@ -270,10 +270,10 @@ def clear_cut_apart(
 @pytest.mark.parametrize("unified", [True, False])
 @pytest.mark.parametrize("merged", [True, False])
 def test_sequences_never_see_each_other(random_model: Loaded, unified: bool, merged: bool) -> None:
-    """Other tokens in the other sequences change nothing, to the last bit.
+    """Other tokens in other sequences change nothing, to the last bit.
 
-    In a unified cache neighbouring cells share a retained slot whatever sequence they belong to, so there the choice of
-    retained tokens, and nothing else, may depend on the others.
+    In a unified cache neighbouring cells share a slot whichever sequence they belong to. There the choice of retained
+    tokens, and nothing else, may depend on other sequences.
     """
     pairs = random_model.pairs if merged else ()
     config = Config(pairs, retain=0.0 if unified else 0.1, n_ubatch=16, n_seq_max=4, unified=unified)
@@ -288,7 +288,7 @@ def test_sequences_never_see_each_other(random_model: Loaded, unified: bool, mer
 
 
 def test_sequences_with_shared_slots_match_the_oracle(random_model: Loaded) -> None:
-    """What one sequence's tokens do to another's retained ones in a unified cache is what the oracle says."""
+    """In a unified cache the tokens of one sequence displace retained ones of another as the oracle says."""
     config = Config(random_model.pairs, retain=0.1, n_ubatch=16, n_seq_max=4)
     lengths = (10, 25, 50, 60)
 
