@@ -28,6 +28,7 @@ def own_user_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_library() -> None:
+    """Keeps llama.cpp's log out of the output."""
     llama_h.llama_log_set(contexts.quiet, ctypes.c_void_p(0))
 
 
@@ -59,6 +60,7 @@ def demo_model() -> Path:
 
 @pytest.fixture
 def rng() -> np.random.Generator:
+    """The same random numbers in every test."""
     return np.random.default_rng(7)
 
 
@@ -81,6 +83,12 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
 def random_model(load: Callable[..., Loaded]) -> Loaded:
     """Six layers. Its default pair is (3, 4), whose layers have nothing in common; the other four are plain."""
     return load(tiny_models.random_model)
+
+
+@pytest.fixture(scope="session")
+def parallel_model(load: Callable[..., Loaded]) -> Loaded:
+    """Eight layers whose pairs (4, 5) and (6, 7) have parallel K and V, so that merging them loses nothing."""
+    return load(tiny_models.parallel_model, n_layer=8)
 
 
 @pytest.fixture(scope="session")
@@ -107,9 +115,3 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("texts") / "text.txt"
     path.write_text("".join(chr(33 + (i * i + 7 * i) % 90) for i in range(2000)), encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="session")
-def parallel_model(load: Callable[..., Loaded]) -> Loaded:
-    """Eight layers whose pairs (4, 5) and (6, 7) have parallel K and V, so that merging them loses nothing."""
-    return load(tiny_models.parallel_model, n_layer=8)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from minicache_cpp.cache.code_format import UNIT, Layout
 from minicache_cpp.calibrate.allocation import Candidate, Choice, Part, PlainPart, allocate
 from minicache_cpp.calibrate.code_fit import CHOICES
-
-Array = npt.NDArray[np.floating]
 
 
 def parts(rng: np.random.Generator, n: int) -> list[Part]:

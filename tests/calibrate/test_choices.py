@@ -15,8 +15,6 @@ from minicache_cpp.modelfile.ggml_types import GGML_TYPES
 from support import tiny_models
 from support.calibrations import made
 
-QUICK = Options(ratio=5.0, tokens=1024, threads=1)
-
 
 def test_bits_go_where_the_model_looks(text: Path, tmp_path: Path) -> None:
     """What layers 2 and 3 attend to does not reach the output."""

@@ -18,7 +18,6 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ bos_token }}assistant: {% endif %}"
 )
 
-
 NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
 )

@@ -59,7 +59,6 @@ CHATML = ChatTemplate.from_source(
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}<assistant>", "", ""
 )
 
-
 PROSE = list(map(ord, "It rained for nine days, and nobody came. " * 60))
 
 

@@ -13,8 +13,6 @@ from support.arrays import Floats, normal
 # The kernels add up codes and entries in float32, with angles that are accurate to 1e-5. A wrong level, base or
 # magnitude gives errors far above this bound.
 BOUND = 1e-9
-
-
 MIXED = Layout((1, 0, 1, 1, 1, 0, 1)), Layout((0, 1, 0, 2, 0, 1, 0))
 
 

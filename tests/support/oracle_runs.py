@@ -12,6 +12,7 @@ from support.loaded import Loaded
 
 
 def oracle_run(loaded: Loaded, config: Config, tokens: Sequence[Token]) -> tuple[Logits, float]:
+    """The oracle's logits [n_tokens, n_vocab], and the smallest difference of distances that decided a choice."""
     oracle = Oracle(loaded.tiny, config)
     return oracle.decode(tokens), oracle.margin
 
@@ -29,5 +30,6 @@ def clear_cut(
 
 
 def native(loaded: Loaded, config: Config, tokens: Sequence[Token], n_threads: int = 1) -> Logits:
+    """The logits [n_tokens, n_vocab] of the library, in a new context."""
     with Context.of(loaded.model, config, n_threads=n_threads) as ctx:
         return ctx.decode(tokens)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import gguf
 import numpy as np
@@ -14,14 +13,14 @@ from minicache_cpp.native import binding
 from minicache_cpp.native.binding import ffi, lib
 from oracle.code import Codec, Layout, random_codec
 from oracle.model import BasisMatrices, Config
-
-if TYPE_CHECKING:
-    from support.loaded import Loaded
+from support.loaded import Loaded
 
 Groups = tuple[tuple[int, ...], ...]
 
-ALL: Groups = ((0, 1), (2, 3), (4, 5))
+# every layer of a model of six, in pairs
+ALL_PAIRS: Groups = ((0, 1), (2, 3), (4, 5))
 
+# the types of K and V of five of six layers, all different
 LAYER_TYPES = (
     (0, "q8_0", "f16"),
     (1, "f16", "q4_0"),

@@ -147,10 +147,8 @@ SCENARIOS = [
     remove_everything,
 ]
 
-
 # where sequences have streams of their own, upstream copies and keeps whole streams only
 ONE_STREAM_ONLY = {copy_a_part, keep_one}
-
 
 CASES = [
     (scenario, unified)

@@ -9,10 +9,7 @@ from pathlib import Path
 from support.paths import ROOT
 
 CMAKE = ROOT / "native" / "cmake"
-
-
 COUNTING = "".join(f"line {number}\n" for number in range(1, 41))
-
 
 ONE = """\
 The first hook.
@@ -39,7 +36,6 @@ diff --git a/src/counting.txt b/src/counting.txt
  line 33
  line 34
 """
-
 
 TWO = """\
 diff --git a/src/counting.txt b/src/counting.txt

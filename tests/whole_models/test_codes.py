@@ -21,7 +21,7 @@ from support.bounds import CODE_BOUND, F16_BOUND, MIXED_BOUND
 from support.contexts import Context, interleaved, nmse, run
 from support.loaded import Loaded
 from support.oracle_runs import clear_cut, native, oracle_run
-from support.plans import ALL, coded, refusal, write_plan
+from support.plans import ALL_PAIRS, coded, refusal, write_plan
 from support.scenarios import CASES, Memory, Result
 from support.tiny_models import prompt
 
@@ -31,7 +31,7 @@ from support.tiny_models import prompt
 def test_every_split_matches_the_oracle(
     random_model: Loaded, plan: Path, n_ubatch: int, n_seq: int, unified: bool
 ) -> None:
-    base = Config(ALL, retain=0.05, n_ubatch=n_ubatch, n_seq_max=n_seq, unified=unified)
+    base = Config(ALL_PAIRS, retain=0.05, n_ubatch=n_ubatch, n_seq_max=n_seq, unified=unified)
     config = coded(random_model, base, plan)
     length = 100 if n_seq == 1 else 40
     tokens, expected = clear_cut(
@@ -42,7 +42,7 @@ def test_every_split_matches_the_oracle(
 
 
 def test_the_bound_excludes_mistakes(random_model: Loaded, plan: Path) -> None:
-    config = coded(random_model, Config(ALL, n_ubatch=7), plan)
+    config = coded(random_model, Config(ALL_PAIRS, n_ubatch=7), plan)
     tokens = run(prompt(100))
     expected, _ = oracle_run(random_model, config, tokens)
     assert nmse(native(random_model, config, tokens), expected) <= CODE_BOUND
@@ -100,7 +100,7 @@ def test_operations_match_the_oracle(
     unified: bool,
 ) -> None:
     loaded = load(tiny_models.random_model, head_size=64)
-    base = Config(ALL, retain=0.1, n_ubatch=16, n_seq_max=2, unified=unified)
+    base = Config(ALL_PAIRS, retain=0.1, n_ubatch=16, n_seq_max=2, unified=unified)
     if scenario is scenarios.divide_positions:
         # where positions are divided, upstream turns retained K the other way
         base = replace(base, retain=0.0)

@@ -29,7 +29,7 @@ from support.contexts import Context, Logits, captured_log, interleaved, nmse, r
 from support.cuda_on_cpu import Devices, devices
 from support.loaded import Loaded
 from support.oracle_runs import clear_cut, oracle_run
-from support.plans import LAYER_TYPES, Groups, aligned, coded, plain
+from support.plans import ALL_PAIRS, LAYER_TYPES, Groups, aligned, coded, plain
 from support.scenarios import CASES, Memory, Result, copy_then_diverge, shift_context, take_turns
 from support.tiny_models import prompt
 
@@ -44,7 +44,6 @@ BOUNDS = {"f16": F16_BOUND, "bf16": 3e-5, "q8_0": 3e-4, "q4_0": 1e-2, "iq4_nl": 
 MARGIN = 1.5e-3
 
 GROUPS: Groups = ((0, 1), (2, 3, 4, 5))
-PAIRS: Groups = ((0, 1), (2, 3), (4, 5))
 
 
 def on_device(device: Devices, loaded: Loaded, config: Config, tokens: list[Token]) -> Logits:
@@ -84,7 +83,7 @@ def test_retained_tokens_match_the_oracle(random_model: Loaded, device: Devices,
 
 
 @pytest.mark.parametrize("n_ubatch", [1, 7, 40])
-@pytest.mark.parametrize(("head_size", "groups"), [(32, GROUPS), (64, GROUPS), (128, PAIRS)])
+@pytest.mark.parametrize(("head_size", "groups"), [(32, GROUPS), (64, GROUPS), (128, ALL_PAIRS)])
 def test_codes_match_the_oracle(
     load: Callable[..., Loaded], device: Devices, plan: Path, head_size: int, groups: Groups, n_ubatch: int
 ) -> None:
@@ -209,16 +208,16 @@ def test_two_runs_are_the_same(random_model: Loaded, device: Devices, plan: Path
 def test_some_layers_on_the_device(random_model: Loaded, device: Devices, n_gpu_layers: int) -> None:
     """The last layers of six lie there, then the output too. A pair across the border stays plain."""
     first = 6 - min(6, max(0, n_gpu_layers - 1))  # the output counts as a layer
-    merged = tuple(pair for pair in PAIRS if pair[0] >= first or pair[1] < first)
+    merged = tuple(pair for pair in ALL_PAIRS if pair[0] >= first or pair[1] < first)
     there = [pair for pair in merged if pair[0] >= first]
     config = Config(merged, retain=0.1, n_ubatch=16)
     tokens, expected = clear_cut(random_model, config, lambda seed: run(prompt(60, seed)))
     with device.holding(random_model, n_gpu_layers) as held:
-        wanted = MiniCache(pairs=PAIRS, retain=0.1, type_k="f16", type_v="f16")
+        wanted = MiniCache(pairs=ALL_PAIRS, retain=0.1, type_k="f16", type_v="f16")
         with Context(held.model, wanted, n_ubatch=16) as ctx:
             report = ctx.report()
             assert report.groups == list(merged)
-            for pair in set(PAIRS) - set(merged):
+            for pair in set(ALL_PAIRS) - set(merged):
                 for layer in pair:
                     assert report.layers[layer].kind == "refused"
                     assert "different devices: CPU and cuda-on-cpu0" in report.layers[layer].reason
@@ -269,7 +268,7 @@ def test_the_cache_can_stay_in_main_memory(random_model: Loaded, device: Devices
 def test_unsupported_ops_run_on_the_cpu(load: Callable[..., Loaded], device: Devices) -> None:
     """The log names it, once."""
     loaded = load(tiny_models.random_model, head_size=40)
-    config = Config(PAIRS, retain=0.1, pool_type="f16", n_ubatch=16)
+    config = Config(ALL_PAIRS, retain=0.1, pool_type="f16", n_ubatch=16)
     tokens, expected = clear_cut(loaded, config, lambda seed: run(prompt(60, seed)))
     with device.holding(loaded) as held:
         before = device.computed()
@@ -277,7 +276,7 @@ def test_unsupported_ops_run_on_the_cpu(load: Callable[..., Loaded], device: Dev
             report = ctx.report()
             assert nmse(ctx.decode(tokens), expected) <= F16_BOUND
         # the merge itself works for any head size, and reads nothing of the cache
-        assert device.computed() == before + len(PAIRS) * -(-len(tokens) // config.n_ubatch)
+        assert device.computed() == before + len(ALL_PAIRS) * -(-len(tokens) // config.n_ubatch)
     assert report.fallback == "cuda-on-cpu0 has no MiniCache kernels for attention (head size 40, f16, f16)"
     assert report.fallback in str(report)
     assert sum(report.fallback in text for _, text in lines) == 1

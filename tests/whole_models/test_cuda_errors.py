@@ -14,11 +14,7 @@ from support.cuda_on_cpu import Devices, devices
 from support.loaded import Loaded
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the fibers need Linux")
-
-
 SETTINGS = {"n_ctx": 256, "n_batch": 32, "verbose": False, "n_gpu_layers": -1, "minicache": MiniCache()}
-
-
 TOKENS = list(range(3, 43))
 
 
