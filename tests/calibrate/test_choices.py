@@ -8,6 +8,7 @@ import pytest
 
 from minicache_cpp import Llama
 from minicache_cpp.cache.plan_file import read_plan
+from minicache_cpp.calibrate import code_fit
 from minicache_cpp.calibrate.calibration import Options, calibrate
 from minicache_cpp.calibrate.command import table
 from minicache_cpp.host.progress import Progress
@@ -43,8 +44,6 @@ def test_where_codes_are_bad_the_plan_is_plain(
     models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A broken fit loses more than plain types, so plain types are chosen."""
-    from minicache_cpp.calibrate import code_fit
-
     monkeypatch.setattr(code_fit, "GAUSSIAN_STEPS", dict.fromkeys(range(1, 9), 4.0))
     found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=1.88)
     assert not read_plan(found["plan"]).groups

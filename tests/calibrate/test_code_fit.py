@@ -10,6 +10,7 @@ from minicache_cpp.cache.code_format import GroupFormat, Layout
 from minicache_cpp.calibrate import code_fit
 from minicache_cpp.calibrate.capture import Rope
 from minicache_cpp.calibrate.code_fit import CHOICES, PartCodec, PartFit, fit_part, make_codec, unit_vectors
+from oracle.code import Codec
 from oracle.code import Layout as OracleLayout
 from oracle.code import Part as OraclePart
 
@@ -150,15 +151,11 @@ def test_the_codec_is_laid_out_as_the_header_says(fitted: Fitted) -> None:
     data = code_fit.codec_array(k, v)
     group = GroupFormat(tuple(range(len(layers))), N_HEAD, D, D, layout_k, layout_v)
     assert data.nbytes == group.codec_bytes()
-    from oracle.code import Codec
-
     assert data.tobytes() == Codec(oracle_part(k), oracle_part(v)).to_bytes()
     assert layout_k.row_bytes(len(layers)) == OracleLayout(layout_k.units).row_bytes(len(layers))
 
 
 def test_rope_turns_as_the_oracle_does(rng: np.random.Generator) -> None:
-    from oracle.code import Codec
-
     x = rng.standard_normal((20, 2, 32)).astype(np.float32)
     positions = rng.integers(0, 30000, 20)
     freq = 10000.0 ** (-np.arange(12) / 12)  # turns 24 of 32 numbers

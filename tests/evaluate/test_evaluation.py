@@ -8,6 +8,7 @@ import pytest
 
 from minicache_cpp import MiniCacheError
 from minicache_cpp.evaluate import evaluation
+from minicache_cpp.modelfile.gguf_file import read_gguf
 
 
 def test_chunks_are_spread_over_the_text() -> None:
@@ -25,8 +26,6 @@ def test_chunks_begin_as_the_model_wants_it(model: Path, text: Path) -> None:
 
 
 def test_positions_that_a_model_lacks_are_refused(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    from minicache_cpp.modelfile.gguf_file import read_gguf
-
     file = read_gguf(model)
     monkeypatch.setattr(evaluation, "LEARNED_POSITIONS", (file.architecture,))
     with pytest.raises(MiniCacheError, match="has 4096 positions"):

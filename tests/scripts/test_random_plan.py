@@ -8,12 +8,13 @@ import pytest
 
 import random_plan
 from minicache_cpp import CacheSpec
+from minicache_cpp.bench.speed import measure
 from minicache_cpp.cache.plan_file import read_plan
 from minicache_cpp.modelfile.gguf_file import read_gguf
 
 
 @pytest.mark.parametrize("ratio", [5, 8])
-def test_random_plans_have_the_ratio(small_gguf: Path, plans: dict[str, Path], ratio: int) -> None:
+def test_random_plans_have_the_ratio(plans: dict[str, Path], ratio: int) -> None:
     plan = read_plan(plans[str(ratio)])
     assert [group.layers for group in plan.groups] == [(0, 1), (2, 3)]
     for group in plan.groups:
@@ -24,8 +25,6 @@ def test_random_plans_have_the_ratio(small_gguf: Path, plans: dict[str, Path], r
 
 
 def test_random_plans_run(small_gguf: Path, plans: dict[str, Path]) -> None:
-    from minicache_cpp.bench.speed import measure
-
     specs = [CacheSpec.parse(str(path)) for path in plans.values()]
     rows = measure(read_gguf(small_gguf), [600], specs, 1, 1, copies=True)["rows"]
     assert rows[0]["kv_bytes"] > rows[1]["kv_bytes"]
