@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import support.blas_threads  # noqa: F401  # isort: skip  (before NumPy)
+import support.blas_threads  # noqa: F401  # isort: skip  (must come before NumPy)
 
 import ctypes
 import os
@@ -21,19 +21,20 @@ from support.tiny_models import TinyModel
 
 @pytest.fixture(scope="session", autouse=True)
 def own_user_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No plan of the user's is used or replaced, and no test calibrates that does not say so."""
+    """Keeps the tests away from the user's plans, and calibrates only in tests that ask for it."""
     os.environ["MINICACHE_CACHE_DIR"] = str(tmp_path_factory.mktemp("user-cache"))
     os.environ["MINICACHE_CALIBRATE"] = "never"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_library() -> None:
+    """Keeps llama.cpp's log out of the output."""
     llama_h.llama_log_set(contexts.quiet, ctypes.c_void_p(0))
 
 
 @pytest.fixture(scope="session")
 def library_dir() -> Path:
-    """Where the patched libllama lies that this process has loaded."""
+    """The directory of the patched libllama that this process has loaded."""
     return Path(llama_h._lib._name).resolve().parent
 
 
@@ -59,12 +60,13 @@ def demo_model() -> Path:
 
 @pytest.fixture
 def rng() -> np.random.Generator:
+    """The same random numbers in every test."""
     return np.random.default_rng(7)
 
 
 @pytest.fixture(scope="session")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
-    """load(maker, **arguments): a model of `tiny_models`, kept for the session."""
+    """load(maker, **arguments) makes and loads a model of `tiny_models` once in a session."""
     directory = tmp_path_factory.mktemp("models")
     loaded: dict[tuple[object, ...], Loaded] = {}
 
@@ -79,8 +81,14 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
 
 @pytest.fixture(scope="session")
 def random_model(load: Callable[..., Loaded]) -> Loaded:
-    """Six layers, three of them plain; the pair (3, 4) has nothing in common."""
+    """Six layers. Its default pair is (3, 4), whose layers have nothing in common; the other four are plain."""
     return load(tiny_models.random_model)
+
+
+@pytest.fixture(scope="session")
+def parallel_model(load: Callable[..., Loaded]) -> Loaded:
+    """Eight layers whose pairs (4, 5) and (6, 7) have parallel K and V, so that merging them loses nothing."""
+    return load(tiny_models.parallel_model, n_layer=8)
 
 
 @pytest.fixture(scope="session")
@@ -107,9 +115,3 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("texts") / "text.txt"
     path.write_text("".join(chr(33 + (i * i + 7 * i) % 90) for i in range(2000)), encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="session")
-def parallel_model(load: Callable[..., Loaded]) -> Loaded:
-    """Eight layers whose pairs (4, 5) and (6, 7) have parallel K and V, so that merging them loses nothing."""
-    return load(tiny_models.parallel_model, n_layer=8)

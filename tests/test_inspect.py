@@ -1,4 +1,4 @@
-"""`minicache inspect`: its bytes are what a context really allocates; its reader takes whole files only."""
+"""`minicache inspect`: its table and notes, and files that it refuses."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def test_the_command_prints_a_table_and_json(model: Path) -> None:
     ("keys", "words"),
     [({"attention.kv_lora_rank": 64}, "latent"), ({"ssm.state_size": 16}, "recurrent")],
 )
-def test_what_is_no_plain_cache_is_said_so(tmp_path: Path, keys: dict[str, int], words: str) -> None:
+def test_models_without_a_plain_cache_are_noted(tmp_path: Path, keys: dict[str, int], words: str) -> None:
     found = inspect_model(str(keys_only(tmp_path / "other.gguf", keys)), 256)
     assert words in found["notes"][0]
     assert not found["rows"]
 
 
-def test_heads_that_a_type_cant_hold_are_told(tmp_path: Path) -> None:
+def test_heads_that_a_type_cannot_hold_are_noted(tmp_path: Path) -> None:
     path = keys_only(tmp_path / "heads.gguf", {"attention.key_length": 40, "attention.value_length": 40})
     found = inspect_model(str(path), 256, ["f16", "q4_0"])
     assert [row["name"] for row in found["rows"]] == ["f16"]

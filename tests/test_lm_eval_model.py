@@ -1,4 +1,4 @@
-"""The model for lm-evaluation-harness, on a task that lies in a local file."""
+"""The model for lm-evaluation-harness, and a task in a local file."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_local_task_runs_from_the_command_line(demo_model: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     (result,) = (tmp_path / "out").rglob("results_*.json")
     found = json.loads(result.read_text())["results"]["local_capitals"]
-    assert found["acc,none"] == 1  # the demo model recalls
+    assert found["acc,none"] == 1  # the demo model recalls facts
 
 
 def test_without_the_harness_it_says_what_to_install() -> None:

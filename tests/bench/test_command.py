@@ -1,4 +1,4 @@
-"""`minicache bench`: what it measures and how it tells it, at sizes at which the figures mean nothing."""
+"""`minicache bench`: what it measures and reports. The sizes are too small for the figures to mean anything."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def test_json_has_a_row_for_every_cache_and_context(model: Path) -> None:
     assert [row["decode_vs_plain"] is None for row in rows] == [False, False, True] * 2
     assert rows[0]["decode_vs_plain"] == 1
     assert rows[1]["kv_bytes"] < rows[0]["kv_bytes"]
-    assert "decoding, 3 of 3" in done.stderr  # progress, beside the object
+    assert "decoding, 3 of 3" in done.stderr  # progress goes to stderr, the object to stdout
 
 
-def test_ops_are_told_by_kind(model: Path) -> None:
+def test_ops_are_reported_by_kind(model: Path) -> None:
     done = run(model, "--ops", "--ctx", 700, "--fill", "copies", "--config", "f16", "--config", "slerp:type=q4_0",
                "--threads", 1, "--reps", 1, "--json")  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -76,7 +76,7 @@ def test_ops_are_told_by_kind(model: Path) -> None:
         assert sum(shares.values()) == pytest.approx(1)
         assert row["keeping"] == pytest.approx(sum(shares[kind] for kind in KEEPING))
         assert shares["attention"] > 0.05 and shares["matrices"] > 0.05
-        # a plain cache has none of it, SLERP has all but codes
+        # a plain cache has none of these ops, SLERP has all but those of codes
         assert (row["keeping"] > 0) == (row["minicache"] is not None)
         assert shares["encode"] == 0
         assert row["seconds"] > 0 and row["start_us"] >= 0
@@ -89,7 +89,7 @@ def test_ops_are_those_of_the_cpu(model: Path, capsys: pytest.CaptureFixture[str
     assert "--ops measures on the CPU" in capsys.readouterr().err
 
 
-def test_what_cant_be_measured_is_told(model: Path, tmp_path: Path) -> None:
+def test_impossible_measurements_are_refused(model: Path, tmp_path: Path) -> None:
     for arguments, words in (
         ([tmp_path / "none.gguf"], "does not exist"),
         ([model, "--ctx", 0], "1 or more"),

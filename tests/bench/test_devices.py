@@ -1,4 +1,4 @@
-"""GPUs: what is said where there is none, and the scripts that check and measure them, at sizes that mean nothing."""
+"""What is said where there is no GPU, and options for devices that contradict each other."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from minicache_cpp.cli import main
 from minicache_cpp.native import devices
 
 
-def test_no_gpu_is_said(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+def test_a_missing_gpu_is_reported(capsys: pytest.CaptureFixture[str], model: Path) -> None:
     if devices.gpus():
-        pytest.skip("there is one")
+        pytest.skip("there is a GPU")
     with pytest.raises(MiniCacheError, match="no GPU that these libraries can use"):
         devices.require_gpu()
     assert main(["bench", str(model), "--device", "cuda"]) == 2

@@ -1,4 +1,4 @@
-"""How speeds are measured and told."""
+"""How speeds are measured and reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds with GGML_BACKEND_DL load a library of the CPU at run time: a stand-in for libggml tells what is asked."""
+"""With GGML_BACKEND_DL the CPU backend is loaded at run time. A stand-in for libggml records what is asked of it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ const char * loaded_from(void) {{ return loaded; }}
 
 
 def stand_in(folder: Path, linked: int, found: int) -> ctypes.CDLL:
-    """A libggml in `folder` that has so many backends, and finds so many more."""
+    """Builds a libggml in `folder` that has `linked` backends and finds `found` more."""
     path = folder / library.file_names("ggml")[0]
     source = folder / "ggml.c"
     source.write_text(SOURCE.format(linked=linked, found=found))
@@ -60,7 +60,7 @@ def test_no_backend_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_backend_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ggml's variable, as llama.cpp's programs read it."""
+    """The variable is ggml's own, which llama.cpp's programs read too."""
     for found in (1, 0):
         folder = tmp_path / str(found)
         folder.mkdir()

@@ -12,7 +12,7 @@ from support.paths import ROOT
 HEADER = ROOT / "native" / "ggml_minicache" / "llama" / "llama-minicache.h"
 
 
-@pytest.mark.skipif(not HEADER.exists(), reason="the header is part of the source checkout")
+@pytest.mark.skipif(not HEADER.exists(), reason="the header is only in the source checkout")
 def test_the_declarations_are_the_headers() -> None:
     def words(text: str) -> str:
         return "".join(re.sub(r"//.*", "", text).replace("LLAMA_API", "").split())
@@ -22,4 +22,4 @@ def test_the_declarations_are_the_headers() -> None:
         assert words(declaration) in header
     functions = re.findall(r"LLAMA_API [^;{]*?(llama_minicache_\w+)\(", HEADER.read_text())
     missing = {name for name in functions if f"{name}(" not in DECLARATIONS}
-    assert missing <= {"llama_minicache_init_from_model"}  # cffi can't pass llama.h's structs by value
+    assert missing <= {"llama_minicache_init_from_model"}  # cffi cannot pass llama.h's structs by value

@@ -53,7 +53,7 @@ else:
     assert (done.stdout, done.stderr) == ("1\n", "")
 
 
-def test_an_empty_library_directory_is_told(tmp_path: Path) -> None:
+def test_an_empty_library_directory_is_reported(tmp_path: Path) -> None:
     environment = {**os.environ, "MINICACHE_LIB_PATH": str(tmp_path)}
     done = python("from minicache_cpp import Llama", environment)
     assert f"MINICACHE_LIB_PATH is {tmp_path}" in done.stderr.splitlines()[-1]

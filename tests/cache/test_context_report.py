@@ -1,4 +1,4 @@
-"""I1: the reported bytes are the allocated ones. And: what cannot be merged is refused, with the reason."""
+"""Invariant I1: the reported bytes are those that are allocated."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from support.contexts import Context, captured_log, interleaved, run
 from support.loaded import Loaded
 from support.tiny_models import Shape, prompt
 
-INDEX_STATISTICS = 2  # rows of two numbers behind the slots
+INDEX_STATISTICS = 2  # rows of two numbers after the slots
 
 
 def predicted(
     shape: Shape, n_pairs: int, kind: str, n_cells: int, n_stream: int = 1, block: int = 0, pool: str = "q8_0"
 ) -> dict[str, int]:
-    """The bytes of each part, from the description of the layout alone."""
+    """The bytes of each part, computed from the description of the layout alone."""
     row = shape.n_head_kv * shape.head_size
     rows, slots = n_cells * n_stream, -(-n_cells // block) * n_stream if block else 0
     return {
@@ -37,11 +37,11 @@ def predicted(
 def assert_predicted(report: KVReport, parts: dict[str, int]) -> None:
     assert {name: getattr(report, name) for name in parts} == parts
     assert report.bytes == sum(parts.values()) + report.fixed_bytes
-    assert 0 <= report.fixed_bytes <= 64 * 10 * len(report.layers)  # at most an alignment for each tensor
+    assert 0 <= report.fixed_bytes <= 64 * 10 * len(report.layers)  # at most one alignment for each tensor
 
 
 def logged_mib(lines: list[tuple[int, str]]) -> float:
-    """What the backends say they allocated for the cache."""
+    """The MiB that the backends say they have allocated for the cache."""
     return sum(
         float(size) for _, text in lines for size in re.findall(r"KV buffer size = +([0-9.]+) MiB", text)
     )
@@ -62,9 +62,8 @@ def test_bytes_are_as_predicted_and_as_allocated(
     assert report.n_cells == 512
     shape = random_model.tiny.shape
     assert_predicted(report, predicted(shape, 1, kind, 512, config.n_stream, config.block))
-    assert logged_mib(lines) == pytest.approx(
-        report.bytes / 2**20, abs=0.011
-    )  # two digits in the log, two buffers
+    # the log has two digits for each of two buffers
+    assert logged_mib(lines) == pytest.approx(report.bytes / 2**20, abs=0.011)
 
 
 def test_bytes_of_every_layer_sum_up(random_model: Loaded) -> None:
@@ -102,7 +101,7 @@ def test_baselines_are_what_plain_contexts_take(random_model: Loaded) -> None:
     ("name", "head_size"), [("minicache-demo-q8_0.gguf", 64), ("minicache-demo-mha-q8_0.gguf", 128)]
 )
 def test_demo_models_take_exactly_the_predicted_bytes(demo_model: Path, name: str, head_size: int) -> None:
-    """S = L/2, context 4096, f16, no pool."""
+    """With S = L/2, a context of 4096, f16 and no pool."""
     model = contexts.Model(demo_model.with_name(name))
     with Context(model, MiniCache(start=0.5, retain=0), n_ctx=4096) as ctx:
         report = ctx.report()

@@ -31,7 +31,7 @@ from minicache_cpp.native import binding
     ids=str,
 )
 def test_the_native_library_checks_for_itself(changes: dict[str, Any], reason: str) -> None:
-    """Other languages call it without the checks of the Python side."""
+    """Programs in other languages call it without the checks in Python."""
     ffi, lib = binding.ffi, binding.lib
     params = ffi.new("struct llama_minicache_params *", lib.llama_minicache_default_params())
     pairs = ffi.new("int32_t[]", [layer for pair in changes.get("pairs", []) for layer in pair])

@@ -1,4 +1,4 @@
-"""Plan files: written and read again, refused when they are damaged or of another model, and sized as allocated."""
+"""Plan files are read as they were written, refused if damaged or for another model, and sized as a context is."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def group_format(model: Path, *layers: int) -> GroupFormat:
 
 
 def codec_of(group: GroupFormat, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
-    """A codec of the right size whose numbers are harmless, if of no use."""
+    """A codec of the right size whose numbers are harmless and useless."""
     rng = np.random.default_rng(seed)
     n = group.n_head_kv * group.n_layer
     n_half = n * (group.d_k * group.layout_k.size + group.d_v * group.layout_v.size)
@@ -45,7 +45,7 @@ def codec_of(group: GroupFormat, seed: int = 0) -> np.ndarray[tuple[int], np.dty
 
 
 def make(model: Path, path: Path, **more: object) -> Path:
-    """A plan of a model's first and third two layers."""
+    """Writes a plan for layers 0 and 1 and layers 4 and 5 of a model."""
     file = read_gguf(model)
     groups = (group_format(model, 0, 1), group_format(model, 4, 5))
     plan = Plan(fingerprint(file), len(model_shape(file).layers), 128, "q8_0", "q8_0", groups=groups, model="tiny",
@@ -55,7 +55,7 @@ def make(model: Path, path: Path, **more: object) -> Path:
     return path
 
 
-def test_what_is_written_is_read(model_kinds: dict[str, Path], tmp_path: Path) -> None:
+def test_a_plan_is_read_as_it_was_written(model_kinds: dict[str, Path], tmp_path: Path) -> None:
     path = make(
         model_kinds["neighbours"], tmp_path / "plan.gguf", retain=1 / 128, pool_type="q8_0", window=64
     )
@@ -121,7 +121,7 @@ def test_inspect_shows_the_plan_of_the_model(model_kinds: dict[str, Path]) -> No
         assert rows[-1]["name"] == str(path)
         assert rows[-1]["groups"] == 2
         path.write_bytes(path.read_bytes()[:-100])
-        assert find_plan(file) is None  # a damaged one is as good as none
+        assert find_plan(file) is None  # a damaged plan counts as none
     finally:
         path.unlink()
 
@@ -160,9 +160,8 @@ def test_a_plan_decides_the_window(model_kinds: dict[str, Path], tmp_path: Path)
     assert MiniCache(plan=path, window=40) == MiniCache(plan=path)
     with Llama(str(model_kinds["neighbours"]), minicache=path, **SMALL) as llm:
         assert llm.kv_report().window == 40
-    rewritten(
-        path, lambda keys: keys.pop("minicache.window") and None
-    )  # a plan that was made before there was one
+    # a plan that was made before there were windows
+    rewritten(path, lambda keys: keys.pop("minicache.window") and None)
     assert PlanFile.open(path).plan.window == 0
     with Llama(str(model_kinds["neighbours"]), minicache=path, **SMALL) as llm:
         assert llm.kv_report().window == 0
@@ -187,7 +186,7 @@ def test_a_plan_for_another_model_is_refused(model_kinds: dict[str, Path], tmp_p
 
 
 def rewritten(path: Path, change: Callable[[dict[str, object]], None]) -> None:
-    """Write a plan anew with some of its keys changed."""
+    """Writes a plan again with some of its keys changed."""
     reader = gguf.GGUFReader(path)
     keys = {name: field.contents() for name, field in reader.fields.items() if name.startswith("minicache.")}
     tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
@@ -238,12 +237,12 @@ def test_a_damaged_plan_is_refused_in_one_line(
 ) -> None:
     path = make(model_kinds["neighbours"], tmp_path / "plan.gguf")
     rewritten(path, lambda keys: None)
-    assert PlanFile.open(path).plan.groups  # writing it anew damages nothing
+    assert PlanFile.open(path).plan.groups  # writing it again damages nothing
     rewritten(path, lambda keys: DAMAGES[damage](keys) and None)
     with pytest.raises(MiniCacheError, match="make it anew") as caught:
         PlanFile.open(path)
     assert "\n" not in str(caught.value)
-    # the library reads it by itself where a program gives it LLAMA_MINICACHE
+    # the library reads the plan itself where a program sets LLAMA_MINICACHE
     params = binding.ffi.new("struct llama_minicache_params *")
     assert not binding.lib.llama_minicache_parse_params(
         f"plan={path}".encode(), params, binding.ffi.NULL, binding.ffi.NULL
@@ -267,7 +266,7 @@ def test_a_model_is_no_plan(model_kinds: dict[str, Path]) -> None:
         MiniCache(plan=model_kinds["neighbours"])
 
 
-def test_what_cant_be_written_is_told(model_kinds: dict[str, Path], tmp_path: Path) -> None:
+def test_a_plan_that_cannot_be_written_is_reported(model_kinds: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MiniCacheError, match="cannot be written"):
         make(model_kinds["neighbours"], tmp_path / "file" / "plan.gguf")

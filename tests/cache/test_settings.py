@@ -1,4 +1,4 @@
-"""MiniCache and CacheSpec: which settings and texts are taken, and which are refused."""
+"""MiniCache and CacheSpec: which settings and texts are accepted, and which are refused."""
 
 from __future__ import annotations
 

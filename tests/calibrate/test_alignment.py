@@ -1,4 +1,4 @@
-"""`minicache calibrate --mode aligned`: the bases that it fits, and the plan that it writes."""
+"""`minicache calibrate --mode aligned`: the basis matrices that it fits and the plan that it writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.tiny_models import prompt
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bytes, each of them a token of the tiny models."""
+    """A text of 6000 bytes, each of which is a token of the tiny models."""
     path = tmp_path_factory.mktemp("texts") / "text.txt"
     letters = np.random.default_rng(8).integers(33, 123, 6000)
     path.write_text("".join(map(chr, letters)), encoding="utf-8")
@@ -56,7 +56,7 @@ def test_no_other_turn_is_nearer() -> None:
         assert cosine(nudge @ found) < cosine(found)
 
 
-def test_layers_that_are_zero_get_orthogonal_bases() -> None:
+def test_layers_that_are_zero_get_orthogonal_matrices() -> None:
     zero = np.zeros((10, 2, 8), np.float32)
     found = alignment.procrustes(zero, zero)
     assert np.allclose(found @ found.swapaxes(1, 2), np.eye(8), atol=1e-5)
@@ -120,7 +120,7 @@ def test_the_plan_has_the_settings(
         (["--mode", "aligned", "-o", "PLAN", "--start", "5"], "no two neighbouring layers"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_contradictory_options_are_refused(
     random_model: Loaded,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

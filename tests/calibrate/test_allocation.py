@@ -1,22 +1,19 @@
-"""Bytes are distributed over layers and coefficients so that the least is lost."""
+"""Bytes are distributed over layers and coefficients so that as little as possible is lost."""
 
 from __future__ import annotations
 
 import itertools
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from minicache_cpp.cache.code_format import UNIT, Layout
 from minicache_cpp.calibrate.allocation import Candidate, Choice, Part, PlainPart, allocate
 from minicache_cpp.calibrate.code_fit import CHOICES
 
-Array = npt.NDArray[np.floating]
-
 
 def parts(rng: np.random.Generator, n: int) -> list[Part]:
-    """Parts whose errors fall as those of quantizers do, with noise that breaks the order."""
+    """Parts whose errors fall like those of quantizers, with noise that breaks the order of variances."""
     found = []
     for _ in range(n):
         variance = np.exp(-np.arange(8) * rng.uniform(0.1, 0.8)) * rng.uniform(0.9, 1.1, 8)
@@ -36,22 +33,23 @@ def test_bits_are_handed_out_within_the_limit_and_best(rng: np.random.Generator)
         found = allocate(candidates, lambda choices, limit=limit: n_bytes(choices) <= limit)
         assert found is not None
         choices, loss = found
-        # one unit's step of a part is the most that can be left over
+        # at most the step of one unit of a part is left over
         assert limit - 8 * 2 * UNIT / 8 * 2 < n_bytes(choices) <= limit
         assert loss == pytest.approx(sum(c.loss(one) for c, one in zip(candidates, choices, strict=True)))
         for choice in choices:
             assert choice.k is not None
             assert choice.k.widths == sorted(choice.k.widths, reverse=True)
-        # no exchange of a bit between two parts is better
+        # moving a bit from one part to another would not lose less
         sides = [(part, layout) for c, one in zip(candidates, choices, strict=True)
                  for part, layout in zip(c.code or (), (one.k, one.v), strict=True)]  # fmt: skip
         gains = [max(_slopes(part, layout, +1), default=0.0) for part, layout in sides]
         losses = [min(_slopes(part, layout, -1), default=np.inf) for part, layout in sides]
-        assert max(gains) <= min(losses) * 1.3  # noise that breaks the order of variances may cost something
+        # the noise that breaks the order of variances may cost something
+        assert max(gains) <= min(losses) * 1.3
 
 
 def _slopes(part: Part, layout: Layout | None, direction: int) -> list[float]:
-    """The loss per byte of one unit's next width up, or down."""
+    """The change of the loss per byte of each unit's next width up (`direction` 1) or down (-1)."""
     assert layout is not None
     widths = layout.widths + [0] * (8 - len(layout.widths))
     found = []
@@ -80,7 +78,7 @@ def test_a_pair_that_codes_badly_stays_plain(rng: np.random.Generator) -> None:
 
 
 def test_layers_get_the_types_of_least_loss(rng: np.random.Generator) -> None:
-    """Of all combinations that are as small, none loses less."""
+    """No combination of types that is as small loses less."""
     types = {"f16": 128.0, "q8_0": 68.0, "q5_1": 48.0, "q4_0": 36.0}
     errors = {"f16": 0.0, "q8_0": 1.0, "q5_1": 50.0, "q4_0": 300.0}
     parts = [
@@ -106,6 +104,6 @@ def test_layers_get_the_types_of_least_loss(rng: np.random.Generator) -> None:
     assert allocate(candidates, lambda choices: n_bytes(choices) <= 6 * 36.0 - 1) is None
 
 
-def test_what_cant_be_is_none(rng: np.random.Generator) -> None:
+def test_an_impossible_limit_gives_none(rng: np.random.Generator) -> None:
     k, v = parts(rng, 1), parts(rng, 1)
     assert allocate([Candidate((0, 1), (), (k[0], v[0]))], lambda choices: False) is None

@@ -1,4 +1,4 @@
-"""What errors of cached K and V are said to count is what they do to attention's output."""
+"""The weights of errors in cached K and V agree with the errors that they cause in attention's output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def inputs(rng: np.random.Generator, n_token: int = N) -> tuple[Floats, Floats, 
 
 
 def attended(q: Floats, k: Floats, v: Floats, k_far: Floats, v_far: Floats, window: int) -> Doubles:
-    """Attention of every token, in which those that lie `window` and more behind are read as k_far and v_far."""
+    """Attention of every token, which reads tokens `window` or more behind it from k_far and v_far."""
     at = np.arange(N)
     far = at[:, None] - at >= window
     out = np.zeros((N, N_HEAD, D))
@@ -31,7 +31,7 @@ def attended(q: Floats, k: Floats, v: Floats, k_far: Floats, v_far: Floats, wind
 
 @pytest.mark.parametrize("window", [0, 1, 8])
 @pytest.mark.parametrize("kind", ["k", "v"])
-def test_small_errors_do_what_is_expected_of_them(kind: str, window: int) -> None:
+def test_small_errors_have_the_expected_effect(kind: str, window: int) -> None:
     rng = np.random.default_rng(3)
     q, k, v = (one.astype(np.float64) for one in inputs(rng))
     gain = np.array([0.5, 1.0, 2.0, 4.0])
@@ -54,19 +54,19 @@ def test_tokens_count_as_they_are_read() -> None:
     rng = np.random.default_rng(4)
     q, k, v = inputs(rng)
     q[:, :, 0] = 6
-    k[5, :, 0] = 8  # everyone looks at this token
+    k[5, :, 0] = 8  # every token attends to this one
     read = attention_weights(q, k, v, np.ones(N_HEAD), 4)
     for tokens in (read.tokens_k, read.tokens_v):
         assert tokens.shape == (N, N_KV)
         np.testing.assert_allclose(tokens.mean(axis=0), 1)
         assert (tokens.argmax(axis=0) == 5).all()
         assert tokens[5].min() > 5
-        # no query lies so far behind the last ones: they count as much as the mean does before it is drawn to 1
+        # no query lies a window behind the last tokens: they all have the same small weight
         assert np.ptp(tokens[-4:], axis=0).max() == pytest.approx(0)
         assert tokens[-1].min() > 0
 
 
-def test_of_a_long_text_some_queries_tell_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_queries_represent_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = inputs(np.random.default_rng(5), 800)
     every = attention_weights(q, k, v, np.ones(N_HEAD), 8)
     monkeypatch.setattr("minicache_cpp.calibrate.attention_weights.MOST_QUERIES", 100)

@@ -20,9 +20,7 @@ from support import tiny_models
 
 
 @pytest.mark.parametrize("name", ["plain", "odd", "alibi"])
-def test_what_is_captured_is_what_the_model_computes(
-    models: dict[str, Path], tmp_path: Path, name: str
-) -> None:
+def test_captured_values_are_those_of_the_model(models: dict[str, Path], tmp_path: Path, name: str) -> None:
     chunks = [Chunk(tiny_models.prompt(40), 0), Chunk(tiny_models.prompt(30, seed=1), 3000)]
     shape = model_shape(read_gguf(models[name]))
     samples = Samples(tmp_path, shape, chunks, window=8)
@@ -50,7 +48,7 @@ def test_what_is_captured_is_what_the_model_computes(
     if rope.kind != "none":
         freq = 10000.0 ** (-np.arange(16) / 16)
         np.testing.assert_allclose(rope.freq, freq, rtol=1e-6)
-    # how errors count, chunk by chunk
+    # the weights of errors, chunk by chunk
     q = rope.turn(project("q", 4), samples.positions)
     turned_k, exact_v = rope.turn(project("k", 2), samples.positions), project("v", 2)
     parts = [slice(0, 40), slice(40, 70)]

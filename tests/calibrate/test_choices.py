@@ -1,4 +1,4 @@
-"""`minicache calibrate`: what it sees of a model, what it chooses, and that it does so again."""
+"""What calibration chooses for a model's layers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from minicache_cpp import Llama
 from minicache_cpp.cache.plan_file import PlanFile
+from minicache_cpp.calibrate import code_fit
 from minicache_cpp.calibrate.calibration import calibrate
 from minicache_cpp.calibrate.options import Options
 from minicache_cpp.calibrate.table import table
@@ -16,23 +17,21 @@ from minicache_cpp.modelfile.ggml_types import GGML_TYPES
 from support import tiny_models
 from support.calibrations import made
 
-QUICK = Options(ratio=5.0, tokens=1024, threads=1)
-
 
 def test_bits_go_where_the_model_looks(text: Path, tmp_path: Path) -> None:
-    """Layers 2 and 3 attend, and nothing of it gets into the output."""
+    """What layers 2 and 3 attend to does not reach the output."""
     tiny = tiny_models.random_model(n_layer=4)
     for layer in (2, 3):
         tiny.weights[f"blk.{layer}.attn_output.weight"][:] = 0
     found = made(tiny.write(tmp_path / "blind.gguf"), text, tmp_path / "plan.gguf", ratio=4.0)
     seen, unseen = found["choices"]
     assert seen["bits_k"] + seen["bits_v"] > unseen["bits_k"] + unseen["bits_v"] + 2
-    assert min(seen["bits_k"], seen["bits_v"]) > 3.5  # 3.86 is the mean of all
+    assert min(seen["bits_k"], seen["bits_v"]) > 3.5  # the mean of all is 3.86
     assert max(unseen["sensitivity_k"]) < min(seen["sensitivity_k"])
 
 
-def test_of_two_layers_the_one_that_counts_is_told_better(text: Path, tmp_path: Path) -> None:
-    """Layers 0 and 1 share a code, and what layer 1 attends to does not get into the output."""
+def test_of_two_layers_the_one_that_counts_is_coded_better(text: Path, tmp_path: Path) -> None:
+    """Layers 0 and 1 share a code, and what layer 1 attends to does not reach the output."""
     tiny = tiny_models.random_model(n_layer=2)
     tiny.weights["blk.1.attn_output.weight"][:] = 0
     found = made(tiny.write(tmp_path / "blind.gguf"), text, tmp_path / "plan.gguf", ratio=6.0)
@@ -45,9 +44,7 @@ def test_of_two_layers_the_one_that_counts_is_told_better(text: Path, tmp_path: 
 def test_where_codes_are_bad_the_plan_is_plain(
     models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broken fit measures badly, and loses against plain types."""
-    from minicache_cpp.calibrate import code_fit
-
+    """A broken fit loses more than plain types, so plain types are chosen."""
     monkeypatch.setattr(code_fit, "GAUSSIAN_STEPS", dict.fromkeys(range(1, 9), 4.0))
     found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=1.88)
     assert not PlanFile.open(found["plan"]).plan.groups
@@ -59,7 +56,7 @@ def test_where_codes_are_bad_the_plan_is_plain(
 
 
 def test_types_by_layer_go_where_the_model_looks(text: Path, tmp_path: Path) -> None:
-    """Where codes can't be had; what layer 1 attends to does not get into the output."""
+    """Without codes; what layer 1 attends to does not reach the output."""
     tiny = tiny_models.random_model(n_layer=3)
     tiny.weights["blk.1.attn_output.weight"][:] = 0
     path = tiny.write(tmp_path / "blind.gguf")
@@ -105,7 +102,7 @@ def test_four_layers_share_a_code(models: dict[str, Path], text: Path, tmp_path:
     assert len(found["choices"][0]["sensitivity_k"]) == len(groups[0])
     assert "+".join(map(str, groups[0])) in table(found)
     with Llama(str(models["plain"]), n_ctx=4096, minicache=found["plan"], verbose=False) as llm:
-        assert 8.0 <= llm.kv_report().ratio < 8.5  # units of a small model are large
+        assert 8.0 <= llm.kv_report().ratio < 8.5  # the units are large for a small model
 
 
 def test_a_model_without_rope_has_no_blocks(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
@@ -116,7 +113,7 @@ def test_a_model_without_rope_has_no_blocks(models: dict[str, Path], text: Path,
         assert llm.kv_report().mode == "code"
 
 
-def test_a_model_whose_layers_cant_be_coded_is_told_so(
+def test_a_model_whose_layers_cannot_be_coded_gets_a_plain_cache(
     models: dict[str, Path], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = Options(ratio=3.0, tokens=1024, threads=1, texts=(text,))

@@ -1,4 +1,4 @@
-"""Codes as they are fitted: what a codec gives back, in the oracle's words, is what the fit expects of it."""
+"""Fitted codecs: what the oracle restores with a codec has the error that the fit expects."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from minicache_cpp.cache.code_format import GroupFormat, Layout
 from minicache_cpp.calibrate import code_fit
 from minicache_cpp.calibrate.code_fit import CHOICES, PartCodec, PartFit, fit_part, make_codec, unit_vectors
 from minicache_cpp.calibrate.rope import Rope
+from oracle.code import Codec
 from oracle.code import Layout as OracleLayout
 from oracle.code import Part as OraclePart
 
@@ -19,12 +20,11 @@ N_HEAD, D = 2, 32
 LAYOUTS = [(4, 0, 0, 0, 0, 0, 0), (0, 0, 0, 4, 0, 0, 0), (0, 0, 0, 0, 0, 4, 0), (0, 1, 0, 1, 0, 1, 1),
            (1, 0, 1, 0, 1, 0, 0), (0, 0, 0, 0, 0, 0, 1)]  # fmt: skip
 
-
 Fitted = tuple[PartFit, list[Array]]
 
 
 def samples(rng: np.random.Generator, n_layer: int = 2, n: int = 3000) -> list[Array]:
-    """Vectors of layers that have something in common, of falling variance, one layer's longer."""
+    """Vectors of layers that are correlated, with falling variance; those of the first layer are longer."""
     size = n_layer * D
     mix = rng.standard_normal((size, size)) * np.exp(-np.arange(size) / (6 * n_layer))[:, None]
     x = (rng.standard_normal((n, N_HEAD, size)) @ mix).astype(np.float32)
@@ -60,16 +60,16 @@ def test_the_error_is_the_expected_one(fitted: Fitted, units: tuple[int, ...]) -
         wrong = part.decode(levels, side) / code_fit.UNIT_LENGTH - u
         weight = fit.weight[:, side * D : (side + 1) * D]
         errors.append(float((weight * wrong**2).sum(axis=2).mean(axis=0).sum()))
-    # the fit's own figure is of a histogram of 1/256 of a deviation, and of decoders that are not rounded to f16
+    # the fit uses a histogram in steps of 1/256 of a deviation, and decoders that are not rounded to f16
     assert sum(errors) == pytest.approx(fit.error(layout), rel=0.005)
     by_layer = fit.layer_errors(layout, len(layers))
     assert by_layer.sum() == pytest.approx(fit.error(layout))
-    # errors of coefficients may have something in common, and then a layer has a little more of it, or less
+    # errors of coefficients may be correlated, which gives one layer more of the error and another less
     np.testing.assert_allclose(errors, by_layer, rtol=0.2)
 
 
 def test_a_code_serves_the_layer_that_counts() -> None:
-    """Of two layers in one code, the one whose errors weigh more is told better, by as many bits."""
+    """Of two layers in one code, the one whose errors weigh more is restored better, with the same bits."""
     layers = samples(np.random.default_rng(11))
     layout = Layout((0, 0, 0, 1, 1, 0, 0))
     shares = []
@@ -81,8 +81,8 @@ def test_a_code_serves_the_layer_that_counts() -> None:
     assert second[2] > 1.3 * second[1] > 1.3**2 * second[0]
 
 
-def test_tokens_count_as_often_as_they_say() -> None:
-    """A token that counts twice is as good as two of it."""
+def test_tokens_count_by_their_weights() -> None:
+    """A token with twice the weight counts as two tokens."""
     layers = samples(np.random.default_rng(12), n=500)
     weight = np.ones((N_HEAD, 2 * D))
     counts = np.where(np.arange(500) % 3 == 0, 2, 1)
@@ -103,7 +103,7 @@ def test_magnitudes_are_in_the_middle_of_their_range(fitted: Fitted) -> None:
     for side, x in enumerate(layers):
         restored = part.mag_value(code.mags[..., side], side)[..., None] * part.decode(code.levels, side)
         assert np.median(((restored - x) ** 2).sum(-1) / (x**2).sum(-1)) < 0.5
-        # twice or half as long would still be told apart
+        # vectors twice or half as long would still be in the range
         for factor, ends in ((2.0, 255), (0.5, 1)):
             mags = part.encode([one * factor for one in layers]).mags[..., side]
             assert (mags == ends).mean() < 0.01
@@ -111,7 +111,7 @@ def test_magnitudes_are_in_the_middle_of_their_range(fitted: Fitted) -> None:
 
 def test_more_bits_and_better_directions_lose_less(fitted: Fitted) -> None:
     fit, _ = fitted
-    assert (np.diff(fit.errors, axis=1) <= 1e-12).all()  # choices go from 0 to 8 bits
+    assert (np.diff(fit.errors, axis=1) <= 1e-12).all()  # from 0 to 8 bits
     variances = fit.errors[:, 0]
     assert (np.diff(variances, axis=1) <= 1e-9 * variances.max()).all()
 
@@ -119,7 +119,7 @@ def test_more_bits_and_better_directions_lose_less(fitted: Fitted) -> None:
 def test_steps_are_those_known_to_be_best_for_a_gaussian() -> None:
     t = np.random.default_rng(3).standard_normal((200000, 1))
     _, errors = code_fit._best_steps(code_fit._histograms(t, np.ones(len(t))))
-    for width, expected in {1: 0.3634, 2: 0.1188, 3: 0.03744, 4: 0.01154}.items():  # Max 1960, uniform
+    for width, expected in {1: 0.3634, 2: 0.1188, 3: 0.03744, 4: 0.01154}.items():  # Max 1960, uniform steps
         assert errors[CHOICES.index(width), 0] == pytest.approx(expected, rel=0.02)
 
 
@@ -151,18 +151,14 @@ def test_the_codec_is_laid_out_as_the_header_says(fitted: Fitted) -> None:
     data = code_fit.codec_array(k, v)
     group = GroupFormat(tuple(range(len(layers))), N_HEAD, D, D, layout_k, layout_v)
     assert data.nbytes == group.codec_bytes()
-    from oracle.code import Codec
-
     assert data.tobytes() == Codec(oracle_part(k), oracle_part(v)).to_bytes()
     assert layout_k.row_bytes(len(layers)) == OracleLayout(layout_k.units).row_bytes(len(layers))
 
 
 def test_rope_turns_as_the_oracle_does(rng: np.random.Generator) -> None:
-    from oracle.code import Codec
-
     x = rng.standard_normal((20, 2, 32)).astype(np.float32)
     positions = rng.integers(0, 30000, 20)
-    freq = 10000.0 ** (-np.arange(12) / 12)  # partial: 24 of 32 numbers
+    freq = 10000.0 ** (-np.arange(12) / 12)  # turns 24 of 32 numbers
     for kind in ("none", "neighbours", "halves"):
         codec = Codec(None, None, kind, freq)  # type: ignore[arg-type]
         turned = Rope(kind, tuple(freq) if kind != "none" else ()).turn(x, positions)

@@ -18,7 +18,7 @@ def test_layers_are_grouped_evenly(most: int, groups: list[tuple[int, ...]]) -> 
     layers = [Layer(2, 32, 32)] * 5
     shape = ModelShape("llama", 4096, 4, layers)
     assert cut_into_groups(shape, [rope] * 5, most) == groups
-    # neither across another shape, nor where K is turned in another way, nor over a layer that has none
+    # no group spans layers of different shape or RoPE, or a layer without a cache
     mixed = [layers[0], Layer(4, 32, 32), Layer(0, 0, 0), *layers[:3]]
     other = ModelShape("llama", 4096, 4, mixed)
     ropes = [rope, rope, None, rope, Rope("halves", (1.0, 0.2)), Rope("halves", (1.0, 0.2))]

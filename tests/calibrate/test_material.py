@@ -1,4 +1,4 @@
-"""How a text is cut into the chunks that calibration fits, measures and checks with."""
+"""How a text is cut into the chunks that calibration uses to fit, to measure and to check."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def test_chunks_of_a_short_text_are_disjoint_and_all_over_it(models: dict[str, P
     data = bytes(token % 256 for token in tokens)
     taken: set[int] = set()
     for chunk in [*material.fit, *material.measure, *material.check[::2]]:
-        own: set[int] = set()  # places of the text; a context is made of several stretches of it
+        own: set[int] = set()  # offsets in the text; a chunk consists of several stretches of it
         part = bytes(token % 256 for token in chunk.tokens)
-        for start in range(len(part) - 90):  # each has a number in it that no other has
+        for start in range(len(part) - 90):  # each stretch of 90 contains a number that occurs once
             if (at := data.find(part[start : start + 90])) >= 0:
                 own |= set(range(at, at + 90))
         assert len(own) > len(chunk.tokens) * 0.9
@@ -37,7 +37,7 @@ def test_chunks_of_a_short_text_are_disjoint_and_all_over_it(models: dict[str, P
     assert positions[0] == 0 and positions[-1] > 2500
 
 
-def test_both_halves_of_what_is_checked_with_are_scored(models: dict[str, Path], text: Path) -> None:
+def test_both_halves_of_a_check_text_are_scored(models: dict[str, Path], text: Path) -> None:
     with Vocabulary(models["plain"]) as vocabulary:
         material = make_material(vocabulary, [text], 8192, 4096, "")
         begin = len(vocabulary.begun([]))
@@ -52,22 +52,22 @@ def test_both_halves_of_what_is_checked_with_are_scored(models: dict[str, Path],
 @pytest.mark.parametrize(
     ("window", "n_tokens"), [(0, 1024), (20, 1024), (64, 1024), (64, 384), (64, 8192), (600, 4096)]
 )
-def test_what_is_measured_lies_beyond_the_window(
+def test_scored_tokens_lie_beyond_the_window(
     models: dict[str, Path], text: Path, window: int, n_tokens: int
 ) -> None:
     with Vocabulary(models["plain"]) as vocabulary:
         material = make_material(vocabulary, [text], n_tokens, 4096, "", window)
     assert min(len(material.fit), len(material.measure), len(material.check)) >= 1
     for chunk in [*material.measure, *material.check]:
-        coded = len(chunk.tokens) - window  # the last token sees so many of them
+        coded = len(chunk.tokens) - window  # as many coded tokens as the last token sees
         assert chunk.window == window
         assert coded >= 16
         assert len(chunk.tokens) <= max(1024, 256 + window)
         assert chunk.first == window + coded // 2
-    if n_tokens > 4000 and window < 600:  # of a long text contexts are long
+    if n_tokens > 4000 and window < 600:  # a long text gives long contexts
         assert min(len(chunk.tokens) for chunk in material.measure) >= 700
     whole = sum(len(chunk.tokens) for chunk in [*material.fit, *material.measure, *material.check[::2]])
-    assert whole <= n_tokens + 16  # such tokens
+    assert whole <= n_tokens + 16  # tokens in all
 
 
 def test_a_window_needs_longer_chunks(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_context_is_no_longer_than_the_model_was_trained_for(models: dict[str,
 def test_a_text_of_gigabytes_is_not_read_whole(models: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "large.txt"
     size = 3 * 2**30
-    with path.open("wb") as file:  # sparse: it takes no room
+    with path.open("wb") as file:  # sparse, so that it takes no room on disk
         for i in range(64):
             file.seek(i * size // 64)
             file.write(f"é{i}".encode() * 1000)
@@ -105,7 +105,7 @@ def test_a_text_of_gigabytes_is_not_read_whole(models: dict[str, Path], tmp_path
     assert peak < 32 * 2**20
 
 
-def test_a_character_is_not_cut(tmp_path: Path) -> None:
+def test_characters_are_not_cut(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("äöü" * 10)
     (tmp_path / "b").write_text("€€€")
     texts = Texts([tmp_path / "a", tmp_path / "b"])

@@ -16,8 +16,8 @@ from support import tiny_models
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0"])
-def test_what_a_window_holds_is_read_at_once_to_the_same_end(models: dict[str, Path], kind: str) -> None:
-    """Several tokens of each text in a step give what one does, in other additions; texts differ in length."""
+def test_reading_the_window_at_once_gives_the_same_logits(models: dict[str, Path], kind: str) -> None:
+    """Several tokens of each text in a step give what one in a step gives, up to rounding, though lengths differ."""
     prompts = [tiny_models.prompt(60 + 7 * seed, seed=seed) for seed in range(3)]
     read: list[dict[tuple[int, int], Any]] = []
     for window in (0, 30):

@@ -1,4 +1,4 @@
-"""The same input gives the same plan, and an interrupted calibration goes on where it stopped."""
+"""The same input gives the same plan, and an interrupted calibration continues where it stopped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_same_input_gives_the_same_bytes(
     assert Path(again["plan"]).read_bytes() == Path(found["plan"]).read_bytes()
 
 
-def test_what_was_cut_off_is_taken_up(
+def test_an_interrupted_calibration_is_continued(
     models: dict[str, Path],
     text: Path,
     tmp_path: Path,
@@ -56,8 +56,8 @@ def test_what_was_cut_off_is_taken_up(
     done = [detail for detail in told if detail.startswith(("all layers", "K of", "V of"))]
     assert len(done) >= 3
     told.clear()
-    monkeypatch.setattr(capture_module.Observed, "read", None)  # nothing is captured again
+    monkeypatch.setattr(capture_module.Observed, "read", None)  # fails if anything is captured again
     again = made(models["plain"], text, tmp_path / "plan.gguf")
-    assert not set(told) & set(done[:-1])  # and nothing measured again but what was cut off
+    assert not set(told) & set(done[:-1])  # only the interrupted measurement is repeated
     assert Path(again["plan"]).read_bytes() == Path(found["plan"]).read_bytes()
-    assert list((tmp_path / "cache" / "calibrations").iterdir()) == []  # it is done, and nothing is left
+    assert list((tmp_path / "cache" / "calibrations").iterdir()) == []  # intermediate results are removed

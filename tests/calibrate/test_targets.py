@@ -1,4 +1,4 @@
-"""A plan keeps the target that it was asked for: a ratio, a loss or a number of bytes."""
+"""A plan reaches the target that was asked for: a ratio, a loss or a number of bytes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_max_kl_is_kept(models: dict[str, Path], text: Path, tmp_path: Path) -> 
     rows = {row["name"]: row for row in found["rows"]}
     assert rows["plan"]["kl"] <= 0.01
     assert rows["plan"]["ratio"] > 1.88
-    # half the loss takes more room
+    # a smaller loss takes more room
     other = made(models["plain"], text, tmp_path / "other.gguf", ratio=None, max_kl=0.002)
     assert next(row for row in other["rows"] if row["name"] == "plan")["ratio"] < rows["plan"]["ratio"]
 
@@ -60,7 +60,7 @@ def test_a_budget_is_kept_codecs_included(models: dict[str, Path], text: Path, t
     found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=None, budget=budget, n_ctx=2048)
     with Llama(str(models["plain"]), n_ctx=2048, minicache=found["plan"], verbose=False) as llm:
         report = llm.kv_report()
-    assert budget * 0.95 < report.bytes <= budget + 8 * 32  # alignment of buffers is not told
+    assert budget * 0.95 < report.bytes <= budget + 8 * 32  # the alignment of buffers is not counted
     assert report.fixed_bytes > 10_000
 
 
@@ -91,7 +91,7 @@ def test_no_plan_is_worse_than_a_plain_cache_of_its_size(
         assert found["kl_measured"] <= rows["q8_0"]["kl"] * 2
 
 
-def test_a_ratio_that_cant_be_is_refused_with_the_best_one(
+def test_a_ratio_out_of_reach_is_refused_with_the_best_one(
     models: dict[str, Path], text: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(MiniCacheError, match=r"cannot reach ratio 1000.*times smaller"):

@@ -1,4 +1,4 @@
-"""A plan fitted to one kind of text serves another kind: nothing in a code may hang on the text it was fitted to."""
+"""A plan fitted to one kind of text serves another kind: codes must not depend on the text they were fitted to."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.text import bundled
 from minicache_cpp.text.files import read_texts
 
-# A plan that was fitted to another kind of text than it is used for may lose this many times what one loses that was
-# fitted to every kind. Measured: 1.52 and 1.30 (docs/results.md); the rest is room for other machines' rounding.
+# A plan used on another kind of text than it was fitted to may lose this many times as much as a plan fitted to every
+# kind. Measured: 1.52 and 1.30 (docs/results.md). The rest is room for the rounding of other machines.
 MOST = 2.5
 
 KINDS = {

@@ -1,4 +1,4 @@
-"""Calibration for a cache that keeps the latest tokens exact."""
+"""Calibration for a cache with a window, which keeps the latest tokens exactly."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_everything_is_measured_with_the_window(
     folders: list[Path] = []
 
     def seen(self: Meter, spec: CacheSpec, kind: str, name: str = "") -> Any:
-        if spec.minicache is not None and spec.minicache.groups:  # plans without pairs have none
+        if spec.minicache is not None and spec.minicache.groups:  # plans without groups have no window
             windows.append(spec.minicache.window)
         folders.append(self.memory.parent)
         return measure(self, spec, kind, name)
@@ -35,7 +35,7 @@ def test_everything_is_measured_with_the_window(
     monkeypatch.setattr(Meter, "measure", seen)
     found = made(models["plain"], text, tmp_path / "plan.gguf", window=window)
     assert set(windows) == {window}
-    assert len(windows) >= 1 + 8 + 1  # the probes' base, the probes, and the plan
+    assert len(windows) >= 1 + 8 + 1  # the plan that probes start from, the probes, and the result
     plan = PlanFile.open(found["plan"]).plan
     assert (plan.window, plan.notes["window"], found["window"]) == (window, window, window)
     assert ("latest 40 tokens are kept as q8_0" in table(found)) == bool(window)
@@ -45,14 +45,14 @@ def test_everything_is_measured_with_the_window(
     row = found["rows"][0]
     assert row["fixed_bytes"] == pytest.approx(report.fixed_bytes, abs=32 * 20)
     assert row["ratio"] >= 5.0
-    # work for another window is other work
+    # another window has intermediate results of its own
     monkeypatch.setattr(Meter, "measure", measure)
     made(models["plain"], text, tmp_path / "plan.gguf", window=window + 1)
     assert len(set(folders)) == 1
 
 
 def test_a_window_costs_less_loss(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
-    """The same text beyond the same first tokens, read with a cache that keeps the latest and with one that doesn't."""
+    """The same tokens are read with a cache that keeps the latest exactly and with one that does not."""
     found = made(models["plain"], text, tmp_path / "plan.gguf", window=24, ratio=8.0)
     plan = PlanFile.open(found["plan"]).plan
     assert plan.groups

@@ -18,7 +18,6 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ bos_token }}assistant: {% endif %}"
 )
 
-
 NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
 )
@@ -42,7 +41,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
         with mock.patch.object(tiny_models, "add_tokenizer", add):
             model = tiny_models.random_model(head_size=head_size)
-            model.weights["output.weight"][tiny_models.EOS] = 0  # answers end where a test says
+            model.weights["output.weight"][tiny_models.EOS] = 0  # answers end only where a test ends them
             found[name] = model.write(folder / f"{name}.gguf")
     return found
 

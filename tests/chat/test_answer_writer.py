@@ -1,4 +1,4 @@
-"""The text of an answer while it is written."""
+"""The text of an answer while it is being written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`minicache chat`: from the command line, and its conversation from inside."""
+"""`minicache chat` from the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CACHE = "slerp:type=q8_0"
 
 
 def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """The command, its answers short and always the same."""
+    """Runs the command on one thread, so that the answers are always the same."""
     command = [sys.executable, "-m", "minicache_cpp.chat", "--threads", "1", *map(str, arguments)]
     return subprocess.run(
         command, input=stdin, capture_output=True, encoding="utf-8", timeout=120, check=False
@@ -25,7 +25,7 @@ def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]
 
 
 def notes(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """The lines beside the answers; anything else on stderr would be llama.cpp's log, or a traceback."""
+    """The notes beside the answers. Anything else on stderr would be llama.cpp's log or a traceback."""
     lines = done.stderr.splitlines()
     assert all(line.startswith("[") and line.endswith("]") for line in lines), done.stderr
     return [line[1:-1] for line in lines]
@@ -37,9 +37,9 @@ def test_one_question_one_answer(models: dict[str, Path]) -> None:
     assert done.returncode == 0
     assert done.stdout.strip()
     said = notes(done)
-    assert "mean distance of 0.5" in said[0]  # the paper's settings, on a model they do not suit
+    assert "mean distance of 0.5" in said[0]  # the paper's settings do not suit this model
     assert said[-1].startswith("KV ")
-    assert "of 512" in said[-1]  # llama.cpp rounds a context up to 256 cells
+    assert "of 512" in said[-1]  # llama.cpp rounds contexts up to multiples of 256
     assert "ratio 1.18" in said[-1]
     again = run(models["chat"], *arguments)
     assert again.stdout == done.stdout
@@ -65,7 +65,7 @@ def test_piped_messages_and_commands(models: dict[str, Path], tmp_path: Path) ->
     assert "merged layers 3+4" in done.stdout
     assert "/load FILE" in done.stdout
     used = [line.split("context ")[1].split()[0] for line in said if line.startswith("KV ")]
-    assert used[1] == used[2]  # the second "again" went on from where the file left off
+    assert used[1] == used[2]  # the second "again" continued from the file
 
 
 def test_the_end_of_a_pipe_is_the_end(models: dict[str, Path]) -> None:
@@ -152,7 +152,7 @@ def bad_files(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     (folder / "empty.gguf").write_bytes(b"")
     data = models["chat"].read_bytes()
     (folder / "short.gguf").write_bytes(data[: len(data) // 2])
-    for name, arch in (("martian", "martian"), ("hollow", "llama")):  # hollow: keys, and no tensors
+    for name, arch in (("martian", "martian"), ("hollow", "llama")):  # hollow: keys without tensors
         writer = gguf.GGUFWriter(folder / f"{name}.gguf", arch)
         writer.add_block_count(2)
         writer.add_embedding_length(64)

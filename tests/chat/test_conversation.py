@@ -1,4 +1,4 @@
-"""A conversation reads only what is new, makes room when its context is full, and stops in order."""
+"""A conversation reads only what is new, makes room when its context is full, and can be stopped."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def test_history_is_not_read_again(llm: Llama) -> None:
 def test_a_template_that_rewrites_history_costs_only_what_it_changes(llm: Llama) -> None:
     conversation = talk(llm)
     conversation.ask("hello", 10)
-    conversation.messages[-1]["content"] = "something else"  # as one that drops a model's thoughts would
+    conversation.messages[-1]["content"] = (
+        "something else"  # as a template does that drops a model's thoughts
+    )
     opening = len(llm.tokenize(b"<s>system: be kind</s><s>user: hello</s><s>assistant: ", False, True))
     answer = conversation.ask("more", 4)
     whole = llm.n_tokens - 4
@@ -56,10 +58,10 @@ def test_a_full_context_shifts_and_keeps_the_system_message(llm: Llama) -> None:
 
 
 @QUIET
-def test_a_context_that_cant_shift_forgets_the_oldest_messages(
+def test_a_context_that_cannot_shift_forgets_the_oldest_messages(
     llm: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Conversation, "can_shift", False)  # as a recurrent model's
+    monkeypatch.setattr(Conversation, "can_shift", False)  # as for a recurrent model
     conversation = talk(llm)
     conversation.ask("first", 40)
     conversation.ask("second", 40)
@@ -74,7 +76,7 @@ def test_a_context_that_cant_shift_forgets_the_oldest_messages(
 
 @QUIET
 def test_quantized_keys_of_small_heads_shift(models: dict[str, Path]) -> None:
-    minicache = MiniCache(start=0, type_k="q8_0", type_v="q8_0")  # nor is there a plain layer
+    minicache = MiniCache(start=0, type_k="q8_0", type_v="q8_0")  # there is no plain layer either
     with Llama(str(models["small heads"]), minicache=minicache, **SMALL) as llm:
         conversation = talk(llm)
         assert sum(conversation.ask(f"question {i}", 60).dropped for i in range(4)) > 0
@@ -105,9 +107,9 @@ def test_stopping_leaves_the_conversation_in_order(llm: Llama, checks_before: in
         return checks > checks_before
 
     used = llm.n_tokens
-    answer = conversation.ask("x" * 80, 20, stopped=stopped)  # two batches to read
+    answer = conversation.ask("x" * 80, 20, stopped=stopped)  # the question takes two batches
     assert answer.finish == "interrupted"
-    if checks_before < 2:  # while the question was read
+    if checks_before < 2:  # stopped while the question was read
         assert (answer.text, llm.n_tokens, len(conversation.messages)) == ("", used, 3)
     else:
         assert answer.n_tokens == checks_before - 1

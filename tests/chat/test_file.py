@@ -14,7 +14,7 @@ from support.chats import QUIET, SMALL, talk
 
 
 @QUIET
-def test_a_saved_chat_goes_on_as_it_would_have(llm: Llama, tmp_path: Path) -> None:
+def test_a_saved_chat_continues_as_before(llm: Llama, tmp_path: Path) -> None:
     conversation = talk(llm)
     conversation.ask("hello", 30)
     save_chat(tmp_path / "saved", conversation, "cache")

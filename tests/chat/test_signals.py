@@ -1,4 +1,4 @@
-"""Ctrl-C while an answer is written, and at the prompt."""
+"""Ctrl-C while an answer is written and at the prompt."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 def test_ctrl_c_stops_the_answer_and_not_the_program(models: dict[str, Path]) -> None:
     command = [sys.executable, "-u", "-m", "minicache_cpp", "chat", str(models["chat"]), "--threads", "1"]
-    # what is likeliest goes on for ever: this model's answers have no end of their own
+    # at temperature 0 this model's answers never end by themselves
     chat = subprocess.Popen(
         [*command, "--temp", "0", "--config", "f16"],
         stdin=subprocess.PIPE,
@@ -27,7 +27,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(models: dict[str, Path]) ->
     assert chat.stdin and chat.stdout
     chat.stdin.write(b"hello\n")
     chat.stdin.flush()
-    assert chat.stdout.read(40)  # it has begun
+    assert chat.stdout.read(40)  # the answer has begun
     chat.send_signal(signal.SIGINT)
     out, err = chat.communicate(b"/memory\n/quit\n", timeout=60)
     assert chat.returncode == 0, err
@@ -37,14 +37,14 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(models: dict[str, Path]) ->
 
 @pytest.fixture
 def heeds_sigint() -> Iterator[None]:
-    """Children don't inherit an ignored SIGINT, which a shell's background jobs have."""
+    """Makes sure that SIGINT is not ignored, as it is in a shell's background jobs, whose children inherit that."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
-def test_ctrl_c_at_the_prompt_tells_how_to_leave(models: dict[str, Path], heeds_sigint: None) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
+def test_ctrl_c_at_the_prompt_says_how_to_leave(models: dict[str, Path], heeds_sigint: None) -> None:
     import pty
 
     controller, terminal = pty.openpty()
@@ -68,7 +68,7 @@ def test_ctrl_c_at_the_prompt_tells_how_to_leave(models: dict[str, Path], heeds_
 
     try:
         until(b"> ")
-        time.sleep(0.5)  # the prompt is shown a moment before the program listens
+        time.sleep(0.5)  # the program listens a moment after it shows the prompt
         chat.send_signal(signal.SIGINT)
         until(b"Ctrl-D leaves")
         os.write(controller, b"hello\n")

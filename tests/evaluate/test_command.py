@@ -1,4 +1,4 @@
-"""`minicache evaluate`: what it measures is measured here in another way, on models made for it."""
+"""`minicache evaluate`: its measurements are compared with others made here, on tiny models."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_bytes_are_those_of_a_llama_of_this_context(found: Run, model: Path)
 
 
 def test_the_numbers_are_those_of_other_contexts(found: Run, model: Path, text: Path) -> None:
-    # the same by hand: f16 and q4_0 read one chunk from position 500 on
+    # the same without the command: f16 and q4_0 read one chunk from position 500 on
     row = found(
         "--ctx", 200, "--chunks", 1, "--pos-offset", 500, "--no-recall", "--ubatch", 64, "--config", "q4_0"
     )["rows"][1]
@@ -132,7 +132,7 @@ def test_several_contexts_and_distances_are_one_table(
     assert cli.main(list(map(str, given))) == 0
     lines = capsys.readouterr().out.splitlines()
     head = next(line for line in lines if line.startswith("cache"))
-    # a quarter and three quarters of each context
+    # the distances are a quarter and three quarters of each context
     assert head.split()[-8:] == ["recall", "16", "recall", "32", "recall", "48", "recall", "96"]
     rows = [line.split() for line in lines if line.startswith(("f16 ", "q8_0 "))]
     assert [row[:3] for row in rows] == [
@@ -146,7 +146,7 @@ def test_several_contexts_and_distances_are_one_table(
 
 
 def test_decode_is_the_default(found: Run) -> None:
-    """One token at a time, all others come from the cache: what merging costs is seen."""
+    """Tokens are read one at a time, so all others come from the cache and the cost of merging shows."""
     arguments = ("--ctx", 128, "--chunks", 1, "--no-recall", "--config", "slerp")
     rows = found(*arguments)["rows"]
     assert rows == found(*arguments, "--ubatch", 1)["rows"]
@@ -159,7 +159,7 @@ def test_current_tokens_are_exact_so_the_ubatch_matters(found: Run) -> None:
     assert found(*arguments, "--ubatch", 128)["rows"][1]["kl_mean"] < 1e-6
 
 
-def test_a_cache_that_is_not_merged_is_told(
+def test_a_cache_that_is_not_merged_is_noted(
     tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny_models.sliding_window_model(tmp_path / "window.gguf")
@@ -195,7 +195,7 @@ def test_recall_is_asked_at_every_distance(found: Run) -> None:
         (["--ctx", 64, "--plot", "kl.nothing"], "must end with"),
     ],
 )
-def test_bad_input_is_told_before_anything_is_loaded(
+def test_bad_input_is_refused_before_anything_is_loaded(
     model: Path,
     text: Path,
     arguments: list[object],
@@ -222,7 +222,7 @@ def test_positions_beyond_the_training_are_warned_of(
     assert "positions 5000 to 5063 go beyond the 4096" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_told_before(
+def test_a_full_disk_is_reported_in_advance(
     model: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Reference, "size", lambda *_: 1 << 60)
@@ -230,7 +230,7 @@ def test_a_full_disk_is_told_before(
     assert "on disk" in capsys.readouterr().err
 
 
-def test_a_plot_without_matplotlib_is_told(
+def test_a_plot_needs_matplotlib(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

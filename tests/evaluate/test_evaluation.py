@@ -1,4 +1,4 @@
-"""The chunks of an evaluation, and positions that a model lacks."""
+"""The chunks of an evaluation, and positions beyond what a model has."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from minicache_cpp import MiniCacheError
 from minicache_cpp.evaluate import evaluation, material
 from minicache_cpp.evaluate.settings import Settings
+from minicache_cpp.modelfile.gguf_file import read_gguf
 
 
 def test_chunks_are_spread_over_the_text() -> None:
@@ -26,8 +27,6 @@ def test_chunks_begin_as_the_model_wants_it(model: Path, text: Path) -> None:
 
 
 def test_positions_that_a_model_lacks_are_refused(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    from minicache_cpp.modelfile.gguf_file import read_gguf
-
     file = read_gguf(model)
     monkeypatch.setattr(evaluation, "LEARNED_POSITIONS", (file.architecture,))
     with pytest.raises(MiniCacheError, match="has 4096 positions"):

@@ -1,4 +1,4 @@
-"""Planted facts, and how many of them are recalled."""
+"""Facts planted in a text, and how many of them are recalled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minicache_cpp.text.chat_template import ChatTemplate
 
 
 class Letters:
-    """A vocabulary whose tokens are letters, with a beginning of text."""
+    """A vocabulary whose tokens are letters, and which begins texts with token 0."""
 
     def tokenize(self, text: str, special: bool = True) -> list[int]:
         return list(map(ord, text))
@@ -24,7 +24,7 @@ class Letters:
 
 
 class Memory:
-    """A reader that answers from the last `span` letters it has read, and from nothing else."""
+    """A reader that answers only from the last `span` letters it has read."""
 
     def __init__(self, span: int) -> None:
         self.span = span
@@ -59,7 +59,6 @@ CHATML = ChatTemplate.from_source(
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}<assistant>", "", ""
 )
 
-
 PROSE = list(map(ord, "It rained for nine days, and nobody came. " * 60))
 
 
@@ -91,4 +90,4 @@ def test_facts_differ_in_place_and_value() -> None:
     values = {tuple(question.tokens[-question.n_value :]) for question in task.questions}
     assert len(values) == facts.N_FACTS
     again = facts.make_tasks(Letters(), CHATML, PROSE, 10, 1)
-    assert again == [task]  # every configuration is asked the same
+    assert again == [task]  # every configuration gets the same questions

@@ -1,4 +1,4 @@
-"""How much memory is free, and what is refused because of it."""
+"""How much memory is free, and contexts that are refused because they need more."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from minicache_cpp.host import memory
 from minicache_cpp.host.memory import available_bytes
 
 
-def test_a_cgroups_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_of_a_cgroup_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
     proc.mkdir()
     cgroup.mkdir()
     monkeypatch.setattr(memory, "PROC", proc)
     monkeypatch.setattr(memory, "CGROUP", cgroup)
-    assert available_bytes() is None  # nothing known, nothing refused
+    assert available_bytes() is None  # nothing is known, so nothing is refused
     require_room(1 << 40, 1 << 60)
     (proc / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    4000 kB\n")
     assert available_bytes() == 4000 * 1024

@@ -1,4 +1,4 @@
-"""Folders for intermediate results: one user at a time, removed when the work is done."""
+"""Folders for intermediate results have one user at a time and are removed when the work is done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from minicache_cpp.host.work_folder import work_folder
 
 
-def test_two_at_once_dont_meddle_with_each_other(tmp_path: Path) -> None:
+def test_two_users_do_not_share_a_folder(tmp_path: Path) -> None:
     with work_folder(tmp_path / "work") as one:
         assert one == tmp_path / "work"
         (one / "file").write_text("kept")

@@ -1,4 +1,4 @@
-"""The public functions of `minicache_cpp.kernels` on arrays: the paper's formulas, and refusals of wrong arrays."""
+"""The functions of `minicache_cpp.kernels` follow the paper's formulas and refuse wrong arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The native kernels on arrays against the NumPy oracle: every type, every edge, every option."""
+"""The native attention over merged and plain rows on arrays, against the NumPy oracle."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from oracle.quant import TYPES, is_quantized
 from support.arrays import normal
 from support.contexts import nmse
 
-# What separates the kernels from the float64 oracle is float32 summation, and halves that ggml's vector code may round
-# the other way when it stores a row. Both are far below this; a wrong weight, row or magnitude is far above.
+# The kernels differ from the float64 oracle by float32 summation, and by ties that ggml's vector code may round the
+# other way when it stores a row. Both are far below this bound; a wrong weight, row or magnitude is far above it.
 BOUND = 1e-6
 
 
@@ -35,14 +35,14 @@ def case(
     if merged:
         k /= np.linalg.norm(k, axis=-1, keepdims=True)
         v /= np.linalg.norm(v, axis=-1, keepdims=True)
-        # layers' magnitudes differ from token to token and from head to head
+        # magnitudes differ between tokens and between heads
         arguments["mag_k"] = rng.uniform(1, 12, (n_kv, n_head_kv)).astype(np.float32)
         arguments["mag_v"] = rng.uniform(1, 12, (n_kv, n_head_kv)).astype(np.float32)
     return arguments
 
 
 def assert_attends(arguments: dict[str, Any], bound: float = BOUND) -> None:
-    """Both native kernels against the oracle; `retained` and `current` are the kernels' own tuples."""
+    """Compares both native kernels with the oracle; `retained` and `current` are the kernels' own tuples."""
     flat = dict(arguments)
     if "retained" in flat:
         kept: kernels.Retained = flat.pop("retained")
@@ -131,11 +131,11 @@ def test_attention_takes_current_tokens_exactly() -> None:
     current = kernels.Current([49, 3, 17, 18], normal(rng, 4, 2, 64), normal(rng, 4, 2, 64))
     arguments = case(11) | {"type_k": "q4_0", "type_v": "q4_0", "current": current}
     assert_attends(arguments)
-    # exactly: when nothing else is seen, no rounding is left
+    # current tokens are exact: if nothing else is seen, there is no rounding
     arguments["mask"] = np.full((3, 50), -np.inf, np.float32)
     arguments["mask"][:, list(current.cells)] = 0
     assert_attends(arguments, 1e-11)
-    # the stale row that the cache still holds there does not matter
+    # the stale rows that the cache still holds there do not matter
     arguments["k"][list(current.cells)] = 1e4
     arguments["mag_v"][list(current.cells)] = 1e4
     assert_attends(arguments, 1e-11)
@@ -163,12 +163,12 @@ def test_attention_stays_finite_with_the_longest_magnitudes() -> None:
     for name in ("mag_k", "mag_v"):
         arguments[name] = np.full_like(arguments[name], 65504)
     assert_attends(arguments)
-    arguments["mag_k"] = arguments["mag_k"] * np.float32(1e6)  # clamped to what f16 holds
+    arguments["mag_k"] = arguments["mag_k"] * np.float32(1e6)  # clamped to the largest f16
     assert_attends(arguments)
 
 
-def test_the_bound_tells_mistakes_apart() -> None:
-    """The mistakes that a kernel could make are far above the bound that the tests above use."""
+def test_the_bound_excludes_mistakes() -> None:
+    """Mistakes that a kernel could make are far above the bound of the tests above."""
     arguments = case(14)
     want = expected.attention(**arguments)
     swapped = expected.attention(**arguments | {"mag_k": arguments["mag_v"], "mag_v": arguments["mag_k"]})

@@ -60,7 +60,7 @@ def case(
 
 
 def assert_attends(oracle: expected.Codec, arguments: dict[str, Any], bound: float = BOUND) -> Floats:
-    """Both native kernels against the oracle."""
+    """Compares both native kernels with the oracle."""
     flat = dict(arguments)
     rows = flat.pop("code_k"), flat.pop("code_v")
     del flat["codec"]
@@ -103,7 +103,7 @@ def test_attention_of_every_layer_of_a_group(n_layer: int, side: int) -> None:
 
 @pytest.mark.parametrize("width", [8, 3])
 def test_the_longest_codes(width: int) -> None:
-    """As many coefficients as four layers' heads of 256 have numbers; no CUDA kernel takes so many."""
+    """As many coefficients as the heads of four layers have numbers, at head size 256; no CUDA kernel takes so many."""
     longest = Layout(tuple(64 * (width == bits) for bits in expected.WIDTHS))
     oracle, codec = codecs(1, (longest, longest), 1, 256, 256, n_layer=4)
     assert_coded(oracle, codec, vectors(1, 9, codec), np.arange(9) // 4 * 64)
@@ -175,7 +175,7 @@ def test_attention_with_everything_at_once() -> None:
             "max_bias": 4.0,
         }
         before = assert_attends(oracle, arguments)
-        # what the cache holds where tokens are exact does not matter
+        # the rows that the cache holds for exact tokens do not matter
         for name in ("code_k", "code_v"):
             arguments[name] = arguments[name].copy()
             arguments[name][[*cells, *arguments["current"].cells]] = 255
@@ -183,7 +183,7 @@ def test_attention_with_everything_at_once() -> None:
 
 
 def test_attention_follows_a_shift() -> None:
-    """Moving all bases, and turning the queries as far, changes nothing."""
+    """Moving all bases and turning the queries by as much changes nothing."""
     oracle, arguments = case(13)
     before = kernels.code_attention(**arguments)
     moved = arguments | {"bases": arguments["bases"] - 5_000}
@@ -191,7 +191,7 @@ def test_attention_follows_a_shift() -> None:
     assert nmse(kernels.code_attention(**moved), before) < BOUND
 
 
-def test_the_bound_tells_mistakes_apart() -> None:
+def test_the_bound_excludes_mistakes() -> None:
     oracle, arguments = case(14)
     want = kernels.code_attention(**arguments)
     for wrong in (

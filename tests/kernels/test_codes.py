@@ -1,4 +1,4 @@
-"""The native kernels of shared codes on arrays against the NumPy oracle: widths, edges, bases, attention's options."""
+"""The native encode and decode of shared codes on arrays, against the NumPy oracle."""
 
 from __future__ import annotations
 
@@ -76,26 +76,26 @@ def test_a_complete_code_restores_what_went_in(d: int, n_layer: int) -> None:
     codes = assert_coded(oracle, codec, x, bases)
     for side in range(n_layer):
         k, v = kernels.decode(codes.k, codes.v, codec, side, bases=bases)
-        # 8 bits a coefficient; the magnitudes' steps are 2.8 %
+        # 8 bits for each coefficient; the steps of magnitudes are 2.8 %
         assert nmse(k, x["k"][side]) < 5e-4
         assert nmse(v, x["v"][side]) < 5e-4
     assert codes.distance_k.mean() < 5e-4 and codes.distance_v.mean() < 5e-4
 
 
 def test_k_is_coded_relative_to_its_base() -> None:
-    """Tokens that differ by a turn of whole bases have one code."""
+    """Tokens that differ only by the turn of their bases have the same code."""
     oracle, codec = codecs(5)
     both = normal(np.random.default_rng(5), 2, 1, 2, 64)
     bases = np.arange(0, 6400, 64)
     x = vectors(5, 1, codec)
     turned = np.stack([oracle.turn(np.repeat(k, 100, axis=0), bases) for k in both])
     codes = kernels.encode(turned, np.repeat(x["v"], 100, axis=1), codec, bases=bases)
-    assert (codes.k == codes.k[0]).mean() > 0.999  # rounding may decide a level here and there
+    assert (codes.k == codes.k[0]).mean() > 0.999  # rounding may change a level here and there
     assert (codes.v == codes.v[0]).all()
 
 
 def layers(factors: list[float]) -> Floats:
-    """A factor for each layer."""
+    """An array with one factor for each layer."""
     return np.array(factors, np.float32)[:, None, None, None]
 
 
@@ -152,7 +152,7 @@ def test_bad_codecs_are_refused() -> None:
     infinite = words.copy()
     infinite[4:8] = np.frombuffer(np.float32(np.inf).tobytes(), np.uint8)
     flat = words.copy()
-    flat[4 * (32 + 1) : 4 * (32 + 2)] = 0  # the step of |K_a|, behind 32 frequencies
+    flat[4 * (32 + 1) : 4 * (32 + 2)] = 0  # the step of |K_a|, after 32 frequencies
     undecodable = words.copy()
     undecodable[-2:] = np.frombuffer(np.float16(np.nan).tobytes(), np.uint8)
     for bad, named in (

@@ -90,7 +90,7 @@ def test_merge_at_the_edges(case: str, t: float) -> None:
     assert_merged(*edge_cases()[case], t)
 
 
-def test_edges_mean_what_the_design_says() -> None:
+def test_edges_follow_the_design() -> None:
     cases = edge_cases()
     x, y = cases["zero b"][0], cases["zero a"][1]
     unit_x, unit_y = (v / np.linalg.norm(v, axis=-1, keepdims=True) for v in (x, y))

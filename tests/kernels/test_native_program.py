@@ -1,4 +1,4 @@
-"""The native test binary, plain and built with the address and undefined-behaviour sanitizers."""
+"""minicache-test, the native tests, in a plain build and in one with address and undefined-behaviour sanitizers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_ops(build: str) -> None:
     passed = re.search(r"(\d+) of (\d+) tests passed", result.stdout)
     assert passed, result.stdout
     assert passed[1] == passed[2]
-    assert int(passed[2]) > 500  # a filter or a lost list would pass with next to nothing
+    assert int(passed[2]) > 500  # a wrong filter or a lost list would leave few tests
 
 
 @pytest.mark.parametrize("build", BUILDS)
@@ -43,12 +43,12 @@ def test_other_seeds(build: str) -> None:
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fibers are for Linux here")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the fibers need Linux")
 @pytest.mark.parametrize(
     ("build", "cases", "least"),
     [
         ("plain", "", 1200),
-        # fibers are slow under sanitizers: some of each op
+        # fibers are slow under sanitizers, so only some cases of each op run
         ("sanitized", "INDEX(", 150),
         ("sanitized", "MERGE(", 80),
         ("sanitized", "RETAIN(", 40),
@@ -58,14 +58,14 @@ def test_other_seeds(build: str) -> None:
     ],
 )
 def test_cuda_kernels_on_the_cpu(build: str, cases: str, least: int) -> None:
-    """The CUDA sources as C++, each thread a fiber: see tests/native/cuda-on-cpu."""
+    """The CUDA sources compiled as C++, with each thread as a fiber. See tests/native/cuda-on-cpu."""
     result = run(build, "-d", "cuda-on-cpu0", "-o", cases, timeout=1200)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     assert "runtime error" not in result.stderr
     passed = re.search(r"(\d+) of (\d+) tests passed on cuda-on-cpu0", result.stdout)
     assert passed, result.stdout
     assert int(passed[2]) >= least
-    assert "not supported" not in result.stdout  # no case is left to the CPU's own kernels
+    assert "not supported" not in result.stdout  # the CPU's own kernels compute no case
 
 
 def test_speed_can_be_measured() -> None:
@@ -74,7 +74,7 @@ def test_speed_can_be_measured() -> None:
     assert len(re.findall(r"^MERGE\(.*GB/s$", result.stdout, re.MULTILINE)) == 3
 
 
-def test_speed_beside_upstream() -> None:
+def test_speed_is_compared_with_upstream() -> None:
     options = ["--type", "q4_0,code", "--kv", "1024", "--head-size", "64", "--threads", "1", "--rounds", "1"]
     result = run("plain", "perf", "-o", "ATTN", "--seconds", "0.01", "--json", *options)
     assert result.returncode == 0, result.stderr

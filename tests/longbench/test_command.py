@@ -1,4 +1,4 @@
-"""`minicache longbench` on files made here: its metrics by hand, its cuts, and answers that a model really gives."""
+"""`minicache longbench` on files made here: prompts that are cut, and answers of the demo model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.longbench_files import line, write
 def test_the_best_of_the_right_answers_counts() -> None:
     item = Item("", "", ["nobody", "Ann"], [], 0, "")
     assert score(TASKS["hotpotqa"], "Ann", item) == 1
-    # in tasks with examples the model writes its own next one
+    # in tasks with examples a model goes on to write an example of its own
     assert score(TASKS["triviaqa"], "\nAnn\nQuestion: Who else?", item) == 1
     assert score(TASKS["hotpotqa"], "\nAnn\nQuestion: Who else?", item) < 1
 
@@ -54,7 +54,7 @@ def test_a_long_text_loses_its_middle(model: Path) -> None:
         (["--limit", "0"], "--limit 0"),
     ],
 )
-def test_bad_input_is_told_in_one_line(
+def test_bad_input_is_refused_in_one_line(
     model: Path, tmp_path: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path, "qasper", line("c", "q", "a"))

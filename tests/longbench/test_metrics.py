@@ -1,4 +1,4 @@
-"""LongBench's metrics, compared with values by hand."""
+"""LongBench's metrics, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from minicache_cpp.longbench import metrics
         ("code_line", "```python\nreturn x", "return y", (), 0.88),
     ],
 )
-def test_a_metric_is_what_it_says(
+def test_metrics_match_values_by_hand(
     name: str, answer: str, right: str, classes: tuple[str, ...], score: float
 ) -> None:
     assert getattr(metrics, name)(answer, right, classes) == pytest.approx(score)

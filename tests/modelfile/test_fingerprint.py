@@ -1,4 +1,4 @@
-"""The fingerprint of a model is that of the native library."""
+"""The fingerprint of a model is the one that the native library computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reader of GGUF headers takes whole files only, and does not read weights."""
+"""The reader of GGUF headers accepts only complete files and does not read weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.gguf_files import keys_only
 
 
 def test_weights_are_not_read(tmp_path: Path) -> None:
-    # a file whose tensors lie in a hole of a terabyte could not be read at all
+    # a file with a hole of a terabyte for its tensors could not be read in full
     writer = gguf.GGUFWriter(tmp_path / "huge.gguf", "llama")
     for key, value in (("block_count", 4), ("embedding_length", 128), ("attention.head_count", 2)):
         writer.add_uint32(f"llama.{key}", value)

@@ -1,4 +1,4 @@
-"""The shape that is read from a model's keys."""
+"""The shape of a model, as its keys give it."""
 
 from __future__ import annotations
 

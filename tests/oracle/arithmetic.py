@@ -1,4 +1,4 @@
-"""The formulas of MiniCache on arrays: merge, restore, and attention with everything that one call can ask for."""
+"""The formulas of MiniCache on arrays: merge, restore, and attention with all of its options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .quant import F16_MAX, round_magnitude, round_trip
 
 Array = npt.NDArray[np.floating]
 
-# nearer to 0 or π than this, the sines of SLERP carry no information in float32
+# within this angle of 0 or π, the sines of SLERP carry no information in float32
 SMALL_ANGLE = 1e-3
 
 
@@ -23,7 +23,7 @@ class Merged(NamedTuple):
 
 
 def merge(x_a: Array, x_b: Array, t: float) -> Merged:
-    """Eqs. 3 and 4 of the paper along the last axis, with what the paper leaves open at the edges."""
+    """Merges along the last axis by equations 3 and 4 of the paper, with our rules for the edges it leaves open."""
     x_a, x_b = (np.asarray(x, dtype=np.float64) for x in (x_a, x_b))
     norm_a, norm_b = (np.linalg.norm(x, axis=-1) for x in (x_a, x_b))
     zero_a, zero_b = norm_a == 0, norm_b == 0
@@ -82,7 +82,7 @@ def attention(
     cur_k: Array | None = None,
     cur_v: Array | None = None,
 ) -> Array:
-    """`kernels.attention`: rows are rounded as they would be stored, then restored, then attended to."""
+    """What `kernels.attention` computes: rows are rounded as they are stored, then restored, then attended to."""
     n_kv, n_head_kv = k.shape[:2]
     ones = np.ones((n_kv, n_head_kv))
     keys = restore(round_trip(k, type_k), ones if mag_k is None else round_magnitude(mag_k))
@@ -106,7 +106,7 @@ def attend(
     softcap: float = 0.0,
     max_bias: float = 0.0,
 ) -> Array:
-    """Plain attention over rows that are ready to use. A query that sees nothing gives zeros."""
+    """Plain attention over restored rows. A query that sees nothing gives zeros."""
     n_q, n_head, head_size = q.shape
     group = n_head // keys.shape[1]
     seen = ~np.isneginf(bias).all(axis=0)

@@ -1,4 +1,4 @@
-"""llama.cpp's bookkeeping of cache cells: which token lies where, who may see it, and how batches are split."""
+"""llama.cpp's bookkeeping of cache cells: where each token lies, who sees it, and how batches are split."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ class Token:
 
 @dataclass(frozen=True)
 class Ubatch:
-    """Tokens that go through the graph together: numbers of batch entries, one list per stream."""
+    """Tokens that go through the graph together, as indices into the batch, one list for each stream."""
 
     entries: list[list[int]]
     streams: list[int]
 
 
 def split(batch: list[Token], n_ubatch: int, unified: bool) -> list[Ubatch]:
-    """Unified caches cut the batch as it comes; streams take equally many tokens of neighbouring sequences."""
+    """Splits a batch into ubatches.
+
+    A unified cache cuts it in its order. Otherwise a ubatch has equally many tokens of neighbouring sequences.
+    """
     if unified:
         numbers = list(range(len(batch)))
         return [Ubatch([numbers[i : i + n_ubatch]], [0]) for i in range(0, len(numbers), n_ubatch)]
@@ -61,7 +64,7 @@ class Cells:
         return self.member.any(axis=0)
 
     def find(self, n_tokens: int) -> list[int]:
-        """The next free cells from the head on, or from the start when many cells before the head are free."""
+        """Returns the next free cells from the head on, or from the start where many cells before the head are free."""
         used = self.used
         head = 0 if self.head > used.sum() + 2 * n_tokens else self.head
         order = np.roll(np.arange(len(used)), -head)
@@ -83,7 +86,7 @@ class Cells:
         return (self.member[seq] & (self.pos >= max(p0, 0)) & (self.pos < last)).nonzero()[0].tolist()
 
     def leave(self, cells: list[int], seq: int) -> None:
-        """Take `cells` from a sequence; the head goes back to the first one that is free now."""
+        """Takes `cells` from a sequence, and moves the head back to the first cell that is now free."""
         self.member[seq, cells] = False
         self._free([cell for cell in cells if not self.member[:, cell].any()])
 
@@ -103,7 +106,8 @@ class Cells:
     def divide(self, cells: list[int], divisor: int) -> None:
         before = self.pos[cells]
         self.pos[cells] //= divisor
-        self.shift[cells] += before - self.pos[cells]  # upstream's sign
+        # with upstream's sign
+        self.shift[cells] += before - self.pos[cells]
 
     def _free(self, cells: list[int]) -> None:
         self.pos[cells], self.shift[cells] = -1, 0

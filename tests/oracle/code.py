@@ -1,7 +1,7 @@
-"""Shared codes on arrays: the K, or V, of a group of layers as one row of bytes per KV head, and attention over rows.
+"""Shared codes on arrays: K or V of a group's layers as one row of bytes for each KV head, and attention over rows.
 
 Written from the text of `minicache-code.h`: unit vectors, weights, projections, levels, planes of bits, magnitudes.
-Arrays go token by token, [n_tokens, n_head_kv, ...], and everything is float64 up to where a number is stored.
+Arrays are [n_tokens, n_head_kv, ...], and everything is float64 until a number is stored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Ints = npt.NDArray[np.integer]
 Bytes = npt.NDArray[np.uint8]
 
 WIDTHS = (8, 6, 5, 4, 3, 2, 1)
-PLANES = {8: (8,), 6: (4, 2), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,), 1: (1,)}  # bits of each, upper first
+# the bits of each plane of a width, the upper bits first
+PLANES = {8: (8,), 6: (4, 2), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,), 1: (1,)}
 UNIT = 16
 ROPES = ("none", "neighbours", "halves")
 F32_MAX = float(np.finfo(np.float32).max)
@@ -45,7 +46,7 @@ class Layout:
         return n_layer + n_layer % 2 + int(self.widths.sum()) // 8
 
     def pack(self, mags: Bytes, levels: Ints) -> Bytes:
-        """Code rows [..., row_bytes] of magnitudes [..., n_layer] and levels [..., r]."""
+        """Packs magnitudes [..., n_layer] and levels [..., r] into code rows [..., row_bytes]."""
         parts = [mags.astype(np.uint8)]
         if mags.shape[-1] % 2:
             parts.append(np.zeros_like(parts[0][..., :1]))
@@ -60,7 +61,7 @@ class Layout:
         return np.concatenate(parts, axis=-1)
 
     def unpack(self, rows: Bytes, n_layer: int) -> tuple[Bytes, Ints]:
-        """The magnitudes [..., n_layer] and levels [..., r] of code rows."""
+        """Returns the magnitudes [..., n_layer] and levels [..., r] of code rows."""
         first = n_layer + n_layer % 2
         levels = []
         for width, units in zip(WIDTHS, self.units, strict=True):
@@ -81,7 +82,7 @@ class Code(NamedTuple):
     rows: Bytes  # [n, n_head_kv, row_bytes]
     mags: Bytes  # [n, n_head_kv, n_layer]
     levels: Ints  # [n, n_head_kv, r]
-    projections: Array  # [n, n_head_kv, r]: how near to another level each was
+    projections: Array  # [n, n_head_kv, r]: before rounding to levels
     distance: Array  # [n, n_head_kv]
 
 
@@ -130,7 +131,7 @@ class Part:
         return np.where(q > 0, np.exp(log_min + (q.astype(np.float64) - 1) * log_step), 0)
 
     def encode(self, xs: Sequence[Array]) -> Code:
-        """The layers' vectors, each [n, n_head_kv, d]; K as it would be at its block-relative position."""
+        """Encodes the layers' vectors, each [n, n_head_kv, d]. K must be at its position relative to its base."""
         z = self.project([unit(x) for x in xs])
         levels = self.quantize(z)
         mags, errors = zip(*(self._magnitude(x, levels, side) for side, x in enumerate(xs)), strict=True)
@@ -201,7 +202,7 @@ class Codec:
         return self.v.restore(rows, side)
 
     def to_bytes(self) -> bytes:
-        """The array that the ops take."""
+        """The codec as the array that the ops take."""
         parts = (self.k, self.v)
         # [n_head_kv][2*n_layer][2]: |K| of each layer, then |V|
         words = [self.freq, np.concatenate([part.mag for part in parts], axis=1)]
@@ -230,7 +231,7 @@ def attention(
     exact_k: Array | None = None,  # [n, n_head_kv, d]
     exact_v: Array | None = None,
 ) -> Array:
-    """Attention of one layer over coded entries and exact ones: every entry is restored, then attended to."""
+    """Attention of one layer over coded and exact entries: every entry is restored, then attended to."""
     keys, values = codec.restore_k(rows_k, side, bases), codec.restore_v(rows_v, side)
     if exact is not None:
         keys[exact], values[exact] = exact_k, exact_v
@@ -262,16 +263,16 @@ def random_codec(
     rope_base: float = 10000.0,
     n_layer: int = 2,
 ) -> Codec:
-    """A codec with orthonormal directions, whose steps fit unit vectors spread evenly over them."""
+    """Makes a codec with orthonormal directions and steps that suit unit vectors of any direction."""
 
     def part(layout: Layout, d: int) -> Part:
         width = layout.widths.astype(np.float64)
-        # numbers of unit vectors in any direction are about 1/√d large; four deviations fit
+        # the numbers of unit vectors are about 1/√d large; the levels cover four deviations
         step = 8 / np.sqrt(d) / 2**width
         full = np.stack(
             [_orthonormal(rng, n_layer * d, max(layout.size, n_layer * d)) for _ in range(n_head_kv)]
         )
-        # orthonormal after the weighting by √w: with as many coefficients as numbers, only rounding is lost
+        # orthonormal after weighting by √w: with as many coefficients as numbers only rounding is lost
         weight = rng.uniform(0.5, 2, (n_head_kv, n_layer * d)).astype(np.float32).astype(np.float64)
         decoder = full[:, :, : layout.size] * step / np.sqrt(weight)[:, :, None]
         decoder = decoder.astype(np.float16).astype(np.float64)
@@ -288,7 +289,7 @@ def random_codec(
 
 
 def _orthonormal(rng: np.random.Generator, rows: int, columns: int) -> Array:
-    """Orthonormal columns, as far as there is room for them."""
+    """As many orthonormal columns as the number of rows allows."""
     n = max(rows, columns)
     matrix, _ = np.linalg.qr(rng.standard_normal((n, n)))
     return matrix[:rows, :columns]

@@ -1,4 +1,4 @@
-"""A Llama-like model in NumPy whose cache is MiniCache, simulated cell by cell, slot by slot, ubatch by ubatch."""
+"""A Llama-like model in NumPy with a MiniCache cache, simulated cell by cell, slot by slot and ubatch by ubatch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .quant import is_quantized, round_magnitude, round_trip
 Array = npt.NDArray[np.floating]
 
 
-class Bases(NamedTuple):
-    """Matrices [n_head_kv, d, d] of layers a and b: W x is merged for x; None where x itself is."""
+class BasisMatrices(NamedTuple):
+    """Basis matrices [n_head_kv, d, d] of layers a and b: W x is merged in place of x, and x itself where W is None."""
 
     k: tuple[Array | None, Array | None]
     v: tuple[Array | None, Array | None]
@@ -28,33 +28,38 @@ class Bases(NamedTuple):
 
 @dataclass(frozen=True)
 class Config:
-    """A context: cache types, how it is split into streams and ubatches, and what is merged."""
+    """The settings of a context: cache types, streams and ubatches, and what is merged."""
 
-    groups: tuple[tuple[int, ...], ...] = ()  # of layers that share storage: pairs, or of any number as codes
+    # layers that share storage: pairs, or as codes any number of layers
+    groups: tuple[tuple[int, ...], ...] = ()
     t: float = 0.6
     retain: float = 0.0
-    window: int = 0  # latest tokens of a stream that stay as they are
+    window: int = 0  # how many of a stream's latest tokens are kept exactly
     type_k: str = "f16"
     type_v: str = "f16"
-    plain: tuple[tuple[int, str, str], ...] = ()  # layers that are not merged and have types of their own
+    # layers outside groups that have cache types of their own: layer, type of K, type of V
+    plain: tuple[tuple[int, str, str], ...] = ()
     pool_type: str = "q8_0"
     n_cells: int = 256  # per stream
     n_ubatch: int = 512
     n_seq_max: int = 1
     unified: bool = True
-    keep_most_similar: bool = False  # the retention rule upside down, to show that a test would notice
-    codecs: tuple[Codec, ...] = ()  # one for each group where groups are kept as codes
-    rope_block: int = 0  # coded K is relative to the last multiple of it
-    bases: tuple[Bases, ...] = ()  # one for each group of two that is merged in bases of its own
-    average: bool = False  # means of both vectors in place of directions and magnitudes
-    plan: str = ""  # the file that says the same to the library
+    # reverses the rule of retention, to show that a test would notice
+    keep_most_similar: bool = False
+    # one for each group, if groups are kept as codes
+    codecs: tuple[Codec, ...] = ()
+    rope_block: int = 0  # the base of coded K is the last multiple of it
+    # one for each pair, if pairs are merged in bases of their own
+    basis_matrices: tuple[BasisMatrices, ...] = ()
+    average: bool = False  # keeps means of both vectors, and no magnitudes
+    plan: str = ""  # the file with the same settings for the library
 
     @property
     def n_stream(self) -> int:
         return 1 if self.unified else self.n_seq_max
 
     def types(self, layer: int) -> tuple[str, str]:
-        """What K and V of a layer, or of its group's directions, are rounded to; codes have no such type."""
+        """The types of a layer's K and V, or of its group's directions. Codes have none, so f32 stands for them."""
         if self.codecs and any(layer in group for group in self.groups):
             return "f32", "f32"
         own = {number: (type_k, type_v) for number, type_k, type_v in self.plain}
@@ -62,7 +67,7 @@ class Config:
 
     @property
     def block(self) -> int:
-        """Cells that share a retained slot."""
+        """The number of cells that share a slot for a retained token."""
         return round(1 / self.retain) if self.retain else 0
 
 
@@ -77,13 +82,13 @@ class PlainLayer:
 
 
 class Group(PlainLayer):
-    """Directions in place of K and V, magnitudes |K_a|, |K_b|, |V_a|, |V_b|, and the retained slots."""
+    """Directions of K and V, the magnitudes |K_a|, |K_b|, |V_a|, |V_b|, and the slots of retained tokens."""
 
     def __init__(self, shape: Shape, config: Config, layers: tuple[int, ...]) -> None:
         super().__init__(shape, config, layers[0])
         self.n_layer = len(layers)
         self.mag = np.zeros((config.n_stream, config.n_cells, 4, shape.n_head_kv))
-        # the window's slots come first
+        # the slots of the window come first
         n_slot = config.window + (-(-config.n_cells // config.block) if config.block else 0)
         self.slot_cell = np.full((config.n_stream, n_slot), -1)
         self.slot_distance = np.zeros((config.n_stream, n_slot))
@@ -92,12 +97,12 @@ class Group(PlainLayer):
         self.distances: list[tuple[float, float]] = []  # of K and V, token by token
 
     def arrays(self) -> list[Array]:
-        """What a copy of a stream copies."""
+        """The arrays that are copied when a stream is copied."""
         return [self.k, self.v, self.mag, self.slot_cell, self.slot_distance, self.pool]
 
 
 class CodedGroup(Group):
-    """Code rows in place of directions and magnitudes; everything in the model's own basis."""
+    """Code rows in place of directions and magnitudes. Upstream's rotation is not applied."""
 
     def __init__(self, shape: Shape, config: Config, layers: tuple[int, ...], codec: Codec) -> None:
         super().__init__(shape, config, layers)
@@ -120,7 +125,7 @@ class Oracle:
             else Group(model.shape, config, layers)
             for i, layers in enumerate(config.groups)
         }
-        # position minus base, set when a token comes in
+        # position minus base, set when a token is stored
         self.offsets = np.zeros((config.n_stream, config.n_cells), dtype=int)
         self.side = {layer: (group, side) for group in config.groups for side, layer in enumerate(group)}
         self.plain = {
@@ -131,7 +136,7 @@ class Oracle:
         types = [config.types(layer) for layer in range(self.shape.n_layer)]
         self.rot_k = [self._rotation(type_k, widest=True) for type_k, _ in types]
         self.rot_v = [self._rotation(type_v, widest=False) for _, type_v in types]
-        # smallest difference of two distances that decided who is retained: where it is tiny, rounding may decide
+        # the smallest difference of two distances that decided which token is retained: if tiny, rounding may decide
         self.margin = np.inf
 
     #
@@ -139,7 +144,7 @@ class Oracle:
     #
 
     def decode(self, batch: Sequence[Token]) -> Array:
-        """Logits of every token of the batch, [n_tokens, n_vocab]."""
+        """Decodes a batch and returns the logits of every token, [n_tokens, n_vocab]."""
         tokens = list(batch)
         self._apply_shift()
         logits = np.zeros((len(tokens), len(self._weight("output.weight"))))
@@ -150,7 +155,7 @@ class Oracle:
 
     def _forward(self, ubatch: Ubatch, batch: list[Token]) -> Array:
         tokens = [batch[number] for entries in ubatch.entries for number in entries]
-        parts = []  # stream, its tokens' numbers in `tokens`, their cells
+        parts = []  # for each stream: the stream, its indices into `tokens`, its cells
         first = 0
         for stream, entries in zip(ubatch.streams, ubatch.entries, strict=True):
             cells = self.cells[stream].find(len(entries))
@@ -183,7 +188,7 @@ class Oracle:
                     store = self.plain[layer]
                     store.k[stream, cells] = round_trip(k[rows], store.type_k)
                     store.v[stream, cells] = round_trip(v[rows], store.type_v)
-                    # our kernels take queries as they are, upstream's round them
+                    # our kernels use queries unrounded, upstream's round them
                     ours = self.config.groups or self.config.plan
                     query = q[rows] if ours else round_trip(q[rows], query_type(store.type_k))
                     keys, values = store.k[stream], store.v[stream]
@@ -220,16 +225,16 @@ class Oracle:
         return rotate(q, rot_k), rotate(k, rot_k), rotate(result["v"], rot_v)
 
     def _turned(self, layer: int, kind: str, x: Array, rot: Array | None, back: bool = False) -> Array:
-        """Heads [n, heads, d], rotated by upstream, in the basis that the layer's group has for them, or back."""
-        if not self.config.bases or layer not in self.side:
+        """Takes heads [n, heads, d], which upstream has rotated, to the basis of their layer's group, or back."""
+        if not self.config.basis_matrices or layer not in self.side:
             return x
         layers, side = self.side[layer]
-        bases = self.config.bases[self.config.groups.index(layers)]
-        matrix = getattr(bases, kind)[side]
+        matrices = self.config.basis_matrices[self.config.groups.index(layers)]
+        matrix = getattr(matrices, kind)[side]
         if matrix is None:
             return x
         matrix = np.repeat(matrix, x.shape[1] // len(matrix), axis=0)
-        own = rotate(x, rot)  # the rotation undoes itself
+        own = rotate(x, rot)  # the rotation is its own inverse
         turned = np.einsum("hji,nhj->nhi" if back else "hij,nhj->nhi", matrix.astype(np.float64), own)
         return rotate(turned, rot)
 
@@ -250,7 +255,7 @@ class Oracle:
     #
 
     def _restored(self, layer: int, stream: int) -> tuple[Array, Array]:
-        """K and V of all cells as one layer of a group sees them: merged, or exact where the cell is retained."""
+        """K and V of all cells as one layer of a group sees them: restored, or exact where the cell is retained."""
         key, side = self.side[layer]
         group = self.groups[key]
         if isinstance(group, CodedGroup):
@@ -312,7 +317,7 @@ class Oracle:
             group.pool[stream, slot, :n], group.pool[stream, slot, n:] = rows
 
     def retained(self, key: tuple[int, ...], stream: int = 0) -> set[int]:
-        """The cells that a group holds unmerged, the window left out."""
+        """The cells whose tokens a group retains, without those of the window."""
         held = self.groups[key].slot_cell[stream, self.config.window :]
         return {int(cell) for cell in held if cell >= 0}
 
@@ -360,7 +365,7 @@ class Oracle:
         return self.cells[0 if self.config.unified else seq]
 
     def _apply_shift(self) -> None:
-        """Turn the K of moved cells by the distance they moved, and round again."""
+        """Turns K of moved cells by the distance they have moved, and rounds it again."""
         for stream, cells in enumerate(self.cells):
             moved = cells.shift.nonzero()[0]
             if not len(moved):
@@ -385,7 +390,7 @@ class Oracle:
         return round_trip(rotate(rope(rotate(k, rot), delta, self.shape), rot), kind)
 
     def _rotation(self, kind: str, widest: bool) -> Array | None:
-        """llama.cpp spreads outliers of quantized caches by a Hadamard matrix that is its own inverse."""
+        """The Hadamard matrix by which llama.cpp spreads outliers in quantized caches; it is its own inverse."""
         if not is_quantized(kind) or self.shape.head_size % 64:
             return None
         size = 64
@@ -398,13 +403,13 @@ class Oracle:
 
 
 def average(merged: Merged, x_a: Array, x_b: Array) -> Merged:
-    """What the paper compares with: one mean for both layers, as it is."""
+    """The paper's baseline: one mean for both layers, without magnitudes."""
     ones = np.ones_like(merged.mag_a)
     return Merged((x_a + x_b) / 2, ones, ones, merged.distance)
 
 
 def query_type(kind: str) -> str:
-    """What upstream's CPU attention rounds the query to before it meets a plain layer's K."""
+    """The type to which upstream's CPU attention rounds queries for plain layers whose K is of type `kind`."""
     return "q8_0" if is_quantized(kind) else kind
 
 
@@ -415,7 +420,7 @@ def rotate(x: Array, matrix: Array | None) -> Array:
 
 
 def rope(x: Array, pos: Array, shape: Shape) -> Array:
-    """Rotary positions of rows [n, heads, head_size]."""
+    """Turns rows [n, heads, head_size] to their positions by RoPE."""
     if shape.rope == "none":
         return x
     half = shape.head_size // 2

@@ -1,4 +1,4 @@
-"""What is left of a row of numbers after it went through one of ggml's storage types."""
+"""What remains of a row of numbers after it is stored in one of ggml's types."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def is_quantized(kind: str) -> bool:
 
 
 def row_bytes(kind: str, n: int) -> int:
-    """Bytes that `n` numbers take in a row of type `kind`."""
+    """The number of bytes that `n` numbers take in a row of type `kind`."""
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.upper()]]
     assert n % block == 0
     return n // block * size
 
 
 def round_trip(x: Array, kind: str) -> Array:
-    """Store `x` as `kind`, row by row along the last axis, and read it back."""
+    """Stores `x` as `kind`, row by row along the last axis, and reads it back."""
     if kind == "f32":
         return x.astype(np.float32)
     if kind == "f16":
@@ -42,7 +42,7 @@ def round_trip(x: Array, kind: str) -> Array:
 
 
 def iq4_nl(blocks: Array) -> Array:
-    """ggml's iq4_nl: nearest of 16 unequal levels, then the scale that fits them best. gguf-py cannot write it."""
+    """Rounds as ggml's iq4_nl: to the nearest of 16 unequal levels, with the best scale. gguf-py cannot write it."""
     top = np.take_along_axis(blocks, np.abs(blocks).argmax(1, keepdims=True), 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = np.where(top == 0, 0, blocks * (IQ4_NL[0] / top))
@@ -54,5 +54,5 @@ def iq4_nl(blocks: Array) -> Array:
 
 
 def round_magnitude(x: Array) -> Array:
-    """Magnitudes are kept in f16 and may not overflow there."""
+    """Rounds magnitudes to f16, clamped to its largest number."""
     return np.minimum(x, F16_MAX).astype(np.float32).astype(np.float16).astype(np.float64)

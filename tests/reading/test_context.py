@@ -1,4 +1,4 @@
-"""Contexts that are filled by copies of what they have read."""
+"""Contexts that are filled with copies of the tokens they have read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support import tiny_models
 
 @pytest.fixture(scope="module")
 def one_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """K and V of a single layer depend on a token and its position, and on nothing before it."""
+    """With a single layer, K and V depend only on a token and its position."""
     path = tmp_path_factory.mktemp("models") / "one.gguf"
     return tiny_models.random_model(n_layer=1).write(path)
 
@@ -25,13 +25,13 @@ def logits(context: SequenceContext) -> np.ndarray:  # type: ignore[type-arg]
     return np.ctypeslib.as_array(llama_h.llama_get_logits(context.ctx), (context.n_vocab,)).copy()
 
 
-# f16 keeps what was turned to its new position with an error of 1/2048, q8_0 of 1/254 of the largest number
+# turned to its new position, K is rounded by 1/2048 in f16, and by 1/254 of the largest number in q8_0
 @pytest.mark.parametrize(("cache", "bound"), [("f16", 2e-3), ("q8_0", 2e-2)])
 @pytest.mark.parametrize("n_kv", [2 * tiny_models.N_VOCAB, 2 * tiny_models.N_VOCAB + 100])
-def test_copies_are_what_a_prompt_that_repeats_itself_gives(
+def test_copies_match_a_prompt_that_repeats_itself(
     one_layer: Path, cache: str, bound: float, n_kv: int
 ) -> None:
-    period = tiny_models.N_VOCAB  # after so many tokens evaluate() has the same ones again
+    period = tiny_models.N_VOCAB  # evaluate() repeats its tokens after this many
     found = []
     with NativeModel(one_layer) as model:
         for copies in (False, True):

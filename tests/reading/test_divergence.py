@@ -1,4 +1,4 @@
-"""Divergence, perplexity and agreement, by their definitions."""
+"""Divergence, perplexity and agreement, compared with their definitions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_divergence_is_that_of_the_definition() -> None:
     assert summary["ppl"] == pytest.approx(np.exp(-np.log(q[np.arange(39), following[:39]]).mean()), rel=1e-4)
 
 
-def test_tokens_that_cant_come_add_nothing() -> None:
+def test_impossible_tokens_add_nothing() -> None:
     reference = log_probabilities(np.array([[0.0, 1.0, -np.inf]], np.float32))
     assert kl_divergence(reference, reference) == 0
     assert np.isinf(kl_divergence(log_probabilities(np.zeros((1, 3), np.float32)), reference))

@@ -1,4 +1,4 @@
-"""A context that goes back to a mark."""
+"""A context that returns to a mark after each question."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support import tiny_models
 
 
 @pytest.mark.parametrize("spec", ["q8_0", "slerp:start=0"])
-def test_a_real_context_forgets_one_question_before_the_next(model: Path, spec: str) -> None:
+def test_a_context_forgets_each_question_before_the_next(model: Path, spec: str) -> None:
     told, asked = tiny_models.prompt(70), tiny_models.prompt(20, seed=5)
 
     def answer(context: ScoredContext) -> Any:

@@ -30,7 +30,7 @@ def test_scores_are_the_likelihoods_of_a_plain_context(asked: TextModel, model: 
     before, tokens = tiny_models.prompt(30), tiny_models.prompt(25, seed=1)
     logs = log_probabilities(model, before + tokens)
     expected = logs[np.arange(29, 54), tokens].sum()
-    for _ in range(2):  # the second time from what is held
+    for _ in range(2):  # the second time, the context still holds the text
         assert asked.score(before, tokens)[0] == pytest.approx(expected, abs=1e-3)
     assert asked.score(before[:7], before[7:])[0] == pytest.approx(
         logs[np.arange(6, 29), before[7:]].sum(), abs=1e-3
@@ -54,7 +54,7 @@ def test_generation_ends_at_a_stop(asked: TextModel) -> None:
     assert asked.generate(prompt, 20, ["never there", stop]) == text[: text.find(stop)]
 
 
-def test_what_is_too_long_loses_its_beginning(asked: TextModel) -> None:
+def test_long_texts_lose_their_beginning(asked: TextModel) -> None:
     tokens = tiny_models.prompt(400)
     assert asked.score(tokens[:-3], tokens[-3:])[0] == asked.score(tokens[-257:-3], tokens[-3:])[0]
     assert asked.generate(tokens, 20) == asked.generate(tokens[-236:], 20)
@@ -63,7 +63,7 @@ def test_what_is_too_long_loses_its_beginning(asked: TextModel) -> None:
 
 
 def test_a_context_is_read_in_whole_whatever_was_held(model: Path) -> None:
-    # the answers to one question share its context; another question that begins alike does not
+    # several answers share the context of their question; another question that begins alike is read from the start
     before, tokens = tiny_models.prompt(60), tiny_models.prompt(5, seed=1)
     with TextModel(model, CacheSpec.parse("slerp"), 256, ubatch=16, threads=1) as fresh:
         expected = fresh.score(before, tokens)

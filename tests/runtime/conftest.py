@@ -1,4 +1,4 @@
-"""The files of the tiny models, as `Llama` takes them."""
+"""The paths of the tiny models' files, as `Llama` takes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`minicache="auto"`: a plan is made once, then found; without one the cache is plain."""
+"""`minicache="auto"`: a plan is made once and found afterwards. Without a plan the cache is plain."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_auto_calibrates_once(
     assert llm.kv_report().ratio >= 4.99
     assert llm.minicache == MiniCache(plan=plan_path(read_gguf(four_layers)))
     llm.close()
-    # now it is there, and nothing is said
+    # now there is a plan, and no warning
     monkeypatch.setattr("minicache_cpp.calibrate.calibration.calibrate", None)
     for choice in ("once", "never", None):
         with Llama(str(four_layers), calibrate=choice, **arguments) as llm:
             assert llm.kv_report().mode == "code"
 
 
-def test_auto_makes_a_plan_of_an_older_version_anew(
+def test_auto_replaces_a_plan_of_an_older_version(
     four_layers: Path,
     text: Path,
     tmp_path: Path,

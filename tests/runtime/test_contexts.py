@@ -1,4 +1,4 @@
-"""Which contexts `Llama` makes, which it refuses, and that the settings end with the context."""
+"""Which contexts `Llama` makes and refuses, and that its settings do not outlast them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minicache_cpp.cache.context_report import read_report
 from support import tiny_models
 from support.llamas import SETTINGS
 
-import llama_cpp  # isort: skip  (after minicache_cpp, whose library it is to load)
+import llama_cpp  # isort: skip  (after minicache_cpp, so that it loads our library)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ import llama_cpp  # isort: skip  (after minicache_cpp, whose library it is to lo
         ({"minicache": MiniCache(start=5, strict=True)}, "strict"),
     ],
 )
-def test_what_cant_be_is_a_clear_error(path: str, arguments: dict[str, object], words: str) -> None:
+def test_impossible_contexts_are_refused(path: str, arguments: dict[str, object], words: str) -> None:
     with pytest.raises(MiniCacheError, match=re.escape(words)):
         Llama(path, **SETTINGS, **arguments)
 
@@ -51,12 +51,15 @@ def test_plain_cache_types_go_by_name_and_by_number(path: str) -> None:
         assert report.bytes == report.bytes_plain < report.bytes_f16
 
 
-def test_none_is_plain_whatever_the_environment_says(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_minicache_the_cache_is_plain_in_any_environment(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LLAMA_MINICACHE", "start=0")
     with Llama(path, **SETTINGS) as llm:
         assert not llm.kv_report().active
     upstream = llama_cpp.Llama(path, flash_attn=True, **SETTINGS)
-    assert read_report(upstream.ctx).active  # what this thread's next contexts do is the environment's again
+    # the environment decides again about this thread's next contexts
+    assert read_report(upstream.ctx).active
     upstream.close()
 
 

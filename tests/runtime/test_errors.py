@@ -1,4 +1,4 @@
-"""What would end the process in llama.cpp is an exception, the context that failed says so, and others go on."""
+"""Where llama.cpp would end the process, an exception is raised. The context stays unusable, and others go on."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SETTINGS = {"n_ctx": 256, "n_batch": 32, "verbose": False, "n_threads": 1, "n_th
 TOKENS = list(range(3, 43))
 ASSERTION = r"llama-context\.cpp:\d+: GGML_ASSERT\(n_tokens_all <= cparams\.n_batch\) failed"
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="built by MSVC: nothing is guarded there")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="calls are not guarded in MSVC builds")
 
 
 def too_large(llm: Llama) -> None:
-    """A batch of more tokens than n_batch, which llama.cpp asserts against."""
+    """Decodes a batch of more tokens than n_batch, which fails an assertion of llama.cpp."""
     from llama_cpp import _internals
 
     batch = _internals.LlamaBatch(n_tokens=len(TOKENS), embd=0, n_seq_max=1, verbose=False)
@@ -54,7 +54,7 @@ def test_assertion_is_an_exception(llm: Llama, path: str) -> None:
     with pytest.raises(MiniCacheError, match="closed"):
         llm.kv_report()
 
-    # at the failed one's address, it may be
+    # the new context may have the address of the failed one
     with Llama(path, minicache=llm.minicache, **SETTINGS) as again:
         again.eval(TOKENS[:8])
         again.eval(TOKENS[8:16])
@@ -80,7 +80,7 @@ def test_each_thread_has_its_own(llm: Llama) -> None:
 
 
 def test_a_failed_device_keeps_its_models(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ggml-cuda would end the process at is not called."""
+    """Nothing is freed at which ggml-cuda would end the process."""
     free_context, free_model = binding.free_context, llama_h.llama_model_free
     freed: list[object] = []
     monkeypatch.setattr(binding, "free_context", lambda ctx: False)
@@ -100,8 +100,8 @@ def test_a_failed_device_keeps_its_models(llm: Llama, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("callback", [False, True])
-def test_unguarded_calls_end_as_ever(path: str, callback: bool) -> None:
-    """llama_decode() itself, and a guarded one that an evaluation callback may be called from."""
+def test_unguarded_calls_still_end_the_process(path: str, callback: bool) -> None:
+    """llama_decode() is not guarded, nor is any decode during which an evaluation callback may be called."""
     script = f"""
 import ctypes
 from minicache_cpp.native import binding
@@ -131,7 +131,7 @@ print("ready", flush=True)
 
 @pytest.mark.parametrize("minicache", [None, MiniCache(), MiniCache(type_k="q4_0", type_v="q4_0")])
 def test_context_beyond_memory_is_refused(path: str, minicache: MiniCache | None) -> None:
-    """Before anything is allocated, though the cells alone, without K and V, would not fit either."""
+    """It is refused before anything is allocated; even the cells alone, without K and V, would not fit."""
     asked = "a context of 2,000,000,000 tokens needs [0-9,]{7,} MiB, and only [0-9,]+ MiB of memory is free"
     with pytest.raises(MiniCacheError, match=asked):
         Llama(path, minicache=minicache, **{**SETTINGS, "n_ctx": 2_000_000_000})
@@ -139,10 +139,10 @@ def test_context_beyond_memory_is_refused(path: str, minicache: MiniCache | None
         llm.eval(TOKENS[:8])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of the address space needs Linux")
 @pytest.mark.parametrize("minicache", ["None", "MiniCache()"])
 def test_failed_allocation_names_asked_and_free(path: str, minicache: str) -> None:
-    """Where nothing is refused beforehand, as the memory of a GPU is only known when it is asked for."""
+    """Where nothing is refused in advance, as with a GPU, whose allocations fail only when they are made."""
     script = f"""
 import resource
 from minicache_cpp import Llama, MiniCache, MiniCacheError

@@ -1,4 +1,4 @@
-"""`Llama.kv_report()` and the warning that is derived from it."""
+"""`Llama.kv_report()`, and the warning about layers that are too different."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_report_adds_up(path: str) -> None:
         before = llm.kv_report()
         llm.eval(tiny_models.prompt(100))
         report = llm.kv_report()
-    assert before.bytes == report.bytes  # allocated once
+    assert before.bytes == report.bytes  # nothing is allocated later
     assert report.bytes == (
         report.bytes_directions + report.bytes_magnitudes + report.bytes_pool + report.bytes_index
         + report.bytes_unmerged + report.fixed_bytes
@@ -78,9 +78,8 @@ def test_the_window_is_counted_once_whatever_the_context(path: str, pool: str, r
     assert "window" not in str(before)
     for report in reports:
         assert (report.window, report.pool_type) == (50, pool)
-        assert report.bytes_window == 2 * 50 * (
-            4 * row + 8
-        )  # K and V of both layers of two pairs, and the index
+        # K and V of both layers of two pairs, and the index
+        assert report.bytes_window == 2 * 50 * (4 * row + 8)
         assert report.bytes == (
             report.bytes_directions + report.bytes_magnitudes + report.bytes_pool + report.bytes_index
             + report.bytes_unmerged + report.fixed_bytes
@@ -117,7 +116,7 @@ def test_the_warning_is_measured_and_comes_once(path: str, parallel_path: str) -
     ):
         warnings.simplefilter("always")
         llm.eval(tiny_models.prompt(20))
-        assert not caught  # too few tokens to say
+        assert not caught  # too few tokens for a judgement
         llm.eval(tiny_models.prompt(20))
         llm.eval(tiny_models.prompt(20))
         assert [warning.category for warning in caught] == [MiniCacheWarning]

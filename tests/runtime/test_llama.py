@@ -1,4 +1,4 @@
-"""The Python API: settings, Llama with MiniCache, its report, saved states, and the kernels on arrays."""
+"""`Llama` with MiniCache does what llama_cpp's own does: streaming, grammars, states, pickling and embeddings."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from minicache_cpp import Llama, MiniCache, MiniCacheError
 from support import tiny_models
 from support.llamas import SETTINGS
 
-import llama_cpp  # isort: skip  (after minicache_cpp, whose library it is to load)
+import llama_cpp  # isort: skip  (after minicache_cpp, so that it loads our library)
 
 QUESTION = [{"role": "user", "content": "How are you?"}]
 
 
 def greedy(llm: Llama, n: int) -> list[int]:
-    """Continue the context by its likeliest tokens."""
+    """Continues the context with its `n` likeliest tokens."""
     tokens = []
     for _ in range(n):
         tokens.append(llm.sample(temp=0.0))
@@ -46,7 +46,7 @@ def test_a_grammar_rules_the_answer(llm: Llama) -> None:
     assert answer["choices"][0]["text"] in ("aba", "aca")
 
 
-def test_a_saved_state_goes_on_where_it_was(llm: Llama) -> None:
+def test_a_saved_state_continues_where_it_was(llm: Llama) -> None:
     llm.eval(tiny_models.prompt(70))
     state = llm.save_state()
     llm.eval([7])
@@ -85,7 +85,8 @@ def test_a_plain_context_survives_a_refused_state(parallel_path: str) -> None:
         llm.eval(tiny_models.prompt(50))
         with pytest.raises(MiniCacheError, match="refused"):
             llm.load_state(cut_short(llm.save_state()))
-        llm.eval([9])  # llama.cpp's own cache is empty by now, and the tokens are counted accordingly
+        # llama.cpp's own cache may be empty now, and the tokens are counted accordingly
+        llm.eval([9])
         assert llm.n_tokens in (1, 51)
 
 

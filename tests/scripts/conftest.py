@@ -1,4 +1,4 @@
-"""A random model in a file, as the script writes it."""
+"""Random models and plans, written by the scripts that make them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scripts/bench_speed.py: all measurements in a row, at sizes at which the figures mean nothing."""
+"""scripts/bench_speed.py: all measurements in a row, at sizes too small for the figures to mean anything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import bench_speed
 
 
-def test_parts_that_fail_are_told(
+def test_parts_that_fail_are_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, library_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(run: bench_speed.Run) -> tuple[Any, str]:
@@ -26,7 +26,7 @@ def test_parts_that_fail_are_told(
     assert "not measured" in text and "there is none" in text and "| a table |" in text
     parts = json.loads((tmp_path / "speed.json").read_text())["parts"]
     assert (parts["fine"]["found"], len(parts["broken"]["commands"])) == (7, 1)
-    # one part anew, and the report has the others as they were
+    # one part is measured again, and the report keeps the others
     bench_speed.PARTS["broken"] = lambda _: (8, "| mended |")
     again = [str(tmp_path), "--bin", str(library_dir), "--threads", "1", "--only", "broken"]
     assert bench_speed.main(again) == 0
@@ -40,7 +40,7 @@ def test_all_of_it_runs(tmp_path: Path, library_dir: Path) -> None:
     text = (tmp_path / "speed.md").read_text()
     assert "minicache_cpp bench tiny.gguf" in text and str(tmp_path) not in text
     for name in ("q4_0, plain layers of ours", "code 5", "code 8", "slerp q4_0"):
-        assert text.count(name) >= 2  # at each length
+        assert text.count(name) >= 2  # once for each length
     assert "| bench_throughput.py | code 5 | 256 |" in text
 
 

@@ -1,4 +1,4 @@
-"""scripts/bench_throughput.py, at sizes at which the figures mean nothing."""
+"""scripts/bench_throughput.py, at sizes too small for the figures to mean anything."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ def test_requests_are_like_conversations() -> None:
     requests = bench_throughput.draw_requests(4000)
     prompts, answers = (np.array([getattr(r, name) for r in requests]) for name in ("prompt", "answer"))
     assert prompts.min() >= bench_throughput.SHORTEST and answers.max() == bench_throughput.LONGEST
-    assert (
-        110 < prompts.mean() < 161 and 180 < answers.mean() < 338
-    )  # less than drawn, as the longest are cut
+    # less than the means of the distributions, because the longest are cut
+    assert 110 < prompts.mean() < 161 and 180 < answers.mean() < 338
     assert requests == bench_throughput.draw_requests(4000)
 
 
@@ -52,7 +51,7 @@ def test_sequences_fill_the_budget(small_gguf: Path, plans: dict[str, Path], spe
     assert n == n_sequences(shape, cache, 256, budget)
     told = kv_bytes(shape, cache, 256, n)
     assert found <= told <= budget
-    assert told - found < 256 * n  # each stream is rounded up, where the cache rounds them together
+    assert told - found < 256 * n  # each stream is rounded up; the cache rounds all streams together
     assert kv_bytes(shape, cache, 256, n + 1) > budget
     assert n_sequences(shape, cache, 256, 1000) == 0
 

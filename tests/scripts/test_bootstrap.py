@@ -1,4 +1,4 @@
-"""scripts/bootstrap.py: its help, and what it says where tools are missing."""
+"""scripts/bootstrap.py: its help, and its message where tools are missing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_bootstrap_help(arguments: list[str]) -> None:
     assert "python3 scripts/bootstrap.py" in result.stdout
 
 
-def test_bootstrap_tells_what_is_missing(tmp_path: Path) -> None:
+def test_bootstrap_names_missing_tools(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": str(tmp_path)}
     result = subprocess.run(
         [sys.executable, BOOTSTRAP, "setup"], env=environment, capture_output=True, text=True, check=False

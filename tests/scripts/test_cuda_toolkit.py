@@ -1,4 +1,4 @@
-"""What a build for CUDA is told of a machine: toolkits that are whole, and parts that lie among Python's packages."""
+"""scripts/cuda_toolkit.py: CMake options for complete toolkits, and for parts that come as Python packages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 
 import cuda_toolkit
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="gpu_check is for Linux")
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="scripts/gpu_check.sh needs Linux"
+)
 
 HEADERS = ("cublas.h", "cublas_api.h", "cublas_v2.h", "cublasLt.h")
 
@@ -23,7 +25,7 @@ def put(folder: Path, *names: str) -> None:
 
 @pytest.fixture
 def top(tmp_path: Path) -> Path:
-    """A toolkit with nothing but nvcc."""
+    """A toolkit that has only nvcc."""
     top = tmp_path / "cuda"
     nvcc = top / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
@@ -34,7 +36,7 @@ def top(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def packages(tmp_path: Path) -> list[Path]:
-    """PyTorch's, which have no names for linkers."""
+    """PyTorch's packages, whose libraries lack the names that linkers look for."""
     folder = tmp_path / "site" / "nvidia" / "cu13"
     put(folder / "lib", "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcublas_other.so.13")
     put(folder / "include", "cuda_runtime.h", *HEADERS)
@@ -75,11 +77,11 @@ def test_all_of_it_among_pythons_packages(top: Path, packages: list[Path]) -> No
         "CMAKE_SHARED_LINKER_FLAGS": f"-Wl,-rpath,{lib}",
     }
     assert sorted(path.name for path in headers.iterdir()) == sorted(HEADERS)
-    told(top, packages, [])  # links that are there are made again
+    told(top, packages, [])  # links that exist are made again
 
 
 def test_nvcc_itself_is_one_of_pythons_packages(top: Path, packages: list[Path]) -> None:
-    """Its folder has the libraries, by names that CMake does not find."""
+    """Its folder contains the libraries, under names that CMake does not find."""
     put(top / "lib", "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13")
     put(top / "include", *HEADERS)
     found = told(top, [top, *packages], [])
@@ -100,7 +102,7 @@ def test_the_driver_of_the_machine(top: Path, packages: list[Path], tmp_path: Pa
 
 
 @pytest.mark.parametrize("part", ["cudart", "cublas", "cublasLt", "headers"])
-def test_what_is_nowhere_is_named(top: Path, packages: list[Path], part: str) -> None:
+def test_a_part_that_is_nowhere_is_named(top: Path, packages: list[Path], part: str) -> None:
     if part == "headers":
         (packages[0] / "include" / "cublas_v2.h").unlink()
     else:

@@ -1,4 +1,4 @@
-"""scripts/paper, on a tiny model: what it measures, writes, and does not measure twice."""
+"""scripts/paper on a tiny model: what it measures and writes, and that it measures nothing twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.loaded import Loaded
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of all caches that were measured."""
+    """Collects the names of all caches that are measured."""
     names: list[str] = []
     measure = evaluation.measure
 
@@ -53,7 +53,7 @@ def test_a_run_and_its_continuation(
     assert code["kl_mean"] < slerp["kl_mean"]
     assert rows["average:start=2,retain=0.0,type=f16"]["ratio"] == pytest.approx(1.5, rel=0.02)
 
-    # all figures: only what is new is measured
+    # for all figures, only new configurations are measured
     assert main([*command, "--type", "f16", "--type", "q8_0"]) == 0
     second = json.loads((folder / "results.json").read_text())
     assert {label: second["rows"][label] for label in first["rows"]} == first["rows"]
@@ -98,7 +98,7 @@ def test_bad_input_is_refused(
 
 
 @pytest.mark.parametrize("n_layer", [2, 5, 12, 16, 33])
-def test_figures_merge_what_they_say(n_layer: int) -> None:
+def test_figures_merge_the_layers_they_name(n_layer: int) -> None:
     for figure in figures.figures(n_layer, figures.FIGURES, ("f16", "q4_0")):
         for config in figure.configs:
             assert 0 <= config.start < n_layer
@@ -112,7 +112,7 @@ def test_figures_merge_what_they_say(n_layer: int) -> None:
 
 
 def test_a_model_without_pairs(tmp_path: Path, text: Path) -> None:
-    """Sliding windows: nothing is merged, and there is nothing to align."""
+    """With sliding windows nothing can be merged, and so nothing aligned."""
     path = tiny_models.sliding_window_model(tmp_path / "window.gguf")
     command = [str(path), "--out", str(tmp_path), "--figure", "t", "--text", str(text), "--ctx", "64"]
     assert main([*command, "--chunks", "1", "--tokens", "512"]) == 2

@@ -1,4 +1,4 @@
-"""scripts/random_model.py: models of random weights run, and their weights keep the sizes of activations."""
+"""scripts/random_model.py: models with random weights run, and the weights preserve the size of activations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scripts/speed_goals.py: which goals the measurements reach."""
+"""scripts/speed_goals.py: which goals a set of measurements reaches."""
 
 from __future__ import annotations
 

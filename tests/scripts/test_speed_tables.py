@@ -1,4 +1,4 @@
-"""scripts/speed_tables.py: the tables made of measurements."""
+"""scripts/speed_tables.py: the tables that are made from measurements."""
 
 from __future__ import annotations
 

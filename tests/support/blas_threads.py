@@ -1,4 +1,4 @@
-"""One BLAS thread for the oracle, whose matrices are tiny. To be imported before NumPy, which reads it once."""
+"""Gives the oracle, whose matrices are tiny, one BLAS thread. NumPy reads the setting when it is imported first."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Calibrations of tiny models: the text that they are made from, and how they are made."""
+"""Calibrations of tiny models, and the text that they read."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ def write_sentences(path: Path) -> Path:
 
 
 def made(model: Path, text: Path, output: Path, **more: Any) -> dict[str, Any]:
+    """Calibrates with few tokens and, unless `more` says otherwise, to a ratio of 5; returns what was found."""
     values = {"ratio": 5.0, "tokens": 1024, "threads": 1, "texts": (text,), **more}
     return calibrate(model, Options(**values), output)
 
 
 def read_codec(path: str | Path, first: int) -> Any:
+    """The codec of the group that starts with layer `first`, from a plan file, as bytes."""
     tensor = next(one for one in gguf.GGUFReader(path).tensors if one.name == f"group.{first}.codec")
     return np.array(tensor.data)

@@ -1,4 +1,4 @@
-"""Conversations with tiny models, short and always the same."""
+"""Short conversations with tiny models, which give the same answers every time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from minicache_cpp.chat.console import template_of
 from minicache_cpp.chat.conversation import Conversation, Sampling
 
 SMALL = {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
-
-
 QUIET = pytest.mark.filterwarnings("ignore::minicache_cpp.MiniCacheWarning")
 
 
 def talk(llm: Llama, system: str | None = "be kind") -> Conversation:
+    """A conversation at temperature 0."""
     return Conversation(llm, template_of(llm), system, Sampling(temp=0))

@@ -1,4 +1,4 @@
-"""Codecs and vectors for the kernels of codes."""
+"""Codecs and vectors for the code kernels, and the comparison of their codes with the oracle's."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from minicache_cpp import kernels
 from oracle.code import Layout
 from support.arrays import Floats, normal
 
-# float32 sums over the code and over the entries, and angles that are good to 1e-5; a wrong level, base or magnitude is
-# far above
+# The kernels add up codes and entries in float32, with angles that are accurate to 1e-5. A wrong level, base or
+# magnitude gives errors far above this bound.
 BOUND = 1e-9
-
-
 MIXED = Layout((1, 0, 1, 1, 1, 0, 1)), Layout((0, 1, 0, 2, 0, 1, 0))
 
 
@@ -38,7 +36,7 @@ def codecs(
 
 
 def assert_levels(part: expected.Part, rows: npt.NDArray[np.uint8], z: npt.NDArray[np.floating]) -> None:
-    """Each level is the nearest one, up to float32's rounding where two are as near."""
+    """Each level is the nearest one, or one of two that are equally near up to float32 rounding."""
     top = 2.0**part.layout.widths - 1
     got = part.layout.unpack(rows, part.n_layer)[1]
     assert np.abs(got - np.clip(z + top / 2, 0, top)).max(initial=0) <= 0.5 + 2e-3
@@ -59,7 +57,7 @@ def assert_coded(
             (oracle.v, got.v, got.distance_v, want["v"]),
         ):
             assert_levels(part, rows, code.projections)
-            # a level at a tie may be the other one, and takes magnitude and distance along
+            # at a tie the kernel may choose the other level, and then magnitude and distance differ too
             same = (part.layout.unpack(rows, part.n_layer)[1] == code.levels).all(-1)
             assert same.mean() > 0.9
             mags = part.layout.unpack(rows, part.n_layer)[0].astype(int)

@@ -1,4 +1,4 @@
-"""llama.cpp contexts as tests need them: every token's logits, every sequence operation, no sampling, no chat."""
+"""llama.cpp models and contexts for tests, with the logits of every token and all sequence operations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minicache_cpp.cache.context_report import read_report
 from minicache_cpp.cache.contexts import creating_contexts
 from minicache_cpp.modelfile.ggml_types import GGML_TYPES
 from minicache_cpp.native import binding
-from minicache_cpp.native.binding import llama_h as llama_cpp  # over our library
+from minicache_cpp.native.binding import llama_h as llama_cpp  # bound to the patched library
 from oracle.cells import Token
 from oracle.model import Config
 
@@ -23,11 +23,11 @@ Logits = npt.NDArray[np.float32]
 
 
 class ContextRefused(Exception):
-    """The library would not make the context; the text is its reason."""
+    """The library refused to make a context; the message is its reason."""
 
 
 class Model:
-    """A loaded model, kept as long as contexts use it: for good where nobody closes it."""
+    """A loaded model. It must outlive its contexts, and stays loaded unless close() is called."""
 
     def __init__(self, path: Path, n_gpu_layers: int = 0) -> None:
         params = llama_cpp.llama_model_default_params()
@@ -44,7 +44,7 @@ class Model:
 
 
 class Context:
-    """One context of a model; without `minicache` its cache is llama.cpp's own."""
+    """A context of a model. Without `minicache` its cache is llama.cpp's own."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Context:
 
     @classmethod
     def of(cls, model: Model, config: Config, **more: object) -> Context:
-        """The context that the oracle simulates with `config`."""
+        """Makes the context that the oracle simulates with `config`."""
         return cls(
             model,
             minicache_of(config),
@@ -106,7 +106,7 @@ class Context:
         self.close()
 
     def decode(self, tokens: Sequence[Token]) -> Logits:
-        """Logits of every token, [n_tokens, n_vocab]."""
+        """Decodes one batch and returns the logits of every token, [n_tokens, n_vocab]."""
         batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
         try:
             batch.n_tokens = len(tokens)
@@ -128,7 +128,7 @@ class Context:
         return read_report(self.handle)
 
     def n_reused(self) -> int:
-        """How often a batch was computed by the graph of the one before."""
+        """How many batches were computed with the graph of the batch before."""
         return int(llama_cpp.llama_perf_context(self.handle).n_reused)
 
     #
@@ -154,7 +154,7 @@ class Context:
         llama_cpp.llama_memory_clear(self.memory, data)
 
     def positions(self, seq: int) -> tuple[int, int]:
-        """First and last position of a sequence, (-1, -1) when it is empty."""
+        """The first and the last position of a sequence, (-1, -1) if it is empty."""
         memory = self.memory
         return llama_cpp.llama_memory_seq_pos_min(memory, seq), llama_cpp.llama_memory_seq_pos_max(
             memory, seq
@@ -171,7 +171,7 @@ class Context:
         return bytes(buffer[:written])
 
     def restore(self, state: bytes) -> bool:
-        """Whether the state was taken; the library returns the bytes it read, none on failure."""
+        """Returns whether the state was restored; the library returns the number of bytes read, 0 on failure."""
         return bool(llama_cpp.llama_state_set_data(self.handle, as_buffer(state), len(state)))
 
     def seq_state(self, seq: int) -> bytes:
@@ -185,7 +185,7 @@ class Context:
 
 
 def minicache_of(config: Config) -> MiniCache | None:
-    """The settings that the oracle's configuration stands for; none where nothing is merged."""
+    """The settings that correspond to the oracle's configuration, or None if nothing is merged."""
     if config.plan:
         return MiniCache(plan=config.plan, strict=bool(config.groups))
     if not config.groups:
@@ -208,12 +208,12 @@ def as_buffer(data: bytes) -> ctypes.Array[ctypes.c_uint8]:
 
 
 def run(tokens: Iterable[int], first: int = 0, seq: int = 0) -> list[Token]:
-    """A run of one sequence's tokens at consecutive positions."""
+    """Tokens of one sequence at consecutive positions."""
     return [Token(token, first + i, seq) for i, token in enumerate(tokens)]
 
 
 def interleaved(sequences: Sequence[Sequence[int]], first: int = 0) -> list[Token]:
-    """Several sequences of equal length, token by token in turn, as parallel decoding sends them."""
+    """Sequences of equal length, one token of each in turn, in the order of parallel decoding."""
     return [
         Token(token, first + i, seq)
         for i, column in enumerate(zip(*sequences, strict=True))
@@ -222,14 +222,14 @@ def interleaved(sequences: Sequence[Sequence[int]], first: int = 0) -> list[Toke
 
 
 def nmse(result: npt.ArrayLike, expected: npt.ArrayLike) -> float:
-    """Mean squared error over the mean square of what was expected."""
+    """Normalised mean squared error: the squared error over the square of what was expected."""
     result, expected = np.asarray(result, dtype=np.float64), np.asarray(expected, dtype=np.float64)
     return float(((result - expected) ** 2).sum() / (expected**2).sum())
 
 
 @contextmanager
 def captured_log() -> Iterator[list[tuple[int, str]]]:
-    """What llama.cpp logs meanwhile: level (2 info, 3 warning, 4 error) and text."""
+    """Collects what llama.cpp logs: the level (2 info, 3 warning, 4 error) and the text of each message."""
     lines: list[tuple[int, str]] = []
 
     @llama_cpp.llama_log_callback
@@ -245,9 +245,9 @@ def captured_log() -> Iterator[list[tuple[int, str]]]:
 
 @llama_cpp.llama_log_callback
 def quiet(level: int, text: bytes, _: object) -> None:
-    """Logs nothing: a failing test's output is its own."""
+    """Drops all messages, so that the output of a failing test is its own."""
 
 
 def repeated(decode: Callable[[list[Token]], Logits], tokens: Sequence[Token], chunk: int) -> Logits:
-    """Decode in calls of `chunk` tokens."""
+    """Decodes `tokens` in calls of `chunk` tokens each."""
     return np.concatenate([decode(list(tokens[i : i + chunk])) for i in range(0, len(tokens), chunk)])

@@ -1,4 +1,4 @@
-"""Devices that run the CUDA kernels on the CPU, for whole models: see tests/native/cuda-on-cpu."""
+"""Devices that run the CUDA kernels on the CPU, for tests of whole models. See tests/native/cuda-on-cpu."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ GIB = 1 << 30
 
 
 class Devices:
-    """The backend, as long as it is loaded. Models that were loaded before know nothing of it."""
+    """The backend while it is loaded. Models that were loaded before it do not use it."""
 
     def __init__(self, path: Path, libraries: Path) -> None:
         self.path = path
-        self.libraries = libraries  # where ggml and llama lie
+        # the directory of ggml and llama
+        self.libraries = libraries
         self.library = ctypes.CDLL(str(path))
 
     def computed(self) -> int:
-        """MiniCache ops that ran on the devices so far."""
+        """The number of MiniCache ops that the devices have computed so far."""
         return int(self.library.cuda_on_cpu_computed())
 
     def fail(self, op: int, for_good: bool = False) -> None:
-        """The op of this number from now on fails, and with `for_good` every call after it; -1: no more."""
+        """Makes the op of this number, counted from now, fail, and with `for_good` every call after it. -1 stops it."""
         self.library.cuda_on_cpu_fail(op, for_good)
 
     def fail_copy(self, copy: int) -> None:
-        """The copy to or from a device of this number from now on fails; -1: none."""
+        """Makes the copy to or from a device of this number, counted from now, fail. -1 stops it."""
         self.library.cuda_on_cpu_fail_copy(copy)
 
     @contextmanager
     def holding(self, loaded: Loaded, n_gpu_layers: int = ALL_LAYERS) -> Iterator[Loaded]:
-        """The model once more, the last layers and the output on the devices."""
+        """Loads the model again, with its last layers and the output on the devices."""
         twin = copy.copy(loaded)
         twin.model = Model(loaded.path, n_gpu_layers)
         try:
@@ -53,10 +54,10 @@ class Devices:
 
 @contextmanager
 def devices(count: int = 1, memory: int = 8 * GIB) -> Iterator[Devices]:
-    """cuda-on-cpu0 and so on, with so many bytes each."""
+    """Loads the backend with `count` devices, cuda-on-cpu0 and so on, of `memory` bytes each."""
     libraries = library.load().parent
     if library.find(libraries, "ggml-cuda"):
-        pytest.skip("a CUDA build, whose own functions have the same names")
+        pytest.skip("a build for CUDA has functions of the same names")
     path = required(
         "MINICACHE_CUDA_ON_CPU", "libminicache-cuda-on-cpu.so, of a build with MINICACHE_TESTS=ON"
     )

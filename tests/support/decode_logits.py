@@ -1,8 +1,8 @@
-"""Decode a prompt and what follows with whatever llama library LLAMA_CPP_LIB_PATH names, and save all logits.
+"""Decodes a prompt and its greedy continuation with the llama library in LLAMA_CPP_LIB_PATH, and saves all logits.
 
     python decode_logits.py MODEL OUT.npy N_PROMPT N_DECODE TYPE
 
-Run as a program of its own, as a process can load one llama library only. It knows nothing of MiniCache.
+This is a program of its own because a process can load only one llama library. It does not use MiniCache.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""GGUF files with keys and hardly any tensors."""
+"""GGUF files that have keys and hardly any tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support import tiny_models
 def keys_only(
     path: Path, keys: dict[str, int | list[int]], general: dict[str, int] | None = None, n_weights: int = 0
 ) -> Path:
-    """A GGUF file of six layers with a head size of 32, with these keys and hardly any tensors."""
+    """Writes a GGUF file of six layers with a head size of 32, these keys and at most one tensor."""
     writer = gguf.GGUFWriter(path, "llama")
     base = {"block_count": 6, "embedding_length": 128, "attention.head_count": 4, "context_length": 512}
     for key, value in {**base, **keys}.items():

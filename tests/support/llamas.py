@@ -1,4 +1,4 @@
-"""Arguments of small contexts."""
+"""Arguments with which `Llama` makes a small context."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny model in memory."""
+"""Tiny models, written and loaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from support.tiny_models import TinyModel
 
 
 class Loaded:
-    """A tiny model: its weights, its file, and the loaded handle."""
+    """A tiny model with its weights, its file and the loaded handle."""
 
     def __init__(self, tiny: TinyModel, path: Path) -> None:
         self.tiny = tiny

@@ -1,4 +1,4 @@
-"""Where the project lies, and the paths that CI sets in the environment."""
+"""The root of the project, and paths that CI sets in the environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def required(variable: str, what: str, default: Path | None = None) -> Path:
-    """A path from the environment. Without it a test is skipped, or fails if MINICACHE_REQUIRE_ALL=1."""
+    """Returns a path from the environment. Without it the test is skipped, or fails if MINICACHE_REQUIRE_ALL=1."""
     value = os.environ.get(variable)
     path = Path(value).resolve() if value else default
     if path is not None and path.exists():

@@ -1,10 +1,9 @@
-"""Plans with random codecs or bases for tiny models: the file that the library reads, and the same for the oracle."""
+"""Plans with random codecs or basis matrices for tiny models, as files for the library and values for the oracle."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import gguf
 import numpy as np
@@ -13,15 +12,15 @@ from minicache_cpp.modelfile.ggml_types import GGML_TYPES
 from minicache_cpp.native import binding
 from minicache_cpp.native.binding import ffi, lib
 from oracle.code import Codec, Layout, random_codec
-from oracle.model import Bases, Config
-
-if TYPE_CHECKING:
-    from support.loaded import Loaded
+from oracle.model import BasisMatrices, Config
+from support.loaded import Loaded
 
 Groups = tuple[tuple[int, ...], ...]
 
-ALL: Groups = ((0, 1), (2, 3), (4, 5))
+# every layer of a model of six, in pairs
+ALL_PAIRS: Groups = ((0, 1), (2, 3), (4, 5))
 
+# the types of K and V of five of six layers, all different
 LAYER_TYPES = (
     (0, "q8_0", "f16"),
     (1, "f16", "q4_0"),
@@ -30,7 +29,8 @@ LAYER_TYPES = (
     (5, "q4_1", "q5_0"),
 )
 
-# units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits, by the numbers of a head in all layers; some are dropped
+# Units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits, for K and for V, by the length of a head's vectors of all
+# layers together. They have fewer coefficients than that, so that some are dropped.
 LAYOUTS = {
     32: (Layout((1, 0, 0, 1, 0, 0, 0)), Layout((0, 0, 1, 0, 0, 0, 0))),
     64: (Layout((1, 0, 0, 1, 1, 1, 0)), Layout((0, 1, 1, 0, 1, 0, 0))),
@@ -41,7 +41,7 @@ LAYOUTS = {
 
 
 def fingerprint(loaded: Loaded) -> str:
-    """The library's name for a model."""
+    """The fingerprint that the library computes for a model."""
     buffer = ffi.new("char[17]")
     pointer = ffi.cast("struct llama_model *", loaded.model.handle)
     binding.check(lib.llama_minicache_fingerprint(pointer, buffer), "llama_minicache_fingerprint")
@@ -57,7 +57,7 @@ def coded(
     layouts: tuple[Layout, Layout] | None = None,
     seed: int = 0,
 ) -> Config:
-    """`config` with its groups kept as codes, as the plan written to `path` says."""
+    """Returns `config` with its groups kept as random codes, and writes the plan that says so to `path`."""
     shape = loaded.tiny.shape
     rng = np.random.default_rng([seed, 3])
     codecs = tuple(
@@ -80,7 +80,7 @@ def coded(
 
 
 def plain(loaded: Loaded, config: Config, path: Path) -> Config:
-    """`config` without groups, as a plan says it, whose layers have types of their own."""
+    """Returns `config` without groups, and writes a plan with its layers' cache types to `path`."""
     config = replace(config, groups=(), plan=str(path))
     write_plan(loaded, config)
     return config
@@ -96,7 +96,10 @@ def aligned(
     dtype: type[np.floating] = np.float32,
     seed: int = 0,
 ) -> Config:
-    """`config` with its pairs merged in random orthogonal bases, of layer b alone where `sides` is 1."""
+    """Returns `config` with its pairs merged in random orthogonal bases, and writes the plan that says so to `path`.
+
+    With `sides` 1 only layer b has a basis matrix, with 2 both layers have one.
+    """
     n_head_kv, size = loaded.tiny.shape.n_head_kv, loaded.tiny.shape.head_size
     rng = np.random.default_rng([seed, 4])
 
@@ -105,17 +108,18 @@ def aligned(
             return np.broadcast_to(np.eye(size, dtype=dtype), (n_head_kv, size, size))
         return np.linalg.qr(rng.standard_normal((n_head_kv, size, size)))[0].astype(dtype)
 
-    bases = tuple(
-        Bases(*((basis() if sides == 2 else None, basis()) for _ in range(2)))  # of K, and of V
+    basis_matrices = tuple(
+        # of K, and of V
+        BasisMatrices(*((basis() if sides == 2 else None, basis()) for _ in range(2)))
         for _ in config.groups
     )
-    config = replace(config, bases=bases, plan=str(path))
+    config = replace(config, basis_matrices=basis_matrices, plan=str(path))
     write_plan(loaded, config)
     return config
 
 
 def write_plan(loaded: Loaded, config: Config, **changes: object) -> None:
-    """The plan file that `config` names; `changes` are keys of it to write otherwise."""
+    """Writes the plan file that `config` names, with the values of `changes` in place of its own."""
     shape = loaded.tiny.shape
     texts = {
         "fingerprint": fingerprint(loaded),
@@ -144,23 +148,23 @@ def write_plan(loaded: Loaded, config: Config, **changes: object) -> None:
         lists["plain"] = [
             n for layer, *types in config.plain for n in (layer, *(GGML_TYPES[one].number for one in types))
         ]
-    if config.bases:
+    if config.basis_matrices:
         del lists["units_k"], lists["units_v"]
         texts["mode"] = "aligned"
     writer = gguf.GGUFWriter(config.plan, "minicache")
     writer.add_type("minicache-plan")
     for keys, add in ((texts, writer.add_string), (numbers, writer.add_uint32), (lists, writer.add_array)):
         for name, value in keys.items():
-            if value == []:  # GGUF has no empty lists
+            if value == []:  # GGUF cannot hold empty lists
                 continue
             add(f"minicache.{name}", changes.get(name, value))  # type: ignore[operator]
     writer.add_float32("minicache.retain", config.retain)
-    if config.bases:
+    if config.basis_matrices:
         writer.add_float32("minicache.t", config.t)
     for i, (first, *_) in enumerate(config.groups):
-        if config.bases:
+        if config.basis_matrices:
             for kind in "kv":
-                sides = [one for one in getattr(config.bases[i], kind) if one is not None]
+                sides = [one for one in getattr(config.basis_matrices[i], kind) if one is not None]
                 writer.add_tensor(f"group.{first}.basis_{kind}", np.stack(sides))
         else:
             writer.add_tensor(f"group.{first}.codec", codec_of_file(config.codecs[i]))
@@ -171,12 +175,12 @@ def write_plan(loaded: Loaded, config: Config, **changes: object) -> None:
 
 
 def codec_of_file(codec: Codec) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
-    """A plan's codec has no frequencies: they are the model's."""
+    """A codec as a plan has it: without RoPE's frequencies, which come from the model."""
     return np.frombuffer(replace(codec, freq=np.zeros(0)).to_bytes(), dtype=np.int8)
 
 
 def refusal(loaded: Loaded, plan: Path) -> str:
-    """Why the library itself refuses a plan; the Python side reads plans too, and would refuse some before."""
+    """Returns why the library refuses a plan. Python's own check, which would refuse some plans first, is bypassed."""
     params = ffi.new("struct llama_minicache_params *")
     if not lib.llama_minicache_parse_params(f"plan={plan}".encode(), params):
         return binding.last_error()

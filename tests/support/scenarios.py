@@ -1,4 +1,4 @@
-"""What can happen to a cache's sequences, as scenarios that a context and the oracle both go through."""
+"""Scenarios of sequence operations, which a context and the oracle both go through."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.tiny_models import prompt
 
 
 class Memory(Protocol):
-    """What a context and the oracle have in common."""
+    """The operations that a context and the oracle have in common."""
 
     def decode(self, tokens: list[Token], /) -> npt.NDArray[np.floating]: ...
     def seq_rm(self, seq: int, p0: int, p1: int, /) -> object: ...
@@ -28,7 +28,7 @@ Result = list[npt.NDArray[np.floating]]
 
 
 def take_turns(m: Memory, seed: int) -> Result:
-    """One token of one sequence at a time: graphs of equal shape on different streams."""
+    """Decodes one token of one sequence at a time: graphs of the same shape run on different streams."""
     zero, one = run(prompt(25, seed)), run(prompt(25, seed + 1), seq=1)
     return [m.decode([token]) for pair in zip(zero, one, strict=True) for token in pair]
 
@@ -40,7 +40,7 @@ def copy_then_diverge(m: Memory, seed: int) -> Result:
 
 
 def copy_twice(m: Memory, seed: int) -> Result:
-    """The target of a copy had tokens of its own."""
+    """Copies to sequences that had tokens of their own."""
     m.decode(interleaved([prompt(20, seed), prompt(20, seed + 1)]))
     m.seq_rm(1, -1, -1)
     m.seq_cp(0, 1)
@@ -59,7 +59,7 @@ def copy_a_part(m: Memory, seed: int) -> Result:
 
 
 def remove_the_end(m: Memory, seed: int) -> Result:
-    """As an edited chat does: the last tokens go, others take their positions and cells."""
+    """Replaces the last tokens, as editing a chat does: other tokens take their positions and cells."""
     m.decode(run(prompt(60, seed)))
     m.seq_rm(0, 33, -1)
     first = m.decode(run(prompt(40, seed + 1), 33))
@@ -68,7 +68,7 @@ def remove_the_end(m: Memory, seed: int) -> Result:
 
 
 def remove_and_reuse(m: Memory, seed: int) -> Result:
-    """Cells in the middle are emptied and taken by later tokens, one by one."""
+    """Empties cells in the middle, which later tokens then take one by one."""
     m.decode(run(prompt(200, seed)))
     m.seq_rm(0, 10, 47)
     m.seq_rm(0, 100, 150)
@@ -83,7 +83,7 @@ def keep_one(m: Memory, seed: int) -> Result:
 
 
 def shift_context(m: Memory, seed: int) -> Result:
-    """The oldest tokens but the first few go, the rest moves up: a chat that outgrows its context."""
+    """Removes the oldest tokens but the first few and moves the rest up, as a chat does that outgrows its context."""
     m.decode(run(prompt(120, seed)))
     first = []
     for i in range(2):
@@ -110,7 +110,7 @@ def shift_one_of_two(m: Memory, seed: int) -> Result:
 
 
 def divide_positions(m: Memory, seed: int) -> Result:
-    """Self-extend: positions are divided by a number."""
+    """Divides positions by a number, as self-extend does."""
     m.decode(run(prompt(48, seed)))
     m.seq_div(0, 0, 48, 4)
     return [m.decode(run(prompt(20, seed + 1), 12))]
@@ -127,7 +127,7 @@ def remove_everything(m: Memory, seed: int) -> Result:
     m.seq_rm(0, -1, -1)
     m.seq_rm(1, -1, -1)
     first = m.decode(interleaved([prompt(40, seed + 2), prompt(40, seed + 3)]))
-    m.seq_rm(-1, 30, -1)  # of every sequence
+    m.seq_rm(-1, 30, -1)  # -1: of every sequence
     return [first, m.decode(interleaved([prompt(40, seed + 4), prompt(40, seed + 5)], first=30))]
 
 
@@ -147,9 +147,8 @@ SCENARIOS = [
     remove_everything,
 ]
 
-
-ONE_STREAM_ONLY = {copy_a_part, keep_one}  # upstream copies and keeps whole streams otherwise
-
+# where sequences have streams of their own, upstream copies and keeps whole streams only
+ONE_STREAM_ONLY = {copy_a_part, keep_one}
 
 CASES = [
     (scenario, unified)

@@ -1,4 +1,4 @@
-"""A source distribution with a small llama.cpp in it, and patches for it."""
+"""A small upstream: a source distribution that contains a tiny llama.cpp, and patches for it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from pathlib import Path
 from support.paths import ROOT
 
 CMAKE = ROOT / "native" / "cmake"
-
-
 COUNTING = "".join(f"line {number}\n" for number in range(1, 41))
-
 
 ONE = """\
 The first hook.
@@ -40,7 +37,6 @@ diff --git a/src/counting.txt b/src/counting.txt
  line 34
 """
 
-
 TWO = """\
 diff --git a/src/counting.txt b/src/counting.txt
 --- a/src/counting.txt
@@ -64,7 +60,7 @@ new file mode 100644
 
 
 class Upstream:
-    """A source distribution with a small llama.cpp in it, a place to unpack it, and patches."""
+    """The archive of a small upstream, the directory that it is unpacked to, and the directory of its patches."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -103,7 +99,7 @@ class Upstream:
         return (self.tree / "src" / "counting.txt").read_text()
 
     def files(self) -> dict[str, tuple[str, int]]:
-        """Every file of the tree, with its content and time."""
+        """Every file of the tree with its content and modification time."""
         paths = [path for path in self.tree.rglob("*") if path.is_file()]
         return {
             str(path.relative_to(self.tree)): (path.read_text(), path.stat().st_mtime_ns) for path in paths

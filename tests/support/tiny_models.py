@@ -1,13 +1,13 @@
-"""Tiny GGUF models with random weights, made in a fraction of a second and known to the last number.
+"""Tiny GGUF models with random weights, made in a fraction of a second.
 
-The weights stay at hand as NumPy arrays, so that the oracle can run the same model. Besides plain random models there
-are two in which merging a pair loses nothing, or loses something only at known tokens:
+The weights are also available as NumPy arrays, so that the oracle can run the same model. Besides plain random
+models there are two in which merging a pair loses nothing, or loses something only at known tokens:
 
-* `parallel`: both layers of each pair have K and V of the same direction, by construction, but of different magnitude.
-* `planted`: as `parallel`, except at the tokens `PLANTED`, where the two layers have nothing in common.
+* `parallel`: K and V of both layers of a pair have the same direction and different magnitudes, by construction.
+* `planted`: like `parallel`, except at the tokens `PLANTED`, where the two layers have nothing in common.
 
-In a third, `turned`, the second layer of each pair of a `parallel` model has K and V in other bases: only those who
-know the bases lose nothing.
+In a third, `turned`, the second layer of each pair of a `parallel` model has its K and V in another basis: merging
+loses nothing only where that basis is undone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
 
-# a SentencePiece-like vocabulary: three control tokens, the bytes, and a few pieces
+# like a SentencePiece vocabulary: three control tokens, the bytes, and a few pieces
 PIECES = [
     "<unk>",
     "<s>",
@@ -35,15 +35,15 @@ PIECES = [
 ]
 N_VOCAB = len(PIECES)
 EOS = 2
-FIRST_TOKEN = 3  # tokens below have a meaning of their own; prompts use the others
-PLANTED = (200, 201, 202, 203)  # the token ids that a `planted` model treats differently
+FIRST_TOKEN = 3  # prompts use no control tokens
+PLANTED = (200, 201, 202, 203)  # the tokens that a `planted` model treats differently
 
-N_PRIVATE = 32  # residual dimensions of a `parallel` model that no K or V looks at
+N_PRIVATE = 32  # residual dimensions of a `parallel` model that no K or V reads
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a tiny model looks like; the defaults have grouped KV heads and head size 32."""
+    """The sizes of a tiny model. By default two heads share a KV head, and the head size is 32."""
 
     arch: str = "llama"
     n_layer: int = 6
@@ -58,7 +58,7 @@ class Shape:
 
     @property
     def rope(self) -> str:
-        """Which numbers of a head RoPE turns together: neighbours, halves, or none (ALiBi)."""
+        """How RoPE pairs the numbers of a head: neighbours, halves, or none (ALiBi)."""
         return {"llama": "neighbours", "deci": "neighbours", "qwen2": "halves", "refact": "none"}[self.arch]
 
     @property
@@ -72,7 +72,7 @@ class TinyModel:
     weights: dict[str, Array] = field(repr=False)
 
     def write(self, path: Path) -> Path:
-        """Write the model as a GGUF file in F32."""
+        """Writes the model to a GGUF file in F32 and returns the path."""
         shape = self.shape
         writer = gguf.GGUFWriter(path, shape.arch)
         writer.add_name("tiny")
@@ -90,7 +90,7 @@ class TinyModel:
 
 
 def random_model(seed: int = 0, **shape: object) -> TinyModel:
-    """A model with independent random weights, scaled so that its logits and attention are well spread."""
+    """Makes a model with independent random weights, scaled so that its logits and attention are well spread."""
     spec = Shape(**shape)  # type: ignore[arg-type]
     rng = np.random.default_rng(seed)
 
@@ -105,9 +105,8 @@ def random_model(seed: int = 0, **shape: object) -> TinyModel:
     for layer in range(spec.n_layer):
         block = f"blk.{layer}"
         weights[f"{block}.attn_norm.weight"] = norm()
-        weights[f"{block}.attn_q.weight"] = matrix(
-            n_q, spec.n_embd, 1.5
-        )  # attention that prefers some tokens
+        # large queries, so that attention prefers some tokens
+        weights[f"{block}.attn_q.weight"] = matrix(n_q, spec.n_embd, 1.5)
         weights[f"{block}.attn_k.weight"] = matrix(n_kv, spec.n_embd)
         weights[f"{block}.attn_v.weight"] = matrix(n_kv, spec.n_embd)
         if spec.arch == "qwen2":
@@ -124,16 +123,16 @@ def random_model(seed: int = 0, **shape: object) -> TinyModel:
 
 
 def default_pairs(n_layer: int, start: float = 0.5) -> list[tuple[int, int]]:
-    """(S, S + 1), (S + 2, S + 3), ... from the start layer S on; an odd layer at the end stays plain."""
+    """The pairs (S, S + 1), (S + 2, S + 3), ... from the start layer S on. An odd last layer stays plain."""
     return [(layer, layer + 1) for layer in range(int(start * n_layer), n_layer - 1, 2)]
 
 
 def parallel_model(seed: int = 0, start: float = 0.5, equal: bool = False, **shape: object) -> TinyModel:
-    """A model whose pairs have parallel K and V: one direction, two magnitudes.
+    """Makes a model whose pairs have parallel K and V: one direction, two magnitudes.
 
-    Layer a writes only to residual dimensions that no K or V reads, so layer b's K and V differ from a's by what
-    the norm makes of the added length and by nothing else. With `equal`, layer a writes nothing at all, and K and V are
-    the same to the last bit.
+    Layer a writes only to residual dimensions that no K or V reads. So layer b's K and V differ from layer a's only
+    by the factor that the norm makes of the added length. With `equal`, layer a writes nothing, and K and V of both
+    layers are the same to the last bit.
     """
     model = random_model(seed, **shape)
     weights = model.weights
@@ -142,7 +141,7 @@ def parallel_model(seed: int = 0, start: float = 0.5, equal: bool = False, **sha
         for name in ("attn_k.weight", "attn_k.bias", "attn_v.weight", "attn_v.bias", "attn_norm.weight"):
             if f"blk.{a}.{name}" in weights:
                 weights[f"blk.{b}.{name}"] = weights[f"blk.{a}.{name}"]
-        weights[f"blk.{a}.attn_norm.weight"][shared:] = 0  # layer b's is the same array
+        weights[f"blk.{a}.attn_norm.weight"][shared:] = 0  # and layer b's, which is the same array
         for name in ("attn_output", "ffn_down"):
             weights[f"blk.{a}.{name}.weight"][:shared] = 0
             weights[f"blk.{a}.{name}.weight"][shared:] *= 0 if equal else 5
@@ -150,10 +149,10 @@ def parallel_model(seed: int = 0, start: float = 0.5, equal: bool = False, **sha
 
 
 def planted_model(seed: int = 0, start: float = 0.5, **shape: object) -> TinyModel:
-    """A `parallel` model whose layers disagree about the tokens `PLANTED`, and about those only.
+    """Makes a `parallel` model whose layers differ at the tokens `PLANTED`, and only there.
 
-    One residual dimension marks these tokens from the embedding to the last layer, as nothing else writes there. In the
-    deeper layer of each pair, K and V depend on the mark in another way than in the first.
+    One residual dimension marks these tokens from the embedding to the last layer, because nothing else writes there.
+    K and V of the deeper layer of a pair depend on the mark in another way than those of the first.
     """
     model = parallel_model(seed, start, **shape)
     weights = model.weights
@@ -174,7 +173,7 @@ def planted_model(seed: int = 0, start: float = 0.5, **shape: object) -> TinyMod
 
 
 def turns(shape: Shape, seed: int = 0) -> dict[tuple[int, str], Array]:
-    """The orthogonal matrices [n_head_kv, d, d] that a `turned` model's deeper layers have on their K and V."""
+    """The orthogonal matrices [n_head_kv, d, d] by which K and V of a `turned` model's deeper layers are multiplied."""
     rng = np.random.default_rng([seed, 6])
     size = shape.head_size
     return {
@@ -185,9 +184,9 @@ def turns(shape: Shape, seed: int = 0) -> dict[tuple[int, str], Array]:
 
 
 def turned_model(seed: int = 0) -> TinyModel:
-    """A `parallel` model whose deeper layer of each pair has K and V in bases of its own, and the same logits.
+    """Makes a `parallel` model whose deeper layers have K and V in a basis of their own, with unchanged logits.
 
-    Without RoPE, so that K stays in its basis.
+    It has no RoPE, so that K stays in its basis.
     """
     model = parallel_model(seed, arch="refact", n_layer=8)
     shape, weights = model.shape, model.weights
@@ -208,7 +207,7 @@ def turned_model(seed: int = 0) -> TinyModel:
 
 
 def add_shape(writer: gguf.GGUFWriter, shape: Shape) -> None:
-    """The sizes that every architecture here has."""
+    """Writes the sizes that every architecture here has."""
     writer.add_context_length(shape.n_ctx_train)
     writer.add_embedding_length(shape.n_embd)
     writer.add_block_count(shape.n_layer)
@@ -221,7 +220,7 @@ def add_shape(writer: gguf.GGUFWriter, shape: Shape) -> None:
 
 
 def sliding_window_model(path: Path, seed: int = 0) -> Path:
-    """A Gemma 2 model: every second layer attends to a window, so no two neighbours have the same cache."""
+    """Writes a Gemma 2 model: every second layer attends to a window, so that no two neighbours have the same cache."""
     shape = Shape(n_layer=4)
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "gemma2")
@@ -265,5 +264,5 @@ def finish(writer: gguf.GGUFWriter) -> None:
 
 
 def prompt(n_tokens: int, seed: int = 0) -> list[int]:
-    """Random tokens, none of them special or planted."""
+    """Random tokens that are neither control tokens nor planted."""
     return np.random.default_rng([seed, 2]).integers(FIRST_TOKEN, min(PLANTED), n_tokens).tolist()

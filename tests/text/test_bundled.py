@@ -1,4 +1,4 @@
-"""The texts that come with the package: what is fitted on the one is judged on the other, so they share nothing."""
+"""The texts in the package: calibration uses some and evaluation the others, so they share nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from minicache_cpp import MiniCacheError
 from minicache_cpp.text import bundled, files
 
-WORDS = 6  # in a row; ChatML's marks and number tables have fewer in common
+WORDS = 6  # in a row; ChatML's marks and tables of numbers share fewer
 
 
 def word_runs(path: Path) -> set[tuple[str, ...]]:
@@ -28,11 +28,11 @@ def test_calibration_and_evaluation_share_nothing(units) -> None:  # type: ignor
     fitted, judged = (
         set().union(*map(units, paths)) for paths in (bundled.calibration_files(), bundled.evaluation_files())
     )
-    assert len(fitted) > 500 and len(judged) > 300  # so that nothing in common means something
+    assert len(fitted) > 500 and len(judged) > 300  # otherwise sharing nothing would say little
     assert fitted & judged == set()
 
 
-def test_there_is_enough_of_both_in_several_kinds() -> None:
+def test_both_sets_are_large_enough_and_varied() -> None:
     for paths, least in ((bundled.calibration_files(), 36_000), (bundled.evaluation_files(), 22_000)):
         assert len(paths) >= 9
         assert sum(path.stat().st_size for path in paths) >= least
@@ -56,7 +56,7 @@ def test_of_a_very_long_text_the_beginning_is_read(tmp_path: Path, monkeypatch: 
     ("content", "words"),
     [(None, "does not exist"), (b"\xff\xfe\x00", "not UTF-8"), ("folder", "is a directory")],
 )
-def test_what_is_no_text_is_told(tmp_path: Path, content: bytes | str | None, words: str) -> None:
+def test_files_without_text_are_refused(tmp_path: Path, content: bytes | str | None, words: str) -> None:
     path = tmp_path / "text"
     if isinstance(content, bytes):
         path.write_bytes(content)

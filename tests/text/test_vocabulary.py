@@ -1,4 +1,4 @@
-"""A model's vocabulary."""
+"""The vocabulary of a model file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_vocabulary_gives_text_back(demo_model: Path) -> None:
         assert not vocabulary.chat_template().is_plain
 
 
-def test_a_model_without_a_vocabulary_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_a_vocabulary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny_models, "add_tokenizer", lambda writer: writer.add_tokenizer_model("no_vocab"))
     path = tiny_models.random_model().write(tmp_path / "mute.gguf")
     with pytest.raises(MiniCacheError, match="no vocabulary"):

@@ -1,4 +1,4 @@
-"""A small upstream to patch."""
+"""A small upstream to be patched."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.small_upstream import Upstream
 
 @pytest.fixture(params=["alone", "inside a repository"])
 def upstream(request: pytest.FixtureRequest, tmp_path: Path) -> Upstream:
-    # git takes paths below another repository's root for that repository's
+    # inside another repository, git takes paths to be relative to that repository's root
     if request.param == "inside a repository":
         subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     directory = tmp_path / "build"

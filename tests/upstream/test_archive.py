@@ -1,4 +1,4 @@
-"""The build's own parts: the archive that is fetched, the patches that are applied and renewed, the pinned version."""
+"""native/cmake/FetchUpstream.cmake: only the pinned archive of upstream is used."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_another_archive_is_refused(tmp_path: Path) -> None:
     assert "is not a file" in " ".join(result.stderr.split())
 
 
-def test_without_an_index_the_way_out_is_told(tmp_path: Path) -> None:
+def test_without_an_index_the_message_names_a_way_out(tmp_path: Path) -> None:
     result = fetch(None, tmp_path)
     assert result.returncode != 0
     message = " ".join(result.stderr.split())
@@ -48,7 +48,7 @@ def test_without_an_index_the_way_out_is_told(tmp_path: Path) -> None:
 
 
 def test_a_download_with_another_content_is_refused(tmp_path: Path) -> None:
-    """An index may serve anything: what pip brought is checked before it is kept."""
+    """An index may serve anything, so what pip downloads is checked before it is kept."""
     name = f"llama_cpp_python-{pinned('VERSION')}"
     source = tmp_path / name
     source.mkdir()

@@ -1,4 +1,4 @@
-"""I2: switched off, it is upstream, bit for bit; switched on by the environment, it is MiniCache in any program."""
+"""Invariant I2: switched off, the library is upstream bit for bit. The environment can switch it on in any program."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Logits = npt.NDArray[np.float32]
 
 
 def decode(library: Path, model: Path, out: Path, kind: str, env: str | None = None) -> tuple[int, str]:
-    """Exit status and output of `decode_logits.py` over the given library."""
+    """Runs `decode_logits.py` with the given library, and returns its exit status and output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
     environment["LLAMA_CPP_LIB_PATH"] = str(library)
     if env is not None:
@@ -37,7 +37,7 @@ def decode(library: Path, model: Path, out: Path, kind: str, env: str | None = N
 
 @pytest.fixture(scope="session")
 def logits(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Logits]:
-    """logits(library, model, kind, env): all logits of one run, each run done once."""
+    """logits(library, model, kind, env) returns all logits of one run, and makes each run once."""
     out = tmp_path_factory.mktemp("logits") / "logits.npy"
     done: dict[tuple[object, ...], Logits] = {}
 
@@ -71,7 +71,7 @@ def test_off_is_the_stock_build_on_the_demo_model(
 
 
 @pytest.mark.parametrize("off", ["", "0", "off"])
-def test_the_environment_can_say_off(
+def test_the_environment_can_switch_it_off(
     off: str, logits: Callable[..., Logits], library_dir: Path, random_model: Loaded
 ) -> None:
     assert np.array_equal(
@@ -85,7 +85,7 @@ def test_the_environment_switches_it_on(
     plain = logits(library_dir, random_model.path, "f16")
     merged = logits(library_dir, random_model.path, "f16", "start=0.5,t=0.6,retain=0.05")
     assert not np.array_equal(plain, merged)
-    # the first ubatch sees itself exactly, the next ones see merged tokens
+    # the first ubatch sees only current tokens, which are exact; the next ones see merged tokens
     np.testing.assert_allclose(merged[:48], plain[:48], atol=0.05)
     assert np.abs(merged[48:] - plain[48:]).max() > 0.5
     assert np.array_equal(merged, logits(library_dir, random_model.path, "f16", "on"))  # the paper's settings
@@ -102,4 +102,4 @@ def test_nonsense_in_the_environment_makes_no_context(
     status, output = decode(library_dir, random_model.path, tmp_path / "none.npy", "f16", text)
     assert status == 1, output
     assert "no context" in output
-    assert "LLAMA_MINICACHE" in output  # the log says where the nonsense stands
+    assert "LLAMA_MINICACHE" in output  # the log says where the wrong settings come from

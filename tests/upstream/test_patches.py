@@ -1,4 +1,4 @@
-"""native/cmake/ApplyPatches.cmake: patches are applied in order and once, or not at all."""
+"""native/cmake/ApplyPatches.cmake: patches are applied in order and once, or none of them is."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def test_patches_are_applied_in_order_and_once(upstream: Upstream) -> None:
     assert not list(upstream.directory.glob("tree.*"))
 
     applied = upstream.files()
-    os.remove(upstream.tree / ".minicache-patches")  # even where it is forgotten what was applied
+    # even where the record of what was applied is lost
+    os.remove(upstream.tree / ".minicache-patches")
     assert upstream.apply().returncode == 0
     again = upstream.files()
     del applied[".minicache-patches"], again[".minicache-patches"]
-    assert again == applied  # down to the times, so that nothing is compiled again
+    assert again == applied  # with the same times, so that nothing is compiled again
 
 
 def test_a_removed_patch_is_taken_back(upstream: Upstream) -> None:
@@ -48,7 +49,7 @@ def test_a_removed_patch_is_taken_back(upstream: Upstream) -> None:
     assert upstream.files()["src/other.txt"] == other
 
 
-def test_an_edited_patch_touches_the_file_again(upstream: Upstream) -> None:
+def test_an_edited_patch_is_applied_again(upstream: Upstream) -> None:
     (upstream.patches / "0001-one.patch").write_text(ONE)
     assert upstream.apply().returncode == 0
     before = upstream.files()["src/counting.txt"][1]
@@ -58,7 +59,7 @@ def test_an_edited_patch_touches_the_file_again(upstream: Upstream) -> None:
     assert upstream.files()["src/counting.txt"][1] > before
 
 
-def test_a_misfit_is_told_and_changes_nothing(upstream: Upstream) -> None:
+def test_a_misfit_is_reported_and_changes_nothing(upstream: Upstream) -> None:
     (upstream.patches / "0001-one.patch").write_text(ONE)
     assert upstream.apply().returncode == 0
     before = upstream.files()
@@ -86,7 +87,7 @@ def test_one_hunk_of_two(upstream: Upstream) -> None:
     assert "line five" not in upstream.counting()
 
 
-def test_a_missing_file_is_told(upstream: Upstream) -> None:
+def test_a_missing_file_is_reported(upstream: Upstream) -> None:
     (upstream.patches / "0001-one.patch").write_text(ONE.replace("counting", "absent"))
     result = upstream.apply()
     assert result.returncode != 0
@@ -94,7 +95,7 @@ def test_a_missing_file_is_told(upstream: Upstream) -> None:
 
 
 def test_a_patch_must_name_its_files(upstream: Upstream) -> None:
-    # the diff --git lines say which files to unpack
+    # the diff --git lines name the files to unpack
     (upstream.patches / "0001-one.patch").write_text(ONE.replace("diff --git", "diff"))
     result = upstream.apply()
     assert result.returncode != 0

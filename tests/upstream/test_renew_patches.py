@@ -1,4 +1,4 @@
-"""scripts/renew_patches.py: patches to commits and back."""
+"""scripts/renew_patches.py turns patches into commits and back."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_checkout_stops_at_a_misfit_and_goes_on(upstream: Upstream) -> None:
     assert "src/counting.txt: hunk 2" in result.stdout
 
     result = renew(upstream, "checkout", repository)
-    assert result.returncode == 2  # the rejected hunk is not worked in yet
+    assert result.returncode == 2  # the rejected hunk has not been resolved
     assert "counting.txt.rej" in result.stderr
 
     (repository / "src" / "counting.txt.rej").unlink()

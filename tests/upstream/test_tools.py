@@ -16,7 +16,7 @@ from support.loaded import Loaded
 
 
 def run(tool: Path, *arguments: str, cwd: Path, **environment: str) -> tuple[int, str]:
-    """Exit status and output."""
+    """Runs a tool in `cwd`, and returns its exit status and output."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
     result = subprocess.run(
         [tool, *arguments],
@@ -30,7 +30,7 @@ def run(tool: Path, *arguments: str, cwd: Path, **environment: str) -> tuple[int
     return result.returncode, result.stdout + result.stderr
 
 
-# Flash attention has thousands of cases: the ordinary head sizes and cache types stand for them.
+# Flash attention has thousands of cases; the common head sizes and cache types stand for all of them.
 CASES = {
     "SET_ROWS": ".*",
     "FLASH_ATTN_EXT": r"(hsk=(64|80|128|256),.*kv=113,|hsk=64,.*kv=512,nb=(1|3),).*type_K=(f16|bf16|q8_0|q4_0),",
@@ -49,7 +49,7 @@ def test_backend_ops(tools_dir: Path, tmp_path: Path, op: str) -> None:
 
 
 def save_load_results(tools_dir: Path, loaded: Loaded, directory: Path, **environment: str) -> dict[str, str]:
-    """Result of each of upstream's save and restore tests, from the table that it prints."""
+    """The result of each of upstream's save and restore tests, from the table that the tool prints."""
     shutil.copy(loaded.path, directory / "tiny.gguf")
     tool = tools_dir / "test-save-load-state"
     _, output = run(tool, "--models", str(directory), cwd=directory, **environment)
@@ -70,10 +70,10 @@ def test_save_load_state(tools_dir: Path, load: Callable[..., Loaded], tmp_path:
 def test_save_load_state_of_merged_layers(
     tools_dir: Path, load: Callable[..., Loaded], tmp_path: Path, settings: str
 ) -> None:
-    """Generation goes on the same after the state, or one sequence, was saved and restored or copied."""
+    """Generation continues in the same way after the state or a sequence was saved and restored, or copied."""
     loaded = load(tiny_models.random_model, head_size=64)
     results = save_load_results(tools_dir, loaded, tmp_path, LLAMA_MINICACHE=settings)
-    # the test of a failing restore switches flash attention off, which merged layers refuse
+    # the test of a failing restore switches flash attention off, which merged layers need
     assert results.pop("rf") == "FAIL"
     assert set(results.values()) == {"PASS"}
     assert len(results) == 8

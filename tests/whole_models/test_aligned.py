@@ -1,4 +1,4 @@
-"""Pairs merged in bases of their own, and pairs averaged, as whole models against the oracle."""
+"""Pairs merged in bases of their own: whole models against the oracle."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from minicache_cpp.cache.size import kv_bytes
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.modelfile.shape import model_shape
 from minicache_cpp.native.binding import llama_h
-from oracle.model import Bases, Config
+from oracle.model import BasisMatrices, Config
 from support import scenarios, tiny_models
-from support.assertions import assert_a_state_goes_on, assert_matches_the_oracle
+from support.assertions import assert_a_state_continues, assert_a_state_is_refused, assert_matches_the_oracle
 from support.bounds import F16_BOUND, QUANTIZED_BOUND
 from support.contexts import Context, captured_log, interleaved, nmse, run
 from support.loaded import Loaded
@@ -49,21 +49,28 @@ def test_every_split_matches_the_oracle(
         assert nmse(native(random_model, config, tokens, n_threads), expected) <= F16_BOUND
 
 
-def test_the_bound_tells_mistakes_apart(random_model: Loaded, plan: Path) -> None:
+def test_the_bound_excludes_mistakes(random_model: Loaded, plan: Path) -> None:
     config = aligned(random_model, Config(((2, 3), (4, 5)), retain=0.05, n_ubatch=7), plan)
     tokens, expected = clear_cut(random_model, config, lambda seed: run(prompt(100, seed)))
     assert nmse(native(random_model, config, tokens), expected) <= F16_BOUND
 
-    def transposed(one: Bases) -> Bases:
-        return Bases(*(tuple(x.swapaxes(1, 2) for x in part if x is not None) for part in one))
+    def transposed(one: BasisMatrices) -> BasisMatrices:
+        return BasisMatrices(*(tuple(x.swapaxes(1, 2) for x in part if x is not None) for part in one))
 
     mistakes = {
-        "no bases": replace(config, bases=()),
-        "bases the wrong way round": replace(config, bases=tuple(map(transposed, config.bases))),
-        "the bases of another pair": replace(config, bases=config.bases[::-1]),
-        "a's for b": replace(config, bases=tuple(Bases(x.k[::-1], x.v[::-1]) for x in config.bases)),
-        "another head's": replace(
-            config, bases=tuple(Bases((x.k[0], np.flip(x.k[1], 0)), x.v) for x in config.bases)
+        "no basis matrices": replace(config, basis_matrices=()),
+        "transposed basis matrices": replace(
+            config, basis_matrices=tuple(map(transposed, config.basis_matrices))
+        ),
+        "the basis matrices of another pair": replace(config, basis_matrices=config.basis_matrices[::-1]),
+        "those of a for b": replace(
+            config, basis_matrices=tuple(BasisMatrices(x.k[::-1], x.v[::-1]) for x in config.basis_matrices)
+        ),
+        "those of other heads": replace(
+            config,
+            basis_matrices=tuple(
+                BasisMatrices((x.k[0], np.flip(x.k[1], 0)), x.v) for x in config.basis_matrices
+            ),
         ),
         "another t": replace(config, t=0.5),
     }
@@ -77,7 +84,7 @@ def test_the_bound_tells_mistakes_apart(random_model: Loaded, plan: Path) -> Non
 def test_cache_types_match_the_oracle(
     load: Callable[..., Loaded], plan: Path, type_k: str, type_v: str, head_size: int, sides: int
 ) -> None:
-    """Upstream rotates heads of 64 and more in quantized types, K of 128 in one piece and V in two."""
+    """In quantized types upstream rotates heads of 64 and more: K of 128 in one piece, V in two."""
     loaded = load(tiny_models.random_model, head_size=head_size, n_layer=4)
     base = Config(ALL, retain=0.1, n_ubatch=7, type_k=type_k, type_v=type_v)
     config = aligned(loaded, base, plan, sides=sides)
@@ -96,29 +103,29 @@ def test_other_architectures_match_the_oracle(load: Callable[..., Loaded], plan:
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
 @pytest.mark.parametrize("sides", [1, 2])
-def test_identity_bases_are_slerp(load: Callable[..., Loaded], plan: Path, kind: str, sides: int) -> None:
+def test_identity_matrices_are_slerp(load: Callable[..., Loaded], plan: Path, kind: str, sides: int) -> None:
     loaded = load(tiny_models.random_model, head_size=64)
     slerp = Config(loaded.pairs, t=0.4, retain=0.1, n_ubatch=16, type_k=kind, type_v=kind)
     config = aligned(loaded, slerp, plan, identity=True, sides=sides)
     tokens = run(prompt(100))
-    # the identity between two Hadamard rotations is one up to float32 rounding
+    # the identity between two Hadamard rotations is exact up to float32 rounding
     bound = 0.0 if kind == "f16" else 1e-4
     assert nmse(native(loaded, config, tokens), native(loaded, slerp, tokens)) <= bound
 
 
-def test_bases_undo_what_turned_a_layer(load: Callable[..., Loaded], plan: Path) -> None:
-    """Layers that are equal but for an orthogonal matrix per head merge without loss in the basis of one of them."""
+def test_basis_matrices_undo_the_turn_of_a_layer(load: Callable[..., Loaded], plan: Path) -> None:
+    """Layers that differ only by an orthogonal matrix for each head merge without loss in the basis of one of them."""
     loaded = load(tiny_models.turned_model)
     turns = tiny_models.turns(loaded.tiny.shape)
     slerp = Config(loaded.pairs, n_ubatch=7)
-    bases = tuple(
-        Bases(
+    basis_matrices = tuple(
+        BasisMatrices(
             (None, turns[b, "k"].swapaxes(1, 2)),
             (None, turns[b, "v"].swapaxes(1, 2)),
         )
         for _, b in loaded.pairs
     )
-    config = replace(slerp, bases=bases, plan=str(plan))
+    config = replace(slerp, basis_matrices=basis_matrices, plan=str(plan))
     write_plan(loaded, config)
     tokens = run(prompt(60))
     full = native(loaded, Config(n_ubatch=7), tokens)
@@ -159,13 +166,13 @@ def test_positions_can_be_shifted_only_without_rope(
 
 
 @pytest.mark.parametrize("unified", [True, False])
-def test_a_saved_state_goes_on_bit_for_bit(random_model: Loaded, plan: Path, unified: bool) -> None:
+def test_a_saved_state_continues_bit_for_bit(random_model: Loaded, plan: Path, unified: bool) -> None:
     base = Config(random_model.pairs, retain=0.05, n_ubatch=16, n_seq_max=2, unified=unified)
     config = aligned(random_model, base, plan)
-    assert_a_state_goes_on(random_model, config, 20)
+    assert_a_state_continues(random_model, config, 20)
 
 
-def test_a_state_of_other_bases_is_refused(random_model: Loaded, tmp_path: Path) -> None:
+def test_a_state_of_other_basis_matrices_is_refused(random_model: Loaded, tmp_path: Path) -> None:
     base = Config(random_model.pairs, n_ubatch=16)
     configs = [
         aligned(random_model, base, tmp_path / "0.gguf"),
@@ -174,16 +181,10 @@ def test_a_state_of_other_bases_is_refused(random_model: Loaded, tmp_path: Path)
         base,
         replace(base, average=True),
     ]
-    with Context.of(random_model.model, configs[0]) as ctx:
-        ctx.decode(run(prompt(40)))
-        for config in configs[1:]:
-            with Context.of(random_model.model, config) as other:
-                other.decode(run(prompt(30, 1)))
-                assert not other.restore(ctx.state())
-                assert other.positions(0) == (0, 29)
+    assert_a_state_is_refused(random_model, configs[0], configs[1:])
 
 
-def test_clearing_keeps_the_bases(random_model: Loaded, plan: Path) -> None:
+def test_clearing_keeps_the_basis_matrices(random_model: Loaded, plan: Path) -> None:
     config = aligned(random_model, Config(random_model.pairs, n_ubatch=16), plan)
     tokens = run(prompt(60))
     with Context.of(random_model.model, config) as ctx:
@@ -212,13 +213,19 @@ def test_a_damaged_plan_is_refused(
     config = aligned(loaded, Config(((2, 3), (4, 5))), plan)
     basis = changes.pop("basis", None)
     if isinstance(basis, np.ndarray):
-        config = replace(config, bases=(Bases(tuple(basis), config.bases[0].v), *config.bases[1:]))
+        config = replace(
+            config,
+            basis_matrices=(
+                BasisMatrices(tuple(basis), config.basis_matrices[0].v),
+                *config.basis_matrices[1:],
+            ),
+        )
     write_plan(loaded, config, **changes)
     assert reason in refusal(loaded, plan)
 
 
 @pytest.mark.parametrize("sides", [1, 2])
-def test_the_report_counts_bases(load: Callable[..., Loaded], plan: Path, sides: int) -> None:
+def test_the_report_counts_basis_matrices(load: Callable[..., Loaded], plan: Path, sides: int) -> None:
     loaded = load(tiny_models.random_model, n_layer=4, head_size=64)
     config = aligned(
         loaded, Config(ALL, retain=0.1, type_k="q8_0", type_v="q4_0", n_cells=512), plan, sides=sides
@@ -226,7 +233,7 @@ def test_the_report_counts_bases(load: Callable[..., Loaded], plan: Path, sides:
     with Context.of(loaded.model, config) as ctx:
         report = ctx.report()
     assert (report.mode, report.t, report.rope_block) == ("aligned", pytest.approx(0.6), None)
-    # K's, V's, and V's transposed
+    # the basis matrices of K, of V, and those of V transposed
     assert report.bytes_codec == 2 * sides * 3 * loaded.tiny.shape.n_head_kv * 64 * 64 * 4
     assert report.fixed_bytes >= report.bytes_codec
     assert report.ratio == pytest.approx(report.bytes_f16 / (report.bytes - report.fixed_bytes))
@@ -235,7 +242,7 @@ def test_the_report_counts_bases(load: Callable[..., Loaded], plan: Path, sides:
     assert kv_bytes(shape, CacheSpec.parse(str(plan)), 512) == report.bytes
 
 
-def test_minicache_of_a_plan_says_what_it_decides(random_model: Loaded, plan: Path) -> None:
+def test_minicache_shows_the_settings_of_its_plan(random_model: Loaded, plan: Path) -> None:
     aligned(random_model, Config(random_model.pairs, t=0.3, retain=0.1, type_k="q8_0"), plan)
     minicache = MiniCache(plan=str(plan))
     assert (minicache.mode, minicache.type_k, minicache.retain) == ("aligned", "q8_0", pytest.approx(0.1))

@@ -1,4 +1,4 @@
-"""Pairs averaged, as whole models against the oracle."""
+"""Pairs averaged: whole models against the oracle."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_averages_match_the_oracle(random_model: Loaded, retain: float, n_ubatch
 def test_operations_on_averages_match_the_oracle(
     load: Callable[..., Loaded], scenario: Callable[[Memory, int], Result], unified: bool, kind: str
 ) -> None:
-    """A shift turns a mean as it turns both vectors, so averages can be shifted."""
+    """Turning a mean is the mean of both vectors turned, so averages can be shifted."""
     loaded = load(tiny_models.random_model, head_size=64)
     config = Config(
         loaded.pairs, type_k=kind, type_v=kind, n_ubatch=16, n_seq_max=2, unified=unified, average=True

@@ -1,4 +1,4 @@
-"""Pairs kept as shared codes, whole models: against the oracle, through every sequence operation, saved, restored."""
+"""Pairs kept as shared codes: whole models against the oracle, through sequence operations, saved and restored."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from minicache_cpp.native import binding
 from oracle.code import Layout
 from oracle.model import Config
 from support import scenarios, tiny_models
-from support.assertions import assert_matches_the_oracle
+from support.assertions import assert_a_state_is_refused, assert_matches_the_oracle
 from support.bounds import CODE_BOUND, F16_BOUND, MIXED_BOUND
 from support.contexts import Context, interleaved, nmse, run
 from support.loaded import Loaded
 from support.oracle_runs import clear_cut, native, oracle_run
-from support.plans import ALL, coded, refusal, write_plan
+from support.plans import ALL_PAIRS, coded, refusal, write_plan
 from support.scenarios import CASES, Memory, Result
 from support.tiny_models import prompt
 
@@ -31,7 +31,7 @@ from support.tiny_models import prompt
 def test_every_split_matches_the_oracle(
     random_model: Loaded, plan: Path, n_ubatch: int, n_seq: int, unified: bool
 ) -> None:
-    base = Config(ALL, retain=0.05, n_ubatch=n_ubatch, n_seq_max=n_seq, unified=unified)
+    base = Config(ALL_PAIRS, retain=0.05, n_ubatch=n_ubatch, n_seq_max=n_seq, unified=unified)
     config = coded(random_model, base, plan)
     length = 100 if n_seq == 1 else 40
     tokens, expected = clear_cut(
@@ -41,8 +41,8 @@ def test_every_split_matches_the_oracle(
         assert nmse(native(random_model, config, tokens, n_threads), expected) <= CODE_BOUND
 
 
-def test_the_bound_tells_mistakes_apart(random_model: Loaded, plan: Path) -> None:
-    config = coded(random_model, Config(ALL, n_ubatch=7), plan)
+def test_the_bound_excludes_mistakes(random_model: Loaded, plan: Path) -> None:
+    config = coded(random_model, Config(ALL_PAIRS, n_ubatch=7), plan)
     tokens = run(prompt(100))
     expected, _ = oracle_run(random_model, config, tokens)
     assert nmse(native(random_model, config, tokens), expected) <= CODE_BOUND
@@ -62,7 +62,7 @@ def test_the_bound_tells_mistakes_apart(random_model: Loaded, plan: Path) -> Non
 def test_architectures_and_blocks_match_the_oracle(
     load: Callable[..., Loaded], plan: Path, arch: str, rope_block: int
 ) -> None:
-    """RoPE over neighbours, over halves, and none; every layer is coded."""
+    """With every layer coded: RoPE over neighbours, over halves, and no RoPE."""
     loaded = load(tiny_models.random_model, arch=arch, n_layer=4)
     config = coded(loaded, Config(((0, 1), (2, 3)), retain=0.1, n_ubatch=16), plan, rope_block=rope_block)
     tokens, expected = clear_cut(loaded, config, lambda seed: run(prompt(100, seed), 37))
@@ -73,7 +73,7 @@ def test_architectures_and_blocks_match_the_oracle(
 def test_coded_beside_quantized_layers(
     load: Callable[..., Loaded], plan: Path, type_k: str, type_v: str
 ) -> None:
-    """Upstream rotates q, k and v of the whole cache where its types are quantized; codes do without."""
+    """Upstream rotates q, k and v of all layers where the cache types are quantized; codes use no rotation."""
     loaded = load(tiny_models.random_model, head_size=64)
     base = Config(loaded.pairs, retain=0.1, n_ubatch=16, type_k=type_k, type_v=type_v)
     config = coded(loaded, base, plan)
@@ -82,7 +82,7 @@ def test_coded_beside_quantized_layers(
 
 
 def test_wide_codes_are_the_full_cache(random_model: Loaded, plan: Path) -> None:
-    """8 bits of every number lose next to nothing, at any position."""
+    """8 bits for every number lose next to nothing, at any position."""
     full = Layout((4, 0, 0, 0, 0, 0, 0))
     config = coded(random_model, Config(random_model.pairs, n_ubatch=8), plan, layouts=(full, full))
     for first in (0, 30000):
@@ -100,9 +100,10 @@ def test_operations_match_the_oracle(
     unified: bool,
 ) -> None:
     loaded = load(tiny_models.random_model, head_size=64)
-    base = Config(ALL, retain=0.1, n_ubatch=16, n_seq_max=2, unified=unified)
+    base = Config(ALL_PAIRS, retain=0.1, n_ubatch=16, n_seq_max=2, unified=unified)
     if scenario is scenarios.divide_positions:
-        base = replace(base, retain=0.0)  # upstream turns retained K the other way when positions are divided
+        # where positions are divided, upstream turns retained K the other way
+        base = replace(base, retain=0.0)
     assert_matches_the_oracle(loaded, coded(loaded, base, plan), scenario, CODE_BOUND)
 
 
@@ -115,7 +116,7 @@ def test_operations_beside_plain_layers(
 
 
 def test_a_shift_decodes_and_encodes_nothing(load: Callable[..., Loaded], plan: Path) -> None:
-    """There and back again: the cache is what it was, to the last bit, as only bases moved."""
+    """Shifting there and back leaves the cache as it was, to the last bit, because only bases move."""
     loaded = load(tiny_models.random_model, n_layer=4)
     config = coded(loaded, Config(((0, 1), (2, 3)), n_ubatch=16), plan)
     with Context.of(loaded.model, config) as ctx, Context.of(loaded.model, config) as untouched:
@@ -130,7 +131,7 @@ def test_a_shift_decodes_and_encodes_nothing(load: Callable[..., Loaded], plan: 
 
 
 @pytest.mark.parametrize("unified", [True, False])
-def test_a_saved_state_goes_on_bit_for_bit(random_model: Loaded, plan: Path, unified: bool) -> None:
+def test_a_saved_state_continues_bit_for_bit(random_model: Loaded, plan: Path, unified: bool) -> None:
     base = Config(random_model.pairs, retain=0.05, n_ubatch=16, n_seq_max=2, unified=unified)
     config = coded(random_model, base, plan)
     with Context.of(random_model.model, config) as ctx, Context.of(random_model.model, config) as other:
@@ -141,14 +142,14 @@ def test_a_saved_state_goes_on_bit_for_bit(random_model: Loaded, plan: Path, uni
         tokens = [*run(prompt(10, 3), 60), *run(prompt(10, 4), 66, seq=1)]
         expected = ctx.decode(tokens)
 
-        other.decode(run(prompt(35, 5)))  # gone after the restore
+        other.decode(run(prompt(35, 5)))  # the restore replaces these tokens
         assert other.restore(state)
         assert np.array_equal(other.decode(tokens), expected)
 
 
 @pytest.mark.parametrize("unified", [True, False])
-def test_a_restored_sequence_goes_on(random_model: Loaded, plan: Path, unified: bool) -> None:
-    """On other cells, whose positions were others before; bases are saved with it."""
+def test_a_restored_sequence_continues(random_model: Loaded, plan: Path, unified: bool) -> None:
+    """The sequence takes cells that had other positions; its bases are saved with it."""
     config = coded(random_model, Config(random_model.pairs, n_ubatch=16, n_seq_max=2, unified=unified), plan)
     with Context.of(random_model.model, config) as ctx, Context.of(random_model.model, config) as other:
         ctx.decode(interleaved([prompt(60, 1), prompt(60, 2)]))
@@ -163,14 +164,7 @@ def test_a_restored_sequence_goes_on(random_model: Loaded, plan: Path, unified: 
 def test_a_state_of_another_plan_is_refused(random_model: Loaded, tmp_path: Path) -> None:
     base = Config(random_model.pairs, n_ubatch=16)
     configs = [coded(random_model, base, tmp_path / f"{seed}.gguf", seed=seed) for seed in range(2)]
-    with (
-        Context.of(random_model.model, configs[0]) as ctx,
-        Context.of(random_model.model, configs[1]) as other,
-    ):
-        ctx.decode(run(prompt(40)))
-        other.decode(run(prompt(30, 1)))
-        assert not other.restore(ctx.state())
-        assert other.positions(0) == (0, 29)
+    assert_a_state_is_refused(random_model, configs[0], configs[1:])
 
 
 @pytest.mark.parametrize(
@@ -236,7 +230,7 @@ def test_the_environment_names_a_plan(
     assert np.array_equal(native(random_model, Config(n_ubatch=16), tokens), expected)
 
 
-def test_minicache_of_a_plan_says_what_it_decides(random_model: Loaded, plan: Path) -> None:
+def test_minicache_shows_the_settings_of_its_plan(random_model: Loaded, plan: Path) -> None:
     coded(random_model, Config(random_model.pairs, retain=0.1, type_k="q8_0", type_v="q4_0"), plan)
     minicache = MiniCache(plan=str(plan))
     assert (minicache.type_k, minicache.type_v) == ("q8_0", "q4_0")
@@ -244,7 +238,7 @@ def test_minicache_of_a_plan_says_what_it_decides(random_model: Loaded, plan: Pa
 
 
 def test_a_plan_with_numbers_that_are_not_finite_is_refused(random_model: Loaded, plan: Path) -> None:
-    """The kernels would spread them over every token."""
+    """The kernels would spread such numbers over every token."""
     config = coded(random_model, Config(random_model.pairs), plan)
     for name in ("gain", "decoder"):
         broken = replace(config.codecs[0].v, **{name: getattr(config.codecs[0].v, name) * np.inf})

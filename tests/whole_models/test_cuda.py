@@ -1,7 +1,7 @@
-"""Whole models whose merged layers are computed by the CUDA kernels, on devices whose memory the host can't reach.
+"""Whole models whose merged layers are computed by the CUDA kernels, on devices whose memory the host cannot reach.
 
 The kernels run on the CPU (tests/native/cuda-on-cpu). Everything around them is as on a GPU: where tensors lie, how
-graphs are split, what is copied, what falls back and what becomes of errors.
+graphs are split, what is copied, what falls back to the CPU and how errors are reported.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from oracle.cells import Token
 from oracle.model import Config
 from support import tiny_models
 from support.assertions import (
-    assert_a_sequence_goes_on,
-    assert_a_state_goes_on,
+    assert_a_sequence_continues,
+    assert_a_state_continues,
     assert_graphs_are_reused,
     assert_matches_the_oracle,
 )
@@ -29,31 +29,31 @@ from support.contexts import Context, Logits, captured_log, interleaved, nmse, r
 from support.cuda_on_cpu import Devices, devices
 from support.loaded import Loaded
 from support.oracle_runs import clear_cut, oracle_run
-from support.plans import LAYER_TYPES, Groups, aligned, coded, plain
+from support.plans import ALL_PAIRS, LAYER_TYPES, Groups, aligned, coded, plain
 from support.scenarios import CASES, Memory, Result, copy_then_diverge, shift_context, take_turns
 from support.tiny_models import prompt
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fibers are for Linux here")
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the fibers need Linux")
 
-# The kernels' queries, unpacked rows and weights are f16. Where other rows round to another level by that, it is more.
+# The kernels' queries, unpacked rows and weights are f16. Where stored rows round to another level because of that,
+# the error is larger.
 F16_BOUND = 1e-5
 BOUNDS = {"f16": F16_BOUND, "bf16": 3e-5, "q8_0": 3e-4, "q4_0": 1e-2, "iq4_nl": 1e-2}
 
-# A retained token is chosen by comparing distances, which a device has by so much otherwise: MARGIN in support.bounds.
+# The margin of support.bounds for a device, whose distances differ from the oracle's by up to this much.
 MARGIN = 1.5e-3
 
 GROUPS: Groups = ((0, 1), (2, 3, 4, 5))
-PAIRS: Groups = ((0, 1), (2, 3), (4, 5))
 
 
 def on_device(device: Devices, loaded: Loaded, config: Config, tokens: list[Token]) -> Logits:
-    """Logits, with every MiniCache op computed there."""
+    """Decodes `tokens` with every MiniCache op on the device, and returns the logits."""
     with device.holding(loaded) as held, Context.of(held.model, config) as ctx:
         report = ctx.report()
         assert report.fallback == "" and report.groups == list(config.groups)
         before = device.computed()
         result = ctx.decode(tokens)
-    # the index, then a merge or an encode for each group and an attention for each of its layers
+    # at least a merge or an encode for each group and an attention for each of its layers
     n_ubatches = -(-len(tokens) // config.n_ubatch)
     n_ops = n_ubatches * sum(1 + len(group) for group in config.groups)
     assert device.computed() - before >= n_ops
@@ -83,7 +83,7 @@ def test_retained_tokens_match_the_oracle(random_model: Loaded, device: Devices,
 
 
 @pytest.mark.parametrize("n_ubatch", [1, 7, 40])
-@pytest.mark.parametrize(("head_size", "groups"), [(32, GROUPS), (64, GROUPS), (128, PAIRS)])
+@pytest.mark.parametrize(("head_size", "groups"), [(32, GROUPS), (64, GROUPS), (128, ALL_PAIRS)])
 def test_codes_match_the_oracle(
     load: Callable[..., Loaded], device: Devices, plan: Path, head_size: int, groups: Groups, n_ubatch: int
 ) -> None:
@@ -98,7 +98,7 @@ def test_codes_match_the_oracle(
 def test_plain_layers_match_the_oracle(
     load: Callable[..., Loaded], device: Devices, plan: Path, head_size: int, n_ubatch: int
 ) -> None:
-    """Ours takes those that upstream's flash attention on GPUs does not read as they are: five of six."""
+    """Our attention takes the layers that upstream's flash attention on GPUs cannot read directly: five of six."""
     loaded = load(tiny_models.random_model, head_size=head_size)
     config = plain(loaded, Config(n_ubatch=n_ubatch, plain=LAYER_TYPES), plan)
     tokens = run(prompt(60))
@@ -116,22 +116,22 @@ def test_plain_layers_of_one_type_are_upstreams(random_model: Loaded, device: De
     with device.holding(random_model) as held, Context.of(held.model, config) as ctx:
         before = device.computed()
         ctx.decode(run(prompt(20)))
-        # two attentions, a merge, and its distances
+        # two attentions, a merge and its distances
         assert device.computed() - before == 4 * len(random_model.pairs)
 
 
 @pytest.mark.parametrize("arch", ["qwen2", "refact"])
-def test_other_ways_to_tell_positions(
+def test_other_position_encodings(
     load: Callable[..., Loaded], device: Devices, plan: Path, arch: str
 ) -> None:
-    """RoPE over halves, and ALiBi."""
+    """RoPE over halves, and ALiBi without RoPE."""
     loaded = load(tiny_models.random_model, arch=arch)
     config = coded(loaded, Config(GROUPS, retain=0.1, n_ubatch=16), plan)
     tokens, expected = clear_cut(loaded, config, lambda seed: run(prompt(70, seed), 37))
     assert nmse(on_device(device, loaded, config, tokens), expected) <= TIED_BOUND
 
 
-def test_bases_match_the_oracle(load: Callable[..., Loaded], device: Devices, plan: Path) -> None:
+def test_basis_matrices_match_the_oracle(load: Callable[..., Loaded], device: Devices, plan: Path) -> None:
     loaded = load(tiny_models.random_model, head_size=64)
     config = aligned(loaded, Config(((0, 1), (4, 5)), retain=0.1, n_ubatch=16), plan)
     tokens, expected = clear_cut(loaded, config, lambda seed: run(prompt(70, seed)))
@@ -157,7 +157,7 @@ def test_operations_match_the_oracle(
     config = coded(loaded, base, plan) if kind == "codes" else slerp
 
     def together(m: Memory, seed: int) -> Result:
-        # a level that goes the other way is much for a token alone
+        # one level at a tie matters much for a single token, and little for all of them together
         return [np.concatenate(scenario(m, seed))]
 
     with device.holding(loaded) as held:
@@ -167,12 +167,12 @@ def test_operations_match_the_oracle(
 
 
 @pytest.mark.parametrize("unified", [True, False])
-def test_saved_states_go_on(random_model: Loaded, device: Devices, plan: Path, unified: bool) -> None:
+def test_saved_states_continue(random_model: Loaded, device: Devices, plan: Path, unified: bool) -> None:
     base = Config(GROUPS, retain=0.1, window=9, n_ubatch=16, n_seq_max=2, unified=unified)
     config = coded(random_model, base, plan)
     with device.holding(random_model) as held:
-        assert_a_state_goes_on(held, config, 2)
-        assert_a_sequence_goes_on(held, config, TIED_BOUND)
+        assert_a_state_continues(held, config, 2)
+        assert_a_sequence_continues(held, config, TIED_BOUND)
 
 
 @pytest.mark.parametrize("to_device", [True, False])
@@ -206,18 +206,18 @@ def test_two_runs_are_the_same(random_model: Loaded, device: Devices, plan: Path
 
 @pytest.mark.parametrize("n_gpu_layers", range(8))
 def test_some_layers_on_the_device(random_model: Loaded, device: Devices, n_gpu_layers: int) -> None:
-    """The last ones of six, and then the output. A pair across the border stays plain."""
-    first = 6 - min(6, max(0, n_gpu_layers - 1))  # the output counts as one
-    merged = tuple(pair for pair in PAIRS if pair[0] >= first or pair[1] < first)
+    """The last layers of six lie there, then the output too. A pair across the border stays plain."""
+    first = 6 - min(6, max(0, n_gpu_layers - 1))  # the output counts as a layer
+    merged = tuple(pair for pair in ALL_PAIRS if pair[0] >= first or pair[1] < first)
     there = [pair for pair in merged if pair[0] >= first]
     config = Config(merged, retain=0.1, n_ubatch=16)
     tokens, expected = clear_cut(random_model, config, lambda seed: run(prompt(60, seed)))
     with device.holding(random_model, n_gpu_layers) as held:
-        wanted = MiniCache(pairs=PAIRS, retain=0.1, type_k="f16", type_v="f16")
+        wanted = MiniCache(pairs=ALL_PAIRS, retain=0.1, type_k="f16", type_v="f16")
         with Context(held.model, wanted, n_ubatch=16) as ctx:
             report = ctx.report()
             assert report.groups == list(merged)
-            for pair in set(PAIRS) - set(merged):
+            for pair in set(ALL_PAIRS) - set(merged):
                 for layer in pair:
                     assert report.layers[layer].kind == "refused"
                     assert "different devices: CPU and cuda-on-cpu0" in report.layers[layer].reason
@@ -229,7 +229,7 @@ def test_some_layers_on_the_device(random_model: Loaded, device: Devices, n_gpu_
 
 @pytest.mark.parametrize("n_ubatch", [16, 512])
 def test_two_devices(random_model: Loaded, plan: Path, n_ubatch: int) -> None:
-    """Which compute different ubatches at the same time. A group across both stays plain."""
+    """Two devices compute different ubatches at the same time. A group across both stays plain."""
     config = coded(random_model, Config(GROUPS, retain=0.1, window=5, n_ubatch=n_ubatch), plan)
     tokens, _ = clear_cut(random_model, config, lambda seed: run(prompt(60, seed)))
     wanted = MiniCache(plan=plan)
@@ -247,13 +247,14 @@ def test_two_devices(random_model: Loaded, plan: Path, n_ubatch: int) -> None:
     assert any("pipeline parallelism enabled" in text for _, text in lines)
     assert report.groups == [(0, 1)] and len(refused) == 4
     assert all("cuda-on-cpu0 and cuda-on-cpu1" in reason for reason in refused)
-    assert n_ops == 5 * -(-60 // n_ubatch)  # an index, an encode, a retain, and an attention for each layer
+    # an index, an encode, a retain, and an attention for each of two layers
+    assert n_ops == 5 * -(-60 // n_ubatch)
     merged = replace(config, groups=config.groups[:1], codecs=config.codecs[:1])
     assert nmse(result, oracle_run(random_model, merged, tokens)[0]) <= TIED_BOUND
 
 
 def test_the_cache_can_stay_in_main_memory(random_model: Loaded, device: Devices, plan: Path) -> None:
-    """As llama.cpp's option says, with the layers themselves on the device."""
+    """With offload_kqv=False the cache is in main memory although the layers are on the device."""
     config = coded(random_model, Config(GROUPS, retain=0.1, window=5, n_ubatch=16), plan)
     tokens, expected = clear_cut(random_model, config, lambda seed: run(prompt(80, seed)))
     with device.holding(random_model) as held:
@@ -264,24 +265,24 @@ def test_the_cache_can_stay_in_main_memory(random_model: Loaded, device: Devices
         assert device.computed() == before
 
 
-def test_what_the_kernels_lack_runs_on_the_cpu(load: Callable[..., Loaded], device: Devices) -> None:
-    """And is said once, by name."""
+def test_unsupported_ops_run_on_the_cpu(load: Callable[..., Loaded], device: Devices) -> None:
+    """The log names it, once."""
     loaded = load(tiny_models.random_model, head_size=40)
-    config = Config(PAIRS, retain=0.1, pool_type="f16", n_ubatch=16)
+    config = Config(ALL_PAIRS, retain=0.1, pool_type="f16", n_ubatch=16)
     tokens, expected = clear_cut(loaded, config, lambda seed: run(prompt(60, seed)))
     with device.holding(loaded) as held:
         before = device.computed()
         with captured_log() as lines, Context.of(held.model, config) as ctx:
             report = ctx.report()
             assert nmse(ctx.decode(tokens), expected) <= F16_BOUND
-        # the merging itself knows no head sizes, and has no part of the cache
-        assert device.computed() == before + len(PAIRS) * -(-len(tokens) // config.n_ubatch)
+        # the merge itself works for any head size, and reads nothing of the cache
+        assert device.computed() == before + len(ALL_PAIRS) * -(-len(tokens) // config.n_ubatch)
     assert report.fallback == "cuda-on-cpu0 has no MiniCache kernels for attention (head size 40, f16, f16)"
     assert report.fallback in str(report)
     assert sum(report.fallback in text for _, text in lines) == 1
 
 
-def test_plain_layers_that_nothing_reads_run_on_the_cpu(load: Callable[..., Loaded], device: Devices) -> None:
+def test_unsupported_plain_layers_run_on_the_cpu(load: Callable[..., Loaded], device: Devices) -> None:
     loaded = load(tiny_models.random_model, head_size=288, n_layer=4)
     config = Config(((2, 3),), type_k="iq4_nl", type_v="iq4_nl", n_ubatch=16)
     tokens = run(prompt(40))

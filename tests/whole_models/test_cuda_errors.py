@@ -1,4 +1,4 @@
-"""Failing devices: errors are exceptions, and contexts on other devices go on."""
+"""Errors of devices are exceptions, and other contexts go on."""
 
 from __future__ import annotations
 
@@ -13,12 +13,8 @@ from minicache_cpp import Llama, MiniCache, MiniCacheError
 from support.cuda_on_cpu import Devices, devices
 from support.loaded import Loaded
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fibers are for Linux here")
-
-
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the fibers need Linux")
 SETTINGS = {"n_ctx": 256, "n_batch": 32, "verbose": False, "n_gpu_layers": -1, "minicache": MiniCache()}
-
-
 TOKENS = list(range(3, 43))
 
 
@@ -63,7 +59,7 @@ def test_errors_of_copies_are_exceptions_too(random_model: Loaded, device: Devic
 
 
 def test_a_device_that_is_lost(random_model: Loaded, device: Devices) -> None:
-    """In a process of its own, which is to start again: it says so, refuses to go on, and ends in order."""
+    """In a process of its own, every call says that the program must be restarted, and the process ends in order."""
     script = f"""
 import ctypes
 from minicache_cpp import Llama, MiniCache, MiniCacheError
@@ -99,7 +95,7 @@ print("closed")
     assert len(errors) == 2
 
 
-def test_too_little_memory_is_told(random_model: Loaded) -> None:
+def test_too_little_memory_is_reported(random_model: Loaded) -> None:
     path = str(random_model.path)
     with devices(memory=4 << 20):
         settings = {**SETTINGS, "n_ctx": 65536}

@@ -1,4 +1,4 @@
-"""Layers that are not paired, each with cache types of its own: against the oracle, moved, saved, reported, refused."""
+"""Layers outside groups, each with cache types of its own: whole models against the oracle, and what is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.modelfile.shape import model_shape
 from oracle.model import Config, Oracle
 from support import scenarios, tiny_models
-from support.assertions import assert_a_state_goes_on, assert_matches_the_oracle
+from support.assertions import assert_a_state_continues, assert_matches_the_oracle
 from support.bounds import CODE_BOUND, F16_BOUND, MIXED_BOUND, QUANTIZED_BOUND
 from support.contexts import Context, captured_log, nmse, run
 from support.loaded import Loaded
@@ -32,13 +32,13 @@ from support.tiny_models import prompt
 def test_types_by_layer_match_the_oracle(
     load: Callable[..., Loaded], plan: Path, head_size: int, n_ubatch: int
 ) -> None:
-    """Heads of 64 and 128 are rotated where a layer's type is quantized, and only there."""
+    """Heads of 64 and 128 are rotated in layers whose type is quantized, and only there."""
     loaded = load(tiny_models.random_model, head_size=head_size)
     config = plain(loaded, Config(n_ubatch=n_ubatch, type_k="q5_0", plain=LAYER_TYPES), plan)
     tokens = run(prompt(80))
     result = native(loaded, config, tokens)
     assert nmse(result, Oracle(loaded.tiny, config).decode(tokens)) <= QUANTIZED_BOUND
-    # a mistake in one layer's type shows
+    # a wrong type of one layer is noticed
     wrong = replace(config, plain=LAYER_TYPES[:1] + ((1, "f16", "q8_0"), *LAYER_TYPES[2:]))
     assert nmse(Oracle(loaded.tiny, wrong).decode(tokens), Oracle(loaded.tiny, config).decode(tokens)) > 0
 
@@ -50,7 +50,10 @@ def test_types_by_layer_match_the_oracle(
 def test_one_type_for_all_is_the_plain_cache(
     load: Callable[..., Loaded], plan: Path, head_size: int, type_k: str, type_v: str
 ) -> None:
-    """Rotations included, bit for bit whether the plan says so at once or layer by layer; upstream rounds queries."""
+    """A plan that names a type once and one that names it for each layer agree bit for bit, rotations included.
+
+    Upstream rounds queries, so its logits are only near.
+    """
     loaded = load(tiny_models.random_model, head_size=head_size)
     tokens = run(prompt(80))
     expected = native(loaded, Config(n_ubatch=16, type_k=type_k, type_v=type_v), tokens)
@@ -64,7 +67,7 @@ def test_one_type_for_all_is_the_plain_cache(
 
 
 def test_a_layer_is_rotated_where_its_own_type_is_quantized(load: Callable[..., Loaded], plan: Path) -> None:
-    """The f16 layers of a cache are as in an f16 cache, although another layer is quantized."""
+    """The f16 layers of a cache are those of an f16 cache, although another layer is quantized."""
     loaded = load(tiny_models.random_model, head_size=64, n_layer=2)
     tokens = run(prompt(80))
     states = []
@@ -73,7 +76,7 @@ def test_a_layer_is_rotated_where_its_own_type_is_quantized(load: Callable[..., 
         with Context.of(loaded.model, config) as ctx:
             ctx.decode(tokens)
             states.append(ctx.seq_state(0))
-    # the K of layer 0 stands first, after a header and a few words for each cell, the same bytes in both
+    # K of layer 0 comes first, after a header and a few words for each cell, with the same bytes in both states
     n_bytes = len(tokens) * 2 * loaded.tiny.shape.n_head_kv * 64
     assert any(states[0][start : start + n_bytes] in states[1] for start in range(400, 2000))
 
@@ -93,7 +96,7 @@ def test_beside_coded_pairs(
 
 
 def test_codes_alone_are_exact_beside_a_rotation(load: Callable[..., Loaded], plan: Path) -> None:
-    """A coded layer's q, k and v are not rotated there and back."""
+    """q, k and v of a coded layer are not rotated."""
     loaded = load(tiny_models.random_model, head_size=64)
     pairs = ((0, 1), (2, 3))
     tokens = run(prompt(60))
@@ -101,7 +104,7 @@ def test_codes_alone_are_exact_beside_a_rotation(load: Callable[..., Loaded], pl
     for types in ((), ((5, "q8_0", "q8_0"),)):
         config = coded(loaded, Config(pairs, n_ubatch=16, plain=types), plan)
         with Context.of(loaded.model, config) as ctx:
-            ctx.decode(tokens[:1])  # one token sees itself: the first of the cells alone
+            ctx.decode(tokens[:1])  # the first token sees only itself
             logits.append(ctx.decode(tokens[1:]))
     assert 0 < nmse(logits[1], logits[0]) <= CODE_BOUND
 
@@ -117,8 +120,8 @@ def test_operations_match_the_oracle(
 
 
 @pytest.mark.parametrize(("type_k", "can"), [("bf16", False), ("f16", True), ("q4_0", True)])
-def test_bf16_keys_cant_be_shifted(random_model: Loaded, plan: Path, type_k: str, can: bool) -> None:
-    """ggml's RoPE does not know them, and would end the process."""
+def test_bf16_keys_cannot_be_shifted(random_model: Loaded, plan: Path, type_k: str, can: bool) -> None:
+    """ggml's RoPE does not support bf16 and would end the process."""
     config = coded(random_model, Config(((3, 4),), plain=((5, type_k, "bf16"),)), plan)
     with Context.of(random_model.model, config) as ctx:
         assert ctx.report().can_shift == can
@@ -136,7 +139,7 @@ def test_operations_beside_coded_pairs(
 
 
 @pytest.mark.parametrize("unified", [True, False])
-def test_a_saved_state_goes_on_bit_for_bit(random_model: Loaded, plan: Path, unified: bool) -> None:
+def test_a_saved_state_continues_bit_for_bit(random_model: Loaded, plan: Path, unified: bool) -> None:
     base = Config(
         ((1, 2),),
         retain=0.05,
@@ -146,7 +149,7 @@ def test_a_saved_state_goes_on_bit_for_bit(random_model: Loaded, plan: Path, uni
         plain=((0, "q8_0", "f16"), (4, "q4_0", "q5_1")),
     )
     config = coded(random_model, base, plan)
-    assert_a_state_goes_on(random_model, config, 20)
+    assert_a_state_continues(random_model, config, 20)
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -154,7 +157,7 @@ def test_a_saved_state_goes_on_bit_for_bit(random_model: Loaded, plan: Path, uni
 def test_a_state_of_other_types_is_refused(
     random_model: Loaded, tmp_path: Path, whole: bool, paired: bool
 ) -> None:
-    """Before anything is changed, although rows of the two types have one size."""
+    """It is refused before anything changes, although rows of the two types have the same size."""
     configs = []
     for name, types in {"a": ((0, "f16", "q4_0"),), "b": ((0, "f16", "iq4_nl"),)}.items():
         make = coded if paired else plain
@@ -178,8 +181,8 @@ def test_a_state_of_other_types_is_refused(
         assert np.array_equal(ctx.decode(tokens), untouched.decode(tokens))
 
 
-def test_every_type_is_allocated_as_told(random_model: Loaded, plan: Path) -> None:
-    """Bytes, ratio, and each layer's types, in the report, in `inspect`, and in the plan."""
+def test_every_type_is_allocated_as_the_plan_says(random_model: Loaded, plan: Path) -> None:
+    """The report, `inspect` and the plan agree about the bytes, the ratio and the types of each layer."""
     own = ((0, "q8_0", "q4_0"), (2, "f16", "bf16"), (5, "iq4_nl", "q5_1"))
     config = coded(random_model, Config(((3, 4),), type_k="q5_0", type_v="q8_0", plain=own), plan)
     read = PlanFile.open(plan).plan
@@ -243,7 +246,7 @@ def test_a_damaged_list_is_refused(random_model: Loaded, plan: Path, numbers: li
         MiniCache(plan=plan)
 
 
-def test_types_that_heads_cant_have_are_refused(load: Callable[..., Loaded], plan: Path) -> None:
+def test_types_that_do_not_fit_the_heads_are_refused(load: Callable[..., Loaded], plan: Path) -> None:
     loaded = load(tiny_models.random_model, head_size=16)
     plain(loaded, Config(plain=((2, "f16", "q8_0"),)), plan)
     assert "head sizes of layer 2" in refusal(loaded, plan)

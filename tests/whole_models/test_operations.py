@@ -1,7 +1,7 @@
-"""I3: sequence operations, save and restore on merged layers.
+"""Invariant I3: sequence operations work on merged layers as they do on plain ones.
 
-Each scenario is run three times: on a MiniCache context and on a plain context of the same type over a model that loses
-nothing by merging, where both must agree; and on a random model against the oracle, which follows every cell and slot.
+Each scenario runs on a MiniCache context and on a plain context of the same type, with a model that loses nothing by
+merging, and both must agree. It also runs on a random model against the oracle, which follows every cell and slot.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def test_operations_agree_with_the_plain_cache(
 def test_operations_match_the_oracle(
     load: Callable[..., Loaded], scenario: Callable[[Memory, int], Result], unified: bool, kind: str
 ) -> None:
-    loaded = load(tiny_models.random_model, head_size=64)  # quantized rows go through the Hadamard rotation
+    # quantized rows of this head size go through the Hadamard rotation
+    loaded = load(tiny_models.random_model, head_size=64)
     config = Config(
         loaded.pairs, retain=0.1, type_k=kind, type_v=kind, n_ubatch=16, n_seq_max=2, unified=unified
     )
@@ -68,7 +69,7 @@ def test_operations_match_the_oracle(
 def test_operations_match_the_oracle_where_every_layer_is_merged(
     load: Callable[..., Loaded], scenario: Callable[[Memory, int], Result], arch: str
 ) -> None:
-    """Nothing is left to the base class then. ALiBi (refact) has positions but no K to turn."""
+    """Nothing is left to the base class then. With ALiBi (refact) there are positions, but K is not turned."""
     loaded = load(tiny_models.random_model, arch=arch, n_layer=4)
     config = Config(((0, 1), (2, 3)), retain=0.1, n_ubatch=16, n_seq_max=2, unified=False)
     assert_matches_the_oracle(loaded, config, scenario, F16_BOUND)
@@ -79,7 +80,7 @@ def test_operations_match_the_oracle_where_every_layer_is_merged(
 def test_quantized_heads_without_rotation_are_shifted(
     load: Callable[..., Loaded], scenario: Callable[[Memory, int], Result], start: float
 ) -> None:
-    """Head sizes that upstream's Hadamard rotation does not cover, which unpatched it crashes on."""
+    """Upstream's Hadamard rotation does not cover these head sizes, and without our patch it crashes on them."""
     loaded = load(tiny_models.random_model, head_size=32)
     pairs = tuple(tiny_models.default_pairs(loaded.tiny.shape.n_layer, start))
     config = Config(pairs, retain=0.1, type_k="q8_0", type_v="q8_0", n_ubatch=16)
@@ -113,7 +114,7 @@ def test_a_full_cache_is_refused_and_stays_as_it_was(random_model: Loaded) -> No
 
 
 def test_results_do_not_depend_on_threads_or_history(random_model: Loaded) -> None:
-    """The same tokens give the same bits: in a fresh context, in a used and cleared one, and again."""
+    """The same tokens give the same bits in two fresh contexts and in one that was used and cleared."""
     config = Config(random_model.pairs, retain=0.05, n_ubatch=16)
     tokens = run(prompt(100, 1))
 

@@ -47,7 +47,7 @@ def test_layers_that_are_not_there_are_refused(
 def test_flash_attention_off_is_refused(random_model: Loaded) -> None:
     with pytest.raises(ContextRefused, match="flash attention"):
         Context(random_model.model, MiniCache(), flash_attn=0)
-    with Context(random_model.model, MiniCache(), flash_attn=-1) as ctx:  # auto
+    with Context(random_model.model, MiniCache(), flash_attn=-1) as ctx:  # -1: llama.cpp decides
         assert ctx.report().active
 
 

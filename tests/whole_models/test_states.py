@@ -22,7 +22,7 @@ def state_config(loaded: Loaded, **changes: object) -> Config:
 
 @pytest.mark.parametrize("kind", ["f16", "q4_0"])
 @pytest.mark.parametrize("unified", [True, False])
-def test_a_saved_state_goes_on_bit_for_bit(random_model: Loaded, unified: bool, kind: str) -> None:
+def test_a_saved_state_continues_bit_for_bit(random_model: Loaded, unified: bool, kind: str) -> None:
     config = state_config(random_model, unified=unified, type_k=kind, type_v=kind)
     with Context.of(random_model.model, config) as ctx, Context.of(random_model.model, config) as other:
         ctx.decode(interleaved([prompt(60, 1), prompt(60, 2)]))
@@ -30,13 +30,13 @@ def test_a_saved_state_goes_on_bit_for_bit(random_model: Loaded, unified: bool, 
         tokens = interleaved([prompt(30, 3), prompt(30, 4)], first=60)
         expected = ctx.decode(tokens)
 
-        other.decode(run(prompt(35, 5)))  # gone after the restore
+        other.decode(run(prompt(35, 5)))  # the restore replaces these tokens
         assert other.restore(state)
         assert other.positions(0) == other.positions(1) == (0, 59)
         assert other.report().retained > 0
         assert np.array_equal(other.decode(tokens), expected)
 
-        assert ctx.restore(state)  # back in time, in the context that went on
+        assert ctx.restore(state)  # also in the context that has gone on
         assert np.array_equal(ctx.decode(tokens), expected)
 
 
@@ -53,7 +53,7 @@ def test_a_state_fits_a_longer_context(random_model: Loaded) -> None:
 
 
 def test_a_state_with_holes_agrees_with_the_plain_cache(parallel_model: Loaded) -> None:
-    """Restored cells move together, so they meet other neighbours in their slots."""
+    """Restored cells are moved together, so they share slots with other cells than before."""
     results = []
     for pairs in ((), parallel_model.pairs):
         config = replace(STATE, groups=pairs, pool_type="f16")
@@ -71,7 +71,7 @@ def test_a_state_with_holes_agrees_with_the_plain_cache(parallel_model: Loaded) 
 @pytest.mark.parametrize("unified", [True, False])
 @pytest.mark.parametrize("target", [0, 1])
 def test_one_sequence_is_saved_and_restored(parallel_model: Loaded, unified: bool, target: int) -> None:
-    """To its own number or another, over what that sequence held; the other sequence goes on bit for bit."""
+    """It replaces the tokens of the sequence of that number, its own or the other; the remaining sequence goes on."""
     results = []
     for pairs in ((), parallel_model.pairs):
         config = replace(STATE, groups=pairs, unified=unified, pool_type="f16")
@@ -93,8 +93,8 @@ def test_one_sequence_is_saved_and_restored(parallel_model: Loaded, unified: boo
     assert nmse(results[1], results[0]) <= ROUNDING
 
 
-def test_a_restored_sequence_goes_on_bit_for_bit(random_model: Loaded) -> None:
-    """With a stream of its own and its cells where they were, a sequence is the same to the last bit."""
+def test_a_restored_sequence_continues_bit_for_bit(random_model: Loaded) -> None:
+    """A sequence with a stream of its own gets the same cells, and is the same to the last bit."""
     config = state_config(random_model, unified=False)
     tokens = run(prompt(30, 2), 70)
     with Context.of(random_model.model, config) as ctx, Context.of(random_model.model, config) as other:
@@ -150,7 +150,7 @@ def other_configurations(loaded: Loaded) -> dict[str, Config]:
     ],
 )
 def test_a_state_of_another_configuration_is_refused(parallel_model: Loaded, name: str, whole: bool) -> None:
-    """Nothing changes, not a bit."""
+    """The refusal changes nothing, to the last bit."""
     config = state_config(parallel_model)
     with (
         Context.of(parallel_model.model, config) as ctx,
@@ -193,7 +193,7 @@ def test_a_truncated_state_is_refused(random_model: Loaded, part: float, whole: 
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("place", [0.0, 0.2, 0.5, 0.8, 1.0])
 def test_a_damaged_state_is_refused(random_model: Loaded, place: float, whole: bool) -> None:
-    """One bit is wrong, at the start, in the rows, in the retained tokens, or at the end."""
+    """One bit is wrong: at the start, in the rows, in the retained tokens or at the end."""
     config = state_config(random_model)
     with Context.of(random_model.model, config) as ctx, Context.of(random_model.model, config) as untouched:
         for one in (ctx, untouched):
@@ -215,7 +215,7 @@ def test_a_merged_state_is_refused_by_a_plain_context(random_model: Loaded) -> N
 
 
 def test_a_state_is_smaller_than_the_plain_one(random_model: Loaded) -> None:
-    """The merged layers are saved merged."""
+    """Merged layers are saved in their merged form."""
     sizes = []
     for pairs in ((), ((0, 1), (2, 3), (4, 5))):
         with Context.of(random_model.model, replace(STATE, groups=pairs)) as ctx:

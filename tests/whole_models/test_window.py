@@ -1,4 +1,4 @@
-"""The exact window: the latest tokens of each stream stay as they are, merged and coded pairs alike."""
+"""The window: the latest tokens of each stream are kept exactly, beside merged and beside coded pairs."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ import pytest
 
 from oracle.model import Config
 from support import scenarios, tiny_models
-from support.assertions import assert_a_sequence_goes_on, assert_a_state_goes_on, assert_matches_the_oracle
+from support.assertions import (
+    assert_a_sequence_continues,
+    assert_a_state_continues,
+    assert_a_state_is_refused,
+    assert_matches_the_oracle,
+)
 from support.bounds import CODE_BOUND, F16_BOUND, ROUNDING
-from support.contexts import Context, nmse, run
+from support.contexts import nmse, run
 from support.loaded import Loaded
 from support.oracle_runs import clear_cut, native, oracle_run
-from support.plans import ALL, coded
+from support.plans import ALL_PAIRS, coded
 from support.scenarios import Memory, Result
 from support.tiny_models import prompt
 
 SETTINGS = [
-    Config(ALL, window=16),
-    Config(ALL, window=16, retain=0.1),
-    Config(ALL, window=5, retain=0.1, pool_type="f16"),
-    Config(ALL, window=200, retain=0.05),
+    Config(ALL_PAIRS, window=16),
+    Config(ALL_PAIRS, window=16, retain=0.1),
+    Config(ALL_PAIRS, window=5, retain=0.1, pool_type="f16"),
+    Config(ALL_PAIRS, window=200, retain=0.05),
 ]
 
 
@@ -33,7 +38,7 @@ SETTINGS = [
 def test_every_split_matches_the_oracle(
     random_model: Loaded, plan: Path, config: Config, n_ubatch: int, coded_pairs: bool
 ) -> None:
-    """Ubatches shorter and longer than the window."""
+    """The ubatches are shorter and longer than the window."""
     config = replace(config, n_ubatch=n_ubatch)
     if coded_pairs:
         config = coded(random_model, config, plan)
@@ -52,7 +57,7 @@ def test_a_window_over_the_context_is_the_full_cache(random_model: Loaded) -> No
     tokens = run(prompt(100, 4))
     for n_ubatch in (1, 16):
         full = native(random_model, Config(n_ubatch=n_ubatch), tokens)
-        config = Config(ALL, window=256, pool_type="f16", n_ubatch=n_ubatch)
+        config = Config(ALL_PAIRS, window=256, pool_type="f16", n_ubatch=n_ubatch)
         assert nmse(native(random_model, config, tokens), full) <= ROUNDING
         assert nmse(native(random_model, replace(config, window=8), tokens), full) > 1e2 * ROUNDING
 
@@ -80,27 +85,20 @@ def test_operations_match_the_oracle(
 
 @pytest.mark.parametrize("unified", [True, False])
 @pytest.mark.parametrize("coded_pairs", [False, True])
-def test_a_saved_state_goes_on_bit_for_bit(
+def test_a_saved_state_continues_bit_for_bit(
     random_model: Loaded, plan: Path, unified: bool, coded_pairs: bool
 ) -> None:
-    config = Config(ALL, window=24, retain=0.1, n_ubatch=16, n_seq_max=2, unified=unified)
+    config = Config(ALL_PAIRS, window=24, retain=0.1, n_ubatch=16, n_seq_max=2, unified=unified)
     if coded_pairs:
         config = coded(random_model, config, plan)
-    assert_a_state_goes_on(random_model, config, 2)
+    assert_a_state_continues(random_model, config, 2)
 
 
 def test_a_restored_sequence_keeps_its_window(random_model: Loaded) -> None:
-    config = Config(ALL, window=24, n_ubatch=16, n_seq_max=2, unified=False)
-    assert_a_sequence_goes_on(random_model, config)
+    config = Config(ALL_PAIRS, window=24, n_ubatch=16, n_seq_max=2, unified=False)
+    assert_a_sequence_continues(random_model, config)
 
 
 def test_a_state_of_another_window_is_refused(random_model: Loaded) -> None:
-    configs = [Config(ALL, window=window, n_ubatch=16) for window in (8, 9)]
-    with (
-        Context.of(random_model.model, configs[0]) as ctx,
-        Context.of(random_model.model, configs[1]) as other,
-    ):
-        ctx.decode(run(prompt(40)))
-        other.decode(run(prompt(30, 1)))
-        assert not other.restore(ctx.state())
-        assert other.positions(0) == (0, 29)
+    configs = [Config(ALL_PAIRS, window=window, n_ubatch=16) for window in (8, 9)]
+    assert_a_state_is_refused(random_model, configs[0], configs[1:])
