@@ -12,7 +12,7 @@ import pytest
 import tiny_models
 
 from minicache_cpp import CacheSpec, MiniCache, MiniCacheError
-from minicache_cpp.bench import ops, speed
+from minicache_cpp.bench import ops, ops_table, speed
 from minicache_cpp.bench.ops import KEEPING, KINDS, Sample
 from minicache_cpp.bench.speed import measure, quartile_range
 from minicache_cpp.bench.speed_table import table
@@ -150,7 +150,7 @@ def test_ops_are_told_by_kind(model: Path) -> None:
         assert (row["keeping"] > 0) == (row["minicache"] is not None)
         assert shares["encode"] == 0
         assert row["seconds"] > 0 and row["start_us"] >= 0
-    text = ops.table(json.loads(done.stdout))
+    text = ops_table.table(json.loads(done.stdout))
     assert "context 700, prefill of 512" in text and "keeping" in text
 
 

@@ -69,12 +69,12 @@ def run(args: argparse.Namespace) -> int:
     copies = args.fill == "copies"
     with StepProgress() as progress:
         if args.ops:
-            from . import ops
+            from . import ops, ops_table
 
             if gpu_layers:
                 raise MiniCacheError("--ops measures on the CPU: leave --device and --gpu-layers out")
             found = ops.measure(file, contexts, specs, threads, args.reps, copies, progress)
-            text = ops.table(found)
+            text = ops_table.table(found)
         else:
             from .speed import measure
             from .speed_table import table
