@@ -30,7 +30,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a task's name, with _e for LongBench-E; may be repeated (default: every file there is)",
     )
     parser.add_argument(
-        "--config", action="append", metavar="SPEC", help=f"a cache to measure; may be repeated; {SPEC_HELP}"
+        "--config",
+        action="append",
+        metavar="SPEC",
+        help=f"a cache to measure; may be repeated. SPEC: {SPEC_HELP}",
     )
     parser.add_argument(
         "--ctx",
