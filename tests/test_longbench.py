@@ -13,7 +13,8 @@ import tiny_models
 from minicache_cpp import CacheSpec, MiniCacheError, cli
 from minicache_cpp.longbench import metrics
 from minicache_cpp.longbench.asking import Asking, score
-from minicache_cpp.longbench.tasks import TASKS, Item, Task, find_files, prompts_from, read_items
+from minicache_cpp.longbench.items import Item, find_files, read_items
+from minicache_cpp.longbench.tasks import TASKS, Task, prompts_from
 from minicache_cpp.reading.text_model import TextModel
 
 
