@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Everything about CUDA that needs a GPU, on a machine that has one and no network:
+# Run every check of CUDA that needs a GPU, on a machine that has one but no network:
 #
-#   scripts/gpu_check.sh pack [FOLDER]              where there is a network: what the other machine needs, in FOLDER
-#   scripts/gpu_check.sh RESULTS [FOLDER [PART...]] there: builds for its GPU, tests, measures; tables last, JSON in RESULTS
+#   scripts/gpu_check.sh pack [FOLDER]              on a machine with a network: packs into FOLDER what the other one needs
+#   scripts/gpu_check.sh RESULTS [FOLDER [PART...]] on the other: builds, tests, measures; prints tables at the end, JSON in RESULTS
 #
-# FOLDER is build/gpu unless given, and has to be packed again when native/patches changes. Parts are build, test, sanitize,
-# kernels, llama-3-8b and llama-2-7b, all of them unless named; `build` has to have run once:
+# FOLDER is build/gpu by default; pack it again when native/patches changes. The parts are build, test, sanitize, kernels,
+# llama-3-8b and llama-2-7b; all of them run by default. `build` must have run once before others are named:
 #   scripts/gpu_check.sh results build/gpu test kernels
-# The other machine has nvcc, CMake, ninja, a C++ compiler and Python with numpy, as PyTorch's images do. Meant to take ten
-# minutes on 16 cores. Exit code 0 where every test passed (measurements pass no judgement), 1 where one failed, 2 for bad input.
+# The other machine needs nvcc, CMake, ninja, a C++ compiler and Python with numpy, as in PyTorch's images. It should take ten
+# minutes on 16 cores. Exit code 0 where every test passed (measurements do not count), 1 where one failed, 2 for bad input.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,7 +21,7 @@ fi
 folder=${2:-build/gpu}
 
 if [ "$1" = pack ]; then
-    # the patched tree without what is not built, so that its archive, which is larger, need not come along
+    # only what is built of the patched tree, which is smaller than upstream's whole archive
     tree=$(mktemp -d)
     trap 'rm -rf "$tree"' EXIT
     cmake -S native -B "$tree/build" > "$tree/log" || { cat "$tree/log"; exit 1; }
@@ -68,7 +68,7 @@ wanted() { [[ " ${parts[*]} " == *" $1 "* ]]; }
 
 section() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
 
-# its output in RESULTS too; a failure does not keep the rest from being run
+# its output in RESULTS too; after a failure the rest is run nevertheless
 step() {
     local name=$1
     shift
@@ -86,7 +86,7 @@ build_all() {
     mapfile -t toolkit <<< "$options"
     mkdir -p "$build"
     tar -C "$build" -xJf "$archive"
-    # The one GPU that is here, and of flash attention the caches that are measured against.
+    # compile for the GPU of this machine only, and flash attention only for the caches that are compared with
     if ! {
         cmake -S native -B "$build" -G Ninja "${toolkit[@]}" -DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$architecture-real" \
             -DGGML_CUDA_FA_QUANTS="f16-f16;q8_0-q8_0;q4_0-q4_0" -DMINICACHE_TESTS=ON &&
@@ -101,12 +101,12 @@ build_all() {
         charset-normalizer cffi pycparser
 }
 
-# one of the tool's runs: a case of an op, as both tools slow kernels down a hundred times
+# a single case of an op for each tool, as both make kernels a hundred times slower
 sanitize() {
     timeout 120 compute-sanitizer --tool "$1" --error-exitcode 1 "$bin/minicache-test" -d CUDA0 -n 3 -o "$2"
 }
 
-# All at a time: most of it is the CPU's work, the loading of ggml-cuda's kernels.
+# all at the same time: most of it is work for the CPU, loading ggml-cuda's kernels
 sanitize_all() {
     local ops=(INDEX MERGE RETAIN ENCODE 'ATTN(type_k=q4_0,type_v=q4_0' 'ATTN_CODE(units_k=1.0.1.1.1.0.1')
     local tool op name status=0
@@ -133,7 +133,7 @@ sanitize_all() {
 measure_model() {
     local shape=$1
     local model=$folder/$shape.gguf
-    # long contexts where there are few KV heads: of full ones they take 16 GiB in f16
+    # long contexts only for few KV heads: with as many as query heads they take 16 GiB in f16
     local contexts=(--ctx 4096)
     [ "$shape" = llama-3-8b ] && contexts+=(--ctx 32768)
     [ -f "$model" ] || LINES_SHOWN=1 step "random $shape" python3 scripts/random_model.py "$shape" -o "$model"

@@ -43,7 +43,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--ctx", type=int, default=0, metavar="N", help="context in tokens (default: the model's)"
     )
     parser.add_argument(
-        "--config", action="append", metavar="SPEC", help=f"a cache to show; may be repeated; {SPEC_HELP}"
+        "--config",
+        action="append",
+        metavar="SPEC",
+        help=f"a cache to show; may be repeated. SPEC: {SPEC_HELP}",
     )
     add_json_option(parser)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import sys
+from contextlib import redirect_stderr
 
 import pytest
 
@@ -20,14 +20,12 @@ class Stderr(io.StringIO):
 
 
 @pytest.fixture(params=[True, False])
-def stderr(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Stderr:
-    stream = Stderr(request.param)
-    monkeypatch.setattr(sys, "stderr", stream)
-    return stream
+def stderr(request: pytest.FixtureRequest) -> Stderr:
+    return Stderr(request.param)
 
 
 def test_steps(stderr: Stderr) -> None:
-    with StepProgress() as progress:
+    with redirect_stderr(stderr), StepProgress() as progress:
         progress("one")
         progress("two" * 100)
     shown = stderr.getvalue()
@@ -40,11 +38,12 @@ def test_steps(stderr: Stderr) -> None:
 
 
 def test_stages(stderr: Stderr) -> None:
-    progress = Progress("work")
-    progress(0.0, "reading")
-    progress(0.5, "reading", "half of it")
-    progress(1.0, "writing")
-    progress.note("a note")
+    with redirect_stderr(stderr):
+        progress = Progress("work")
+        progress(0.0, "reading")
+        progress(0.5, "reading", "half of it")
+        progress(1.0, "writing")
+        progress.note("a note")
     shown = stderr.getvalue()
     if stderr.terminal:
         assert shown.count("\n") == 1 and shown.endswith("\r\033[Ka note\n")
@@ -54,7 +53,8 @@ def test_stages(stderr: Stderr) -> None:
 
 
 def test_silence(stderr: Stderr) -> None:
-    progress = Progress("work", silent=True)
-    progress(0.5, "reading")
-    progress.note("a note")
+    with redirect_stderr(stderr):
+        progress = Progress("work", silent=True)
+        progress(0.5, "reading")
+        progress.note("a note")
     assert stderr.getvalue() == ""

@@ -59,7 +59,7 @@ ARRAY = np.ones((4, 2, 32), np.float32)
     ("call", "words"),
     [
         (lambda: kernels.merge(ARRAY[0], ARRAY[0]), "2 dimensions"),
-        (lambda: kernels.merge(ARRAY, ARRAY[:3]), "one shape"),
+        (lambda: kernels.merge(ARRAY, ARRAY[:3]), "the same shape"),
         (lambda: kernels.merge(ARRAY, ARRAY, t=2.0), "[0, 1]"),
         (lambda: kernels.merge(ARRAY, ARRAY, t=float("nan")), "[0, 1]"),
         (lambda: kernels.merge(ARRAY[:0], ARRAY[:0]), "empty"),

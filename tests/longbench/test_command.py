@@ -12,7 +12,8 @@ import pytest
 from minicache_cpp import CacheSpec, MiniCacheError, cli
 from minicache_cpp.longbench import metrics
 from minicache_cpp.longbench.asking import Asking, score
-from minicache_cpp.longbench.tasks import TASKS, Item, Task
+from minicache_cpp.longbench.items import Item
+from minicache_cpp.longbench.tasks import TASKS, Task
 from minicache_cpp.reading.text_model import TextModel
 from support.longbench_files import line, write
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from minicache_cpp import MiniCacheError
-from minicache_cpp.longbench.tasks import TASKS, find_files, prompts_from, read_items
+from minicache_cpp.longbench.items import find_files, read_items
+from minicache_cpp.longbench.tasks import TASKS, prompts_from
 from support.longbench_files import line, write
 
 

@@ -24,7 +24,7 @@ def test_random_plans_have_the_ratio(plans: dict[str, Path], ratio: int) -> None
     assert plan.window == random_plan.WINDOW
 
 
-def test_random_plans_run(plans: dict[str, Path]) -> None:
+def test_random_plans_run(small_gguf: Path, plans: dict[str, Path]) -> None:
     specs = [CacheSpec.parse(str(path)) for path in plans.values()]
     rows = measure(read_gguf(small_gguf), [600], specs, 1, 1, copies=True)["rows"]
     assert rows[0]["kv_bytes"] > rows[1]["kv_bytes"]

@@ -30,7 +30,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"tokens in the cache; may be repeated (default: {', '.join(map(str, DEFAULT_CTX))})",
     )
     parser.add_argument(
-        "--config", action="append", metavar="SPEC", help=f"a cache to measure; may be repeated; {SPEC_HELP}"
+        "--config",
+        action="append",
+        metavar="SPEC",
+        help=f"a cache to measure; may be repeated. SPEC: {SPEC_HELP}",
     )
     parser.add_argument(
         "--reps", type=int, default=5, metavar="R", help="measurements of each number (default: 5)"

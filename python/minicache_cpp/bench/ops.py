@@ -48,12 +48,14 @@ class OpTimer:
         self.reset()
 
     def reset(self) -> None:
+        """Forget what was measured."""
         self.seconds = dict.fromkeys(KINDS, 0.0)
         self.nodes = dict.fromkeys(KINDS, 0)
         self.asked = 0.0  # seconds spent on asking which nodes are wanted
         self.began = self.last = 0.0
 
     def receive(self, tensor: int, ask: bool, _: object) -> bool:
+        """What llama.cpp calls: before a node with `ask`, and after it where this returned True."""
         now = time.perf_counter()
         if not self.single:
             # llama.cpp asks about all nodes, one after the other, before it computes any
@@ -66,6 +68,7 @@ class OpTimer:
         return True
 
     def add(self, tensor: int, seconds: float) -> None:
+        """Count a node's time towards its kind."""
         name = self.ggml.ggml_op_desc(tensor).decode()
         if name in NO_WORK:
             return

@@ -35,7 +35,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     add_text_options(parser)
     parser.add_argument(
-        "--config", action="append", metavar="SPEC", help=f"a cache to measure; may be repeated; {SPEC_HELP}"
+        "--config",
+        action="append",
+        metavar="SPEC",
+        help=f"a cache to measure; may be repeated. SPEC: {SPEC_HELP}",
     )
     parser.add_argument(
         "--ubatch",

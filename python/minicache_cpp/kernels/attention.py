@@ -108,12 +108,14 @@ class AttentionCall:
         args.type_pool = GGML_TYPE_COUNT
 
     def set_scores(self, scale: float | None, max_bias: float, softcap: float) -> None:
+        """How scores are made from products."""
         args = self.args
         args.scale = 1 / math.sqrt(args.head_size) if scale is None else finite_number("scale", scale)
         args.max_bias = finite_number("max_bias", max_bias)
         args.softcap = finite_number("softcap", softcap)
 
     def set_run(self, n_threads: int | None, reference: bool) -> None:
+        """How the kernel runs."""
         self.args.n_threads, self.args.reference = thread_count(n_threads), reference
 
     def set_entries(
@@ -123,6 +125,7 @@ class AttentionCall:
         retained: Retained | None,
         current: Current | None,
     ) -> None:
+        """What is attended to besides the cells of the cache, and which of those are hidden."""
         args = self.args
         args.mask = self.optional("mask", mask, (args.n_q, args.n_kv), finite=False)
         args.sinks = self.optional("sinks", sinks, (args.n_head,))
@@ -135,6 +138,7 @@ class AttentionCall:
             args.cur_v = self.optional("current.v", current.v, shape)
 
     def set_retained(self, retained: Retained) -> None:
+        """The pool, and where its tokens are."""
         args = self.args
         if retained.block < 1:
             raise MiniCacheError(

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from ..errors import MiniCacheError
 from ..host.progress import OnStep
 from ..reading.text_model import TextModel
+from .items import Item
 from .metrics import best
-from .tasks import Item, Task
+from .tasks import Task
 
 
 class Asking:

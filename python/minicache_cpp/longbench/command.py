@@ -11,7 +11,8 @@ from ..host.demo_model import demo_model
 from ..host.progress import StepProgress
 from ..host.threads import default_threads
 from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers
-from .tasks import TASKS, find_files, prompts_from, read_items, task_of
+from .items import find_files, read_items
+from .tasks import TASKS, prompts_from, task_of
 
 EXAMPLE = "minicache longbench model.gguf --data LongBench/data --task qasper --config f16 --config q4_0"
 DEFAULT_SPECS = ("f16", "q8_0", "q4_0", "slerp:type=q4_0")
@@ -30,7 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a task's name, with _e for LongBench-E; may be repeated (default: every file there is)",
     )
     parser.add_argument(
-        "--config", action="append", metavar="SPEC", help=f"a cache to measure; may be repeated; {SPEC_HELP}"
+        "--config",
+        action="append",
+        metavar="SPEC",
+        help=f"a cache to measure; may be repeated. SPEC: {SPEC_HELP}",
     )
     parser.add_argument(
         "--ctx",

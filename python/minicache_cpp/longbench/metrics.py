@@ -49,18 +49,22 @@ def _f1(n_common: int, n_found: int, n_right: int) -> float:
 
 
 def question_f1(answer: str, right: str, _: Sequence[str]) -> float:
+    """F1 of words."""
     return f1(words(answer), words(right))
 
 
 def question_f1_zh(answer: str, right: str, _: Sequence[str]) -> float:
+    """F1 of characters."""
     return f1(characters(answer), characters(right))
 
 
 def summary(answer: str, right: str, _: Sequence[str]) -> float:
+    """ROUGE-L of words."""
     return rouge_l(answer.split(), right.split())
 
 
 def summary_zh(answer: str, right: str, _: Sequence[str]) -> float:
+    """ROUGE-L of characters."""
     return rouge_l(characters(answer), characters(right))
 
 

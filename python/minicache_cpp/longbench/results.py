@@ -12,7 +12,7 @@ from ..cache.settings import CacheSpec
 from ..errors import MiniCacheError
 from ..host.tables import aligned
 from ..host.units import mib
-from .tasks import Item
+from .items import Item
 
 
 def row_of(spec: CacheSpec, report: KVReport, scores: dict[str, float]) -> dict[str, Any]:

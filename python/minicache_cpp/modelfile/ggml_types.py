@@ -9,6 +9,8 @@ from ..errors import MiniCacheError
 
 @dataclass(frozen=True)
 class GGMLType:
+    """A number format: rows of blocks of values that are coded together."""
+
     name: str
     number: int  # enum ggml_type
     block: int  # values that are coded together

@@ -56,6 +56,7 @@ class GGUFFile:
 
     @property
     def architecture(self) -> str:
+        """The model's architecture, such as llama, which names its keys."""
         return str(self.keys.get("general.architecture", "unknown"))
 
     def get(self, key: str, default: Any = None) -> Any:
