@@ -3,7 +3,8 @@
 set(MINICACHE_GGML_BASE_SOURCES
     op/ggml-minicache.h
     op/ggml-minicache.cpp
-    op/minicache-code.h)
+    op/minicache-code.h
+    op/minicache-turn.h)
 
 set(MINICACHE_GGML_CPU_SOURCES
     cpu/minicache-cpu.h
@@ -13,18 +14,33 @@ set(MINICACHE_GGML_CPU_SOURCES
     cpu/minicache-cpu-retain.cpp
     cpu/minicache-cpu-attn.h
     cpu/minicache-cpu-attn.cpp
+    cpu/minicache-cpu-attn-angles.h
+    cpu/minicache-cpu-attn-coded.h
+    cpu/minicache-cpu-attn-coded.cpp
+    cpu/minicache-cpu-attn-reader.h
     cpu/minicache-cpu-attn-ref.cpp
+    cpu/minicache-cpu-attn-schedule.h
+    cpu/minicache-cpu-attn-span.h
+    cpu/minicache-cpu-attn-span.cpp
+    cpu/minicache-cpu-attn-tile.h
+    cpu/minicache-cpu-attn-tile.cpp
     cpu/minicache-cpu-code.h
     cpu/minicache-cpu-code.cpp
+    cpu/minicache-cpu-code-levels.cpp
+    cpu/minicache-cpu-code-segments.h
     cpu/minicache-cpu-encode.h
     cpu/minicache-cpu-encode.cpp
     cpu/minicache-cpu-encode-ref.cpp
     cpu/minicache-cpu-kernels.h
+    cpu/minicache-cpu-kernels-levels.h
+    cpu/minicache-cpu-kernels-rows.h
+    cpu/minicache-cpu-level-queries.h
     cpu/minicache-cpu-rows.h
     cpu/minicache-cpu-rows.cpp
     cpu/minicache-cpu-simd.h
     op/minicache-code.h
-    op/minicache-math.h)
+    op/minicache-math.h
+    op/minicache-turn.h)
 
 set(MINICACHE_GGML_CUDA_SOURCES
     cuda/minicache-cuda.cuh
