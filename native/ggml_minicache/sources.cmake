@@ -55,9 +55,10 @@ set(MINICACHE_GGML_CUDA_SOURCES
     cuda/minicache-cuda-attn.cuh
     cuda/minicache-cuda-attn.cu
     cuda/minicache-cuda-attn-kernel.cuh
+    cuda/minicache-cuda-attn-tile.cuh
     cuda/minicache-cuda-queries.cu
     cuda/minicache-cuda-restore.cu
-    cuda/minicache-cuda-attn-plan.h
+    cuda/minicache-cuda-attn-schedule.h
     op/minicache-code-unit.h
     op/minicache-turn.h
     op/minicache-code.h
