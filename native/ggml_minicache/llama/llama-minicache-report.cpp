@@ -47,10 +47,10 @@ static size_t allocated_bytes(const llama_memory_i & memory) {
 //
 
 static void report_plain(const llama_model & model, llama_memory_i & memory, llama_minicache_report & r) {
-    r.bytes           = allocated_bytes(memory);
-    r.bytes_plain     = r.bytes;
-    r.bytes_same_type = r.bytes;
-    r.bytes_f16       = r.bytes;  // of memory that is no K/V cache nothing else is known
+    r.bytes          = allocated_bytes(memory);
+    r.bytes_unmerged = r.bytes;
+    r.bytes_plain    = r.bytes;
+    r.bytes_f16      = r.bytes;  // nothing else is known of memory that is not a K/V cache
 
     const llama_kv_cache * kv = dynamic_cast<llama_kv_cache *>(&memory);
     if (kv) {
@@ -144,19 +144,19 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
 
     for (const uint32_t il : kv.get_layer_ids()) {
         const minicache_layer_types types = kv.get_plain_types(il);
-        r.bytes_plain += rows_bytes(hp, il, types.k, types.v, n_rows);
+        r.bytes_unmerged += rows_bytes(hp, il, types.k, types.v, n_rows);
         r.bytes_f16 += rows_bytes(hp, il, GGML_TYPE_F16, GGML_TYPE_F16, n_rows);
     }
-    r.bytes_same_type = r.bytes_plain;
+    r.bytes_plain = r.bytes_unmerged;
     for (const minicache_group & group : kv.get_groups()) {
         for (const int32_t il : group.layers) {
             r.bytes_f16 += rows_bytes(hp, il, GGML_TYPE_F16, GGML_TYPE_F16, n_rows);
-            r.bytes_same_type += rows_bytes(hp, il, r.type_k, r.type_v, n_rows);
+            r.bytes_plain += rows_bytes(hp, il, r.type_k, r.type_v, n_rows);
         }
     }
 
     r.bytes_padding = r.bytes - (r.bytes_directions + r.bytes_magnitudes + r.bytes_pool + r.bytes_window + r.bytes_index +
-                                    r.bytes_codec + r.bytes_plain);
+                                    r.bytes_codec + r.bytes_unmerged);
 
     copy_text(r.fallback, kv.get_fallback());
     if (!r.active && kv.get_plan_hash() == 0 && !kv.is_observed()) {

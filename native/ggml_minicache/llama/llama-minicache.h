@@ -131,16 +131,16 @@ struct llama_minicache_report {
     uint64_t bytes_directions;  // directions or codes
     uint64_t bytes_magnitudes;
     uint64_t bytes_pool;
-    uint64_t bytes_window;   // of the latest tokens that stay unmerged; the same at any context
-    uint64_t bytes_index;    // which token each retained slot holds, and the running distances
-    uint64_t bytes_codec;    // what codes are made and read with, or bases; the same at any context
-    uint64_t bytes_plain;    // layers that are not merged
-    uint64_t bytes_padding;  // alignment between tensors
+    uint64_t bytes_window;    // of the latest tokens that stay unmerged; the same at any context
+    uint64_t bytes_index;     // which token each retained slot holds, and the running distances
+    uint64_t bytes_codec;     // what codes are made and read with, or bases; the same at any context
+    uint64_t bytes_unmerged;  // layers that are not merged
+    uint64_t bytes_padding;   // alignment between tensors
 
     // what the same context would allocate with plain caches of f16, and of this context's K and V types, where layers that
     // are not merged keep types of their own
     uint64_t bytes_f16;
-    uint64_t bytes_same_type;
+    uint64_t bytes_plain;
 
     uint32_t n_cells;  // per stream
     uint32_t n_stream;

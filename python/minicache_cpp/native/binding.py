@@ -73,10 +73,10 @@ struct llama_minicache_report {
     uint64_t bytes_window;
     uint64_t bytes_index;
     uint64_t bytes_codec;
-    uint64_t bytes_plain;
+    uint64_t bytes_unmerged;
     uint64_t bytes_padding;
     uint64_t bytes_f16;
-    uint64_t bytes_same_type;
+    uint64_t bytes_plain;
     uint32_t n_cells;
     uint32_t n_stream;
     uint32_t n_layer;
