@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import test_memory_ops
@@ -13,6 +15,7 @@ import tiny_models
 from coded_models import coded, plain, write_plan
 from conftest import Loaded
 from lowlevel import Context, captured_log, nmse, run
+from numpy.typing import NDArray
 from oracle.model import Config, Oracle
 from oracle.quant import TYPES
 from oracle.quant import round_trip as stored
@@ -24,10 +27,13 @@ from tiny_models import prompt
 from minicache_cpp import CacheSpec, Llama, MiniCache, MiniCacheError
 from minicache_cpp.cache.plan_file import read_plan
 from minicache_cpp.cache.size import kv_bytes
-from minicache_cpp.calibrate.plain_fit import hadamard, round_trip
+from minicache_cpp.calibrate.plain_fit import hadamard, rotation, round_trip
 from minicache_cpp.inspect import inspect_model
+from minicache_cpp.modelfile.ggml_types import GGML_TYPES
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.modelfile.shape import model_shape
+
+Floats = NDArray[np.float32]
 
 MIXED = (
     (0, "q8_0", "f16"),
@@ -293,3 +299,39 @@ def test_the_rotation_is_orthogonal_and_upstreams(n: int) -> None:
     expected = (x.reshape(-1, n) @ matrix / np.sqrt(n)).reshape(x.shape)
     np.testing.assert_allclose(hadamard(x, n), expected, atol=1e-5)
     np.testing.assert_allclose(hadamard(hadamard(x, n), n), x, atol=1e-5)
+
+
+def first_rows(loaded: Loaded, config: Config) -> list[Floats]:
+    """Return the first layer's K and V of a token at position 0, [n_head_kv, head_size], as its cache stores them."""
+    shape = loaded.tiny.shape
+    with Context.of(loaded.model, config) as context:
+        context.decode(run(prompt(1)))
+        state = context.seq_state(0)
+    rows = []
+    for kind in (config.type_k, config.type_v):
+        number = gguf.GGMLQuantizationType(GGML_TYPES[kind].number)
+        block, n_bytes = gguf.GGML_QUANT_SIZES[number]
+        size = shape.n_head_kv * shape.head_size // block * n_bytes
+        # a layer's rows follow their type and size, and K's layers come before V's
+        at = state.index(struct.pack("<iQ", number, size)) + 12
+        stored_row = np.frombuffer(state[at : at + size], np.uint8)
+        rows.append(gguf.dequantize(stored_row, number).reshape(shape.n_head_kv, shape.head_size))
+    return rows
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["llama.cpp", "ours"])
+@pytest.mark.parametrize("head_size", [32, 64, 96, 128, 192, 256])
+def test_the_rotation_has_the_sizes_of_the_caches(
+    load: Callable[..., Loaded], plan: Path, head_size: int, own: bool
+) -> None:
+    """What a cache stores is K and V after rotations of these sizes, and of no others."""
+    loaded = load(tiny_models.random_model, head_size=head_size)
+    exact, rounded = (
+        first_rows(loaded, plain(loaded, config, plan) if own else config)
+        for config in (Config(type_k="f16", type_v="bf16"), Config(type_k="q8_0", type_v="q5_1"))
+    )
+    for x, y, n in zip(exact, rounded, rotation(head_size, head_size), strict=True):
+        assert nmse(y, hadamard(x, n)) < 2e-3
+        for other in (0, 64, 128, 256):
+            if other != n and (other == 0 or head_size % other == 0):
+                assert nmse(y, hadamard(x, other)) > 0.1

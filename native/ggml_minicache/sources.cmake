@@ -67,8 +67,15 @@ set(MINICACHE_GGML_CUDA_SOURCES
 set(MINICACHE_LLAMA_SOURCES
     llama/llama-minicache.h
     llama/llama-minicache.cpp
+    llama/llama-minicache-arrays.h
     llama/llama-minicache-arrays.cpp
+    llama/llama-minicache-arrays-attn.cpp
+    llama/llama-minicache-arrays-code.cpp
+    llama/llama-minicache-basis.h
+    llama/llama-minicache-basis.cpp
     llama/llama-minicache-calls.cpp
+    llama/llama-minicache-devices.h
+    llama/llama-minicache-devices.cpp
     llama/llama-minicache-guard.h
     llama/llama-minicache-guard.cpp
     llama/llama-minicache-error.h
@@ -82,10 +89,14 @@ set(MINICACHE_LLAMA_SOURCES
     llama/llama-minicache-report.cpp
     llama/llama-kv-cache-minicache.h
     llama/llama-kv-cache-minicache.cpp
+    llama/llama-kv-cache-minicache-memory.cpp
     llama/llama-kv-cache-minicache-plain.cpp
+    llama/llama-kv-cache-minicache-shift.cpp
     llama/llama-kv-cache-minicache-state.cpp
     llama/llama-minicache-rope.h
     llama/llama-minicache-rope.cpp
+    llama/llama-minicache-rotation.h
+    llama/llama-minicache-rotation.cpp
     llama/minicache-hash.h
     llama/llama-graph-minicache.h
     llama/llama-graph-minicache.cpp)

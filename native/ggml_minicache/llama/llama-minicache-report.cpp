@@ -129,7 +129,7 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
         } else if (group.mag) {
             r.bytes_magnitudes += ggml_nbytes(group.mag);
         }
-        for (const ggml_tensor * basis : group.bases()) {
+        for (const ggml_tensor * basis : group.basis_tensors()) {
             r.bytes_codec += ggml_nbytes(basis);
         }
         const uint64_t in_window = window_rows(kv);

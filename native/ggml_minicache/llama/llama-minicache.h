@@ -208,6 +208,9 @@ LLAMA_API bool llama_minicache_get_layer_report(
 LLAMA_API bool llama_minicache_get_rope(
     const struct llama_context * ctx, int32_t il, int32_t * kind, int32_t * n_rot, double * freq);
 
+// Sizes of the blocks in which llama.cpp rotates quantized K and V with a Hadamard matrix; 0 where it does not.
+LLAMA_API void llama_minicache_rotation(int32_t head_size_k, int32_t head_size_v, int32_t * n_k, int32_t * n_v);
+
 //
 // kernels on arrays, for tests and for people who study the method
 //

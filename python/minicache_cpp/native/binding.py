@@ -125,6 +125,7 @@ bool llama_minicache_get_layer_report(
 
 bool llama_minicache_get_rope(
         const struct llama_context * ctx, int32_t il, int32_t * kind, int32_t * n_rot, double * freq);
+void llama_minicache_rotation(int32_t head_size_k, int32_t head_size_v, int32_t * n_k, int32_t * n_v);
 
 bool llama_minicache_merge(
         const float * x_a,
