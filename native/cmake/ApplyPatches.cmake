@@ -1,13 +1,12 @@
-# patches/*.patch on the unpacked upstream tree.
+# Applies patches/*.patch to the unpacked upstream tree.
 #
-# Nothing is patched in place. The files that the patches touch are unpacked once more beside the tree, the patches are
-# applied there, and only when all of them fit are the results copied over. So a patch that does not fit leaves the tree
-# as it was, applying twice is the same as once, an edited or removed patch needs no undoing, and only files that really
-# changed are compiled again.
+# Nothing is patched in place. The files that the patches touch are unpacked once more beside the tree, the patches are applied there,
+# and only if all of them fit are the results copied over. So a patch that does not fit leaves the tree unchanged, applying twice is
+# the same as applying once, an edited or removed patch needs no undoing, and only files that really changed are compiled again.
 #
-# The tree keeps the key of what was applied, and the names of the files, in .minicache-patches.
+# The file .minicache-patches in the tree holds the key of what was applied, and the names of the patched files.
 
-# names and contents of the patches, in order
+# a key of the patches' names and contents, in order
 function(minicache_patches_key result patches)
     set(key "patches")
     foreach (patch IN LISTS patches)
@@ -35,7 +34,7 @@ function(minicache_apply_patches archive tree patches)
 
     minicache_patched_files(files "${patches}")
 
-    set(stale "") # what an earlier set of patches touched
+    set(stale "") # the files that an earlier set of patches touched
     if (EXISTS "${tree}/.minicache-patches")
         file(STRINGS "${tree}/.minicache-patches" stale)
         list(POP_FRONT stale)
@@ -76,7 +75,7 @@ endfunction()
 function(minicache_patched_files result patches)
     set(files "")
     foreach (patch IN LISTS patches)
-        # not the +++ lines: a hunk may hold such a line
+        # the +++ lines would not do: a hunk may contain such a line
         file(STRINGS "${patch}" headers REGEX "^diff --git a/[^ ]+ b/[^ ]+$")
         if (NOT headers)
             message(FATAL_ERROR "${patch} has no \"diff --git a/FILE b/FILE\" line; write patches with scripts/renew_patches.py")
@@ -90,7 +89,7 @@ function(minicache_patched_files result patches)
     set(${result} "${files}" PARENT_SCOPE)
 endfunction()
 
-# the pristine files, in an empty stage; those that only a patch makes are not in the archive
+# Unpacks the pristine files into an empty stage. Files that a patch creates are not in the archive.
 function(minicache_unpack_files archive stage files)
     file(REMOVE_RECURSE "${stage}")
     file(MAKE_DIRECTORY "${stage}")
@@ -120,12 +119,12 @@ function(minicache_unpack_files archive stage files)
     file(REMOVE_RECURSE "${stage}.unpacked")
 endfunction()
 
-# error is empty where the patch fits
+# error is empty if the patch fits
 function(minicache_git_apply error directory patch)
     get_filename_component(above "${directory}" DIRECTORY)
 
-    # Inside another repository git would take the paths as that repository's and skip what is not below it, so it is
-    # kept from looking for one; the user's settings for line ends and white space must not count either.
+    # Inside another repository git would read the paths as that repository's and skip everything outside it, so it must not look for
+    # one. The user's settings for line ends and white space must not have an effect either.
     set(git "${CMAKE_COMMAND}" -E env --unset=GIT_DIR --unset=GIT_WORK_TREE --unset=GIT_INDEX_FILE
             "GIT_CEILING_DIRECTORIES=${above}" LC_ALL=C
             "${GIT_EXECUTABLE}" -c core.autocrlf=false -c apply.whitespace=nowarn -c apply.ignoreWhitespace=no)
@@ -142,7 +141,7 @@ function(minicache_git_apply error directory patch)
         return()
     endif()
 
-    # once more, for the numbers of the hunks that do not fit; the stage is thrown away anyway
+    # applied again for the numbers of the hunks that do not fit; the stage is deleted anyway
     execute_process(
         COMMAND ${git} apply --reject --verbose "${patch}"
         WORKING_DIRECTORY "${directory}"
@@ -160,13 +159,13 @@ function(minicache_git_apply error directory patch)
         "${hunks}\n"
         "Nothing was changed. Renew the patch with\n"
         "    python3 scripts/renew_patches.py checkout DIR\n"
-        "which stops at it with the rejected hunks beside their files, and tells how to go on.")
+        "which stops at it, with the rejected hunks beside their files, and says how to go on.")
     set(${error} "${message}" PARENT_SCOPE)
 endfunction()
 
-# from git's report, one line for each hunk that was rejected, and for each file that is not there at all
+# Makes one line for each hunk that git's report says was rejected, and for each file that is missing.
 function(minicache_rejected_hunks result details)
-    string(REGEX REPLACE "[][;]" "_" details "${details}") # what has a meaning in a CMake list
+    string(REGEX REPLACE "[][;]" "_" details "${details}") # these have a meaning in a CMake list
     string(REPLACE "\n" ";" lines "${details}")
 
     set(file "")
@@ -185,7 +184,7 @@ function(minicache_rejected_hunks result details)
     set(${result} "${text}" PARENT_SCOPE)
 endfunction()
 
-# Also a program, for the tests and renew_patches.py:
+# This file is also a program, for the tests and renew_patches.py:
 #   cmake -DARCHIVE=FILE -DTREE=DIR -DPATCHES=DIR [-DVERSION=NAME] -P native/cmake/ApplyPatches.cmake
 if (CMAKE_SCRIPT_MODE_FILE STREQUAL CMAKE_CURRENT_LIST_FILE)
     cmake_policy(VERSION 3.21)

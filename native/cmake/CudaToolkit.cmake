@@ -1,4 +1,4 @@
-# What a build with GGML_CUDA needs, named before anything is compiled: upstream says no more than that the toolkit is not found.
+# Names what a build with GGML_CUDA lacks before anything is compiled. Upstream only says that the toolkit was not found.
 
 function(minicache_check_cuda_toolkit)
     find_package(CUDAToolkit QUIET)
@@ -20,7 +20,7 @@ function(minicache_check_cuda_toolkit)
     if (missing)
         string(REPLACE ";" ", " missing "${missing}")
         message(FATAL_ERROR
-            "GGML_CUDA is on, and of the CUDA toolkit this is missing: ${missing}. Install it, or say where it is with "
+            "GGML_CUDA is on, but parts of the CUDA toolkit are missing: ${missing}. Install them, or say where it is with "
             "-DCUDAToolkit_ROOT=/usr/local/cuda and -DCMAKE_CUDA_COMPILER=/usr/local/cuda/bin/nvcc in CMAKE_ARGS; without "
             "-DGGML_CUDA=on the libraries are built for the CPU.")
     endif()

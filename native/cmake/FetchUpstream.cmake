@@ -1,6 +1,6 @@
-# The source distribution of llama-cpp-python: downloaded with pip, checked, kept in the user's cache directory.
+# Downloads the source distribution of llama-cpp-python with pip, checks it, and keeps it in the user's cache directory.
 #
-# Also a program:  cmake -P native/cmake/FetchUpstream.cmake      prints the path of the checked archive
+# This file is also a program: cmake -P native/cmake/FetchUpstream.cmake prints the path of the checked archive.
 
 function(minicache_cache_dir result)
     if (DEFINED ENV{XDG_CACHE_HOME} AND NOT "$ENV{XDG_CACHE_HOME}" STREQUAL "")
@@ -39,7 +39,7 @@ function(minicache_fetch_upstream result)
         message(WARNING "${error}; fetching it again")
     endif()
 
-    # a folder of its own, then a rename: two builds at a time, or one that is stopped, leave no half file behind
+    # downloaded into a folder of its own and then renamed, so that two builds at a time, or one that is stopped, leave no partial file
     string(RANDOM LENGTH 8 suffix)
     set(download "${cache}/download-${suffix}")
     file(MAKE_DIRECTORY "${download}")
@@ -64,7 +64,7 @@ function(minicache_fetch_upstream result)
     set(${result} "${cache}/${name}" PARENT_SCOPE)
 endfunction()
 
-# error is empty for an archive that is the pinned one
+# error is empty if this is the pinned archive
 function(minicache_check_archive path error)
     set(${error} "" PARENT_SCOPE)
 
@@ -92,8 +92,8 @@ function(minicache_pip_download directory error)
 
     message(STATUS "Fetching llama-cpp-python ${MINICACHE_UPSTREAM_VERSION} with pip")
 
-    # pip asks a source distribution for its metadata before it saves it. sdist_backend answers that in place of the real
-    # build backend, so that nothing has to be installed and nothing of the archive is run before it is checked.
+    # pip asks a source distribution for its metadata before it saves it. sdist_backend answers in place of the real build backend, so that
+    # nothing has to be installed, and no code of the archive runs before the archive is checked.
     set(path "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/sdist_backend")
 
     if (DEFINED ENV{PYTHONPATH})
@@ -118,7 +118,7 @@ function(minicache_pip_download directory error)
     endif()
 endfunction()
 
-# only vendor/llama.cpp, moved to its place in one step
+# Unpacks vendor/llama.cpp only, and moves it to its place in one step.
 function(minicache_unpack_upstream archive tree)
     set(unpacked "${tree}.unpacked")
 
@@ -130,9 +130,9 @@ function(minicache_unpack_upstream archive tree)
         message(FATAL_ERROR "${archive} holds no vendor/llama.cpp")
     endif()
 
-    # the archive was made from a checkout; its link to a repository that is not there would only confuse git
+    # the archive was made from a checkout, and its link to a repository that is not there would confuse git
     file(REMOVE "${source}/.git")
-    # two thirds of the bytes, and nothing that is compiled
+    # these are two thirds of the bytes, and none of them is compiled
     file(REMOVE_RECURSE "${source}/models" "${source}/docs" "${source}/benches" "${source}/media")
     file(RENAME "${source}" "${tree}")
     file(REMOVE_RECURSE "${unpacked}")

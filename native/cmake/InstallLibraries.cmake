@@ -1,6 +1,6 @@
-# Which libraries there are, and where they go.
+# Which libraries are built, and where they are installed.
 
-# llama, ggml and every ggml backend that the options switched on
+# llama, ggml, and every ggml backend that the options switch on
 function(minicache_library_targets result)
     minicache_targets_below(targets "${MINICACHE_UPSTREAM_DIR}/ggml")
 
@@ -13,8 +13,8 @@ function(minicache_library_targets result)
     endforeach()
 
     foreach (library IN LISTS libraries)
-        # One file for each library: a wheel cannot hold links, and would carry three copies of every versioned one.
-        # The names inside the libraries follow.
+        # One file for each library, without a version in its name: a wheel cannot hold links, and would contain three copies of each. The
+        # names inside the libraries follow the files'.
         set_property(TARGET ${library} PROPERTY VERSION)
         set_property(TARGET ${library} PROPERTY SOVERSION)
         set_property(TARGET ${library} PROPERTY PUBLIC_HEADER)
@@ -35,13 +35,13 @@ function(minicache_targets_below result directory)
     set(${result} ${targets} PARENT_SCOPE)
 endfunction()
 
-# in the wheel: the libraries, their licence and nothing else
+# The wheel gets the libraries and their licence, and nothing else.
 set(MINICACHE_WHEEL_DIR "${SKBUILD_PLATLIB_DIR}/minicache_cpp/lib")
 
 function(minicache_install libraries)
     include(GNUInstallDirs)
 
-    # beside the libraries, for whoever takes them from there
+    # the licence also lies beside the libraries, for those who take them from there
     set(license "${CMAKE_BINARY_DIR}/bin/LICENSE-llama.cpp")
     configure_file("${MINICACHE_UPSTREAM_DIR}/LICENSE" "${license}" COPYONLY)
 
@@ -65,7 +65,7 @@ function(minicache_install libraries)
     install(FILES "${license}" DESTINATION "${CMAKE_INSTALL_DOCDIR}")
 endfunction()
 
-# the libraries of an earlier build, by the names that minicache_library_targets gives them
+# Installs the libraries of an earlier build, by the names that minicache_library_targets gives them.
 function(minicache_install_prebuilt directory)
     if (NOT DEFINED SKBUILD_PLATLIB_DIR)
         message(FATAL_ERROR "MINICACHE_PREBUILT is for pip install; a plain build has nothing to do with it")

@@ -1,4 +1,4 @@
-# Our sources, linked into upstream's targets from where they lie.
+# Adds our sources to upstream's targets, without copying them.
 
 set(MINICACHE_SOURCE_DIR "${CMAKE_CURRENT_SOURCE_DIR}/ggml_minicache")
 
@@ -15,10 +15,10 @@ function(minicache_add_sources libraries)
             minicache_link_sources(${library} "${MINICACHE_GGML_CUDA_SOURCES}")
             minicache_set_cuda_options(${library})
         elseif (library STREQUAL "ggml-hip" OR library STREQUAL "ggml-musa")
-            # built from ggml-cuda's files, without our kernels: minicache-cuda.cuh says so to them
+            # these are built from ggml-cuda's files, without our kernels, as minicache-cuda.cuh arranges
             target_include_directories(${library} PRIVATE "${MINICACHE_SOURCE_DIR}/op" "${MINICACHE_SOURCE_DIR}/cuda")
         elseif (library MATCHES "^ggml-cpu($|-)")
-            # with GGML_CPU_ALL_VARIANTS one library for each instruction set: each compiles them with its own flags
+            # with GGML_CPU_ALL_VARIANTS there is a library for each instruction set, and each compiles them with its own flags
             minicache_link_sources(${library} "${MINICACHE_GGML_CPU_SOURCES}")
         endif()
     endforeach()
@@ -35,15 +35,15 @@ function(minicache_link_sources target sources)
 
     foreach (source IN LISTS sources)
         get_filename_component(directory "${source}" DIRECTORY)
-        target_include_directories(${target} PRIVATE "${directory}") # a name given twice counts once
+        target_include_directories(${target} PRIVATE "${directory}") # repeated names count once
     endforeach()
 
     target_sources(${target} PRIVATE ${sources})
-    # upstream compiles its many model files in batches; ours are not written for that
+    # upstream compiles its many model files in batches, which our files are not written for
     set_source_files_properties(${sources} TARGET_DIRECTORY ${target} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 endfunction()
 
-# llama-minicache-guard.h has exceptions pass through these files of C
+# Exceptions of llama-minicache-guard.h pass through these files of C.
 function(minicache_unwind_through_c target)
     if (CMAKE_C_COMPILER_ID MATCHES "GNU|Clang" AND NOT MSVC)
         set_source_files_properties(
@@ -53,8 +53,8 @@ function(minicache_unwind_through_c target)
     endif()
 endfunction()
 
-# Upstream compiles with -use_fast_math. Of that ours go without what would lose the smallest numbers or change which of two
-# distances is the larger one.
+# Upstream compiles with -use_fast_math. For our kernels those parts of it are switched off that would lose the smallest numbers or
+# change which of two distances is larger.
 set(MINICACHE_CUDA_OPTIONS -ftz=false -prec-div=true -prec-sqrt=true)
 
 function(minicache_set_cuda_options target)
@@ -66,7 +66,7 @@ function(minicache_set_cuda_options target)
     set_source_files_properties(${kernels} TARGET_DIRECTORY ${target} PROPERTIES COMPILE_OPTIONS "${MINICACHE_CUDA_OPTIONS}")
 endfunction()
 
-# The CUDA kernels compiled as C++ and run by fibers, see tests/native/cuda-on-cpu: in minicache-test, and as a backend for
+# Compiles the CUDA kernels as C++ that runs in fibers (tests/native/cuda-on-cpu), for minicache-test and as a backend for
 # ggml_backend_load(). Not in a CUDA build, whose library has functions of the same names.
 function(minicache_add_cuda_on_cpu target)
     if (GGML_CUDA OR NOT CMAKE_SYSTEM_NAME STREQUAL "Linux")
@@ -87,7 +87,7 @@ function(minicache_add_cuda_on_cpu target)
     target_compile_features(minicache-cuda-on-cpu-objects PUBLIC cxx_std_17)
     target_compile_definitions(minicache-cuda-on-cpu-objects INTERFACE MINICACHE_CUDA_ON_CPU)
     target_link_libraries(minicache-cuda-on-cpu-objects PRIVATE ggml)
-    # before everything else: the files of ggml-cuda's names
+    # first, because these files have the names of ggml-cuda's
     target_include_directories(minicache-cuda-on-cpu-objects BEFORE PRIVATE
         "${directory}"
         "${MINICACHE_SOURCE_DIR}/op"
@@ -102,7 +102,7 @@ function(minicache_add_cuda_on_cpu target)
         LINKER_LANGUAGE CXX LIBRARY_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
 endfunction()
 
-# minicache-test needs ggml alone, so that it is built under sanitizers without all of llama.cpp's models
+# minicache-test needs ggml only, so that a build with sanitizers need not compile all of llama.cpp's models.
 function(minicache_add_native_tests)
     file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/../tests/native/*.cpp")
 
@@ -110,10 +110,10 @@ function(minicache_add_native_tests)
         message(FATAL_ERROR "MINICACHE_TESTS: tests/native holds no sources")
     endif()
 
-    # libllama's guard needs ggml alone too
+    # libllama's guard needs ggml only, too
     add_executable(minicache-test ${sources} "${MINICACHE_SOURCE_DIR}/llama/llama-minicache-guard.cpp")
     target_compile_features(minicache-test PRIVATE cxx_std_17)
-    find_package(Threads REQUIRED)  # the measurement of memory
+    find_package(Threads REQUIRED)  # for measuring the speed of memory
     minicache_add_cuda_on_cpu(minicache-test)
     target_link_libraries(minicache-test PRIVATE ggml Threads::Threads)
     target_include_directories(minicache-test PRIVATE
@@ -135,7 +135,7 @@ function(minicache_add_native_tests)
     minicache_sanitize(minicache-test)
 endfunction()
 
-# as upstream's own targets, by MINICACHE_SANITIZE
+# Adds the sanitizers of MINICACHE_SANITIZE, as for upstream's own targets.
 function(minicache_sanitize target)
     foreach (sanitizer ADDRESS UNDEFINED THREAD)
         if (GGML_SANITIZE_${sanitizer})

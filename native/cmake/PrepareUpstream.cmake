@@ -1,4 +1,4 @@
-# The patched upstream tree: fetched, unpacked and patched where it is not there yet, left alone where it is.
+# Fetches, unpacks and patches the upstream tree, unless that has been done already.
 
 include(FetchUpstream)
 include(ApplyPatches)
@@ -9,7 +9,7 @@ function(minicache_prepare_upstream tree)
     if (MINICACHE_PATCH)
         file(GLOB patches CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/patches/*.patch")
         list(SORT patches)
-        # an edited patch is applied by the next build, as an edited source is compiled by it
+        # so that the next build applies an edited patch, as it compiles an edited source
         set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${patches})
     endif()
 

@@ -1,4 +1,4 @@
-# Upstream's programs that are of use with MiniCache, and two of its tests, from the tree that we build.
+# Those of upstream's programs that are useful with MiniCache, and two of its tests, from the tree that we build.
 
 set(MINICACHE_TOOL_TARGETS
     llama-bench

@@ -1,4 +1,4 @@
-# What upstream is told to build. Set before it is added; a -D on the command line wins over a default here.
+# What upstream builds. These options are set before it is added, and a -D on the command line wins over a default here.
 
 if (NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
     set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
@@ -11,7 +11,7 @@ if (NOT BUILD_SHARED_LIBS)
     message(FATAL_ERROR "Python loads the libraries at run time, so BUILD_SHARED_LIBS must stay ON")
 endif()
 
-# decided by MINICACHE_TOOLS alone, and again when it changes
+# these follow MINICACHE_TOOLS alone, also when it changes
 foreach (part COMMON TOOLS SERVER TESTS)
     set(LLAMA_BUILD_${part} ${MINICACHE_TOOLS} CACHE BOOL "follows MINICACHE_TOOLS" FORCE)
 endforeach()
@@ -20,7 +20,7 @@ foreach (part EXAMPLES APP UI)
     set(LLAMA_BUILD_${part} OFF CACHE BOOL "not built here" FORCE)
 endforeach()
 
-# the web page would be fetched from a model hub
+# the server's web page would be downloaded from a model hub
 set(LLAMA_USE_PREBUILT_UI OFF CACHE BOOL "not built here" FORCE)
 
 foreach (sanitizer ADDRESS UNDEFINED THREAD)
@@ -34,17 +34,17 @@ foreach (sanitizer ADDRESS UNDEFINED THREAD)
 endforeach()
 
 if (MINICACHE_SANITIZE)
-    # undefined behaviour is a failure, not a line in the log; -O1 and line numbers make the traces readable
+    # undefined behaviour ends the program, so that it is not just a line in the log; -O1 and line numbers make the traces readable
     add_compile_options(-fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g1)
 endif()
 
-# Upstream asks git for its own commit. From inside our repository it would find ours, and a new commit of ours would
-# compile parts of it again.
+# Upstream asks git for its own commit. Inside our repository it would find ours, and every commit of ours would compile parts of it
+# again.
 set(ENV{GIT_CEILING_DIRECTORIES} "${CMAKE_BINARY_DIR}")
 set(LLAMA_BUILD_NUMBER 0)
 set(LLAMA_BUILD_COMMIT "${MINICACHE_UPSTREAM_COMMIT}")
 
-# The libraries find each other beside themselves, in the build as in the wheel.
+# Libraries look for each other in their own directory, in the build and in the wheel.
 set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)
 if (APPLE)
     set(CMAKE_INSTALL_RPATH "@loader_path")

@@ -3,7 +3,8 @@
 set(MINICACHE_GGML_BASE_SOURCES
     op/ggml-minicache.h
     op/ggml-minicache.cpp
-    op/minicache-code.h)
+    op/minicache-code.h
+    op/minicache-turn.h)
 
 set(MINICACHE_GGML_CPU_SOURCES
     cpu/minicache-cpu.h
@@ -13,18 +14,33 @@ set(MINICACHE_GGML_CPU_SOURCES
     cpu/minicache-cpu-retain.cpp
     cpu/minicache-cpu-attn.h
     cpu/minicache-cpu-attn.cpp
+    cpu/minicache-cpu-attn-angles.h
+    cpu/minicache-cpu-attn-coded.h
+    cpu/minicache-cpu-attn-coded.cpp
+    cpu/minicache-cpu-attn-reader.h
     cpu/minicache-cpu-attn-ref.cpp
+    cpu/minicache-cpu-attn-schedule.h
+    cpu/minicache-cpu-attn-span.h
+    cpu/minicache-cpu-attn-span.cpp
+    cpu/minicache-cpu-attn-tile.h
+    cpu/minicache-cpu-attn-tile.cpp
     cpu/minicache-cpu-code.h
     cpu/minicache-cpu-code.cpp
+    cpu/minicache-cpu-code-levels.cpp
+    cpu/minicache-cpu-code-segments.h
     cpu/minicache-cpu-encode.h
     cpu/minicache-cpu-encode.cpp
     cpu/minicache-cpu-encode-ref.cpp
     cpu/minicache-cpu-kernels.h
+    cpu/minicache-cpu-kernels-levels.h
+    cpu/minicache-cpu-kernels-rows.h
+    cpu/minicache-cpu-level-queries.h
     cpu/minicache-cpu-rows.h
     cpu/minicache-cpu-rows.cpp
     cpu/minicache-cpu-simd.h
     op/minicache-code.h
-    op/minicache-math.h)
+    op/minicache-math.h
+    op/minicache-turn.h)
 
 set(MINICACHE_GGML_CUDA_SOURCES
     cuda/minicache-cuda.cuh
@@ -39,9 +55,10 @@ set(MINICACHE_GGML_CUDA_SOURCES
     cuda/minicache-cuda-attn.cuh
     cuda/minicache-cuda-attn.cu
     cuda/minicache-cuda-attn-kernel.cuh
+    cuda/minicache-cuda-attn-tile.cuh
     cuda/minicache-cuda-queries.cu
     cuda/minicache-cuda-restore.cu
-    cuda/minicache-cuda-attn-plan.h
+    cuda/minicache-cuda-attn-schedule.h
     op/minicache-code-unit.h
     op/minicache-turn.h
     op/minicache-code.h
@@ -50,8 +67,15 @@ set(MINICACHE_GGML_CUDA_SOURCES
 set(MINICACHE_LLAMA_SOURCES
     llama/llama-minicache.h
     llama/llama-minicache.cpp
+    llama/llama-minicache-arrays.h
     llama/llama-minicache-arrays.cpp
+    llama/llama-minicache-arrays-attn.cpp
+    llama/llama-minicache-arrays-code.cpp
+    llama/llama-minicache-basis.h
+    llama/llama-minicache-basis.cpp
     llama/llama-minicache-calls.cpp
+    llama/llama-minicache-devices.h
+    llama/llama-minicache-devices.cpp
     llama/llama-minicache-guard.h
     llama/llama-minicache-guard.cpp
     llama/llama-minicache-error.h
@@ -69,10 +93,14 @@ set(MINICACHE_LLAMA_SOURCES
     llama/llama-minicache-report.cpp
     llama/llama-kv-cache-minicache.h
     llama/llama-kv-cache-minicache.cpp
+    llama/llama-kv-cache-minicache-memory.cpp
     llama/llama-kv-cache-minicache-plain.cpp
+    llama/llama-kv-cache-minicache-shift.cpp
     llama/llama-kv-cache-minicache-state.cpp
     llama/llama-minicache-rope.h
     llama/llama-minicache-rope.cpp
+    llama/llama-minicache-rotation.h
+    llama/llama-minicache-rotation.cpp
     llama/minicache-hash.h
     llama/llama-graph-minicache.h
     llama/llama-graph-minicache.cpp)

@@ -1,4 +1,4 @@
-// Tests of the MiniCache ops: correctness against scalar code of the tests' own, and speed.
+// Tests of the MiniCache ops: their results are compared with scalar code of the tests' own, and their speed is measured.
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -25,7 +25,7 @@ struct options {
     perf_options speed;
 };
 
-// the graph of one case, allocated and filled
+// The graph of one case, allocated and filled.
 struct test_graph {
     ggml_context_ptr        ctx;
     ggml_backend_buffer_ptr buffer;
@@ -73,7 +73,7 @@ static int run_tests(const test_device & device, const test_cases & cases, const
         const bool   computed = device.compute(graph.gf, test->n_threads());
         const double error    = computed ? test->error() : INFINITY;
         const double bound    = device.is_cpu() ? test->max_nmse() : test->max_nmse_on_gpu();
-        const bool   ok       = error <= bound;  // not so for NaN
+        const bool   ok       = error <= bound;  // false for NaN
 
         n_failed += !ok;
         worst = std::max(worst, ok ? error : 0.0);
@@ -82,7 +82,7 @@ static int run_tests(const test_device & device, const test_cases & cases, const
                 bound, seed);
         }
     }
-    printf("%d of %d tests passed on %s, seeds from %u on, largest nmse of those %.3g", n_run - n_failed, n_run,
+    printf("%d of %d tests passed on %s, seeds from %u on, largest nmse of these %.3g", n_run - n_failed, n_run,
         opts.device.c_str(), opts.seed, worst);
     printf(n_skipped > 0 ? "; %d not supported there\n" : "\n", n_skipped);
 
@@ -95,8 +95,8 @@ static void usage(const char * program) {
     printf("  perf     time the ops, each beside upstream's where there is one, in turns\n");
     printf("  -d NAME  where: CPU (default), CUDA0 and so on, or cuda-on-cpu0, which runs the CUDA kernels on the CPU\n");
     printf("  -o TEXT  only cases whose name contains TEXT, such as ATTN or type_k=q4_0\n");
-    printf("  -n COUNT the first of them only\n");
-    printf("  -s SEED  first seed, 1 without\n");
+    printf("  -n COUNT only the first COUNT of them\n");
+    printf("  -s SEED  first seed (default 1)\n");
     printf("  -v       show every case\n\n");
     perf_usage();
 }

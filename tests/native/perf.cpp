@@ -11,7 +11,7 @@
 #include <numeric>
 #include <thread>
 
-// the middle case, and what is varied from there
+// the middle case, and the values that are varied from there
 static const int  MIDDLE_KV   = 16384;
 static const int  MIDDLE_HEAD = 128;
 static const int  MIDDLE_GQA  = 4;
@@ -22,11 +22,11 @@ static const int  ALL_BATCH[] = { 1, 4, 16 };
 static const int  PREFILL     = 512;
 static const auto MAX_ROUNDS  = 1000;
 
-// of --matrix: what is timed less often, as it takes long
+// of --matrix: how often and how long slow ops are timed
 static const int    MATRIX_SHORT   = 512;
 static const int    MATRIX_ROUNDS  = 3;
 static const double MATRIX_SECONDS = 0.3;
-static const double MATRIX_SLOW    = 2.0;  // seconds of an op that is run once, without warming up
+static const double MATRIX_SLOW    = 2.0;  // an op that takes this many seconds is run once, without warming up
 
 const std::vector<std::string> & perf_types() {
     static const std::vector<std::string> types = { "f16", "q8_0", "q4_0", "slerp", "code", "code3", "code2" };
@@ -113,24 +113,24 @@ bool perf_parse(int argc, char ** argv, int & i, perf_options & opts) {
 }
 
 void perf_usage() {
-    printf("of perf, for attention; lists are separated by commas:\n");
+    printf("options of perf, for attention; lists are separated by commas:\n");
     printf("  --kv N          cells in the cache            16384, varied: 1024,4096,16384,32768\n");
     printf("  --head-size N   numbers of a head             128,   varied: 64,128\n");
     printf("  --gqa N         query heads on a KV head      4,     varied: 1,4,8\n");
-    printf("  --batch N       sequences, a token of each    1,     varied: 1,4,16\n");
+    printf("  --batch N       sequences, one token of each  1,     varied: 1,4,16\n");
     printf("  --prefill N     tokens of one sequence        none,  varied: 512\n");
     printf("  --heads N       KV heads                      8\n");
     printf("  --type NAME     f16, q8_0, q4_0: plain rows, beside upstream's flash attention on the same data;\n");
     printf("                  slerp: q4_0 directions, magnitudes, 5 %% of the tokens retained in q8_0;\n");
     printf("                  code, code3, code2: code rows of 3 bits for K and 1 for V, of 3 and of 2 for both,\n");
     printf("                  per value, bases 128 tokens apart; these beside q4_0 rows of the same layer\n");
-    printf("  --threads N     1 and all of the machine's without\n");
-    printf("  --all           all combinations of what is varied, rather than one point at a time\n");
-    printf("  --matrix        what docs/speed.md has a table of, in some minutes: one token of one sequence in all\n");
+    printf("  --threads N     default: 1, and all of the machine's\n");
+    printf("  --all           all combinations of the varied values, not one change at a time\n");
+    printf("  --matrix        the table of docs/speed.md, in a few minutes: one token of one sequence in all\n");
     printf("                  combinations, on one thread and on all; on all, 4 and 16 sequences, and prefill; an op\n");
     printf("                  of more than 2 s is run once; --type, --kv, --threads, --rounds and --seconds limit it\n");
-    printf("  --rounds N      rounds of all that is compared, at least (5, of --matrix 3)\n");
-    printf("  --seconds S     of a case (1, of --matrix 0.3)\n");
+    printf("  --rounds N      least number of rounds (5; with --matrix 3)\n");
+    printf("  --seconds S     seconds for a case (1; with --matrix 0.3)\n");
     printf("  --json          one JSON object\n");
     printf("\nexample: minicache-test perf --type q4_0,code --kv 16384,32768 --prefill 512 --threads 2\n");
 }
@@ -188,7 +188,7 @@ static test_cases attn_cases(const perf_options & o) {
     return cases;
 }
 
-// what docs/speed.md has a table of; `all_threads` alone: what takes too long on one
+// The cases of the table in docs/speed.md. `all_threads` only: those that take too long on one thread.
 static test_cases matrix_cases(const perf_options & o, bool all_threads) {
     std::vector<int> kv = o.n_kv;
     if (kv.empty()) {
@@ -208,7 +208,7 @@ static test_cases matrix_cases(const perf_options & o, bool all_threads) {
                     add_shape(cases, { type, n_kv, MIDDLE_HEAD, MIDDLE_GQA, n_stream, 1, o.n_head_kv });
                 }
             }
-            // upstream takes the same for all that is beside q4_0: one kind of codes stands for them
+            // upstream's time beside q4_0 is the same for all codes, so one of them stands for the others
             const bool other_code = type == "code2" || type == "code3";
             if (all_threads && !other_code && (n_kv == MATRIX_SHORT || n_kv == MIDDLE_KV)) {
                 add_shape(cases, { type, n_kv, MIDDLE_HEAD, MIDDLE_GQA, 1, PREFILL, o.n_head_kv });
@@ -231,7 +231,7 @@ struct timed_op {
     rival               what;
     ggml_cgraph *       gf;
     std::vector<double> us;
-    std::vector<double> cpu_us;  // processor time of all threads: what a busy machine tells best
+    std::vector<double> cpu_us;  // processor time of all threads, which is the most reliable on a busy machine
 
     double median() const { return quantile(us, 0.5); }
 
@@ -240,9 +240,9 @@ struct timed_op {
     double gbps() const { return (double) what.bytes / median() * 1e-3; }
 };
 
-// GB/s of all threads that read memory far larger than the caches
+// GB/s at which all threads together read memory that is far larger than the caches.
 static double measure_memory_read(int n_threads) {
-    static const size_t N = (size_t) 32 << 20;  // of 8 bytes, in all
+    static const size_t N = (size_t) 32 << 20;  // words of 8 bytes in all
 
     static const std::vector<uint64_t> data(N, 1);
 
@@ -273,7 +273,7 @@ static double measure_memory_read(int n_threads) {
     return best;
 }
 
-// the ops' graphs in turns
+// Times the ops' graphs in turns.
 static bool time_ops(const test_device & device, int n_threads, const perf_options & opts, std::vector<timed_op> & ops) {
     const double slow_us = (opts.matrix ? MATRIX_SLOW : INFINITY) * 1e6;
 
@@ -334,7 +334,7 @@ static void print_text(const test_case & test, int n_threads, double memory_read
     }
 }
 
-// all cases on these threads; false where one fails
+// Runs all cases on this many threads. Returns false if one fails.
 static bool run_cases(const test_device & device, const test_cases & cases, const std::vector<int> & threads,
     const perf_options & opts, bool & first) {
     std::vector<double> memory_read;

@@ -1,14 +1,14 @@
 #include "test-attn.h"
 #include "test-codec.h"
 
-// what the cells' bases are
+// how the cells' bases are chosen
 enum cell_bases {
     ALL_ZERO,
     ADVANCING,  // by 64 for every few cells, as a sequence fills the cache
-    UNEVEN,     // runs of cells, each with a base of its own, some negative
+    UNEVEN,     // runs of cells, each with its own base, some of them negative
     EVERY_CELL,
     FAR,       // advancing from a million on
-    IN_TURNS,  // of three sequences that fill the cache together
+    IN_TURNS,  // those of three sequences that fill the cache together
     N_CELL_BASES,
 };
 
@@ -40,7 +40,7 @@ class test_attn_code : public test_attn {
 
     const char * op() const override { return "ATTN_CODE"; }
 
-    // float32 sums over the code on top of those over the entries, and angles that are good to 1e-5
+    // float32 sums over the codes add to those over the entries, and angles are exact to 1e-5
     double max_nmse() const override { return 1e-10; }
 
   protected:
@@ -105,7 +105,7 @@ class test_attn_code : public test_attn {
         fill_rows(rng, rows_v);
     }
 
-    // the same layer kept as q4_0
+    // the same layer stored as q4_0
     std::vector<rival> rivals(ggml_context * ctx) override {
         rows_k = ggml_new_tensor_4d(ctx, GGML_TYPE_Q4_0, p.d_k, p.n_head_kv, n_cells(), p.n_stream);
         rows_v = ggml_new_tensor_4d(ctx, GGML_TYPE_Q4_0, p.d_v, p.n_head_kv, n_cells(), p.n_stream);
@@ -139,7 +139,7 @@ class test_attn_code : public test_attn {
     ggml_tensor * code_k     = nullptr;
     ggml_tensor * code_v     = nullptr;
     ggml_tensor * codec_data = nullptr;
-    ggml_tensor * rows_k     = nullptr;  // of the rivals
+    ggml_tensor * rows_k     = nullptr;  // the rivals'
     ggml_tensor * rows_v     = nullptr;
 
     std::vector<uint8_t> k_data;
@@ -150,7 +150,7 @@ class test_attn_code : public test_attn {
         return data.data() + (((size_t) stream * n_cells() + cell) * p.n_head_kv + head_kv) * part.row_bytes();
     }
 
-    // any bytes are a code row; magnitudes up to about 4 where they count, any where they must not
+    // Any bytes are a valid code row. Magnitudes are up to about 4 if they matter, and anything if they must not matter.
     std::vector<uint8_t> random_rows(rng_t & rng, ggml_tensor * code, const codec_part & part) const {
         const size_t n_row = part.row_bytes();
 
@@ -167,7 +167,8 @@ class test_attn_code : public test_attn {
     }
 };
 
-// units of 16 of the widest to the narrowest, for heads of 64 and of 128: 3, 2 and 1 bits for each number of both layers
+// Units of 16 coefficients, from the widest to the narrowest, for heads of 64 and of 128: 3, 2 and 1 bits for each number of both
+// layers.
 struct perf_units {
     code_units of_64;
     code_units of_128;
@@ -264,7 +265,7 @@ void add_attn_code_cases(test_cases & cases) {
             }
         }
     }
-    // rows so long that tiles are of fewer cells
+    // rows so long that tiles have fewer cells
     for (const int n : { 12, 20, 32 }) {
         for (const int n_gqa : { 2, 16 }) {
             coded_shape p;

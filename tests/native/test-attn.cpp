@@ -24,7 +24,7 @@ class test_attn_merged : public test_attn {
     }
 
     double error() const override {
-        // upstream rounds queries, K and V as it goes: the bound is that of its own tests
+        // upstream rounds queries, K and V on the way: this is the bound of its own tests
         return upstream && !(nmse(get_rows(upstream).data(), get_rows(out).data(), ggml_nelements(out)) <= 5e-4) ?
                    INFINITY :
                    test_attn::error();
@@ -102,14 +102,14 @@ class test_attn_merged : public test_attn {
 
     ggml_tensor * upstream = nullptr;
 
-    // what upstream's op computes too
+    // Whether upstream's op computes the same.
     bool is_plain() const { return !m.mags && p.block == 0 && !p.sinks && (p.cells == NO_CURRENT || p.cells == ALL_MASKED); }
 
     ggml_tensor * cache_k = nullptr;
     ggml_tensor * cache_v = nullptr;
     ggml_tensor * mag     = nullptr;
 
-    // what the tensors hold, rounding included
+    // what the tensors hold, after rounding
     std::vector<float> k_data;
     std::vector<float> v_data;
     std::vector<float> mag_data;
@@ -207,7 +207,7 @@ void add_attn_cases(test_cases & cases) {
         p.max_bias = flags & 8 ? 8.0f : 0.0f;
         p.block    = flags & 16 ? 7 : 0;
         p.mags     = flags & 32;
-        p.n_gqa    = flags & 1 ? 3 : 4;  // head counts that are powers of two and that are not
+        p.n_gqa    = flags & 1 ? 3 : 4;  // head counts that are powers of two, and others
         p.side     = flags % 3 == 0;
         add(p);
     }

@@ -37,7 +37,7 @@ struct attn_shape {
     int       threads   = 1;
 };
 
-// a case of perf mode: every cell is seen, none is current
+// A case of perf mode: every cell is seen, and none is current.
 inline void set_perf_shape(attn_shape & p, const perf_shape & shape) {
     p.d_k = p.d_v = shape.head_size;
     p.n_head_kv   = shape.n_head_kv;
@@ -49,7 +49,7 @@ inline void set_perf_shape(attn_shape & p, const perf_shape & shape) {
     p.cells       = NO_CURRENT;
 }
 
-// Attention against the test's own double arithmetic, for any format of the shared entries.
+// Compares attention with the test's own double arithmetic, for any format of the shared entries.
 class test_attn : public test_case {
   public:
     explicit test_attn(const attn_shape & p) : p(p), n_head(p.n_head_kv * p.n_gqa) {}
@@ -78,11 +78,11 @@ class test_attn : public test_case {
 
     int n_threads() const override { return p.threads; }
 
-    // f16 queries, entries and weights; upstream allows its flash attention 5e-4
+    // queries, entries and weights are f16; upstream allows its flash attention 5e-4
     double max_nmse_on_gpu() const override { return 1e-5; }
 
     size_t bytes() const override {
-        // of the retained and the merged entry of a cell, one is read
+        // either the retained or the merged entry of a cell is read
         return bytes_with(cache_bytes());
     }
 
@@ -100,7 +100,7 @@ class test_attn : public test_case {
 
     void build(ggml_context * ctx, ggml_cgraph * gf, bool perf) override {
         timed = perf;
-        // as llama.cpp has them: queries permuted, the cache longer than what the graph sees
+        // as in llama.cpp's graphs: queries are permuted, and the cache is longer than the part that the graph sees
         build_cache(ctx);
         q     = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, p.d_k, n_head, p.n_tps, p.n_stream);
         mask  = p.mask ? ggml_new_tensor_4d(ctx, GGML_TYPE_F16, p.n_kv, p.n_tps, 1, p.n_stream) : nullptr;
@@ -144,7 +144,7 @@ class test_attn : public test_case {
         ggml_backend_tensor_set(index, cells.data(), 0, cells.size() * sizeof(int32_t));
     }
 
-    // sums are taken in another order and in float32, and exp is approximate to 1e-7 or so
+    // sums are in float32 and in another order, and exp is exact to about 1e-7
     double max_nmse() const override { return 1e-10; }
 
     double error() const override {
@@ -178,7 +178,7 @@ class test_attn : public test_case {
 
     virtual std::string perf_type() const = 0;
 
-    // rows of any content
+    // Fills rows with arbitrary content.
     virtual void fill_cache(rng_t & rng) = 0;
 
     virtual void build_cache(ggml_context * ctx) = 0;
@@ -187,20 +187,20 @@ class test_attn : public test_case {
 
     virtual ggml_tensor * attend(ggml_context * ctx, int reference) = 0;
 
-    // What the cache holds where a token is retained or current must not matter.
+    // What the cache holds for a retained or current token must not matter.
     virtual void initialize_cache(rng_t & rng) = 0;
 
     virtual size_t cache_bytes() const = 0;
 
-    // K or V of a merged or coded entry, magnitudes multiplied in
+    // K or V of a merged or coded entry, times its magnitude
     virtual std::vector<double> shared_entry(int stream, int cell, int head_kv, bool is_v) const = 0;
 
     int n_cells() const { return p.n_kv + 5; }
 
-    // the bytes that attention over the cells has to move
+    // the bytes that attention over the cells has to read
     size_t bytes_with(size_t cache) const { return ggml_nbytes(q) + ggml_nbytes(out) + cache * p.n_kv / n_cells(); }
 
-    // upstream's attention with the case's queries and mask, over rows of [d, n_head_kv, n_cells, n_stream]
+    // upstream's attention with the case's queries and mask, over rows [d, n_head_kv, n_cells, n_stream]
     ggml_tensor * attend_upstream(ggml_context * ctx, ggml_tensor * cache_k, ggml_tensor * cache_v) const {
         const auto permuted = [&](ggml_tensor * x) { return ggml_permute(ctx, x, 0, 2, 1, 3); };
 
@@ -226,7 +226,7 @@ class test_attn : public test_case {
   private:
     bool timed = false;
 
-    // what the tensors hold, rounding included
+    // what the tensors hold, after rounding
     std::vector<float> q_data;
     std::vector<float> pool_k_data;
     std::vector<float> pool_v_data;
@@ -234,7 +234,7 @@ class test_attn : public test_case {
     std::vector<float> mask_data;
     std::vector<float> sink_data;
 
-    mutable std::vector<std::vector<double>> entries;  // as far as they were asked for
+    mutable std::vector<std::vector<double>> entries;  // those that were asked for
 
     int n_tokens() const { return p.n_tps * p.n_stream; }
 
@@ -307,7 +307,7 @@ class test_attn : public test_case {
         return x;
     }
 
-    // the K or V of an entry, magnitudes multiplied in
+    // the K or V of an entry, times its magnitude
     std::vector<double> new_entry(int stream, int cell, int head_kv, bool is_v) const {
         const int     d     = is_v ? p.d_v : p.d_k;
         const int32_t holds = state(stream, cell);

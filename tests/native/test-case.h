@@ -1,7 +1,7 @@
 #pragma once
 
-// The shape of a test of one MiniCache op: a case builds a small graph, fills its inputs, and says how
-// far the computed outputs are from what its own scalar code expects.
+// The interface of a test of a MiniCache op: a case builds a small graph, fills its inputs, and says how far the computed outputs
+// are from what its own scalar code expects.
 
 #include "ggml.h"
 
@@ -14,11 +14,11 @@
 
 using rng_t = std::mt19937;
 
-// another way to compute what a case is about, for perf mode
+// Another way to compute what a case computes, for perf mode.
 struct rival {
     std::string   name;
     ggml_tensor * out;
-    size_t        bytes;  // read and written at least
+    size_t        bytes;  // that have to be read and written at least
 };
 
 class test_case {
@@ -28,7 +28,7 @@ class test_case {
     virtual const char * op() const   = 0;
     virtual std::string  vars() const = 0;
 
-    // what error() may return
+    // the largest error() that passes
     virtual double max_nmse() const = 0;
 
     // the same on a GPU
@@ -36,18 +36,18 @@ class test_case {
 
     virtual int n_threads() const { return 1; }
 
-    // tensors of the graph, the ops under test expanded into gf; without the scalar references where `perf`, and on a GPU,
-    // which has none
+    // Makes the tensors of the graph, and expands the ops under test into gf. The scalar references are left out if `perf` is set, and on
+    // a GPU, which has none.
     virtual void build(ggml_context * ctx, ggml_cgraph * gf, bool perf) = 0;
 
-    // fill the inputs; called once, the tensors are allocated
+    // Fills the inputs. Called once, when the tensors are allocated.
     virtual void initialize(rng_t & rng) = 0;
 
-    // normalised mean squared error of the worst output, infinite where something that must be exact is not
+    // The normalised mean squared error of the worst output, infinite if something is inexact that must be exact.
     virtual double error() const = 0;
 
-    // perf mode: what the case is called, bytes that the op has to read and write once, and what it is compared with, built
-    // after build()
+    // For perf mode: the case's name, the bytes that the op has to read and write once, and the rivals, which are built after
+    // build().
     virtual std::string        perf_name() const { return vars(); }
     virtual size_t             bytes() const { return 0; }
     virtual std::vector<rival> rivals(ggml_context * ctx) {
@@ -55,7 +55,7 @@ class test_case {
         return {};
     }
 
-    bool on_gpu = false;  // set before build()
+    bool on_gpu = false;  // set before build() is called
 };
 
 using test_cases = std::vector<std::unique_ptr<test_case>>;
@@ -73,7 +73,7 @@ void add_guard_cases(test_cases & cases);
 // helpers
 //
 
-// "name=value" pairs for vars()
+// Makes "name=value" pairs for vars().
 class var_list {
   public:
     template <typename T>
@@ -90,18 +90,18 @@ class var_list {
     bool               first = true;
 };
 
-// Σ(x - expected)² / Σ expected², infinite if anything is not finite
+// Σ(x - expected)² / Σ expected², infinite if any number is not finite.
 double nmse(const float * x, const float * expected, size_t n);
 
 std::vector<float> random_floats(rng_t & rng, size_t n, float scale = 1.0f);
 
-// rows of ne[0] numbers, converted to the tensor's type and back; the result is what the tensor then holds
+// Stores rows of ne[0] numbers in the tensor's type. Returns what the tensor then holds.
 std::vector<float> set_rows(ggml_tensor * tensor, const std::vector<float> & x);
 std::vector<float> get_rows(const ggml_tensor * tensor);
 
-// some random rows again and again, for tensors that are large and whose numbers don't matter
+// Fills a large tensor, whose numbers do not matter, with repetitions of a few random rows.
 void fill_rows(rng_t & rng, ggml_tensor * tensor, float scale = 1.0f);
 
-int   random_int(rng_t & rng, int first, int last);  // both included
+int   random_int(rng_t & rng, int first, int last);  // both inclusive
 bool  chance(rng_t & rng, double p);
 float f32_of(int32_t bits);

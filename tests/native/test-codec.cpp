@@ -41,7 +41,7 @@ int codec_part::row_bytes() const {
     return mag_bytes() + n_bit / 8;
 }
 
-// `n` bits from bit `first` on, the lowest first
+// The n bits from bit `first` on, lowest first.
 static int bits_of(const uint8_t * bytes, int first, int n) {
     int x = 0;
     for (int i = 0; i < n; ++i) {
@@ -110,7 +110,7 @@ test_codec::test_codec(const codec_shape & s, int n_head_kv) :
     }
 }
 
-// Gram and Schmidt on the columns, as many as there is room for
+// Gram-Schmidt on the columns, for as many of them as the rows allow.
 static void orthonormalize(std::vector<double> & x, int rows, int columns) {
     for (int c = 0; c < columns; ++c) {
         for (int b = 0; b <= c && c < rows; ++b) {
@@ -142,7 +142,7 @@ static void draw_part(codec_part & part, rng_t & rng, decoders how) {
         }
         for (int i = 0; i < rows; ++i) {
             for (int c = 0; c < r; ++c) {
-                // numbers of weighted unit vectors in any direction are about sqrt(1/d) large: four deviations fit
+                // in any direction, weighted unit vectors have numbers of about sqrt(1/d): four standard deviations fit
                 const double step = 8.0 / sqrt(part.d) / (1 << part.widths[c]);
                 const double y    = x[i * r + c] * step / sqrt(weight[i]);
                 part.dec.push_back(ggml_fp16_to_fp32(ggml_fp32_to_fp16((float) y)));

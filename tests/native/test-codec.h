@@ -1,7 +1,7 @@
 #pragma once
 
-// A codec for the tests, and what code rows mean, bit by bit and in double: written from minicache-code.h's text, without
-// its functions for levels, planes and magnitudes.
+// A codec for the tests, and what code rows mean, bit by bit and in double. It is written from the text of minicache-code.h, without
+// that file's functions for levels, planes and magnitudes.
 
 #include "minicache-code.h"
 #include "test-case.h"
@@ -12,7 +12,7 @@ using code_units = std::vector<int>;
 std::string           units_name(const code_units & units);
 minicache_code_layout layout_of(const code_units & units, int n_layer);
 
-// K or V of all KV heads
+// The codec of K, or V, of all KV heads.
 struct codec_part {
     code_units       units;
     int              d;
@@ -31,7 +31,7 @@ struct codec_part {
 
     int row_bytes() const;
 
-    // what the levels of one head's code row are, what they stand for in one layer, and that layer's magnitude
+    // the levels of one head's code row, what they stand for in one layer, and that layer's magnitude
     std::vector<int>    levels(const uint8_t * row) const;
     std::vector<double> decode(int head, int side, const uint8_t * row) const;
     double              magnitude(int head, int side, const uint8_t * row) const;
@@ -49,10 +49,10 @@ struct codec_shape {
     int            n_layer = 2;
 };
 
-// how the decoders are drawn
+// how decoders are drawn
 enum decoders {
     GAUSSIAN,
-    ORTHONORMAL,  // after the weighting: with n_layer*d coefficients nothing is lost but rounding
+    ORTHONORMAL,  // after weighting: with n_layer*d coefficients only rounding loses anything
 };
 
 struct test_codec {

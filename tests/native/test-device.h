@@ -1,6 +1,6 @@
 #pragma once
 
-// Where the ops under test are computed.
+// The device that computes the ops under test.
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -11,7 +11,7 @@ class test_device {
   public:
     explicit test_device(const std::string & name);
 
-    // holds the tensors; null where there is no such device
+    // holds the tensors; null if there is no such device
     ggml_backend_t get() const { return backend.get(); }
 
     bool is_cpu() const;

@@ -9,7 +9,7 @@
 #include <cmath>
 #include <numeric>
 
-// what the vectors of the layers are: A is the first, B the others
+// what the layers' vectors are: A is the first layer, B stands for the others
 enum vectors {
     USUAL,
     ZERO_A,
@@ -19,14 +19,14 @@ enum vectors {
     DENORMAL,
     HUGE_BOTH,
     HUGE_AND_TINY,
-    LARGEST,  // every number the largest that float32 has
+    LARGEST,  // every number is the largest that float32 has
     N_VECTORS,
 };
 
-// what the tokens' bases are
+// how the tokens' bases are chosen
 enum bases {
     ZERO,
-    SHARED,  // runs of tokens with the same one
+    SHARED,  // runs of tokens with the same base
     NEGATIVE,
     LARGE,
     RANDOM_BASES,
@@ -69,7 +69,8 @@ class test_encode : public test_case {
             .str();
     }
 
-    // Only what a complete basis restores is compared: 8 bits and the steps of the magnitudes (2.5 %) are what is lost there.
+    // Restored vectors are compared only if the basis is complete: what is lost there is the rounding to 8 bits and to the steps of the
+    // magnitudes (2.5 %).
     double max_nmse() const override { return p.how == ORTHONORMAL ? 5e-4 : 0.0; }
 
     int n_threads() const override { return p.threads; }
@@ -152,7 +153,7 @@ class test_encode : public test_case {
     }
 
   private:
-    // one of the op's two versions
+    // what one of the op's two versions computed
     struct result {
         ggml_tensor * code_k;
         ggml_tensor * code_v;
@@ -181,7 +182,7 @@ class test_encode : public test_case {
     ggml_tensor * codec_data;
     result        results[2] = {};
 
-    std::vector<std::pair<int, result>> lone;  // some tokens, each by an op of its own
+    std::vector<std::pair<int, result>> lone;  // some tokens, each encoded by an op of its own
 
     std::vector<float>   x[MINICACHE_CODE_LAYERS];
     std::vector<int32_t> base_data;
@@ -206,7 +207,7 @@ class test_encode : public test_case {
         return r;
     }
 
-    // what a token's own op has written is what that of all has: its code does not depend on what else is encoded
+    // A token's own op writes what the op for all tokens writes: a code does not depend on what else is encoded.
     bool is_part(const written & alone, int token, const written & all) const {
         const auto same_row = [&](const std::vector<uint8_t> & a, const std::vector<uint8_t> & b, const codec_part & part) {
             const size_t n = (size_t) part.row_bytes() * p.n_head_kv;
@@ -303,8 +304,8 @@ class test_encode : public test_case {
         return true;
     }
 
-    // Each step is compared with what follows from the outcome of the one before. Rounding may go either way where a number is
-    // as near to one step as to the next.
+    // Each step is compared with what follows from the outcome of the step before. Rounding may go either way for a number that is
+    // midway between two steps.
     bool check_row(int token, int head, bool is_v, const uint8_t * row, float distance, double & error, double & norm) const {
         const codec_part & part = is_v ? codec.v : codec.k;
         const double       near = 2e-3;
@@ -365,7 +366,7 @@ class test_encode : public test_case {
         return even && fabs(distance - std::min(expected, 1.0)) <= 1e-5;
     }
 
-    // not yet rounded
+    // before rounding
     static double mag_byte(const codec_part & part, int head, int side, double m) {
         const float * mag = part.mag.data() + (head * part.n_layer + side) * 2;
         if (!(m > 1e-46)) {
@@ -375,7 +376,7 @@ class test_encode : public test_case {
     }
 };
 
-// The bytes of a row, written down by hand: the decoder's columns pick one number each, the gains set the levels.
+// The bytes of a row, written down by hand. Each column of the decoder picks one number, and the gains set the levels.
 class test_planes : public test_case {
   public:
     test_planes() : codec(shape(), 1) {}
@@ -547,7 +548,7 @@ void add_encode_cases(test_cases & cases, bool perf) {
 
     cases.push_back(std::make_unique<test_planes>());
 
-    // every width, alone and with the others, in odd numbers of units
+    // every width, alone and together with others, in odd numbers of units
     for (int i = 0; i < 7; ++i) {
         for (const int n : { 1, 2, 3 }) {
             encode_shape p;

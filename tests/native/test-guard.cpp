@@ -18,7 +18,7 @@
 #include <csignal>
 #endif
 
-// Aborts inside a guard: which become exceptions, through which frames, and which end the process. The graph is a formality.
+// Aborts inside a guard: which of them become exceptions, through which frames, and which end the process. The graph is a formality.
 class test_guard : public test_case {
   public:
     test_guard(const char * name, bool (*holds)()) : name(name), holds(holds) {}
@@ -48,10 +48,11 @@ class test_guard : public test_case {
 
 static const char * const LLAMA    = "/x/src/llama-context.cpp";
 static const char * const CUDA     = "/x/ggml/src/ggml-cuda/ggml-cuda.cu";
+static const char * const OURS     = "/x/ggml_minicache/llama/llama-kv-cache-minicache.cpp";
 static const char * const OUR_CUDA = "/x/ggml_minicache/cuda/minicache-cuda-attn.cu";
 static const char * const CPU      = "/x/ggml/src/ggml-cpu/ops.cpp";
 
-// the message of the exception that f ends with inside a guard, "" for none
+// The message of the exception that f throws inside a guard, "" if it throws none.
 template <typename F>
 static std::string caught(const F & f) {
     try {
@@ -63,7 +64,7 @@ static std::string caught(const F & f) {
 }
 
 static bool aborts_become_exceptions() {
-    for (const char * file : { LLAMA, CUDA, OUR_CUDA, "/x/ggml-cuda/template-instances/mmq.cu", "src/llama-batch.cpp" }) {
+    for (const char * file : { LLAMA, CUDA, OURS, OUR_CUDA, "/x/ggml-cuda/template-instances/mmq.cu", "src/llama-batch.cpp" }) {
         int destroyed = 0;
         struct counter {
             int & n;
@@ -80,7 +81,7 @@ static bool aborts_become_exceptions() {
     return caught([] {}).empty();
 }
 
-// what is caught on the way is known all the same, and guards nest
+// An exception that is caught on the way is still reported, and guards nest.
 static bool guards_nest() {
     std::string inner;
 
@@ -96,7 +97,7 @@ static bool guards_nest() {
            passed == std::string(CUDA) + ":3: passed";
 }
 
-// a device whose memory can't be had, below the frames of ggml-alloc.c
+// A device whose memory cannot be allocated, below the frames of ggml-alloc.c.
 static bool unwinds_through_c() {
     ggml_backend_buffer_type type = *ggml_backend_cpu_buffer_type();
     type.iface.alloc_buffer       = [](ggml_backend_buffer_type_t, size_t) -> ggml_backend_buffer_t {
@@ -109,7 +110,7 @@ static bool unwinds_through_c() {
     return caught([&] { ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), &type); }) == std::string(CUDA) + ":1: no memory";
 }
 
-// f() in a process of its own is ended by abort()
+// Whether f(), in a process of its own, is ended by abort().
 static bool ends_process(void (*f)()) {
     fflush(stdout);
     const pid_t child = fork();

@@ -46,11 +46,11 @@ class test_index : public test_case {
                    chance(rng, 0.3) ? (int32_t) GGML_MINICACHE_CELL_EMPTY :
                                       (int32_t) GGML_MINICACHE_CELL_MERGED;
         }
-        expected = cell_data;  // bases are handed on, whatever they are
+        expected = cell_data;  // bases are passed on unchanged
         for (int s = 0; s < n_stream; ++s) {
             int32_t * slot = slot_data.data() + s * 2 * slots->ne[1];
             for (int64_t i = 0; i < slots->ne[1]; ++i) {
-                // slots may hold cells that were emptied or taken since, and cells that the graph does not see
+                // slots may hold cells that have since been emptied or taken, and cells that the graph does not see
                 const int cell  = (int) i * block + random_int(rng, 0, block - 1);
                 slot[2 * i]     = chance(rng, 0.2) ? 0 : cell + 1;
                 slot[2 * i + 1] = random_int(rng, 0, 1 << 30);

@@ -8,7 +8,7 @@
 static const double PI      = 3.14159265358979323846;
 static const double MAG_MAX = 65504.0;
 
-// what the two vectors of a head are to each other
+// how the two vectors of a head are related
 enum relation {
     RANDOM,
     PARALLEL,
@@ -41,7 +41,7 @@ static double norm_of(const std::vector<double> & x) {
     return sqrt(sum);
 }
 
-// eqs. 3 and 4 of the paper; the angle by its tangent (Kahan), which is exact to rounding at both ends, unlike arccos
+// Eqs. 3 and 4 of the paper, with the angle from its tangent (Kahan), which is exact to rounding at both ends, unlike arccos.
 static head_result merge(const float * a, const float * b, int d, double t) {
     std::vector<double> u_a(a, a + d);
     std::vector<double> u_b(b, b + d);
@@ -253,7 +253,7 @@ class test_merge : public test_case {
         return nmse(row + first, direction.data(), d);
     }
 
-    // to float32's precision, which is absolute where numbers are denormal
+    // within float32's precision, which is absolute for denormal numbers
     static bool close(double x, double expected) { return fabs(x - expected) <= 1e-6 * expected + 2e-45; }
 };
 

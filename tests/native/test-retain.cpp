@@ -6,7 +6,7 @@
 #include <cmath>
 #include <map>
 
-// Several ubatches are offered to the slots one after the other, while cells are emptied and taken again in between.
+// Offers several ubatches to the slots one after the other. Between them cells are emptied and taken again.
 static const int N_STEP = 4;
 
 struct retain_shape {
@@ -16,10 +16,10 @@ struct retain_shape {
     int       block     = 20;
     int       n_cells   = 150;
     int       n_tps     = 30;
-    int       n_stream  = 1;  // streams of the ubatch
+    int       n_stream  = 1;  // streams of a ubatch
     int       stream_0  = 0;
     ggml_type type      = GGML_TYPE_F16;
-    bool      coded     = false;  // rows of distances, as ggml_minicache_encode() gives them
+    bool      coded     = false;  // rows of distances only, as ggml_minicache_encode() returns them
     int       n_layer   = 2;
     int       threads   = 1;
 };
@@ -48,7 +48,7 @@ class test_retain : public test_case {
             .str();
     }
 
-    // the rows are rounded by the same code, but a compiler may round halves of q8_0 either way
+    // rows are rounded by the same code, but compilers may round halves of q8_0 either way
     double max_nmse() const override { return p.type == GGML_TYPE_F16 ? 0.0 : 1e-6; }
 
     int n_threads() const override { return p.threads; }
@@ -165,7 +165,7 @@ class test_retain : public test_case {
     std::map<std::pair<int, int>, holder> held;  // by stream and slot
     std::vector<stats>                    totals;
 
-    // the graph sees the cells up to here
+    // how many cells the graph sees
     int n_kv() const { return p.n_cells - p.n_cells / 7; }
 
     void fill(rng_t & rng, step & st, std::vector<std::vector<bool>> & used) const {
@@ -177,7 +177,7 @@ class test_retain : public test_case {
             float * distance = merged.data() + (i + 1) * st.merged->ne[0] - 2 * p.n_head_kv;
             float   mean[2]  = {};
             for (int h = 0; h < 2 * p.n_head_kv; ++h) {
-                // coarse steps, so that ties occur: the token that is there stays
+                // coarse steps, so that there are ties, in which the token that is there stays
                 distance[h] = random_int(rng, 0, 4) / 4.0f;
                 mean[h / p.n_head_kv] += distance[h] / p.n_head_kv;
             }
@@ -216,13 +216,13 @@ class test_retain : public test_case {
         ggml_backend_tensor_set(st.cells, st.cell_data.data(), 0, ggml_nbytes(st.cells));
     }
 
-    // what the header says, token by token
+    // does what the header says, token by token
     void expect() {
         totals.assign(all_streams, {});
         for (int i_step = 0; i_step < N_STEP; ++i_step) {
             const step & st = steps[i_step];
 
-            // Slots that this ubatch does not touch may let go later: nobody reads them, the cell is empty.
+            // Slots that this ubatch does not touch may drop their token later: its cell is empty, so that nothing reads them.
             for (size_t i = 0; i < st.row_data.size() && p.block > 0; ++i) {
                 const int  s  = (int) (st.row_data[i] / p.n_cells);
                 const auto it = held.find({ s, (int) (st.row_data[i] % p.n_cells) / p.block });

@@ -1,5 +1,5 @@
 #include "ggml-minicache.h"
-#include "minicache-cuda-attn-plan.h"
+#include "minicache-cuda-attn-schedule.h"
 #include "minicache-code-unit.h"
 #include "minicache-turn.h"
 #include "test-case.h"
@@ -8,7 +8,7 @@
 #include <cmath>
 #include <vector>
 
-// Arithmetic and indexing that the host and the device compile alike, called here as functions. The graph is a formality.
+// Arithmetic and indexing that the host and the device both compile, called here as functions. The graph is a formality.
 class test_shared : public test_case {
   public:
     test_shared(const char * name, bool (*holds)(rng_t &)) : name(name), holds(holds) {}
@@ -65,7 +65,7 @@ struct unit_writer {
     }
 };
 
-// a row read, and written again, unit by unit, beside minicache_code_coefficients()
+// Reads a row unit by unit, writes it again, and compares both with minicache_code_coefficients().
 static bool units_hold(rng_t & rng) {
     for (int repeat = 0; repeat < 200; ++repeat) {
         const minicache_code_layout layout = random_layout(rng);
@@ -108,7 +108,7 @@ static bool units_hold(rng_t & rng) {
     return true;
 }
 
-// R(b) and R(-b) undo each other, and turn pairs by the angle, at large positions too
+// R(b) and R(-b) undo each other and turn pairs by the angle, also at large positions.
 static bool turns_hold(rng_t & rng) {
     for (int repeat = 0; repeat < 300; ++repeat) {
         const int32_t rope     = repeat % 2 ? MINICACHE_ROPE_NEIGHBOURS : MINICACHE_ROPE_HALVES;
@@ -145,8 +145,8 @@ static bool turns_hold(rng_t & rng) {
     return true;
 }
 
-// every cell and query is some block's, tiles fit registers and shared memory, and rows begin where matrices may
-static bool plans_hold(rng_t & rng) {
+// Every cell and query belongs to a block, tiles fit into registers and shared memory, and rows are aligned as matrices require.
+static bool schedules_hold(rng_t & rng) {
     for (int repeat = 0; repeat < 5000; ++repeat) {
         const int sizes[] = { 32, 64, 80, 96, 128, 256 };
 
@@ -165,7 +165,7 @@ static bool plans_hold(rng_t & rng) {
         d.bytes_k             = d.coded ? 4 + d.r_k / 2 : 2 * d.d_k;
         d.bytes_v             = d.coded ? 4 + d.r_v / 2 : 2 * d.d_v;
 
-        const minicache_attn_plan p = minicache_attn_plan_of(d, random_int(rng, 1, 600));
+        const minicache_attn_schedule p = minicache_attn_schedule_of(d, random_int(rng, 1, 600));
 
         const int  v_exact = 64 * (d.coded && p.wide > 2 ? p.wide / 2 : p.wide);
         const bool fits =
@@ -173,7 +173,7 @@ static bool plans_hold(rng_t & rng) {
         const bool covers = p.chunk % p.tile == 0 && (int64_t) p.chunk * p.n_split >= d.n_kv &&
                             (int64_t) p.chunk * (p.n_split - 1) < d.n_kv && p.rows * p.n_row_tile >= p.n_row &&
                             p.rows * (p.n_row_tile - 1) < p.n_row && p.n_base >= 5 && p.n_base <= MINICACHE_ATTN_BASES &&
-                            (int64_t) p.n_split * p.n_row_tile <= INT32_MAX && p.n_group * MINICACHE_ATTN_GROUP >= d.n_kv;
+                            (int64_t) p.n_split * p.n_row_tile <= INT32_MAX && p.n_span * MINICACHE_ATTN_SPAN >= d.n_kv;
         const int  at[]   = { p.at_v, p.at_q, p.at_q_code, p.at_p, p.at_scores, p.at_raw, p.at_cells, p.raw };
         bool       placed = p.ld_k % 16 == 8 && p.ld_v % 16 == 8 && p.ld_q % 16 == 8 && p.ld_p % 16 == 8;
         for (const int offset : at) {
@@ -192,5 +192,5 @@ void add_shared_cases(test_cases & cases, bool perf) {
     }
     cases.push_back(std::make_unique<test_shared>("units", units_hold));
     cases.push_back(std::make_unique<test_shared>("turns", turns_hold));
-    cases.push_back(std::make_unique<test_shared>("plans", plans_hold));
+    cases.push_back(std::make_unique<test_shared>("schedules", schedules_hold));
 }

@@ -5,10 +5,10 @@
 // The specification of the attention: one query at a time, scores first, then the weighted sum, in double. Parallel over
 // (stream, head, token).
 
-// memory of one thread, in doubles
+// work memory of one thread, in doubles
 static int64_t ref_work(const minicache_attn & a) {
     const int64_t row = std::max(a.d_k, a.r_k) + std::max(a.d_v, a.r_v);
-    return a.n_kv + a.d_v + std::max(a.d_k, a.d_v) + 2 * minicache_code_n_pair(a.shape) + (row + 1) / 2;
+    return a.n_kv + a.d_v + std::max(a.d_k, a.d_v) + 2 * minicache_turn_pairs(a.shape) + (row + 1) / 2;
 }
 
 size_t minicache_cpu_attn_ref_work_size(const ggml_tensor * op, int n_threads) {
@@ -38,9 +38,9 @@ void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * ds
 
     double * const scores = (double *) params->wdata + params->ith * ref_work(a);
     double * const sum    = scores + a.n_kv;
-    double * const entry  = sum + a.d_v;  // K or V, magnitudes left out
+    double * const entry  = sum + a.d_v;  // K or V, without magnitudes
     double * const turns  = entry + std::max(a.d_k, a.d_v);
-    float * const  row_k  = (float *) (turns + 2 * minicache_code_n_pair(a.shape));
+    float * const  row_k  = (float *) (turns + 2 * minicache_turn_pairs(a.shape));
     float * const  row_v  = row_k + std::max(a.d_k, a.r_k);
 
     minicache_code_angles angles(a.shape, a.coded ? a.codec->data : nullptr, turns);
@@ -51,10 +51,10 @@ void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * ds
                 decode(minicache_code_head_v(a.shape, a.codec->data, h), a.p.side, a.code_v(s, h, cell), row_v, entry);
                 return;
             }
-            // R(b)û: the kernel turns the query back, so one way checks the other
+            // R(b)û: the kernel turns the query back instead, so the two ways check each other
             decode(minicache_code_head_k(a.shape, a.codec->data, h), a.p.side, a.code_k(s, h, cell), row_k, entry);
             angles.set(a.bases(s)[cell]);
-            minicache_code_turn(a.shape, angles.cosines(), angles.sines(), false, entry);
+            minicache_turn(a.shape, angles.cosines(), angles.sines(), false, entry);
             return;
         }
         if (state == GGML_MINICACHE_CELL_MERGED) {

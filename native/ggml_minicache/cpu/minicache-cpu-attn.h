@@ -1,6 +1,6 @@
 #pragma once
 
-// What the scalar and the vectorised attention share: the op's operands by name, and where an entry's bytes are.
+// What the scalar and the vectorised attention share: the op's operands by name, and where the bytes of each entry are.
 
 #include "minicache-cpu-code.h"
 #include "minicache-cpu-rows.h"
@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <cmath>
 
-// magnitudes of a cell: [4][n_head_kv]
+// The first row of K's and of V's magnitudes in a cell's [4][n_head_kv]; the layer's side is added.
 enum minicache_mag { MINICACHE_MAG_K = 0, MINICACHE_MAG_V = 2 };
 
 struct minicache_attn {
@@ -28,7 +28,7 @@ struct minicache_attn {
         read_pool_v(pool_v ? minicache_row_reader(pool_v->type) : nullptr) {}
 
     const ggml_minicache_attn_params p;
-    const bool                       coded;  // ggml_minicache_attn_code() rather than ggml_minicache_attn()
+    const bool                       coded;  // the op is ggml_minicache_attn_code(), not ggml_minicache_attn()
     const minicache_code_shape       shape;
 
     const ggml_tensor * q;
@@ -45,7 +45,7 @@ struct minicache_attn {
 
     const int64_t d_k;
     const int64_t d_v;
-    const int64_t r_k;  // numbers of an entry that the layers share: a direction's or a code's
+    const int64_t r_k;  // numbers of a shared entry: a direction's or a code's
     const int64_t r_v;
     const int64_t n_tps;
     const int64_t n_head;
@@ -63,19 +63,19 @@ struct minicache_attn {
         return (const float *) ((const char *) q->data + stream * q->nb[3] + head * q->nb[2] + token * q->nb[1]);
     }
 
-    // f16 mask of one token over all cells, null if every cell is seen
+    // the f16 mask of one token over all cells, null if every cell is seen
     const ggml_fp16_t * mask_row(int64_t stream, int64_t token) const {
         return mask ? (const ggml_fp16_t *) ((const char *) mask->data + stream * mask->nb[3] + token * mask->nb[1]) : nullptr;
     }
 
-    // what each cell holds; null: merged entries all
+    // what each cell holds; null: all hold merged entries
     const int32_t * cells(int64_t stream) const {
         return index ? (const int32_t *) ((const char *) index->data + stream * index->nb[1]) : nullptr;
     }
 
     int32_t state(int64_t stream, int64_t cell) const { return index ? cells(stream)[cell] : GGML_MINICACHE_CELL_MERGED; }
 
-    // position that the K of each coded cell is relative to
+    // the base of each coded cell
     const int32_t * bases(int64_t stream) const { return (const int32_t *) ((const char *) cells(stream) + index->nb[2]); }
 
     float magnitude(minicache_mag which, int64_t stream, int64_t head_kv, int64_t cell) const {
@@ -86,7 +86,7 @@ struct minicache_attn {
         return GGML_CPU_FP16_TO_FP32(((const ggml_fp16_t *) row)[head_kv]);
     }
 
-    // the bytes of an entry that the layers share
+    // the bytes of a shared entry: a direction's or a code's
     const void * shared_k(int64_t stream, int64_t head_kv, int64_t cell) const { return row(cache_k, stream, head_kv, cell); }
 
     const void * shared_v(int64_t stream, int64_t head_kv, int64_t cell) const { return row(cache_v, stream, head_kv, cell); }
@@ -113,7 +113,7 @@ struct minicache_attn {
         return row(pool_v, stream, head_kv, slot(cell, state));
     }
 
-    // the current token `state` of the stream
+    // K and V of the stream's current token number `state`
     const float * current_k(int64_t stream, int64_t head_kv, int32_t state) const {
         return (const float *) ((const char *) kv_cur->data + (stream * n_tps + state) * kv_cur->nb[1]) + head_kv * d_k;
     }
@@ -132,7 +132,7 @@ struct minicache_attn {
         }
     }
 
-    // ALiBi slope of a head, 1 without
+    // the ALiBi slope of a head, 1 without ALiBi
     float slope(int64_t head) const {
         if (p.max_bias <= 0.0f) {
             return 1.0f;
@@ -143,7 +143,7 @@ struct minicache_attn {
         return (uint64_t) head < n_head_log2 ? powf(m0, head + 1) : powf(m1, 2 * (head - n_head_log2) + 1);
     }
 
-    // a query·key product as it enters the softmax
+    // the score of a query·key product, as it enters the softmax
     float score(float dot, float mag_k, float bias) const {
         float s = p.scale * dot * mag_k;
         if (p.softcap != 0.0f) {

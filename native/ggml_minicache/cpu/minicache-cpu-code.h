@@ -1,19 +1,20 @@
 #pragma once
 
-// Shared codes on the CPU: the parts of a codec, RoPE by a base, and the bytes of a code row. See minicache-code.h.
+// Shared codes on the CPU: the parts of a codec, the angles of a base, and the bytes of a code row. See minicache-code.h.
 
 #include "ggml.h"
 #include "minicache-code.h"
 #include "minicache-cpu-rows.h"
+#include "minicache-turn.h"
 
 #include <cmath>
 #include <cstdint>
 
-// the codec of one KV head's K or V
+// The codec of one KV head's K or V.
 struct minicache_code_head {
     minicache_code_layout layout;
 
-    int64_t d;  // numbers of a head
+    int64_t d;  // head size
     int64_t r;  // coefficients
 
     const float *       mag;     // [n_layer][2]   log_min and log_step of each layer
@@ -23,12 +24,12 @@ struct minicache_code_head {
 
     int64_t n_layer() const { return layout.n_layer; }
 
-    // numbers of all layers
+    // numbers of all layers together
     int64_t n() const { return layout.n_layer * d; }
 
     const ggml_fp16_t * decoder(int side) const { return dec + side * d * r; }
 
-    // of minicache_code_mag_value(), -inf for 0
+    // the logarithm of magnitude(), -inf for 0
     float log_magnitude(const uint8_t * row, int side) const {
         return row[side] == 0 ? -INFINITY : mag[2 * side] + (float) (row[side] - 1) * mag[2 * side + 1];
     }
@@ -45,64 +46,23 @@ static inline const float * minicache_code_freq(const minicache_code_shape & sha
     return (const float *) ((const char *) codec + minicache_codec_offsets_of(shape).freq);
 }
 
-// pairs of numbers that RoPE turns
-static inline int minicache_code_n_pair(const minicache_code_shape & shape) {
-    return shape.rope == MINICACHE_ROPE_NONE ? 0 : shape.n_rot / 2;
-}
-
-#if defined(_MSC_VER)
-#define MINICACHE_RESTRICT __restrict
-#else
-#define MINICACHE_RESTRICT __restrict__
-#endif
-
-// R(b)x, or R(-b)x, in place, from the cosine and sine of each pair's angle at position b
-template <typename T>
-static inline void minicache_code_turn(const minicache_code_shape & shape, const T * MINICACHE_RESTRICT cos_b,
-    const T * MINICACHE_RESTRICT sin_b, bool back, T * MINICACHE_RESTRICT x) {
-    const int n    = minicache_code_n_pair(shape);
-    const T   sign = back ? (T) -1 : (T) 1;
-
-    if (shape.rope == MINICACHE_ROPE_NEIGHBOURS) {
-        for (int i = 0; i < n; ++i) {
-            const T s = sign * sin_b[i];
-            const T y = x[2 * i] * cos_b[i] - x[2 * i + 1] * s;
-
-            x[2 * i + 1] = x[2 * i] * s + x[2 * i + 1] * cos_b[i];
-            x[2 * i]     = y;
-        }
-    } else {
-        for (int i = 0; i < n; ++i) {
-            const T s = sign * sin_b[i];
-            const T y = x[i] * cos_b[i] - x[i + n] * s;
-
-            x[i + n] = x[i] * s + x[i + n] * cos_b[i];
-            x[i]     = y;
-        }
-    }
-}
-
-// The cosines and sines of a base, in double; computed anew when the base is another than before.
+// The cosines and sines of a base, in double. They are computed only when the base changes.
 class minicache_code_angles {
   public:
     // scratch [2*n_pair]
     minicache_code_angles(const minicache_code_shape & shape, const void * codec, double * scratch) :
-        freq(minicache_code_freq(shape, codec)), n(minicache_code_n_pair(shape)), cos_b(scratch), sin_b(scratch + n) {}
+        freq(minicache_code_freq(shape, codec)), n(minicache_turn_pairs(shape)), cos_b(scratch), sin_b(scratch + n) {}
 
     const double * cosines() const { return cos_b; }
 
     const double * sines() const { return sin_b; }
 
-    // whether they are others than before
+    // Returns whether the base has changed.
     bool set(int32_t base) {
         if (known && base == at) {
             return false;
         }
-        for (int i = 0; i < n; ++i) {
-            const double angle = (double) base * freq[i];
-            cos_b[i]           = cos(angle);
-            sin_b[i]           = sin(angle);
-        }
+        minicache_turn_angles_at(base, freq, n, cos_b, sin_b);
         known = true;
         at    = base;
         return true;
@@ -117,40 +77,40 @@ class minicache_code_angles {
     int32_t       at    = 0;
 };
 
-// levels to the planes of a code row, behind its magnitudes
+// Writes levels to the planes of a code row, behind its magnitudes.
 void minicache_code_write(const minicache_code_layout & layout, const uint8_t * levels, uint8_t * row);
 
-// minicache_code_coefficients() of n rows, vectorised, to every `stride` numbers of `out`
+// Reads the coefficients of n rows to out [n][stride]: minicache_code_coefficients(), vectorised.
 void minicache_code_read(const minicache_code_layout & layout, const uint8_t * const * rows, int n, float * out, int64_t stride);
 
-// Levels of code rows, for one layout.
+// Reads the levels of code rows of one layout.
 class minicache_code_levels {
   public:
     explicit minicache_code_levels(const minicache_code_layout & layout);
 
-    // from 0 on, to every `stride` bytes of `out`, a multiple of 64
+    // Reads levels, which count from 0, to out [rows.n][stride]; stride is a multiple of 64.
     void read(const minicache_rows & rows, uint8_t * out, int64_t stride) const;
 
   private:
     static const int MAX_PARTS = 16;
 
-    // How 64 levels of a row of up to 256 bytes are put together by permutations of bytes and shifts of eight bits at a time,
-    // where there are such (AVX-512 VBMI): a word of 64 bits takes the bytes of eight levels' upper bits and those of their lower
-    // ones, and each level takes its own bits of them.
+    // How AVX-512 VBMI puts together 64 levels of a row of up to 256 bytes, by permutations of bytes and by shifts that pick any eight
+    // bits of a 64-bit word. Each such word collects the bytes with the upper bits of eight levels and those with their lower bits, and
+    // each level picks its own bits from it.
     struct part {
-        uint8_t byte[64];   // of the row
-        uint8_t upper[64];  // the bit of the word from which on a level's upper bits are, less the number of its lower ones
-        uint8_t lower[64];
+        uint8_t byte[64];      // which byte of the row each byte of the words is
+        uint8_t upper[64];     // the bit of the word where a level's upper bits begin, minus the number of its lower bits
+        uint8_t lower[64];     // the bit of the word where a level's lower bits begin
         uint8_t is_upper[64];  // mask of a level's upper bits
-        uint8_t is_level[64];  // of all
+        uint8_t is_level[64];  // mask of all bits of a level
     };
 
     const minicache_code_layout layout;
     const int                   n_byte;
 
-    int  n_part = 0;  // 0: read segment by segment
+    int  n_part = 0;  // 0: rows are read segment by segment
     part parts[MAX_PARTS];
 };
 
-// what a coefficient's level is counted from: (2^w - 1)/2, to `out` [r]
+// Writes the level at which each coefficient is zero, (2^w - 1)/2, to out [r].
 void minicache_code_zeros(const minicache_code_layout & layout, float * out);

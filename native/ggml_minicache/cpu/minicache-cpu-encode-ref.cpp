@@ -2,11 +2,12 @@
 
 // The specification of encoding: one head of one token at a time, in double. Parallel over tokens.
 
-// memory of one thread, in doubles: [n_angle] cosines and sines, [n_layer*d] unit vectors, as many decoded ones, [r] coefficients
+// Work memory of one thread, in doubles: [n_angle] cosines and sines, [n_layer*d] unit vectors, [n_layer*d] decoded vectors, [r]
+// coefficients.
 static int64_t ref_work(const minicache_encode & e) { return e.n_angle() + 2 * e.n_layer * e.d_max + e.r_max; }
 
-// x to a unit vector, zeros for a zero vector; the result is its length. Double: no finite float32 vector overflows, nor does a
-// denormal one vanish.
+// Makes x a unit vector, zeros for a zero vector, and returns its length. In double no finite float32 vector overflows, and no
+// denormal one vanishes.
 static double normalize(double * x, int64_t d) {
     double sum = 0.0;
     for (int64_t i = 0; i < d; ++i) {
@@ -87,7 +88,7 @@ void minicache_cpu_encode_ref(const ggml_compute_params * params, ggml_tensor * 
             for (int side = 0; side < e.n_layer; ++side) {
                 double * u_side = u + side * e.d_k;
                 std::copy_n(e.k(side, t, h), e.d_k, u_side);
-                minicache_code_turn(e.p.shape, angles.cosines(), angles.sines(), true, u_side);
+                minicache_turn(e.p.shape, angles.cosines(), angles.sines(), true, u_side);
                 length[side] = normalize(u_side, e.d_k);
             }
             e.distances(dst, t)[h] = encode_head(head_k, length, e.row_k(t, h));

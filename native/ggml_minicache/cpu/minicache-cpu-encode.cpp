@@ -1,27 +1,27 @@
 #include "minicache-cpu-encode.h"
 
-#include "minicache-cpu-kernels.h"
+#include "minicache-cpu-kernels-rows.h"
 
-// One KV head's K or V at a time, for a tile of tokens, in float32: both products with the decoder, as it lies in memory, are
-// the attention's inner loops.
+// The vectorised encoding, in float32: one KV head's K or V at a time, for a tile of tokens. Both products with the decoder use the
+// attention's inner loops, with the decoder where it lies in memory.
 //
-// Parallel over the tiles of all heads, a stretch of them to a thread, so that a decoder is used again while it is in the
-// cache. No sum of a token's depends on the number of threads or of tokens, so neither does its code.
+// Parallel over the tiles of all heads. Each thread takes consecutive tiles, so that it finds a decoder in the cache again. No sum
+// depends on the number of threads or of other tokens, and so a token's code does not either.
 
-static const int64_t TILE = 12;  // tokens, full tiles of both products
+static const int64_t TILE = 12;  // tokens, a multiple of the rows that either product takes at a time
 
-struct encode_plan {
-    explicit encode_plan(const minicache_encode & e) :
+struct encode_schedule {
+    explicit encode_schedule(const minicache_encode & e) :
         n_tile((e.n_tokens + TILE - 1) / TILE), n_item(2 * e.n_head_kv * n_tile), d(e.n_layer * e.d_max), r(e.r_max),
         n_angle(e.n_angle()) {}
 
     const int64_t n_tile;
-    const int64_t n_item;  // tiles of K's and V's heads
-    const int64_t d;       // numbers of all layers
+    const int64_t n_item;  // tiles of all heads of K and V
+    const int64_t d;       // numbers of all layers together
     const int64_t r;
     const int64_t n_angle;
 
-    // doubles, floats, bytes, as their alignment wants it
+    // doubles, then floats, then bytes, so that all are aligned
     size_t scratch_bytes() const {
         const size_t n = n_angle * (sizeof(double) + sizeof(float)) + TILE * (3 * d + r) * sizeof(float) + r;
         return (n + sizeof(double) - 1) / sizeof(double) * sizeof(double);
@@ -29,7 +29,7 @@ struct encode_plan {
 };
 
 size_t minicache_cpu_encode_work_size(const ggml_tensor * op, int n_threads) {
-    return n_threads * encode_plan(minicache_encode(op)).scratch_bytes();
+    return n_threads * encode_schedule(minicache_encode(op)).scratch_bytes();
 }
 
 // x *= factor
@@ -59,10 +59,10 @@ static float largest(const float * x, int64_t n) {
 }
 
 struct encode_tile {
-    encode_tile(const minicache_encode & e, const encode_plan & plan, char * scratch) :
-        e(e), cosines((float *) ((double *) scratch + plan.n_angle)), sines(cosines + plan.n_angle / 2),
-        u(cosines + plan.n_angle), y(u + TILE * plan.d), u_hat(y + TILE * plan.d), coef(u_hat + TILE * plan.d),
-        levels((uint8_t *) (coef + TILE * plan.r)), angles(e.p.shape, e.codec->data, (double *) scratch) {}
+    encode_tile(const minicache_encode & e, const encode_schedule & schedule, char * scratch) :
+        e(e), cosines((float *) ((double *) scratch + schedule.n_angle)), sines(cosines + schedule.n_angle / 2),
+        u(cosines + schedule.n_angle), y(u + TILE * schedule.d), u_hat(y + TILE * schedule.d), coef(u_hat + TILE * schedule.d),
+        levels((uint8_t *) (coef + TILE * schedule.r)), angles(e.p.shape, e.codec->data, (double *) scratch) {}
 
     void encode(ggml_tensor * dst, int64_t i_head, int64_t token_0, int64_t n) {
         is_v    = i_head >= e.n_head_kv;
@@ -109,11 +109,11 @@ struct encode_tile {
 
     uint8_t * row(int64_t token) const { return is_v ? e.row_v(token, head_kv) : e.row_k(token, head_kv); }
 
-    // unit vectors, of K at its block-relative position, zeros for a zero vector, and what they are weighted
+    // Reads a token's unit vectors, zeros for a zero vector, of K at its block-relative position, and multiplies them by the weights.
     void read(int64_t token, float * x, float * weighted, double * lengths) {
         if (!is_v && angles.set(e.base(token))) {
-            std::copy_n(angles.cosines(), minicache_code_n_pair(e.p.shape), cosines);
-            std::copy_n(angles.sines(), minicache_code_n_pair(e.p.shape), sines);
+            std::copy_n(angles.cosines(), minicache_turn_pairs(e.p.shape), cosines);
+            std::copy_n(angles.sines(), minicache_turn_pairs(e.p.shape), sines);
         }
         for (int side = 0; side < head.n_layer(); ++side) {
             const float * in = is_v ? e.v(side, token, head_kv) : e.k(side, token, head_kv);
@@ -125,8 +125,8 @@ struct encode_tile {
         }
     }
 
-    // The length of `in`. By a power of two the numbers come near 1 first, in two steps, as it may be none of float32's: no
-    // finite vector overflows, nor does a denormal one vanish.
+    // Writes the unit vector of `in` to x, and returns its length. The numbers are first brought near 1 by a power of two, so that no
+    // finite vector overflows and no denormal one vanishes. It takes two steps, as that power may be out of float32's range.
     double unit(const float * in, float * x) const {
         int exponent;
         frexpf(largest(in, head.d), &exponent);
@@ -134,7 +134,7 @@ struct encode_tile {
         multiply(x, ldexpf(1.0f, -exponent / 2), head.d);
         multiply(x, ldexpf(1.0f, -exponent - -exponent / 2), head.d);
         if (!is_v) {
-            minicache_code_turn(e.p.shape, cosines, sines, true, x);
+            minicache_turn(e.p.shape, cosines, sines, true, x);
         }
         const float sum = sum_of_squares(x, head.d);
         if (sum > 0.0f && sum < INFINITY) {
@@ -145,7 +145,7 @@ struct encode_tile {
         return sum == 0.0f ? 0.0 : NAN;
     }
 
-    // projections to levels, and to what those stand for
+    // Quantizes the projections z to levels, and replaces them by the coefficients that those stand for.
     void quantize(float * z) {
         const float * gain  = head.gain;
         uint8_t *     level = levels;
@@ -160,7 +160,7 @@ struct encode_tile {
         }
     }
 
-    // minicache_code_level() but for a number in the middle between two levels
+    // As minicache_code_level(), except for numbers midway between two levels.
     static void quantize_unit(
         const float * MINICACHE_RESTRICT gain, float top, float * MINICACHE_RESTRICT z, uint8_t * MINICACHE_RESTRICT level) {
         for (int c = 0; c < MINICACHE_CODE_UNIT; ++c) {
@@ -219,13 +219,13 @@ struct encode_tile {
 
 void minicache_cpu_encode(const ggml_compute_params * params, ggml_tensor * dst) {
     const minicache_encode e(dst);
-    const encode_plan      plan(e);
+    const encode_schedule  schedule(e);
 
-    encode_tile tile(e, plan, (char *) params->wdata + params->ith * plan.scratch_bytes());
+    encode_tile tile(e, schedule, (char *) params->wdata + params->ith * schedule.scratch_bytes());
 
-    const int64_t end = plan.n_item * (params->ith + 1) / params->nth;
-    for (int64_t i = plan.n_item * params->ith / params->nth; i < end; ++i) {
-        const int64_t t = i % plan.n_tile * TILE;
-        tile.encode(dst, i / plan.n_tile, t, std::min(TILE, e.n_tokens - t));
+    const int64_t end = schedule.n_item * (params->ith + 1) / params->nth;
+    for (int64_t i = schedule.n_item * params->ith / params->nth; i < end; ++i) {
+        const int64_t t = i % schedule.n_tile * TILE;
+        tile.encode(dst, i / schedule.n_tile, t, std::min(TILE, e.n_tokens - t));
     }
 }

@@ -1,6 +1,6 @@
 #pragma once
 
-// What the scalar and the vectorised encoding share: the op's operands by name, and magnitudes.
+// What the scalar and the vectorised encoding share: the op's operands by name, and how magnitudes are chosen.
 
 #include "minicache-cpu-code.h"
 #include "minicache-cpu.h"
@@ -30,7 +30,7 @@ struct minicache_encode {
     const int64_t d_max;
     const int64_t r_max;
 
-    int64_t n_angle() const { return 2 * minicache_code_n_pair(p.shape); }
+    int64_t n_angle() const { return 2 * minicache_turn_pairs(p.shape); }
 
     int32_t base(int64_t token) const { return bases[token]; }
 
@@ -38,10 +38,10 @@ struct minicache_encode {
 
     uint8_t * row_v(int64_t token, int64_t head_kv) const { return row(code_v, token, head_kv); }
 
-    // K, then V, of each KV head
+    // the token's distances: of K for each KV head, then of V
     float * distances(ggml_tensor * dst, int64_t token) const { return (float *) ((char *) dst->data + token * dst->nb[1]); }
 
-    // a token's K or V of one layer
+    // one layer's K or V of a token
     const float * k(int side, int64_t token, int64_t head_kv) const { return layer(side, token) + head_kv * d_k; }
 
     const float * v(int side, int64_t token, int64_t head_kv) const {
@@ -69,10 +69,10 @@ struct minicache_encode_sums {
     double x_hat;  // Σ w*û²
 };
 
-// Each layer's magnitude as a byte of `row`, from the lengths of its vectors x. The result is the squared error of what is then
-// restored, relative to the squared length, averaged over the layers, at most 1.
-//   sums   of a layer, minicache_encode_sums
-//   error  of a layer and a scale: |u - scale*û|²
+// Writes each layer's magnitude as a byte of `row`, from the lengths of the layers' vectors. Returns the squared error of what is then
+// restored, relative to the squared length and averaged over the layers, at most 1.
+//   sums(side)          minicache_encode_sums of a layer
+//   error(side, scale)  |u - scale*û|² of a layer
 template <typename Sums, typename Error>
 static inline float minicache_encode_magnitudes(
     const minicache_code_head & head, const double * length, uint8_t * row, const Sums & sums, const Error & error) {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-// parallel over the cells of each stream, a whole number of blocks to a thread
+// Parallel over the cells of each stream; each thread takes a whole number of blocks.
 void minicache_cpu_index(const ggml_compute_params * params, ggml_tensor * dst) {
     const ggml_tensor * cells = dst->src[0];
     const ggml_tensor * slots = dst->src[1];

@@ -1,7 +1,7 @@
 #include "minicache-cpu.h"
 #include "minicache-math.h"
 
-// Independent partial sums: the compiler may keep them in vector lanes without reassociating what the code says.
+// Independent partial sums, which the compiler may keep in vector lanes without changing the order of additions.
 static const int LANES = 8;
 
 struct dot_sums {
@@ -42,7 +42,7 @@ static dot_sums dots(const float * a, const float * b, int64_t d) {
     return r;
 }
 
-// one head of one token: its direction, and how it was blended
+// Merges one head of one token: writes its direction to e, and returns the blend.
 static minicache_blend merge_head(const float * a, const float * b, float * e, int64_t d, const ggml_minicache_merge_params & p) {
     const dot_sums sums  = dots(a, b, d);
     const auto     slerp = minicache_blend_of(sums.aa, sums.bb, sums.ab, p.t);
@@ -54,7 +54,7 @@ static minicache_blend merge_head(const float * a, const float * b, float * e, i
     return blend;
 }
 
-// parallel over tokens
+// Parallel over tokens.
 void minicache_cpu_merge(const ggml_compute_params * params, ggml_tensor * dst) {
     const ggml_tensor * kv_a = dst->src[0];
     const ggml_tensor * kv_b = dst->src[1];

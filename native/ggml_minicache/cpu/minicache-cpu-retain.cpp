@@ -1,8 +1,8 @@
 #include "ggml-cpu.h"
 #include "minicache-cpu.h"
 
-// Which tokens the slots keep is decided by one thread, in the order of the tokens, so that the outcome does not depend on
-// the number of threads. The winners' rows are then written by all of them.
+// One thread decides which tokens the slots keep, in the order of the tokens, so that the outcome does not depend on the number of
+// threads. Then all threads write the rows of those tokens.
 
 static float as_f32(int32_t bits) {
     float x;
@@ -57,7 +57,7 @@ struct retain_op {
         return row + merged->ne[0] - 2 * p.n_head_kv;
     }
 
-    // holds a token of an earlier ubatch that is still in the cache
+    // whether the cell still holds a token of an earlier ubatch
     bool holds_past(int64_t stream, int64_t cell) const {
         if (cell < 0 || cell >= cells->ne[0]) {
             return false;
@@ -83,7 +83,7 @@ static void update_stats(const retain_op & op, int64_t stream, float distance_k,
 }
 
 static void decide(const retain_op & op) {
-    // a slot lets go of what the ubatch overwrites or the sequence operations removed before any token is offered
+    // before any token is offered, slots drop tokens that this ubatch overwrites or that sequence operations have removed
     for (int64_t i = 0; op.p.block > 0 && i < op.n_tokens; ++i) {
         int32_t * slot = op.slot(op.stream(i), op.block_slot(i));
         if (slot[0] != 0 && !op.holds_past(op.stream(i), slot[0] - 1)) {

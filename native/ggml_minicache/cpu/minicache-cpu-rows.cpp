@@ -14,10 +14,10 @@ static void read_f16(const void * row, float * out, int64_t n) { ggml_cpu_fp16_t
 
 static void read_bf16(const void * row, float * out, int64_t n) { ggml_cpu_bf16_to_fp32((const ggml_bf16_t *) row, out, n); }
 
-// The two formats that long contexts are kept in most are read here rather than by ggml's converters: those live in
-// ggml-base, which is built for the lowest common instruction set.
+// The two formats that are most used for long contexts are read here and not by ggml's converters, which are in ggml-base and so built
+// for the lowest common instruction set.
 
-// The quants are copied out first: bytes may alias the output, and the compiler would not vectorise past that.
+// The quants are copied out first: bytes may alias the output, and that would keep the compiler from vectorising.
 
 static void read_q8_0(const void * row, float * out, int64_t n) {
     const auto * blocks = (const block_q8_0 *) row;
@@ -71,8 +71,8 @@ minicache_read_row_t minicache_row_reader(ggml_type type) {
 // levels
 //
 
-// A nibble each of the first half of a block, then of the second. Compilers make a mess of bytes, so where there are no vectors
-// it is eight at a time.
+// Unpacks the nibbles of a block: its first half holds the lower ones, its second half the upper ones. Compilers handle bytes badly,
+// so without vectors it takes eight at a time.
 static inline void unpack_nibbles(const uint8_t * bytes, uint8_t * out) {
 #if defined(__AVX2__)
     const __m128i x = _mm_loadu_si128((const __m128i *) bytes);
@@ -92,11 +92,11 @@ static inline void unpack_nibbles(const uint8_t * bytes, uint8_t * out) {
 #endif
 }
 
-// the fifth bits of nibbles
+// adds the fifth bits to nibbles
 static inline void add_fifth_bits(const uint8_t * bytes, uint8_t * out) {
     uint32_t bits;
     memcpy(&bits, bytes, sizeof(bits));
-    for (int j = 0; j < MINICACHE_LEVEL_GROUP; ++j) {
+    for (int j = 0; j < MINICACHE_LEVEL_SPAN; ++j) {
         out[j] |= (uint8_t) ((bits >> j & 1) << 4);
     }
 }
@@ -164,7 +164,7 @@ struct levels_q5_1 {
     }
 };
 
-// the 16 numbers that a nibble of iq4_nl stands for, as levels
+// the 16 values of iq4_nl, as levels
 struct iq4_nl_table {
     uint8_t level[16];
 
@@ -211,22 +211,22 @@ struct levels_iq4_nl {
 
 template <typename F>
 static void read_levels(const minicache_rows & rows, int64_t d, const minicache_level_rows & out) {
-    const int64_t n_group = d / MINICACHE_LEVEL_GROUP;
+    const int64_t n_span = d / MINICACHE_LEVEL_SPAN;
     for (int c = 0; c < rows.n; ++c) {
         const auto *  b      = (const typename F::block *) rows.at[c];
         uint8_t *     levels = out.levels + c * out.ld;
         ggml_fp16_t * scale  = out.scale + c;
         ggml_fp16_t * min    = out.min + c;
-        minicache_fetch_ahead(b, rows.ahead, n_group * (int64_t) sizeof(*b));
-        for (int64_t g = 0; g < n_group; ++g) {
-            F::unpack(b[g], levels + g * MINICACHE_LEVEL_GROUP);
+        minicache_fetch_ahead(b, rows.ahead, n_span * (int64_t) sizeof(*b));
+        for (int64_t g = 0; g < n_span; ++g) {
+            F::unpack(b[g], levels + g * MINICACHE_LEVEL_SPAN);
             scale[g * MINICACHE_LEVEL_BLOCK] = b[g].d;
             if constexpr (F::has_min) {
                 min[g * MINICACHE_LEVEL_BLOCK] = b[g].m;
             }
         }
     }
-    for (int64_t g = 0; g < n_group; ++g) {
+    for (int64_t g = 0; g < n_span; ++g) {
         for (int64_t i = g * MINICACHE_LEVEL_BLOCK + rows.n; i < (g + 1) * MINICACHE_LEVEL_BLOCK; ++i) {
             out.scale[i] = 0;
             if constexpr (F::has_min) {

@@ -1,10 +1,10 @@
 #pragma once
 
-// Vectors of AVX-512, AVX2, NEON or a single number, chosen where this is compiled: with upstream's CPU variants each of them
-// compiles it for itself and the one that fits is loaded.
+// Vectors of AVX-512, AVX2, NEON or a single number, as the target of the compilation has them. If llama.cpp builds its CPU variants,
+// each of them compiles this for itself, and the one that fits the machine is loaded.
 //
 //   minicache_vec   MINICACHE_LANES floats
-//   minicache_ivec  as many int32, where MINICACHE_LEVELS is 1: there are integer dot products
+//   minicache_ivec  as many int32, if MINICACHE_LEVELS is 1, which means that there are integer dot products
 
 #include "ggml.h"
 #include "simd-mappings.h"
@@ -109,7 +109,7 @@ static inline minicache_vec vec_load(const ggml_bf16_t * p) { return GGML_BF16_T
 static inline minicache_vec vec_load(const uint8_t * p) { return (float) *p; }
 #endif
 
-// x in a register: GCC 12 would rather load it again for each of its uses
+// Keeps x in a register; GCC 12 would load it again for each use.
 static inline minicache_vec vec_keep(minicache_vec x) {
 #if defined(__GNUC__) && defined(__AVX2__)
     __asm__("" : "+v"(x));
@@ -118,9 +118,9 @@ static inline minicache_vec vec_keep(minicache_vec x) {
 }
 
 //
-// Integer dot products of levels, 0 to 255, four of which are a word, with factors. With MINICACHE_BYTE_DOT those are signed
-// bytes, and ivec_dot() takes words of both. Else they have 16 bits: ivec_dot() takes the even or the odd levels, and words of
-// two even or two odd factors.
+// Integer dot products of levels, 0 to 255, with factors. Four levels are a word. With MINICACHE_BYTE_DOT the factors are signed bytes,
+// and ivec_dot() takes words of both. Otherwise they have 16 bits, and ivec_dot() takes the even or the odd levels, and words of two
+// even or two odd factors.
 //
 
 #if MINICACHE_LANES == 16 && defined(__AVX512BW__)
@@ -139,7 +139,7 @@ static inline minicache_ivec ivec_shr8(minicache_ivec x) { return _mm512_srai_ep
 static inline minicache_ivec ivec_round(minicache_vec x) { return _mm512_cvtps_epi32(x); }
 static inline int32_t        ivec_sum(minicache_ivec x) { return _mm512_reduce_add_epi32(x); }
 static inline int32_t        ivec_top(minicache_ivec x) { return _mm512_reduce_max_epi32(x); }
-// the lowest byte of each number
+// stores the lowest byte of each number
 static inline void ivec_store_bytes(int8_t * p, minicache_ivec x) { _mm_storeu_si128((__m128i *) p, _mm512_cvtepi32_epi8(x)); }
 static inline minicache_ivec ivec_shl8(minicache_ivec x) { return _mm512_slli_epi32(x, 8); }
 static inline minicache_vec  ivec_float(minicache_ivec x) { return _mm512_cvtepi32_ps(x); }
@@ -179,7 +179,7 @@ static inline int32_t ivec_top(minicache_ivec x) {
     const __m128i z = _mm_max_epi32(y, _mm_shuffle_epi32(y, 0x4E));
     return _mm_cvtsi128_si32(_mm_max_epi32(z, _mm_shuffle_epi32(z, 0xB1)));
 }
-// the lowest byte of each number
+// stores the lowest byte of each number
 static inline void ivec_store_bytes(int8_t * p, minicache_ivec x) {
     const __m256i lowest = _mm256_and_si256(x, _mm256_set1_epi32(0xFF));
     const __m128i words  = _mm_packus_epi32(_mm256_castsi256_si128(lowest), _mm256_extracti128_si256(lowest, 1));
@@ -220,7 +220,7 @@ static inline minicache_ivec ivec_shr8(minicache_ivec x) { return vshrq_n_s32(x,
 static inline minicache_ivec ivec_round(minicache_vec x) { return vcvtnq_s32_f32(x); }
 static inline int32_t        ivec_sum(minicache_ivec x) { return vaddvq_s32(x); }
 static inline int32_t        ivec_top(minicache_ivec x) { return vmaxvq_s32(x); }
-// the lowest byte of each number
+// stores the lowest byte of each number
 static inline void ivec_store_bytes(int8_t * p, minicache_ivec x) {
     const int16x4_t words = vmovn_s32(x);
     const int8x8_t  bytes = vmovn_s16(vcombine_s16(words, words));
@@ -228,7 +228,7 @@ static inline void ivec_store_bytes(int8_t * p, minicache_ivec x) {
 }
 static inline minicache_ivec ivec_shl8(minicache_ivec x) { return vshlq_n_s32(x, 8); }
 static inline minicache_vec  ivec_float(minicache_ivec x) { return vcvtq_f32_s32(x); }
-// signed bytes on both sides, so levels count from MINICACHE_LEVEL_ORIGIN
+// bytes are signed on both sides, so levels are counted from MINICACHE_LEVEL_ORIGIN
 #define MINICACHE_LEVEL_ORIGIN 128
 static inline minicache_ivec ivec_dot(minicache_ivec sum, minicache_ivec levels, minicache_ivec factors) {
     return vdotq_s32(sum, veorq_s8(vreinterpretq_s8_s32(levels), vdupq_n_s8(-128)), vreinterpretq_s8_s32(factors));
@@ -246,7 +246,7 @@ static inline minicache_ivec ivec_dot(minicache_ivec sum, minicache_ivec levels,
 //
 
 #if MINICACHE_LANES == 16
-// x[i][j] to x[j][i]
+// swaps x[i][j] and x[j][i]
 static inline void vec_transpose(__m512 * x) {
     __m512d y[16];
     for (int i = 0; i < 16; i += 4) {
@@ -301,8 +301,9 @@ static inline void vec_transpose(float32x4_t * x) {
 static inline void vec_transpose(float *) {}
 #endif
 
-// Sums of vectors, one of each: halves of two at a time are added, so that what is left is half as much. vec_fold() takes the
-// first steps with MINICACHE_FOLD vectors, vec_sums() the others with as many folds as make MINICACHE_LANES sums.
+// The sums of several vectors' numbers, as one vector. Each step adds the halves of two vectors, which leaves half as many numbers.
+// vec_fold() does the first steps for MINICACHE_FOLD vectors, and vec_sums() the other ones for as many folds as give MINICACHE_LANES
+// sums.
 #define MINICACHE_FOLD (MINICACHE_LANES == 1 ? 1 : 4)
 
 static inline minicache_vec vec_fold(const minicache_vec * x) {
@@ -333,8 +334,8 @@ static inline minicache_vec vec_sums(const minicache_vec * folds) {
 #endif
 }
 
-// The n bytes that lie `ahead` of p are soon read, unless that is 0: to the second level of the cache. Few lines at a time, in
-// step with the work: a core drops those that it has no room for.
+// Fetches the n bytes that lie `ahead` of p into the second level of the cache, because they will soon be read; nothing if `ahead` is 0.
+// Few lines are fetched at a time, in step with the work, because a core drops those that it has no room for.
 static inline void minicache_fetch_ahead(const void * p, int64_t ahead, int64_t n) {
 #if defined(__GNUC__)
     for (int64_t i = 0; ahead != 0 && i < n; i += 64) {
@@ -356,7 +357,8 @@ static inline void minicache_rescale(float * x, float factor, int64_t d) {
     }
 }
 
-// the first n of a vector's numbers, if there are so many; zeros behind them, and nothing is written there
+// Load and store the first n numbers of a vector, or all if n is larger. Loading fills up with zeros; storing leaves what is behind
+// them.
 static inline minicache_vec vec_load_first(const float * p, int64_t n) {
     if (n >= MINICACHE_LANES) {
         return vec_load(p);

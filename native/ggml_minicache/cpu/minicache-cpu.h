@@ -1,6 +1,6 @@
 #pragma once
 
-// GGML_OP_MINICACHE on the CPU: what ggml-cpu calls, and the ops behind it.
+// GGML_OP_MINICACHE on the CPU: what ggml-cpu calls, and the ops it runs.
 
 #include "ggml-cpu-impl.h"
 #include "ggml-minicache.h"
@@ -20,7 +20,7 @@ size_t ggml_minicache_work_size(const struct ggml_tensor * op, int n_threads);
 
 #include <cstring>
 
-// the parameter struct behind the kind of op
+// the parameter struct that follows the kind of op
 template <typename T>
 static T minicache_params(const ggml_tensor * op) {
     T params;

@@ -6,11 +6,12 @@
 
 #include <cmath>
 
-// Decode: the table of turned queries, the attention in chunks, the chunks' combination. Prompts: K and V restored to f16 and
-// ggml-cuda's own flash attention, where it has the shape. All scratch is from ggml-cuda's pool, nothing waits for the device.
+// The attention op. In decode it makes the table of turned queries, attends in chunks, and combines the chunks. For prompts it
+// restores K and V to f16 and calls ggml-cuda's own flash attention, if that supports the shape. All scratch memory comes from
+// ggml-cuda's pool, and nothing waits for the device.
 
-// What is a prompt and not decode, where nothing is restored: more tokens than these, and as many queries of a KV head as pay
-// for decoding each entry once for all of them.
+// A batch is a prompt if it has more tokens than DECODE_TOKENS, and so many queries on a KV head that restoring each entry once for
+// all of them pays. In decode nothing is restored.
 static const int DECODE_TOKENS = 8;
 static const int RESTORE_ROWS  = 64;
 
@@ -78,15 +79,17 @@ minicache_cuda_attn minicache_cuda_attn_of(const ggml_tensor * dst) {
 }
 
 //
-// the chunks of a row under one maximum
+// combining the chunks
 //
+// A row's results over the chunks are brought under one maximum.
+
 
 static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
     combine_kernel(const MINICACHE_PARAMETER minicache_cuda_attn a, const int n_split, const float * partials, char * dst,
         const int64_t nb_head, const int64_t nb_token, const int64_t nb_stream) {
     MINICACHE_SHARED(shared);
 
-    __shared__ float warps[3][MINICACHE_ATTN_WARPS];  // what each warp finds
+    __shared__ float warps[3][MINICACHE_ATTN_WARPS];  // maxima and sums of the warps
 
     const int THREADS = MINICACHE_ATTN_WARPS * WARP_SIZE;
     const int thread  = threadIdx.y * WARP_SIZE + threadIdx.x;
@@ -170,37 +173,37 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
 // decode
 //
 
-typedef void (*attn_kernel_t)(const minicache_cuda_attn, const minicache_attn_plan, const minicache_query_table, float *);
+typedef void (*attn_kernel_t)(const minicache_cuda_attn, const minicache_attn_schedule, const minicache_query_table, float *);
 
 template <bool CODED, int WIDE>
 static attn_kernel_t attn_kernel_of_rows(int rows) {
     return rows == 8 ? minicache_attn_kernel<CODED, WIDE, 8> : minicache_attn_kernel<CODED, WIDE, 16>;
 }
 
-// without codes V has 256 numbers at most
-static attn_kernel_t attn_kernel(bool coded, const minicache_attn_plan & plan) {
+// Without codes V has 256 numbers at most.
+static attn_kernel_t attn_kernel(bool coded, const minicache_attn_schedule & schedule) {
     if (!coded) {
-        return plan.wide == 2 ? attn_kernel_of_rows<false, 2>(plan.rows) : attn_kernel_of_rows<false, 4>(plan.rows);
+        return schedule.wide == 2 ? attn_kernel_of_rows<false, 2>(schedule.rows) : attn_kernel_of_rows<false, 4>(schedule.rows);
     }
-    return plan.wide == 2 ? attn_kernel_of_rows<true, 2>(plan.rows) :
-           plan.wide == 4 ? attn_kernel_of_rows<true, 4>(plan.rows) :
-                            attn_kernel_of_rows<true, 8>(plan.rows);
+    return schedule.wide == 2 ? attn_kernel_of_rows<true, 2>(schedule.rows) :
+           schedule.wide == 4 ? attn_kernel_of_rows<true, 4>(schedule.rows) :
+                            attn_kernel_of_rows<true, 8>(schedule.rows);
 }
 
 static void attend(ggml_backend_cuda_context & ctx, const minicache_cuda_attn & a, ggml_tensor * dst) {
     const dim3                  threads(WARP_SIZE, MINICACHE_ATTN_WARPS);
     const minicache_attn_dims & d      = a.dims;
-    const attn_kernel_t         kernel = attn_kernel(d.coded, minicache_attn_plan_of(d, 1));
+    const attn_kernel_t         kernel = attn_kernel(d.coded, minicache_attn_schedule_of(d, 1));
 
-    // what does not run at once makes the rest wait for it: chunks for one wave
-    const int resident = minicache_cuda_resident_blocks(kernel, threads, minicache_attn_plan_of(d, 1).shared);
+    // Blocks beyond one wave would make the rest wait for them, so there are chunks for one wave.
+    const int resident = minicache_cuda_resident_blocks(kernel, threads, minicache_attn_schedule_of(d, 1).shared);
     const int n_sm     = ggml_cuda_info().devices[ctx.device].nsm;
 
-    const minicache_attn_plan plan = minicache_attn_plan_of(d, resident * n_sm);
+    const minicache_attn_schedule schedule = minicache_attn_schedule_of(d, resident * n_sm);
 
-    const int64_t n_partial = (int64_t) d.n_stream * d.n_head * d.n_tps * plan.n_split * minicache_attn_partial(d);
-    const int64_t n_group   = d.coded ? (int64_t) d.n_stream * plan.n_group : 0;
-    const int64_t n_query   = n_group * plan.n_base * d.n_head_kv * plan.n_row_tile * plan.rows;
+    const int64_t n_partial = (int64_t) d.n_stream * d.n_head * d.n_tps * schedule.n_split * minicache_attn_partial(d);
+    const int64_t n_span    = d.coded ? (int64_t) d.n_stream * schedule.n_span : 0;
+    const int64_t n_query   = n_span * schedule.n_base * d.n_head_kv * schedule.n_row_tile * schedule.rows;
 
     ggml_cuda_pool_alloc<float>   partials(ctx.pool(), n_partial);
     ggml_cuda_pool_alloc<int32_t> n_base(ctx.pool());
@@ -210,18 +213,19 @@ static void attend(ggml_backend_cuda_context & ctx, const minicache_cuda_attn & 
 
     minicache_query_table table = {};
     if (d.coded) {
-        table.n_base = n_base.alloc(n_group);
-        table.base   = bases.alloc(n_group * plan.n_base);
+        table.n_base = n_base.alloc(n_span);
+        table.base   = bases.alloc(n_span * schedule.n_base);
         table.scale  = scales.alloc(n_query);
-        table.query  = queries.alloc(n_query * d.r_k + 8);  // never empty
-        minicache_cuda_query_table(a, plan, table, n_sm, ctx.stream());
+        table.query  = queries.alloc(n_query * d.r_k + 8);  // 8 more, so that it is never empty
+        minicache_cuda_query_table(a, schedule, table, n_sm, ctx.stream());
     }
-    // tiles of queries of the same entries side by side; there may be more of them than a grid's second dimension takes
-    minicache_cuda_launch(kernel, dim3(plan.n_split * plan.n_row_tile, d.n_head_kv, d.n_stream), threads, plan.shared,
-        ctx.stream(), a, plan, table, partials.get());
+    // Tiles of queries that read the same entries are neighbours. They are in the first dimension, because a grid's second one may
+    // be too small for them.
+    minicache_cuda_launch(kernel, dim3(schedule.n_split * schedule.n_row_tile, d.n_head_kv, d.n_stream), threads, schedule.shared,
+        ctx.stream(), a, schedule, table, partials.get());
 
-    const size_t shared = (minicache_attn_partial(d) + plan.n_split) * sizeof(float);
-    minicache_cuda_launch(combine_kernel, dim3(d.n_tps, d.n_head, d.n_stream), threads, shared, ctx.stream(), a, plan.n_split,
+    const size_t shared = (minicache_attn_partial(d) + schedule.n_split) * sizeof(float);
+    minicache_cuda_launch(combine_kernel, dim3(d.n_tps, d.n_head, d.n_stream), threads, shared, ctx.stream(), a, schedule.n_split,
         (const float *) partials.get(), (char *) dst->data, (int64_t) dst->nb[1], (int64_t) dst->nb[2], (int64_t) dst->nb[3]);
 }
 
@@ -229,7 +233,7 @@ static void attend(ggml_backend_cuda_context & ctx, const minicache_cuda_attn & 
 // prompts
 //
 
-// What flash attention takes in place of the op: K and V as f16 rows, heads one after the other. `view` holds the tensors.
+// The op as ggml-cuda's flash attention takes it, with K and V as f16 rows, heads one after the other. This object holds the tensors.
 struct flash_attn_view {
     ggml_tensor q;
     ggml_tensor k;
@@ -272,7 +276,7 @@ struct flash_attn_view {
     }
 };
 
-// Entries of empty cells are zeros in the restored K: there has to be a mask that hides them.
+// Restored K and V are zeros for empty cells, so there has to be a mask that hides them.
 static bool restores(const minicache_cuda_attn & a, int device, const flash_attn_view & view) {
     return a.dims.n_tps > DECODE_TOKENS && a.dims.n_tps * a.dims.n_gqa >= RESTORE_ROWS && a.mask &&
            ggml_cuda_flash_attn_ext_supported(device, &view.op);

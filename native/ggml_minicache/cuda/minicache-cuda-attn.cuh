@@ -1,17 +1,17 @@
 #pragma once
 
-// What the kernels of the attention share: the op's operands by name, as the CPU's struct minicache_attn has them.
+// What the attention's kernels share: the op's operands by name, as in the CPU's struct minicache_attn.
 
 #include "common.cuh"
 #include "ggml-minicache.h"
-#include "minicache-cuda-attn-plan.h"
+#include "minicache-cuda-attn-schedule.h"
 #include "minicache-cuda-rows.cuh"
 
 struct minicache_cuda_attn {
     minicache_attn_dims        dims;
     ggml_minicache_attn_params p;
     minicache_code_shape       shape;
-    minicache_codec_offsets    at;  // of the codec's parts
+    minicache_codec_offsets    at;  // where the codec's parts begin
 
     minicache_cuda_rows q;  // F32, [d, token, head, stream]
     minicache_cuda_rows k;
@@ -39,19 +39,19 @@ struct minicache_cuda_attn {
 
     __device__ const float * query(int s, int head, int token) const { return (const float *) q.row(s, token, head); }
 
-    // every cell holds a merged entry where there is no index
+    // what a cell holds; without an index, all hold merged entries
     __device__ int32_t state(int s, int cell) const {
         return cells ? cells[s * cells_stream + cell] : (int32_t) GGML_MINICACHE_CELL_MERGED;
     }
 
     __device__ int32_t base(int s, int cell) const { return cells[s * cells_stream + cells_bases + cell]; }
 
-    // 0 without a mask
+    // the mask, 0 without one
     __device__ float bias(int s, int token, int cell) const {
         return mask ? __half2float(((const half *) (mask + s * mask_stream + token * mask_token))[cell]) : 0.0f;
     }
 
-    // which: 0 for K, 2 for V
+    //   which: 0 for K, 2 for V
     __device__ float magnitude(int which, int s, int head_kv, int cell) const {
         if (!mag) {
             return 1.0f;
@@ -61,7 +61,8 @@ struct minicache_cuda_attn {
 
     __device__ int n_layer() const { return shape.layout_k.n_layer; }
 
-    // natural logarithm of a coded entry's magnitude; which: as above
+    // natural logarithm of a coded entry's magnitude
+    //   which: 0 for K, 2 for V
     __device__ float log_magnitude(int which, int head_kv, const char * row) const {
         const float * range = (const float *) (codec + at.mag) + (head_kv * 2 * n_layer() + which / 2 * n_layer() + p.side) * 2;
         const uint8_t q     = (uint8_t) row[p.side];
@@ -86,10 +87,10 @@ struct minicache_cuda_attn {
         return kv_cur + ((int64_t) s * dims.n_tps + token) * (dims.d_k + dims.d_v) * dims.n_head_kv;
     }
 
-    // ALiBi slope of a head, 1 without
+    // ALiBi slope of a head, 1 without ALiBi
     __device__ float slope(int head) const { return get_alibi_slope(p.max_bias, (uint32_t) head, n_head_log2, m0, m1); }
 
-    // a query·key product as it enters the softmax
+    // the score of a query·key product, as it enters the softmax
     __device__ float score(float dot, float bias) const {
         float s = p.scale * dot;
         if (p.softcap != 0.0f) {
@@ -98,7 +99,7 @@ struct minicache_cuda_attn {
         return s + bias;
     }
 
-    // one warp: a retained or a current entry's K and V, null for one that isn't wanted
+    // One warp: reads the K and V of a retained or current entry.
     __device__ void read_exact(int s, int head_kv, int cell, half * out_k, half * out_v) const {
         const int32_t holds = state(s, cell);
         if (holds < 0) {
@@ -113,19 +114,21 @@ struct minicache_cuda_attn {
     }
 };
 
-// Queries as coded entries of one base see them, (R(-b)q)ᵀD, made by one kernel for all bases that a group of cells has, so
+// Queries as the coded entries of one base see them, (R(-b)q)ᵀD. One kernel makes them for all bases that a span of cells has, so
 // that a decoder is read once for many of them.
 struct minicache_query_table {
-    int32_t * n_base;  // [n_stream][n_group]
-    int32_t * base;    // [n_stream][n_group][n_base of the plan]
-    float *   scale;   // [n_stream][n_group][n_base][n_head_kv][n_row_tile*rows]
-    half *    query;   // [...][r_k], coefficients at their places, of absolute value 1 at most
+    int32_t * n_base;  // [n_stream][n_span]
+    int32_t * base;    // [n_stream][n_span][the schedule's n_base]
+    float *   scale;   // [n_stream][n_span][n_base][n_head_kv][n_row_tile*rows]
+    half *    query;   // [...][r_k], coefficients at their places (minicache-code-unit.h), of absolute value 1 at most
 };
 
 minicache_cuda_attn minicache_cuda_attn_of(const ggml_tensor * dst);
 
-void minicache_cuda_query_table(const minicache_cuda_attn & a, const minicache_attn_plan & plan,
+// Fills in the table.
+//   n_sm  multiprocessors of the device
+void minicache_cuda_query_table(const minicache_cuda_attn & a, const minicache_attn_schedule & schedule,
     const minicache_query_table & table, int n_sm, cudaStream_t stream);
 
-// K and V of all cells as this layer has them: f16 [d, n_kv, n_head_kv, n_stream], zeros where cells are empty
+// Restores K and V of all cells as this layer has them: f16 [d, n_kv, n_head_kv, n_stream], zeros for empty cells.
 void minicache_cuda_restore(const minicache_cuda_attn & a, half * k, half * v, cudaStream_t stream);

@@ -5,8 +5,8 @@
 
 #include <cfloat>
 
-// All layers' K, or V, of one KV head, for a tile of tokens, to code rows. Products with the decoder are in float32: levels are
-// rounded from them, and a code is made once and read for as long as its token is in the cache.
+// The encode op: a block encodes all layers' K, or V, of one KV head, for a tile of tokens. Products with the decoder are in float32,
+// because levels are rounded from them, and a code is made once and read for as long as its token is in the cache.
 
 static const int TOKENS  = 8;
 static const int WARPS   = 4;
@@ -22,7 +22,7 @@ struct encode_args {
     char *          code[2];  // K, V
     int64_t         code_cell[2];
     int64_t         code_stream[2];
-    int32_t         code_bytes[2];  // of a head's row
+    int32_t         code_bytes[2];  // bytes of a head's row
     int64_t         n_cells;
     const int64_t * rows;
     const int32_t * bases;
@@ -39,7 +39,7 @@ struct encode_part {
     int           d;
     int           r;
     int           n_layer;
-    int           first;   // number in a token's row
+    int           first;   // where the head begins in a token's row, in numbers
     const float * mag;     // [n_layer][2]
     const float * weight;  // [n_layer*d]
     const float * gain;    // [r]
@@ -67,8 +67,8 @@ struct encode_part {
     }
 };
 
-// One warp: all layers' unit vectors, zeros for a zero vector, and their lengths. The numbers are divided by the largest
-// first, so that no square of a finite one overflows, nor do all of them vanish.
+// One warp: computes all layers' unit vectors, zeros for a zero vector, and their lengths. The numbers are first divided by the
+// largest one, so that no square of a finite number overflows, and not all of them vanish.
 static __device__ void unit_vectors(const encode_args & a, const encode_part & part, int token, const float * angles,
     float * scratch, float * u, double * length) {
     const int n_pair = part.is_v ? 0 : minicache_turn_pairs(a.shape);
@@ -105,7 +105,7 @@ static __device__ void unit_vectors(const encode_args & a, const encode_part & p
     }
 }
 
-// One warp: as minicache_encode_magnitudes() on the CPU.
+// One warp: does what minicache_encode_magnitudes() does on the CPU.
 static __device__ void write_magnitudes(
     const encode_part & part, const float * u, const float * u_hat, const double * length, uint8_t * row, float * distance) {
     float error = 0.0f;
@@ -173,7 +173,7 @@ static __global__ void __launch_bounds__(THREADS) encode_kernel(const encode_arg
     __shared__ double lengths[TOKENS][MINICACHE_CODE_LAYERS];
 
     float *   u      = (float *) shared;                       // [TOKENS][n_layer*d]
-    float *   u_hat  = u + TOKENS * d;                         // the same: weighted, then decoded
+    float *   u_hat  = u + TOKENS * d;                         // [TOKENS][n_layer*d]  first the weighted vectors, then the decoded ones
     float *   coef   = u_hat + TOKENS * d;                     // [TOKENS][r]
     float *   angles = coef + TOKENS * r;                      // [WARPS][d]
     uint8_t * levels = (uint8_t *) (angles + WARPS * part.d);  // [TOKENS][r]

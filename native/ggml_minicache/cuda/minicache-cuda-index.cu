@@ -1,7 +1,7 @@
 #include "minicache-cuda-launch.cuh"
 #include "minicache-cuda.cuh"
 
-// what each cell holds: one thread looks whether the two slots that may hold its cell do
+// The index op, which says what each cell holds: one thread for each cell looks at the two slots that may hold it.
 
 static const int THREADS = 256;
 
@@ -10,7 +10,7 @@ struct index_args {
     const int32_t * slots;
     int32_t *       out;
 
-    // strides in numbers
+    // strides, in numbers
     int64_t cells_stream;
     int64_t cells_bases;
     int64_t slots_stream;

@@ -1,8 +1,8 @@
 #pragma once
 
-// How our kernels are launched and get their shared memory, so that tests/native can run the same text on the CPU.
+// How our kernels are launched and get their shared memory. It is separate so that tests/native can run the same kernels on the CPU.
 //
-// Without programmatic dependent launch: ours then need no word on what they wait for, whatever ran before them.
+// Kernels are launched without programmatic dependent launch, so they need not say what they wait for, whatever ran before them.
 
 #include "common.cuh"
 
@@ -10,7 +10,7 @@
 
 #include <cuda_pipeline.h>
 
-// a kernel's parameter that functions get a reference to: it stays where it is, where the architecture can
+// A kernel's parameter that functions take by reference. On architectures that support it, it is not copied.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 700
 #define MINICACHE_PARAMETER __grid_constant__
 #else
@@ -19,7 +19,8 @@
 
 #define MINICACHE_SHARED(name) extern __shared__ __align__(16) char name[]
 
-// A kernel takes 48 KiB unasked. The calls of this file are no work of a stream: they may come while a graph is captured.
+// More than 48 KiB have to be asked for. None of the calls in this file is work of a stream, so they are allowed while a graph is
+// captured.
 template <typename... Parameters>
 static void minicache_cuda_allow_shared(void (*kernel)(Parameters...), size_t shared) {
     if (shared > 48 * 1024) {
@@ -27,7 +28,7 @@ static void minicache_cuda_allow_shared(void (*kernel)(Parameters...), size_t sh
     }
 }
 
-// blocks that a multiprocessor runs at a time
+// how many blocks a multiprocessor runs at a time
 template <typename... Parameters>
 static int minicache_cuda_resident_blocks(void (*kernel)(Parameters...), dim3 threads, size_t shared) {
     int n = 0;

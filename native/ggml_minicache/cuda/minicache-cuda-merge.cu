@@ -2,8 +2,9 @@
 #include "minicache-cuda.cuh"
 #include "minicache-math.h"
 
-// A block takes 32 pairs of vectors: warps sum their products, one thread for each pair finds how they blend, warps blend them.
-// In double, as the CPU: the sums are few, and so that the blends are too, 32 are found at a time.
+// The merge op. A block takes 32 pairs of vectors: its warps sum their products, then one thread for each pair finds how to blend
+// them, then the warps blend them. Sums and blends are in double, as on the CPU; there are few of them, and finding 32 blends at a
+// time keeps it so.
 
 static const int WARPS   = 4;
 static const int VECTORS = WARP_SIZE;
@@ -24,7 +25,7 @@ struct merge_vector {
     int     is_v;
     int     head;
     int     d;
-    int     first;  // number in the token's row
+    int     first;  // where the head begins in the token's row, in numbers
 
     __device__ merge_vector(const merge_args & a, int64_t i) {
         const int n = a.p.n_head_kv;
@@ -52,7 +53,7 @@ static __device__ __forceinline__ double sum_of_warp(double x) {
 static __global__ void __launch_bounds__(WARPS * WARP_SIZE) merge_kernel(const merge_args a) {
     __shared__ double aa[VECTORS];
     __shared__ double bb[VECTORS];
-    __shared__ double ab[VECTORS];  // sums, then both weights in the first two
+    __shared__ double ab[VECTORS];  // sums; later aa and bb hold both weights
 
     const int64_t first = (int64_t) blockIdx.x * VECTORS;
 

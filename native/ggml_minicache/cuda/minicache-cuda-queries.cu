@@ -2,9 +2,9 @@
 #include "minicache-cuda-turn.cuh"
 #include "mma.cuh"
 
-// The table of turned queries: for a group of cells its distinct bases, in the order of their first cells, and for each of
-// them all queries of a KV head, as one matrix product with K's decoder. Bases that there is no room for are left to the
-// attention, which turns queries one at a time.
+// The table of turned queries: the distinct bases of a span of cells, in the order of their first cells, and for each of them all
+// queries of a KV head, as one matrix product with K's decoder. Bases that do not fit are left to the attention, which turns
+// queries one at a time.
 
 using ggml_cuda_mma::load_generic;
 using ggml_cuda_mma::load_ldmatrix;
@@ -17,7 +17,7 @@ static const int N_MATRIX = 512 / 16 / MINICACHE_ATTN_WARPS;  // tiles of 16 coe
 
 struct query_table_shape {
     int32_t slice;       // coefficients whose part of the decoder is in shared memory at a time
-    int32_t ld_decoder;  // numbers
+    int32_t ld_decoder;  // numbers from one row to the next
     int32_t ld_q;
     int32_t at_q;  // offsets in bytes
     int32_t at_angles;
@@ -33,13 +33,14 @@ static query_table_shape query_table_shape_of(const minicache_attn_dims & d, int
         s.at_q       = 2 * d.d_k * s.ld_decoder;
         s.at_angles  = s.at_q + 2 * rows * s.ld_q;
         s.shared     = s.at_angles + 4 * d.d_k;
-        // whole tiles of all warps
+        // whole tiles for all warps
         s.slice -= s.slice % 64 ? s.slice % 64 : 64;
     } while (s.shared > MINICACHE_ATTN_SHARED && s.slice > 0);
     s.slice = s.ld_decoder - 8;
     return s;
 }
 
+// Whether any token sees the cell.
 static __device__ bool is_seen(const minicache_cuda_attn & a, int stream, int cell) {
     for (int t = 0; t < a.dims.n_tps; ++t) {
         if (a.bias(stream, t, cell) != -INFINITY) {
@@ -49,9 +50,9 @@ static __device__ bool is_seen(const minicache_cuda_attn & a, int stream, int ce
     return false;
 }
 
-// the bases of the group's cells that any query sees, `most` at most, which all threads get; the result is their number
-static __device__ int find_bases(const minicache_cuda_attn & a, int stream, int group, int most, int32_t * bases) {
-    const int HALVES = MINICACHE_ATTN_GROUP / THREADS;
+// Finds the bases of those cells of the span that any query sees, `most` at most. All threads get them; returns their number.
+static __device__ int find_bases(const minicache_cuda_attn & a, int stream, int span, int most, int32_t * bases) {
+    const int HALVES = MINICACHE_ATTN_SPAN / THREADS;
 
     __shared__ uint32_t ballots[HALVES * MINICACHE_ATTN_WARPS];
 
@@ -59,7 +60,7 @@ static __device__ int find_bases(const minicache_cuda_attn & a, int stream, int 
     bool      waits[HALVES];
     int32_t   base[HALVES];
     for (int h = 0; h < HALVES; ++h) {
-        const int cell = group * MINICACHE_ATTN_GROUP + h * THREADS + thread;
+        const int cell = span * MINICACHE_ATTN_SPAN + h * THREADS + thread;
         waits[h]       = cell < a.dims.n_kv && a.state(stream, cell) == GGML_MINICACHE_CELL_MERGED && is_seen(a, stream, cell);
         base[h]        = waits[h] ? a.base(stream, cell) : 0;
     }
@@ -80,7 +81,7 @@ static __device__ int find_bases(const minicache_cuda_attn & a, int stream, int 
         if (first < 0) {
             break;
         }
-        bases[n] = a.base(stream, group * MINICACHE_ATTN_GROUP + first);
+        bases[n] = a.base(stream, span * MINICACHE_ATTN_SPAN + first);
         for (int h = 0; h < HALVES; ++h) {
             waits[h] = waits[h] && base[h] != bases[n];
         }
@@ -89,10 +90,11 @@ static __device__ int find_bases(const minicache_cuda_attn & a, int stream, int 
     return n;
 }
 
-// The whole block: one group of cells. `slice_there` is the part of the decoder that is in shared memory, -1 for none.
+// The whole block: makes the table's entries for one span of cells.
+//   slice_there  the slice of the decoder that is in shared memory, -1 for none
 template <int ROWS>
-static __device__ __forceinline__ void add_group(const minicache_cuda_attn & a, const minicache_attn_plan & plan,
-    const query_table_shape & shape, const minicache_query_table & table, int group, int & slice_there, char * shared) {
+static __device__ __forceinline__ void add_span(const minicache_cuda_attn & a, const minicache_attn_schedule & schedule,
+    const query_table_shape & shape, const minicache_query_table & table, int span, int & slice_there, char * shared) {
     const int COLUMNS = ROWS / 8;
 
     const int head_kv = blockIdx.y;
@@ -108,27 +110,27 @@ static __device__ __forceinline__ void add_group(const minicache_cuda_attn & a, 
     __shared__ float tops[MINICACHE_ATTN_WARPS][ROWS];
 
     int32_t   bases[MINICACHE_ATTN_BASES];
-    const int n_base = find_bases(a, stream, group, plan.n_base, bases);
+    const int n_base = find_bases(a, stream, span, schedule.n_base, bases);
 
-    const int64_t first = (int64_t) stream * plan.n_group + group;
+    const int64_t first = (int64_t) stream * schedule.n_span + span;
     if (head_kv == 0 && thread == 0) {
         table.n_base[first] = n_base;
         for (int e = 0; e < n_base; ++e) {
-            table.base[first * plan.n_base + e] = bases[e];
+            table.base[first * schedule.n_base + e] = bases[e];
         }
     }
     for (int e = 0; e < n_base; ++e) {
         minicache_turn_angles(a, bases[e], angles);
         __syncthreads();
 
-        for (int row_tile = 0; row_tile < plan.n_row_tile; ++row_tile) {
+        for (int row_tile = 0; row_tile < schedule.n_row_tile; ++row_tile) {
             float scale[ROWS / MINICACHE_ATTN_WARPS];
 #pragma unroll
             for (int k = 0; k < ROWS / MINICACHE_ATTN_WARPS; ++k) {
                 const int     row = threadIdx.y + k * MINICACHE_ATTN_WARPS;
                 const int     at  = row_tile * ROWS + row;
                 const float * x =
-                    at < plan.n_row ? a.query(stream, head_kv * a.dims.n_gqa + at % a.dims.n_gqa, at / a.dims.n_gqa) : nullptr;
+                    at < schedule.n_row ? a.query(stream, head_kv * a.dims.n_gqa + at % a.dims.n_gqa, at / a.dims.n_gqa) : nullptr;
                 float top = 0.0f;
                 for (int i = threadIdx.x; x && i < a.dims.d_k; i += WARP_SIZE) {
                     top = fmaxf(top, fabsf(x[i]));
@@ -198,8 +200,8 @@ static __device__ __forceinline__ void add_group(const minicache_cuda_attn & a, 
             }
             __syncthreads();
 
-            const int64_t entry = first * plan.n_base + e;
-            const int64_t out   = (entry * a.dims.n_head_kv + head_kv) * plan.n_row_tile * ROWS + row_tile * ROWS;
+            const int64_t entry = first * schedule.n_base + e;
+            const int64_t out   = (entry * a.dims.n_head_kv + head_kv) * schedule.n_row_tile * ROWS + row_tile * ROWS;
 
             const auto top_of = [&](int row) {
                 float top = 0.0f;
@@ -237,28 +239,28 @@ static __device__ __forceinline__ void add_group(const minicache_cuda_attn & a, 
     }
 }
 
-// Each block takes one group after the other, so that it reads the decoder once, where that fits.
+// Each block takes one span after the other, so that it reads the decoder only once if that fits into shared memory.
 template <int ROWS>
 static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
-    query_table_kernel(const MINICACHE_PARAMETER minicache_cuda_attn a, const MINICACHE_PARAMETER minicache_attn_plan plan,
+    query_table_kernel(const MINICACHE_PARAMETER minicache_cuda_attn a, const MINICACHE_PARAMETER minicache_attn_schedule schedule,
         const MINICACHE_PARAMETER query_table_shape shape, const MINICACHE_PARAMETER minicache_query_table table) {
     MINICACHE_SHARED(shared);
 
     int slice_there = -1;
-    for (int group = blockIdx.x; group < plan.n_group; group += gridDim.x) {
-        add_group<ROWS>(a, plan, shape, table, group, slice_there, shared);
+    for (int span = blockIdx.x; span < schedule.n_span; span += gridDim.x) {
+        add_span<ROWS>(a, schedule, shape, table, span, slice_there, shared);
     }
 }
 
-void minicache_cuda_query_table(const minicache_cuda_attn & a, const minicache_attn_plan & plan,
+void minicache_cuda_query_table(const minicache_cuda_attn & a, const minicache_attn_schedule & schedule,
     const minicache_query_table & table, int n_sm, cudaStream_t stream) {
-    const query_table_shape shape = query_table_shape_of(a.dims, plan.rows);
+    const query_table_shape shape = query_table_shape_of(a.dims, schedule.rows);
     const dim3              threads(WARP_SIZE, MINICACHE_ATTN_WARPS);
-    const auto              kernel = plan.rows == 8 ? query_table_kernel<8> : query_table_kernel<16>;
+    const auto              kernel = schedule.rows == 8 ? query_table_kernel<8> : query_table_kernel<16>;
 
     const int n_block = n_sm * minicache_cuda_resident_blocks(kernel, threads, shape.shared);
-    const int n       = minicache_max(1, minicache_min(plan.n_group, n_block / (a.dims.n_head_kv * a.dims.n_stream)));
+    const int n       = minicache_max(1, minicache_min(schedule.n_span, n_block / (a.dims.n_head_kv * a.dims.n_stream)));
 
     minicache_cuda_launch(
-        kernel, dim3(n, a.dims.n_head_kv, a.dims.n_stream), threads, shape.shared, stream, a, plan, shape, table);
+        kernel, dim3(n, a.dims.n_head_kv, a.dims.n_stream), threads, shape.shared, stream, a, schedule, shape, table);
 }

@@ -2,7 +2,7 @@
 #include "minicache-cuda-turn.cuh"
 #include "mma.cuh"
 
-// K and V of all cells as one layer has them, in f16, for attention by ggml-cuda's own kernels. A block of 4 warps takes a tile
+// Restores K and V of all cells as one layer has them, in f16, for ggml-cuda's own attention kernels. A block of 4 warps takes a tile
 // of cells of one stream and KV head. Codes are multiplied by the decoder on tensor cores.
 
 using ggml_cuda_mma::load_generic;
@@ -36,7 +36,7 @@ static restore_shape restore_shape_of(const minicache_attn_dims & d) {
     return s;
 }
 
-// One warp: a merged entry's row, its magnitude multiplied in.
+// One warp: restores a merged entry's row, times its magnitude.
 static __device__ void restore_direction(const char * row, int32_t type, int d, float mag, half * out) {
     for (int i = 4 * threadIdx.x; i < d; i += 4 * WARP_SIZE) {
         half2 x[2];
@@ -50,7 +50,8 @@ static __device__ void restore_direction(const char * row, int32_t type, int d, 
     }
 }
 
-// Code rows of the tile's coded cells, multiplied by the decoder: out [CELLS][ld_row], without magnitudes.
+// The whole block: multiplies the code rows of the tile's coded cells by the decoder, to [CELLS][ld_row] at shape.at_row, without
+// magnitudes.
 static __device__ void decode_tile(const minicache_cuda_attn & a, const restore_shape & shape, const minicache_cuda_rows & from,
     minicache_code_layout layout, int r, int bytes, int d, const half * decoder, int stream, int head_kv, int cell_0,
     const bool * coded, char * shared) {
@@ -155,7 +156,7 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
     decode_tile(a, shape, a.k, a.shape.layout_k, a.dims.r_k, a.dims.bytes_k, a.dims.d_k, a.decoder_k(head_kv), stream, head_kv,
         cell_0, coded, shared);
 
-    // K is turned to its place, one base after the other
+    // K is turned forward to its position, one base after the other
     uint32_t done = 0;
     while (true) {
         if (threadIdx.y == 0) {

@@ -2,9 +2,10 @@
 #include "minicache-cuda-launch.cuh"
 #include "minicache-cuda.cuh"
 
-// The CPU offers the tokens to their slots one after the other. Here each token looks for itself whether it is the one that its
-// slot is left with: the most distant, the first of those that are equally so, and more distant than what the slot holds; in
-// the window, the last. So the outcome is the same. Three kernels, as the first two need the slots as they were.
+// The retain op. The CPU offers the tokens to their slots one after the other. Here each token finds out for itself whether its slot
+// ends up with it: in a block's slot the most distant token stays, the first one of equally distant ones, if it is more distant than
+// the one that the slot holds; in the window the last token stays. So the outcome is the same. There are three kernels, because the
+// first two need the slots in their old state.
 
 static const int THREADS = 128;
 
@@ -25,11 +26,11 @@ struct retain_args {
     int64_t slots_stream;  // in numbers
     int64_t merged_token;  // in bytes
     int64_t cells_stream;  // in numbers
-    int32_t distance;      // first number of the distances in a row of merged
+    int32_t distance;      // where the distances begin in a row of `merged`, in numbers
     int32_t n_kv;
     int32_t n_tokens;
     int32_t n_slot;
-    int32_t n_stream;  // of cells
+    int32_t n_stream;  // streams of `cells`
     int32_t n_embd_k;
     int32_t n_embd_v;
 
@@ -38,7 +39,7 @@ struct retain_args {
     float *   distance_v;
     int32_t * streams;
     int32_t * cell_of;
-    int32_t * wins;  // bit 0: its place in the window, bit 1: its block's slot
+    int32_t * wins;  // bit 0: the token gets its slot of the window, bit 1: that of its block
 
     __device__ int stream(int i) const { return streams[i]; }
 
@@ -50,7 +51,7 @@ struct retain_args {
 
     __device__ int32_t * slot(int s, int i) const { return slots + s * slots_stream + 2 * i; }
 
-    // as the CPU adds and halves them, so that ties are ties
+    // added and halved in the CPU's order, so that ties are the same
     __device__ float mean(int i) const { return 0.5f * (distance_k[i] + distance_v[i]); }
 
     __device__ bool holds_past(int s, int at) const {
@@ -74,7 +75,7 @@ static __global__ void __launch_bounds__(THREADS) distance_kernel(const retain_a
     }
     a.distance_k[i] = sum_k / (float) n;
     a.distance_v[i] = sum_v / (float) n;
-    // for all who look at this token: divisions of 64 bits are slow
+    // kept for all threads that look at this token, as divisions of 64 bits are slow
     a.streams[i] = (int32_t) (a.rows[i] / a.p.n_cells);
     a.cell_of[i] = (int32_t) (a.rows[i] % a.p.n_cells);
 }
@@ -90,7 +91,7 @@ static __global__ void __launch_bounds__(THREADS) decide_kernel(const retain_arg
     const int at_window = a.p.window > 0 ? a.window_slot(i) : 0;
     const int at_block  = a.p.block > 0 ? a.block_slot(i) : 0;
 
-    // of which cells in the block's slot
+    // the first cell of the block
     const int first = a.p.block > 0 ? a.cell(i) / a.p.block * a.p.block : 0;
 
     bool window = a.p.window > 0;
@@ -146,7 +147,7 @@ static __device__ void write_blocks(const float * x, char * row, int n, void (*q
     }
 }
 
-// the whole block of threads: n numbers to a row of a pool
+// The whole block of threads: writes n numbers to a row of a pool.
 static __device__ void write_row(const float * x, char * row, int32_t type, int n) {
     switch (type) {
         case GGML_TYPE_F16:
@@ -180,7 +181,7 @@ static __device__ void write_row(const float * x, char * row, int32_t type, int 
     }
 }
 
-// a block of threads for each token; behind them one for each stream's statistics
+// One block of threads for each token, then one for the statistics of each stream.
 static __global__ void __launch_bounds__(THREADS) keep_kernel(const retain_args a) {
     const int i = blockIdx.x;
     if (i >= a.n_tokens) {

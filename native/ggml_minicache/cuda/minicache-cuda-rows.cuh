@@ -1,13 +1,13 @@
 #pragma once
 
-// Rows of a cache or pool to tiles of f16 in shared memory. The bytes of ggml's types are read by what ggml-cuda's own
-// attention reads them with, those of code rows by minicache-code-unit.h.
+// Reads rows of a cache or pool into tiles of f16 in shared memory. The bytes of ggml's types are read by the functions of ggml-cuda's
+// own attention, those of code rows by minicache-code-unit.h.
 
 #include "fattn-common.cuh"
 #include "minicache-cuda-launch.cuh"
 #include "minicache-code-unit.h"
 
-// the rows of one tensor: [d, head, i, stream] with strides in bytes
+// The rows of one tensor [d, head, i, stream], with strides in bytes.
 struct minicache_cuda_rows {
     const char * data;
     int64_t      head;
@@ -24,7 +24,7 @@ static inline minicache_cuda_rows minicache_cuda_rows_of(const ggml_tensor * x) 
                minicache_cuda_rows{};
 }
 
-// four numbers of a row from number i on, i a multiple of 4
+// Reads four numbers of a row from number i on, a multiple of 4.
 static __device__ __forceinline__ void minicache_read_4(const char * row, int32_t type, int i, half2 * out) {
     switch (type) {
         case GGML_TYPE_F16:
@@ -68,7 +68,7 @@ static __device__ __forceinline__ void minicache_read_4(const char * row, int32_
     }
 }
 
-// one warp: d numbers of a row to `out`, zeros where there is no row
+// One warp: reads the d numbers of a row to `out`, zeros if the row is null.
 static __device__ __noinline__ void minicache_read_row(const char * row, int32_t type, int d, half * out) {
     for (int i = 4 * threadIdx.x; i < d; i += 4 * WARP_SIZE) {
         half2 x[2] = { __floats2half2_rn(0.0f, 0.0f), __floats2half2_rn(0.0f, 0.0f) };
@@ -80,16 +80,16 @@ static __device__ __noinline__ void minicache_read_row(const char * row, int32_t
     }
 }
 
-// one warp: the same of float32 numbers
+// One warp: the same for a row of float32.
 static __device__ __forceinline__ void minicache_read_row_f32(const float * row, int d, half * out) {
     for (int i = 2 * threadIdx.x; i < d; i += 2 * WARP_SIZE) {
         ((half2 *) (out + i))[0] = __floats2half2_rn(row[i], row[i + 1]);
     }
 }
 
-// One warp: the bytes of a row on their way to shared memory, where they are once the thread has waited for its pipeline and
-// the block for its threads. A row begins at an even address: where that is in the middle of a word, its first two bytes
-// there are another row's.
+// One warp: starts to copy the bytes of a row to shared memory. They are there once each thread has waited for its pipeline and the
+// block for its threads. A row begins at an even address; if that is the middle of a word, the first two bytes copied belong to
+// another row.
 static __device__ __forceinline__ void minicache_stage_row(const char * row, int bytes, char * out) {
     if (((uintptr_t) row | (uintptr_t) out | (uintptr_t) bytes) % 16 == 0) {
         for (int i = 16 * threadIdx.x; i < bytes; i += 16 * WARP_SIZE) {
@@ -107,7 +107,7 @@ static __device__ __forceinline__ void minicache_stage_row(const char * row, int
 // code rows
 //
 
-// coefficients L - (2^w - 1)/2 of a unit from its staged row, at their places: out [16]
+// Reads the coefficients L - (2^w - 1)/2 of a unit from its staged row, to their places in out [16].
 struct minicache_unit_reader {
     const uint16_t * upper;
     const uint16_t * lower;
@@ -118,7 +118,7 @@ struct minicache_unit_reader {
         uint32_t pairs[8];
         minicache_unit_pairs<UPPER, LOWER>(upper, lower, pairs);
 
-        // 0x6400 is 1024 in f16, whose last bit is worth 1 there: the bits of a level are added to it as they are
+        // 0x6400 is 1024 in f16, where the last bit is worth 1, so a level is added to it by setting its bits
         const half2 base   = __floats2half2_rn(1024.0f, 1024.0f);
         const float half_f = 0.5f * (float) ((1 << (UPPER + LOWER)) - 1);
         const half2 centre = __floats2half2_rn(half_f, half_f);
@@ -137,10 +137,10 @@ static __device__ __forceinline__ void minicache_read_unit(const char * staged, 
         minicache_unit_reader{ (const uint16_t *) (staged + unit.upper), (const uint16_t *) (staged + unit.lower), out });
 }
 
-// All warps of a block: a tile of staged code rows to f16. Lanes take the same unit of many rows.
-//   rows   [n] where the rows lie in the staged memory, -1 for zeros
+// All warps of a block: read a tile of staged code rows to f16. The lanes of a warp take the same unit of many rows.
+//   rows   [n] where each row begins in the staged memory, -1 for zeros
 //   units  [n_unit]
-//   out    [n][ld], rows of 16-byte words
+//   out    [n][ld], rows aligned to 16 bytes
 static __device__ __noinline__ void minicache_read_units(
     const char * staged, const int32_t * rows, int n, const minicache_code_unit * units, int n_unit, half * out, int ld) {
     for (int u = threadIdx.y; u < n_unit; u += blockDim.y) {

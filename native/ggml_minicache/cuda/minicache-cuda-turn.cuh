@@ -1,11 +1,11 @@
 #pragma once
 
-// Queries as coded entries of a base see them.
+// One query as the coded entries of a base see it.
 
 #include "minicache-cuda-attn.cuh"
 #include "minicache-turn.h"
 
-// The whole block of 4 warps: cosines, then sines, of the angles at base b. A barrier has to follow.
+// The whole block of 4 warps: computes the cosines, then the sines, of the angles at base b. A barrier has to follow.
 //   angles [2*n_pair]
 static __device__ __noinline__ void minicache_turn_angles(const minicache_cuda_attn & a, int32_t b, float * angles) {
     const int n = minicache_turn_pairs(a.shape);
@@ -14,10 +14,10 @@ static __device__ __noinline__ void minicache_turn_angles(const minicache_cuda_a
     }
 }
 
-// The whole block: (R(-b)x)ᵀD for one query, with coefficients at their places and of absolute value 1 at most, and the
-// factor that it was divided by. Barriers are within, before and after.
+// The whole block: computes (R(-b)x)ᵀD for one query, divided by its largest coefficient, which goes to out_scale; coefficients are
+// at their places (minicache-code-unit.h). Has barriers before, within and after.
 //   x        [d_k]
-//   scratch  [d_k] and the angles behind it
+//   scratch  [d_k], followed by the angles of minicache_turn_angles()
 static __device__ __noinline__ void minicache_turn_query(
     const minicache_cuda_attn & a, int head_kv, const float * x, float * scratch, half * out, float * out_scale) {
     const int THREADS = MINICACHE_ATTN_WARPS * WARP_SIZE;

@@ -2,7 +2,7 @@
 
 #include "ggml-backend-impl.h"
 #include "ggml-cuda.h"
-#include "minicache-cuda-attn-plan.h"
+#include "minicache-cuda-attn-schedule.h"
 
 void ggml_cuda_minicache(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     ggml_cuda_set_device(ctx.device);
@@ -27,8 +27,8 @@ void ggml_cuda_minicache(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     }
 }
 
-// A tensor of the cache is on this device, or nowhere yet. Elsewhere the scheduler would hand out a copy of it, and what is
-// written there would be lost.
+// Whether a tensor of the cache is on this device, or not allocated yet. If it were elsewhere, the scheduler would hand out a copy of
+// it, and what the op writes there would be lost.
 static bool is_here(const ggml_tensor * x, int device) {
     if (!x) {
         return true;
@@ -47,7 +47,7 @@ static bool are_here(const ggml_tensor * op, int first, int last, int device) {
 }
 
 bool ggml_cuda_minicache_supported(int device, const ggml_tensor * op) {
-    // the kernels multiply on tensor cores, and take more shared memory than Turing has
+    // the kernels multiply on tensor cores and use more shared memory than Turing has
     const auto & info = ggml_cuda_info().devices[device];
     if (!ampere_mma_available(info.cc) || info.smpbo < MINICACHE_ATTN_SHARED + 2 * 1024) {
         return false;

@@ -1,6 +1,6 @@
 #pragma once
 
-// GGML_OP_MINICACHE on CUDA devices: what ggml-cuda calls, and the ops behind it.
+// GGML_OP_MINICACHE on CUDA devices: what ggml-cuda calls, and the ops it runs.
 
 #include "common.cuh"
 #include "ggml-minicache.h"
@@ -9,7 +9,7 @@
 
 #if defined(GGML_USE_HIP) || defined(GGML_USE_MUSA)
 
-// these build ggml-cuda's files too; the kernels are for NVIDIA's tensor cores
+// HIP and MUSA build ggml-cuda's files too, but the kernels are for NVIDIA's tensor cores
 static inline void ggml_cuda_minicache(ggml_backend_cuda_context &, ggml_tensor *) { GGML_ABORT("not supported"); }
 
 static inline bool ggml_cuda_minicache_supported(int, const ggml_tensor *) { return false; }
@@ -18,10 +18,10 @@ static inline bool ggml_cuda_minicache_supported(int, const ggml_tensor *) { ret
 
 void ggml_cuda_minicache(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 
-// False too where the op's part of the cache lies elsewhere: it is read, and written, where it is.
+// Also false if the op's part of the cache is not on this device: the op reads and writes it in place.
 bool ggml_cuda_minicache_supported(int device, const ggml_tensor * op);
 
-// the parameter struct behind the kind of op
+// the parameter struct that follows the kind of op
 template <typename T>
 static T minicache_cuda_params(const ggml_tensor * op) {
     T params;
@@ -39,7 +39,7 @@ bool minicache_cuda_retain_supported(const ggml_tensor * op);
 bool minicache_cuda_encode_supported(const ggml_tensor * op);
 bool minicache_cuda_attn_supported(const ggml_tensor * op);
 
-// types of rows that our kernels read and write
+// whether our kernels read and write rows of this type
 static inline bool minicache_cuda_has_rows_of(ggml_type type) {
     switch (type) {
         case GGML_TYPE_F16:

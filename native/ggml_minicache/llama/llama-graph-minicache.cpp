@@ -35,12 +35,12 @@ class llm_graph_input_attn_kv_minicache : public llm_graph_input_attn_kv {
     }
 
     bool can_reuse(const llm_graph_params & params) override {
-        // base class first: it binds the new mctx
+        // the base class comes first, because it binds the new mctx
         return llm_graph_input_attn_kv::can_reuse(params) && cells->ne[0] == mctx->get_n_kv() &&
                (!bases || bases->ne[0] == params.ubatch.n_tokens);
     }
 
-    // the inputs as they are named for this layer
+    // Names llama.cpp's rotations for this layer, or none.
     void begin_layer(int il) {
         if (!rotations) {
             rotations = { self_k_rot, self_v_rot };
@@ -51,13 +51,13 @@ class llm_graph_input_attn_kv_minicache : public llm_graph_input_attn_kv {
 
     const llama_kv_cache_minicache * kv;
 
-    std::optional<std::pair<ggml_tensor *, ggml_tensor *>> rotations;  // upstream's of K and of V, known from the first layer on
+    std::optional<std::pair<ggml_tensor *, ggml_tensor *>> rotations;  // llama.cpp's of K and V, known from the first layer on
 
     ggml_tensor * cells = nullptr;  // I32 [n_kv, n_stream], or [n_kv, n_stream, 2] with the cells' bases
     ggml_tensor * bases = nullptr;  // I32 [n_tokens], null without coded groups
 
-    // per group, from its first layer to its last
-    std::vector<std::vector<ggml_tensor *>> kv_cur;  // of each layer so far, F32 [(d_k + d_v)*n_head_kv, n_tokens]
+    // for each group, from its first layer to its last
+    std::vector<std::vector<ggml_tensor *>> kv_cur;  // each layer's so far, F32 [(d_k + d_v)*n_head_kv, n_tokens]
     std::vector<ggml_tensor *>              index;   // as cells
 };
 
@@ -85,7 +85,7 @@ std::unique_ptr<llm_graph_input_attn_kv> llama_minicache_attn_inp_kv(ggml_contex
     return inp;
 }
 
-// heads of K, then heads of V, of each token
+// Each token's heads of K, then its heads of V.
 static ggml_tensor * concat_kv(ggml_context * ctx, ggml_tensor * k, ggml_tensor * v) {
     const auto flat = [&](ggml_tensor * x) {
         x = ggml_is_contiguous(x) ? x : ggml_cont(ctx, x);
@@ -94,7 +94,7 @@ static ggml_tensor * concat_kv(ggml_context * ctx, ggml_tensor * k, ggml_tensor 
     return ggml_concat(ctx, flat(k), flat(v), 0);
 }
 
-// what attention gets by names that a callback can look for
+// Gives the attention's inputs names that a callback can look for.
 static void observe(ggml_cgraph * gf, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, int il) {
     const auto name = [&](ggml_tensor * x, const char * format) {
         ggml_format_name(x, format, il);
@@ -105,7 +105,7 @@ static void observe(ggml_cgraph * gf, ggml_tensor * q, ggml_tensor * k, ggml_ten
     name(v, "minicache_v-%d");
 }
 
-// x [d, n_head, n_tokens], each head by its KV head's matrix of the basis [d, d, n_head_kv]; not contiguous
+// Multiplies each head of x [d, n_head, n_tokens] by its KV head's basis matrix [d, d, n_head_kv]. The result is not contiguous.
 static ggml_tensor * in_basis(ggml_context * ctx, ggml_tensor * x, ggml_tensor * basis) {
     if (!basis) {
         return x;
@@ -115,8 +115,8 @@ static ggml_tensor * in_basis(ggml_context * ctx, ggml_tensor * x, ggml_tensor *
     return ggml_permute(ctx, y, 0, 2, 1, 3);
 }
 
-// rows of d*n_head in a cache tensor, or in a layer's side of a pool, or of codes, as [d, n_head, n, n_stream] of the ubatch's
-// streams
+// Views the first n rows of d*n_head numbers in a cache tensor, or in a layer's side of a pool, as [d, n_head, n, n_stream], for the
+// ubatch's streams.
 static ggml_tensor * view_heads(
     ggml_context * ctx, ggml_tensor * x, int64_t d, int64_t n, const llama_kv_cache::slot_info & sinfo, int32_t side = 0) {
     if (!x) {
@@ -139,7 +139,7 @@ static ggml_tensor * build_index(
     return ggml_minicache_index(ctx, inp.cells, slots, inp.kv->get_block(), inp.kv->get_window());
 }
 
-// merge the current tokens of all layers and store them; everything that reads the cache is in the graph already
+// Merges the current tokens of all layers and stores them. Everything that reads the cache is in the graph already.
 static void build_store(const llm_graph_context & graph, const llm_graph_input_attn_kv_minicache & inp,
     const minicache_group & group, const std::vector<ggml_tensor *> & kv) {
     ggml_context * ctx = graph.ctx0;
@@ -186,7 +186,7 @@ void llama_minicache_begin_layer(llm_graph_input_attn_kv * inp_kv, int il) {
     }
 }
 
-// x [d, n_head, n_tokens] as the ops take queries: [d, n_tps, n_head, n_stream]
+// Views x [d, n_head, n_tokens] as the ops take queries: [d, n_tps, n_head, n_stream].
 static ggml_tensor * view_queries(ggml_context * ctx, ggml_tensor * x, int64_t n_stream) {
     const int64_t n_tps = x->ne[2] / n_stream;
     return ggml_permute(
@@ -206,7 +206,7 @@ static ggml_minicache_attn_params attn_params(
     };
 }
 
-// a layer that is not merged
+// Stores and attends, for a layer that is not merged.
 static ggml_tensor * build_plain(const llm_graph_context & graph, llm_graph_input_attn_kv_minicache & inp, ggml_tensor * q_cur,
     ggml_tensor * k_cur, ggml_tensor * v_cur, ggml_tensor * sinks, float kq_scale, int il) {
     ggml_context * ctx = graph.ctx0;
@@ -263,7 +263,7 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
 
     const ggml_minicache_attn_params params = attn_params(graph, *inp->kv, kq_scale, side);
 
-    // codes have their own length in place of the head size
+    // codes have a length of their own in place of the head size
     const int64_t d_k = group.dir_k->ne[0] / group.n_head_kv;
     const int64_t d_v = group.dir_v->ne[0] / group.n_head_kv;
 

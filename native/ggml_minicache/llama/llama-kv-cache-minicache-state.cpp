@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <stdexcept>
 
-// A saved state is a header that names the configuration, the number of cells of each stream, and the base class's state,
-// into which the groups' rows are woven stream by stream. Its length and checksum are in the header: what is cut short or
-// damaged is refused before anything is changed.
+// A saved state is a header that names the configuration, the number of cells of each stream, and the base class's state, in which the
+// groups' rows follow those of the plain layers, stream by stream. The header has its length and checksum, so that a state that was cut
+// short or damaged is refused before anything is changed.
 
 static const uint32_t STATE_MAGIC   = 0x564b434d;  // "MCKV"
 static const uint32_t STATE_VERSION = 5;
@@ -25,7 +25,7 @@ struct state_header {
     uint32_t n_group   = 0;
 
     uint64_t groups = 0;  // hash of the layer numbers
-    uint64_t basis  = 0;  // hash of the bases that directions are kept in; 0: the layers' own
+    uint64_t basis  = 0;  // the plan's hash, which covers basis matrices and codecs; 0 without a plan
     uint64_t plain  = 0;  // hash of the types of the layers that are not merged
 
     uint64_t payload_size = 0;
@@ -79,7 +79,7 @@ class llama_io_read_vector : public llama_io_read_i {
 };
 
 static state_header header_of(const llama_kv_cache_minicache & kv) {
-    std::vector<int32_t> layers;  // of each group their number, then they
+    std::vector<int32_t> layers;  // of each group: how many layers it has, then their numbers
     for (const minicache_group & group : kv.get_groups()) {
         layers.push_back(group.n_layer());
         layers.insert(layers.end(), group.layers.begin(), group.layers.end());
@@ -105,16 +105,16 @@ static state_header header_of(const llama_kv_cache_minicache & kv) {
     return h;
 }
 
-// what of the configuration differs, "" if nothing
+// Says what differs in the configuration, "" if nothing does.
 static std::string difference(const state_header & saved, const state_header & own) {
     const auto type_name = [](int32_t type) {
         return type >= 0 && type < GGML_TYPE_COUNT ? ggml_type_name((ggml_type) type) : "the cache's";
     };
     if (saved.n_group != own.n_group || saved.groups != own.groups) {
-        return format("%u groups of layers, here %u, or not the same ones", saved.n_group, own.n_group);
+        return format("%u groups of layers, here %u, or other layers", saved.n_group, own.n_group);
     }
     if (saved.mode != own.mode) {
-        return "merged layers are kept in another way";
+        return "merged layers are stored in another way";
     }
     if (saved.type_k != own.type_k || saved.type_v != own.type_v) {
         return format("cache types %s and %s, here %s and %s", type_name(saved.type_k), type_name(saved.type_v),
@@ -173,7 +173,8 @@ void llama_kv_cache_minicache::check_room(const std::vector<uint32_t> & cell_cou
             room += seq_id == -1 || cells.is_empty(i) || (cells.seq_has(i, seq_id) && cells.seq_count(i) == 1);
         }
         if (cell_counts[s] > room) {
-            throw std::runtime_error(format("the saved state has %u tokens, there is room for %u", cell_counts[s], room));
+            throw std::runtime_error(
+                format("the saved state has %u tokens, but there is room for %u only", cell_counts[s], room));
         }
     }
 }
@@ -193,7 +194,7 @@ void llama_kv_cache_minicache::state_read(llama_io_read_i & io, llama_seq_id seq
     std::vector<uint32_t> cell_counts(n_stream);
     io.read(cell_counts.data(), cell_counts.size() * sizeof(uint32_t));
 
-    // no whole state is larger than all there is to save; a damaged length must not be allocated
+    // a damaged length must not be allocated: no state is much larger than the cache
     if (header.payload_size > 2 * total_size() + ((size_t) 1 << 30)) {
         throw std::runtime_error("the saved state is damaged: its length makes no sense");
     }
@@ -230,14 +231,14 @@ void llama_kv_cache_minicache::state_write_data(llama_io_write_i & io, const cel
     }
 }
 
-// a retained token in a saved state: its number among the saved cells, its distance, and whether the window holds it
+// A retained token in a saved state: its number among the saved cells, its distance, and whether the window holds it.
 struct saved_slot {
     uint32_t token;
     int32_t  distance;  // f32 bits
     int32_t  in_window;
 };
 
-// the slots that a cell can be in: that of its block, that of the window; -1 where there is none
+// The slots that may hold a cell: its block's and the window's; -1 if there is no such slot.
 struct cell_slots {
     int64_t slot[2];
 };
@@ -297,7 +298,7 @@ bool llama_kv_cache_minicache::state_read_data(
     }
     for (const minicache_group & group : groups) {
         for (ggml_tensor * x : group.cell_tensors()) {
-            // whole runs of neighbouring cells at once
+            // runs of neighbouring cells are read in one piece
             for (uint32_t from = 0, to = 0; from < cell_count; from = to) {
                 for (to = from + 1; to < cell_count && cells[to] == cells[to - 1] + 1;) {
                     ++to;
@@ -312,8 +313,8 @@ bool llama_kv_cache_minicache::state_read_data(
     return true;
 }
 
-// The cells may be others than those saved, so that two retained tokens can meet in one block: the more distant one stays,
-// as ever, and the other falls back to its merged entry. In the window the later one stays.
+// The tokens may be restored to other cells than they were saved from, so two retained tokens can meet in one block: the more distant
+// one stays, as always, and the other one falls back to its merged entry. In the window the later token stays.
 void llama_kv_cache_minicache::read_retained(
     llama_io_read_i & io, const minicache_group & group, uint32_t strm, const slot_info & sinfo) {
     const auto & cells = sinfo.idxs[0];

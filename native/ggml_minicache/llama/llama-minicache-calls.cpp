@@ -8,11 +8,11 @@
 #include <map>
 #include <mutex>
 
-// Calls of llama.h that reach a device, inside a guard, and what may become of a context after an error.
+// Calls of llama.h that reach a device, inside a guard, and what a context may still be used for after an error.
 
 static std::mutex                                   mutex;
-static std::map<const llama_context *, std::string> failures;                // of contexts that are not freed yet
-static bool                                         devices_failed = false;  // one no longer answers
+static std::map<const llama_context *, std::string> failures;                // why contexts failed that are not freed yet
+static bool                                         devices_failed = false;  // a device no longer answers
 
 static void refuse_failed(const llama_context * ctx) {
     const std::lock_guard<std::mutex> lock(mutex);
@@ -31,9 +31,10 @@ static bool answers(llama_context * ctx) {
     }
 }
 
-// the reason, with what follows from it
+// Records the failure. Returns the reason and what follows from it.
 static std::string note_failure(llama_context * ctx, const std::string & reason) {
-    // A capture that was broken off can't be synchronised either. ggml-cuda waits for its end before it frees anything.
+    // A device cannot be synchronised in a capture that was broken off either, and ggml-cuda would wait for the end of the capture before
+    // it frees anything.
     const bool alive = answers(ctx);
 
     const std::lock_guard<std::mutex> lock(mutex);
@@ -67,7 +68,7 @@ static bool run_batch(llama_context * ctx, const llama_batch * batch, int32_t * 
         };
         if (ctx->get_cparams().cb_eval) {
             refuse_failed(ctx);
-            run_all();  // between here and an abort there may be frames of the callback's language
+            run_all();  // unguarded, because an exception might have to pass through frames of the callback's language
             return;
         }
         run_guarded(ctx, run_all);

@@ -1,6 +1,6 @@
 #pragma once
 
-// The last failure of the calling thread, and how a function of the C API fails: no exception crosses it.
+// The last failure of the calling thread, and the frame of every function of the C API, which lets no exception out.
 
 #include <exception>
 #include <string>
@@ -8,7 +8,7 @@
 void                minicache_set_error(const std::string & message);
 const std::string & minicache_get_error();
 
-// Runs f; false, with the reason kept, where it throws.
+// Runs f. Returns false and keeps the reason if it throws.
 template <typename F>
 bool minicache_guarded(const F & f) {
     minicache_set_error("");

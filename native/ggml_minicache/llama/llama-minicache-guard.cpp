@@ -8,28 +8,28 @@
 
 static thread_local minicache_abort_guard * innermost = nullptr;
 
-// MSVC takes it that functions of the C language do not throw: there everything ends the process as ever
+// MSVC assumes that functions of the C language do not throw, so there all aborts end the process
 #ifdef __GNUC__
 
-extern "C" void ggml_print_backtrace(void);  // of ggml-impl.h, which lies in ggml's own sources
+extern "C" void ggml_print_backtrace(void);  // declared in ggml-impl.h, which is not a public header
 
 static ggml_abort_callback_t callback_before = nullptr;
 
-// of a message "DIRECTORY/NAME:LINE: REASON"
+// Whether a message "DIRECTORY/NAME:LINE: REASON" comes from llama.cpp's files, ggml-cuda's, or ours beside them.
 static bool comes_from_cpp(const std::string & message) {
     const std::string path = message.substr(0, message.rfind(':', message.find(": ") - 1));
     const size_t      end  = path.rfind('/');
     if (end == std::string::npos || end == 0) {
         return false;
     }
-    const size_t      begin     = path.rfind('/', end - 1) + 1;  // 0 where there is no other
+    const size_t      begin     = path.rfind('/', end - 1) + 1;  // 0 if there is no other
     const std::string directory = path.substr(begin, end - begin);
     const std::string name      = path.substr(end + 1);
 
     const auto named = [&](const std::string & prefix) { return name.compare(0, prefix.size(), prefix) == 0; };
 
     return directory == "ggml-cuda" || directory == "template-instances" || named("minicache-cuda") ||
-           (named("llama-") && (directory == "src" || directory == "ggml_minicache"));
+           (named("llama-") && (directory == "src" || directory == "llama"));
 }
 
 static void on_abort(const char * message) {
@@ -42,12 +42,13 @@ static void on_abort(const char * message) {
         callback_before(message);
         return;
     }
-    // what ggml_abort() does without a callback
+    // ggml_abort() does this when there is no callback
     fprintf(stderr, "%s\n", message);
     ggml_print_backtrace();
 }
 
-// ggml's callback is the process's. Ours stays from the first guard on, and hands everything else to the one before.
+// ggml has one callback for the process. Ours is installed by the first guard, and passes on what is not for it to the callback that was
+// there before.
 static void install() {
     static std::once_flag once;
     std::call_once(once, [] { callback_before = ggml_set_abort_callback(on_abort); });

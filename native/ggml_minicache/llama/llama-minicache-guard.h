@@ -1,12 +1,12 @@
 #pragma once
 
-// What llama.cpp and ggml-cuda end the process with, as an exception.
+// Turns aborts of llama.cpp and ggml-cuda, which would end the process, into exceptions.
 //
-// Both call ggml_abort() where they can't go on: a failed CUDA call, an assertion. Inside a guard, on the thread that made it,
-// ggml's abort callback throws in its place, through frames that are C++ but for those of ggml.c and ggml-alloc.c, which
-// native/cmake/MinicacheSources.cmake has compiled with -fexceptions. It does so for aborts of llama.cpp's own files and of
-// ggml-cuda only. The CPU's kernels run between C and OpenMP frames while other threads wait for them, so their aborts, as
-// all on other threads and all while another exception is on its way, end the process as ever.
+// Both call ggml_abort() when they cannot go on: after a failed CUDA call or assertion. Inside a guard, on the thread that made the
+// guard, ggml's abort callback throws instead. All frames that the exception passes through are C++, except those of ggml.c and
+// ggml-alloc.c, which native/cmake/MinicacheSources.cmake compiles with -fexceptions. This is so only for aborts in llama.cpp's own
+// files and in ggml-cuda. The CPU's kernels run between C and OpenMP frames while other threads wait for them, so their aborts still end
+// the process. So do aborts on other threads, and aborts while another exception is being thrown.
 
 #include <stdexcept>
 #include <string>
@@ -24,11 +24,11 @@ struct minicache_abort_guard {
     minicache_abort_guard & operator=(const minicache_abort_guard &) = delete;
 
     minicache_abort_guard * outer;
-    int                     unwinding;  // exceptions on their way when the guard was made
-    std::string             message;    // of the abort, "" for none
+    int                     unwinding;  // exceptions that were being thrown when the guard was made
+    std::string             message;    // the abort's, "" if there was none
 };
 
-// f(), which throws minicache_abort where it would have ended the process, though somebody on the way may catch all exceptions
+// Calls f(). Throws minicache_abort if f() would have ended the process, even if something on the way caught the exception.
 template <typename F>
 void minicache_guard_aborts(const F & f) {
     minicache_abort_guard guard;

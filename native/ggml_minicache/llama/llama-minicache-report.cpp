@@ -24,7 +24,7 @@ static size_t rows_bytes(const llama_hparams & hp, uint32_t il, ggml_type type_k
     return n_rows * (ggml_row_size(type_k, hp.n_embd_k_gqa(il)) + ggml_row_size(type_v, hp.n_embd_v_gqa(il)));
 }
 
-// f16 bytes of the layers that a plain cache keeps
+// The f16 bytes of the layers in a plain cache.
 static size_t f16_bytes(const llama_hparams & hp, const llama_kv_cache & kv) {
     size_t bytes = 0;
     for (const uint32_t il : kv.get_layer_ids()) {
@@ -47,10 +47,10 @@ static size_t allocated_bytes(const llama_memory_i & memory) {
 //
 
 static void report_plain(const llama_model & model, llama_memory_i & memory, llama_minicache_report & r) {
-    r.bytes           = allocated_bytes(memory);
-    r.bytes_plain     = r.bytes;
-    r.bytes_same_type = r.bytes;
-    r.bytes_f16       = r.bytes;  // of memory that is no K/V cache nothing else is known
+    r.bytes          = allocated_bytes(memory);
+    r.bytes_unmerged = r.bytes;
+    r.bytes_plain    = r.bytes;
+    r.bytes_f16      = r.bytes;  // nothing else is known of memory that is not a K/V cache
 
     const llama_kv_cache * kv = dynamic_cast<llama_kv_cache *>(&memory);
     if (kv) {
@@ -87,7 +87,7 @@ static uint32_t retained_in_use(const llama_kv_cache_minicache & kv, const minic
     return n;
 }
 
-// the window's slots of one group, and its rows in each pool
+// How many slots a group's window has, which is also the number of its rows in each pool.
 static uint64_t window_rows(const llama_kv_cache_minicache & kv) { return (uint64_t) kv.get_window() * kv.get_n_stream(); }
 
 static uint64_t window_bytes(const llama_kv_cache_minicache & kv, const minicache_group & group) {
@@ -121,7 +121,7 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
     for (const minicache_group & group : kv.get_groups()) {
         r.bytes_directions += ggml_nbytes(group.dir_k) + ggml_nbytes(group.dir_v);
         if (group.is_coded()) {
-            // a code row begins with its magnitudes
+            // code rows begin with their magnitudes
             const uint64_t magnitudes = (uint64_t) 2 * minicache_code_mag_bytes(group.shape.layout_k) * group.n_head_kv * n_rows;
             r.bytes_directions -= magnitudes;
             r.bytes_magnitudes += magnitudes;
@@ -129,7 +129,7 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
         } else if (group.mag) {
             r.bytes_magnitudes += ggml_nbytes(group.mag);
         }
-        for (const ggml_tensor * basis : group.bases()) {
+        for (const ggml_tensor * basis : group.basis_tensors()) {
             r.bytes_codec += ggml_nbytes(basis);
         }
         const uint64_t in_window = window_rows(kv);
@@ -144,19 +144,19 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
 
     for (const uint32_t il : kv.get_layer_ids()) {
         const minicache_layer_types types = kv.get_plain_types(il);
-        r.bytes_plain += rows_bytes(hp, il, types.k, types.v, n_rows);
+        r.bytes_unmerged += rows_bytes(hp, il, types.k, types.v, n_rows);
         r.bytes_f16 += rows_bytes(hp, il, GGML_TYPE_F16, GGML_TYPE_F16, n_rows);
     }
-    r.bytes_same_type = r.bytes_plain;
+    r.bytes_plain = r.bytes_unmerged;
     for (const minicache_group & group : kv.get_groups()) {
         for (const int32_t il : group.layers) {
             r.bytes_f16 += rows_bytes(hp, il, GGML_TYPE_F16, GGML_TYPE_F16, n_rows);
-            r.bytes_same_type += rows_bytes(hp, il, r.type_k, r.type_v, n_rows);
+            r.bytes_plain += rows_bytes(hp, il, r.type_k, r.type_v, n_rows);
         }
     }
 
     r.bytes_padding = r.bytes - (r.bytes_directions + r.bytes_magnitudes + r.bytes_pool + r.bytes_window + r.bytes_index +
-                                    r.bytes_codec + r.bytes_plain);
+                                    r.bytes_codec + r.bytes_unmerged);
 
     copy_text(r.fallback, kv.get_fallback());
     if (!r.active && kv.get_plan_hash() == 0 && !kv.is_observed()) {
@@ -164,7 +164,7 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
     }
 }
 
-// running means of all streams together
+// The running means, of all streams together.
 static void report_distances(
     const llama_kv_cache_minicache & kv, const minicache_group & group, llama_minicache_layer_report & r) {
     const std::vector<int32_t> slots = kv.read_slots(group);
@@ -221,7 +221,7 @@ static void report_layer(const llama_model & model, llama_memory_i * memory, con
         for (const ggml_tensor * x : group.tensors()) {
             bytes += ggml_nbytes(x);
         }
-        // shares add up, where the bytes are no multiple of the layers
+        // the shares add up even if the bytes are not a multiple of the layers
         bytes -= window_bytes(*kv, group);
         r.bytes = bytes * (r.side + 1) / group.n_layer() - bytes * r.side / group.n_layer();
         if (!kv->is_coded()) {

@@ -4,6 +4,7 @@
 #include "ggml-cpp.h"
 #include "llama-cparams.h"
 #include "llama-model.h"
+#include "minicache-turn.h"
 
 #include <cmath>
 #include <stdexcept>
@@ -19,8 +20,8 @@ std::string minicache_rope_why_not(const llama_model & model) {
     }
 }
 
-// Where ggml's own RoPE puts the first number of each pair at positions 1, 2, 4, ...: YaRN, frequency factors and scaling are
-// all in it, and no formula stands here twice.
+// Turns vectors, in which the first number of each pair is 1, by ggml's own RoPE to the given positions. So YaRN, frequency factors
+// and scaling are all taken into account, and none of their formulas is repeated here.
 static std::vector<float> turned(const llama_model & model, const llama_cparams & cparams, uint32_t il, bool halves,
     int32_t n_rot, const std::vector<int32_t> & positions) {
     ggml_context_ptr ctx{ ggml_init({ /*.mem_size =*/16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr,
@@ -77,7 +78,7 @@ minicache_rope_turn minicache_rope_of(const llama_model & model, const llama_cpa
 
     turn.kind  = halves ? MINICACHE_ROPE_HALVES : MINICACHE_ROPE_NEIGHBOURS;
     turn.n_rot = model.hparams.n_rot(il);
-    turn.freq.resize(turn.n_rot / 2);
+    turn.freq.resize(minicache_turn_pairs_of(turn.kind, turn.n_rot));
 
     std::vector<int32_t> positions;
     for (int32_t p = 1; p <= 1 << 12; p *= 2) {
@@ -85,11 +86,12 @@ minicache_rope_turn minicache_rope_of(const llama_model & model, const llama_cpa
     }
     const std::vector<float> data = turned(model, cparams, il, halves, turn.n_rot, positions);
 
-    // an angle at a position tells the frequency up to whole turns; the position half as far tells the turns
-    for (int32_t i = 0; i < turn.n_rot / 2; ++i) {
+    // The angle at a position gives the frequency but for whole turns, which follow from the position half as far.
+    const int32_t n_pair = (int32_t) turn.freq.size();
+    for (int32_t i = 0; i < n_pair; ++i) {
         for (size_t p = 0; p < positions.size(); ++p) {
             const float * y     = data.data() + p * turn.n_rot;
-            const double  angle = atan2((double) y[halves ? i + turn.n_rot / 2 : 2 * i + 1], (double) y[halves ? i : 2 * i]);
+            const double  angle = atan2((double) y[halves ? i + n_pair : 2 * i + 1], (double) y[halves ? i : 2 * i]);
             const double  turns = std::round((turn.freq[i] * positions[p] - angle) / (2.0 * M_PI));
 
             turn.freq[i] = (angle + 2.0 * M_PI * turns) / positions[p];

@@ -1,6 +1,6 @@
 #pragma once
 
-// How RoPE turns the K of a layer, as numbers: pair i of a head's numbers by position*freq[i].
+// How RoPE turns the K of a layer: pair i of a head's numbers by the angle position*freq[i].
 
 #include "minicache-code.h"
 
@@ -13,11 +13,12 @@ struct llama_model;
 
 struct minicache_rope_turn {
     minicache_rope      kind  = MINICACHE_ROPE_NONE;
-    int32_t             n_rot = 0;  // numbers of a head that are turned
-    std::vector<double> freq;       // [n_rot/2], radians per position
+    int32_t             n_rot = 0;  // numbers of a head that RoPE turns
+    std::vector<double> freq;       // [minicache_turn_pairs_of(kind, n_rot)], radians per position
 };
 
-// "" where minicache_rope_of() knows how this model's K is turned, else why not
+// Why minicache_rope_of() does not support this model, "" if it does.
 std::string minicache_rope_why_not(const llama_model & model);
 
+// How RoPE turns the K of layer il. Throws std::runtime_error if memory runs out.
 minicache_rope_turn minicache_rope_of(const llama_model & model, const llama_cparams & cparams, uint32_t il);

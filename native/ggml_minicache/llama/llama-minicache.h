@@ -176,16 +176,16 @@ struct llama_minicache_report {
     uint64_t bytes_directions;  // directions or codes
     uint64_t bytes_magnitudes;
     uint64_t bytes_pool;
-    uint64_t bytes_window;   // of the latest tokens that stay unmerged; the same at any context
-    uint64_t bytes_index;    // which token each retained slot holds, and the running distances
-    uint64_t bytes_codec;    // what codes are made and read with, or bases; the same at any context
-    uint64_t bytes_plain;    // layers that are not merged
-    uint64_t bytes_padding;  // alignment between tensors
+    uint64_t bytes_window;    // of the latest tokens that stay unmerged; the same at any context
+    uint64_t bytes_index;     // which token each retained slot holds, and the running distances
+    uint64_t bytes_codec;     // what codes are made and read with, or bases; the same at any context
+    uint64_t bytes_unmerged;  // layers that are not merged
+    uint64_t bytes_padding;   // alignment between tensors
 
     // what the same context would allocate with plain caches of f16, and of this context's K and V types, where layers that
     // are not merged keep types of their own
     uint64_t bytes_f16;
-    uint64_t bytes_same_type;
+    uint64_t bytes_plain;
 
     uint32_t n_cells;  // per stream
     uint32_t n_stream;
@@ -252,6 +252,9 @@ LLAMA_API bool llama_minicache_get_layer_report(
 // position*freq[i] radians. `freq` has room for head size/2 numbers. False where it turns them in another way.
 LLAMA_API bool llama_minicache_get_rope(
     const struct llama_context * ctx, int32_t il, int32_t * kind, int32_t * n_rot, double * freq);
+
+// Sizes of the blocks in which llama.cpp rotates quantized K and V with a Hadamard matrix; 0 where it does not.
+LLAMA_API void llama_minicache_rotation(int32_t head_size_k, int32_t head_size_v, int32_t * n_k, int32_t * n_v);
 
 //
 // kernels on arrays, for tests and for people who study the method

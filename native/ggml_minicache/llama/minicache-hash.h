@@ -1,6 +1,6 @@
 #pragma once
 
-// FNV-1a over words of 8 bytes, the last one filled up with zeros.
+// FNV-1a over words of 8 bytes, the last of which is filled up with zeros, with one more mixing step for each word.
 
 #include <algorithm>
 #include <cstddef>

@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-// op_params: the kind of op, then its parameter struct
+// op_params hold the kind of op, then its parameter struct.
 
 template <typename T>
 static void set_params(ggml_tensor * op, ggml_minicache_op kind, const T & params) {
@@ -44,7 +44,7 @@ ggml_tensor * ggml_minicache_index(ggml_context * ctx, ggml_tensor * cells, ggml
     return result;
 }
 
-// what the attention over merged and over coded entries have in common
+// What the attention ops over merged and over coded entries have in common; the caller sets the parameters.
 static ggml_tensor * attn_impl(ggml_context * ctx, ggml_tensor * q, ggml_tensor * cache_k, ggml_tensor * cache_v,
     ggml_tensor * scales, ggml_tensor * pool_k, ggml_tensor * pool_v, ggml_tensor * kv_cur, ggml_tensor * mask,
     ggml_tensor * index, ggml_tensor * sinks, const ggml_minicache_attn_params & params, int64_t d_v, int n_layer) {

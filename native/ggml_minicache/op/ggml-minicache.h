@@ -1,13 +1,14 @@
 #pragma once
 
 // The ggml ops of MiniCache (Liu et al. 2024, arXiv 2405.14366). They are variants of one op, GGML_OP_MINICACHE, so that
-// upstream's op tables grow by a single line.
+// llama.cpp's tables of ops grow by a single line.
 //
 // Words and dimensions:
 //   d_k, d_v    head sizes of K and V           n_head_kv   KV heads          n_head   query heads, a multiple of n_head_kv
 //   n_kv        cells seen by the graph         n_tps       tokens of the ubatch per stream
 //   n_stream    streams seen by the graph       n_tokens    n_tps*n_stream, stream by stream
-//   a group is 1 to 4 neighbouring layers, `side` is a layer's number in it, 0 the shallowest; two that are merged are a and b
+// A group is 1 to 4 neighbouring layers that share storage, and `side` is a layer's number in it, 0 for the shallowest. Two layers
+// that are merged are called a and b.
 
 #include "ggml.h"
 #include "minicache-code.h"
@@ -25,7 +26,7 @@ enum ggml_minicache_op {
     GGML_MINICACHE_OP_ATTN_CODE,
 };
 
-// what a cell holds, as ggml_minicache_index() tells the attention; values >= 0 are current tokens
+// What a cell holds, as ggml_minicache_index() passes it to the attention. Values >= 0 are numbers of current tokens.
 enum ggml_minicache_cell {
     GGML_MINICACHE_CELL_MERGED   = -1,
     GGML_MINICACHE_CELL_RETAINED = -2,
@@ -33,25 +34,25 @@ enum ggml_minicache_cell {
     GGML_MINICACHE_CELL_WINDOW   = -4,
 };
 
-// A group's slots are I32 [2, window + n_slot + GGML_MINICACHE_SLOT_STATS, n_stream]. The first `window` are a ring that holds the
-// latest tokens: slot i serves the cells whose number is i modulo the window. Then slot i serves the cells
-// [i*block, (i + 1)*block). Each is { cell + 1 or 0 when free, the token's distance as f32 bits }. Pools have a row for each, of each
-// layer. The rows behind the slots are running statistics: { mean distance of K, of V } as f32 bits, then { tokens merged, 0 }.
+// A group's slots are I32 [2, window + n_slot + GGML_MINICACHE_SLOT_STATS, n_stream]. The first `window` slots are a ring that holds
+// the latest tokens: slot i serves the cells whose number is i modulo the window. Of the slots behind them, number i serves the cells
+// [i*block, (i + 1)*block). Each slot is { cell + 1, or 0 if it is free; the token's distance as f32 bits }. Pools have a row for each
+// slot and layer. The rows behind the slots are running statistics: { mean distance of K, of V } as f32 bits, then { tokens merged, 0 }.
 #define GGML_MINICACHE_SLOT_STATS 2
 
-// Number of slots that serve n_cells cells, a block of cells each; none without a block.
+// Number of slots that serve n_cells cells, one for each block of cells; 0 if block is 0.
 static inline int64_t ggml_minicache_n_slot(int64_t n_cells, int32_t block) {
     return block > 0 ? (n_cells + block - 1) / block : 0;
 }
 
-// the kind of GGML_OP_MINICACHE that `op` is
+// which kind of GGML_OP_MINICACHE `op` is
 GGML_API enum ggml_minicache_op ggml_minicache_get_op(const struct ggml_tensor * op);
 
-// What each cell holds in this ubatch.
-//   cells  I32 [n_kv, n_stream, 1 or 2]  the current token in the cell (its number in its stream), or MERGED, or EMPTY; then
-//                                        the cells' bases where groups are coded
+// Finds out what each cell holds in this ubatch.
+//   cells  I32 [n_kv, n_stream, 1 or 2]  the current token in the cell (its number in its stream), or MERGED, or EMPTY; for coded
+//                                        groups, the cells' bases follow
 //   slots  I32 [2, window + n_slot + 2, n_stream]
-//   result I32 [n_kv, n_stream, 1 or 2]  as `cells`, RETAINED or WINDOW where a slot holds the cell
+//   result I32 [n_kv, n_stream, 1 or 2]  as `cells`, but RETAINED or WINDOW where a slot holds the cell
 GGML_API struct ggml_tensor * ggml_minicache_index(
     struct ggml_context * ctx, struct ggml_tensor * cells, struct ggml_tensor * slots, int32_t block, int32_t window);
 
@@ -62,7 +63,7 @@ struct ggml_minicache_attn_params {
     int32_t side;
     int32_t block;      // cells per slot, 0 without a pool
     int32_t reference;  // 1: the scalar reference kernel
-    int32_t window;     // latest tokens that are kept as they are, 0 for none
+    int32_t window;     // latest tokens that are kept unmerged, 0 for none
 };
 
 // Attention of one layer of a group over merged, retained and current entries under one softmax:
@@ -75,12 +76,12 @@ struct ggml_minicache_attn_params {
 //   pool_k  any [d_k, n_head_kv, window + n_slot, n_stream] this layer's retained K; NULL without a pool
 //   pool_v  any [d_v, n_head_kv, window + n_slot, n_stream]
 //   kv_cur  F32 [(d_k + d_v)*n_head_kv, n_tokens]  this layer's current K and V, heads of K first; NULL: none
-//   mask    F16 [n_kv, n_tps, 1, n_stream]         of all cells, those of the current tokens included; NULL: all seen
-//   index   I32 [n_kv, n_stream]                   of ggml_minicache_index(), or its `cells` without a pool; NULL: every cell
-//                                                  holds a merged entry, and the mask says what is seen
+//   mask    F16 [n_kv, n_tps, 1, n_stream]         for all cells, those of the current tokens included; NULL: all are seen
+//   index   I32 [n_kv, n_stream]                   result of ggml_minicache_index(), or its `cells` without a pool; NULL: every
+//                                                  cell holds a merged entry, and the mask says which are seen
 //   sinks   F32 [n_head] or NULL
 //   result  F32 [d_v, n_head, n_tps, n_stream]
-// Without mag, pools, kv_cur and index it is what ggml_flash_attn_ext() computes: attention over the rows of a plain layer.
+// Without mag, pools, kv_cur and index it computes what ggml_flash_attn_ext() does: attention over the rows of a plain layer.
 GGML_API struct ggml_tensor * ggml_minicache_attn(struct ggml_context * ctx, struct ggml_tensor * q, struct ggml_tensor * dir_k,
     struct ggml_tensor * dir_v, struct ggml_tensor * mag, struct ggml_tensor * pool_k, struct ggml_tensor * pool_v,
     struct ggml_tensor * kv_cur, struct ggml_tensor * mask, struct ggml_tensor * index, struct ggml_tensor * sinks,
@@ -91,13 +92,13 @@ struct ggml_minicache_merge_params {
     int32_t d_v;  // may be 0
     int32_t n_head_kv;
     float   t;        // SLERP parameter
-    int32_t average;  // 1: directions are the means of both vectors, and magnitudes 1
+    int32_t average;  // 1: directions are the means of both vectors, and magnitudes are 1
 };
 
-// Merge the current K and V of both layers, per token and KV head (eqs. 3 and 4 of the paper).
+// Merges the current K and V of both layers, for each token and KV head (eqs. 3 and 4 of the paper).
 //   kv_a, kv_b  F32 [(d_k + d_v)*n_head_kv, n_tokens]
-//   result      F32 [(d_k + d_v + 6)*n_head_kv, n_tokens]: directions of K, of V, then per head |K_a|, |K_b|, |V_a|, |V_b|,
-//               and the distances Ω/π of K and of V. Magnitudes are at most 65504, as they are stored in f16.
+//   result      F32 [(d_k + d_v + 6)*n_head_kv, n_tokens]: directions of K, of V, then, [n_head_kv] each, |K_a|, |K_b|, |V_a|,
+//               |V_b|, and the distances Ω/π of K and of V. Magnitudes are at most 65504, because they are stored in f16.
 GGML_API struct ggml_tensor * ggml_minicache_merge(
     struct ggml_context * ctx, struct ggml_tensor * kv_a, struct ggml_tensor * kv_b, struct ggml_minicache_merge_params params);
 
@@ -106,15 +107,15 @@ struct ggml_minicache_retain_params {
     int32_t d_v;
     int32_t n_head_kv;
     int32_t n_layer;
-    int32_t block;     // cells per slot, 0 without a pool: only the statistics are kept
-    int64_t n_cells;   // cells per stream of the whole cache
-    int32_t stream_0;  // the stream that `cells` starts at
-    int32_t window;    // latest tokens that are kept as they are, 0 for none
+    int32_t block;     // cells per slot; 0: there is no pool, and only the statistics are kept
+    int64_t n_cells;   // cells of a stream in the whole cache
+    int32_t stream_0;  // the first stream of `cells`
+    int32_t window;    // latest tokens that are kept unmerged, 0 for none
 };
 
-// Offer the current tokens to the group's slots, in place. A slot keeps the most distant of its block's tokens (mean over
-// heads of the distances of K and V); it lets go of a token whose cell is empty or taken by a current token. The window takes
-// every token.
+// Offers the current tokens to the group's slots, in place. A slot keeps the most distant token of its block (by the mean over heads
+// of the distances of K and V). It drops a token whose cell has been emptied or is taken by a current token. The window takes every
+// token.
 //   slots    I32 [2, window + n_slot + 2, all streams]
 //   merged   F32, result of ggml_minicache_merge() or ggml_minicache_encode(): the last 2*n_head_kv numbers of a row are read
 //   rows     I64 [n_tokens]        cell + stream*n_cells of each current token
@@ -128,32 +129,34 @@ GGML_API struct ggml_tensor * ggml_minicache_retain(struct ggml_context * ctx, s
     struct ggml_tensor * pool_k, struct ggml_tensor * pool_v, struct ggml_minicache_retain_params params);
 
 //
-// groups that are kept as a shared code, see minicache-code.h
+// groups that are stored as a shared code, see minicache-code.h
 //
 
-// Encode the current K and V of all layers and write them to the cache, in place, per token and KV head.
+// Encodes the current K and V of all layers and writes them to the cache, in place, for each token and KV head.
 //   kv          [n_layer]  each layer's F32 [(d_k + d_v)*n_head_kv, n_tokens]
 //   codec       I8  [minicache_codec_offsets.size]
 //   code_k      I8  [minicache_code_bytes(layout_k)*n_head_kv, n_cells, all streams]
 //   code_v      I8  [minicache_code_bytes(layout_v)*n_head_kv, n_cells, all streams]
 //   rows        I64 [n_tokens]  cell + stream*n_cells of each current token
 //   bases       I32 [n_tokens]  the position that each token's K is coded relative to
-//   result      F32 [2*n_head_kv, n_tokens]: per KV head the squared error of K, then of V, relative to the squared length and
-//               averaged over the layers, [0, 1]: the token's distances, as the tail of ggml_minicache_merge()'s rows
+//   result      F32 [2*n_head_kv, n_tokens]: for each KV head the squared error of K, then for each that of V, relative to the squared
+//               length and averaged over the layers, in [0, 1]. These are the token's distances, as at the end of the rows of
+//               ggml_minicache_merge().
 GGML_API struct ggml_tensor * ggml_minicache_encode(struct ggml_context * ctx, struct ggml_tensor * const * kv,
     struct ggml_tensor * codec, struct ggml_tensor * code_k, struct ggml_tensor * code_v, struct ggml_tensor * rows,
     struct ggml_tensor * bases, struct minicache_code_shape shape);
 
-// the op's parameters
+// parameters of the encode op
 struct ggml_minicache_encode_params {
     struct minicache_code_shape shape;
     int32_t                     reference;  // 1: the scalar reference
 };
 
+// Makes an encode op run the scalar reference.
 GGML_API void ggml_minicache_encode_set_reference(struct ggml_tensor * op);
 
-// As ggml_minicache_attn(), with coded entries in place of merged ones:
-//   score_j = scale*(D_kᵀR(-b_j)q)·z_j*m_j for a coded entry, and D_v*Σ p_j*μ_j*z_j joins the result
+// As ggml_minicache_attn(), with coded entries in place of merged ones. For those, with codes z and the magnitudes m of K and μ of V:
+//   score_j = scale*(D_kᵀR(-b_j)q)·z_j*m_j, and D_v*Σ p_j*μ_j*z_j is added to the result
 //   code_k  I8  [minicache_code_bytes(layout_k), n_head_kv, n_kv, n_stream]
 //   code_v  I8  [minicache_code_bytes(layout_v), n_head_kv, n_kv, n_stream]
 //   codec   I8  [minicache_codec_offsets.size]
@@ -164,7 +167,7 @@ GGML_API struct ggml_tensor * ggml_minicache_attn_code(struct ggml_context * ctx
     struct ggml_tensor * pool_v, struct ggml_tensor * kv_cur, struct ggml_tensor * mask, struct ggml_tensor * index,
     struct ggml_tensor * sinks, struct ggml_minicache_attn_params params, struct minicache_code_shape shape);
 
-// the op's parameters
+// parameters of the attention over codes
 struct ggml_minicache_attn_code_params {
     struct ggml_minicache_attn_params attn;
     struct minicache_code_shape       shape;

@@ -1,26 +1,27 @@
 #pragma once
 
-// A unit of a code row, 16 coefficients of one width, a word at a time: what kernels read and write rows with that take many
-// units at once. minicache-code.h says what the bits mean; the host and the device compile this very text.
+// Reading and writing a unit of a code row, 16 coefficients of one width, word by word, for kernels that take many units at once.
+// minicache-code.h says what the bits mean. The host and the device compile this same text.
 //
-// Levels come in pairs (j, j + 8), the lower half-word and the upper one: with those the bits of a plane's two halves are
-// shifted and masked together. So a tile of coefficients has them in the order 0 8 1 9 2 10 ... of each unit, their places.
+// Levels are read in pairs (j, j + 8), one in the lower and one in the upper half of a word, so that the bits of a plane's two halves
+// are shifted and masked together. Therefore a tile holds the coefficients of each unit in the order 0 8 1 9 2 10 ...: these are their
+// places.
 
 #include "minicache-code.h"
 
-// where coefficient i of a code is in a tile, and the other way round
+// The place of coefficient i of a code in a tile, and the coefficient at a place.
 static inline MINICACHE_HD int minicache_code_place(int i) { return (i & ~15) | (i & 7) << 1 | (i & 8) >> 3; }
 
 static inline MINICACHE_HD int minicache_code_placed(int place) { return (place & ~15) | (place & 1) << 3 | (place & 14) >> 1; }
 
-// where a unit's planes begin in a code row, in bytes, and its width
+// Where a unit's planes begin in a code row, in bytes, and the unit's width.
 struct minicache_code_unit {
     int16_t upper;
-    int16_t lower;  // where there is one
+    int16_t lower;  // if there is a lower plane
     int16_t width;
 };
 
-// unit u of the code, 0 <= u < minicache_code_size(layout)/16
+// Unit u of the code, 0 <= u < minicache_code_size(layout)/16.
 static inline MINICACHE_HD struct minicache_code_unit minicache_code_unit_at(struct minicache_code_layout layout, int u) {
     struct minicache_code_unit unit = { 0, 0, 0 };
 
@@ -43,7 +44,7 @@ static inline MINICACHE_HD struct minicache_code_unit minicache_code_unit_at(str
 
 #ifdef __cplusplus
 
-// levels j and j + 8 of a plane of P bits, whose P words of the unit are given
+// Levels j and j + 8 in a plane of P bits, from the unit's P words.
 template <int P>
 static inline MINICACHE_HD uint32_t minicache_plane_pair(const uint16_t * words, int j) {
     if (P == 1) {
@@ -55,7 +56,7 @@ static inline MINICACHE_HD uint32_t minicache_plane_pair(const uint16_t * words,
     return w >> (j % n * P) & (0x00010001u * ((1u << P) - 1));
 }
 
-// levels j and j + 8 of a unit, as minicache_code_unit_at() tells where it is; rows begin at even addresses
+// Levels j and j + 8 of a unit, for all j, from its planes. Rows begin at even addresses.
 template <int UPPER, int LOWER>
 static inline MINICACHE_HD void minicache_unit_pairs(const uint16_t * upper, const uint16_t * lower, uint32_t * pairs) {
     for (int j = 0; j < 8; ++j) {
@@ -66,7 +67,7 @@ static inline MINICACHE_HD void minicache_unit_pairs(const uint16_t * upper, con
     }
 }
 
-// word w of a plane of P bits, from the 16 levels of the unit, of which the bits from `shift` on are this plane's
+// Word w of a plane of P bits, from the unit's 16 levels; the plane has their bits from `shift` on.
 template <int P>
 static inline MINICACHE_HD uint16_t minicache_plane_word(const uint8_t * levels, int w, int shift) {
     uint32_t x = 0;
@@ -76,7 +77,7 @@ static inline MINICACHE_HD uint16_t minicache_plane_word(const uint8_t * levels,
     return (uint16_t) x;
 }
 
-// the 16 levels of a unit to its planes
+// Writes the 16 levels of a unit to its planes.
 template <int UPPER, int LOWER>
 static inline MINICACHE_HD void minicache_unit_write(const uint8_t * levels, uint16_t * upper, uint16_t * lower) {
     for (int w = 0; w < UPPER; ++w) {
@@ -87,7 +88,7 @@ static inline MINICACHE_HD void minicache_unit_write(const uint8_t * levels, uin
     }
 }
 
-// f.operator()<UPPER, LOWER>() for the planes of a width
+// Calls f.operator()<UPPER, LOWER>() with the bits of the planes of a width.
 template <typename F>
 static inline MINICACHE_HD void minicache_unit_dispatch(int width, const F & f) {
     switch (width) {

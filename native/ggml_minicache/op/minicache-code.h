@@ -1,27 +1,28 @@
 #pragma once
 
-// The shared code of a group of n layers, byte by byte, free of any backend: the host and the device compile this very text.
+// The shared code of a group of n layers, byte by byte. This file depends on no backend: the host and the device compile this same
+// text.
 //
-// Per KV head, K (at its block-relative position, see below) and V of all layers are kept as one code: with u = x/|x|,
+// For each KV head, K (at its block-relative position, see below) and V of all layers are stored as one code each. With u = x/|x|,
 //
 //   y = [w_0*u_0; w_1*u_1; ...]                 n*d numbers; w are the weights of their squared errors
-//   z_c = gain_c * Σ_i D[i][c]*y_i              r coefficients, in units of their steps, r <= n*d
+//   z_c = gain_c * Σ_i D[i][c]*y_i              r coefficients, each in units of its step, r <= n*d
 //   û_i = Σ_c D[i][c]*(L_c - (2^w_c - 1)/2)     rows s*d..s*d+d-1 of D are the decoder of layer s
 //   x̂_s = m_s*û_s                               each layer's own magnitude
 //
-// with the level L_c = z_c + (2^w_c - 1)/2 rounded and clamped to w_c bits. A magnitude m is one byte: 0 for 0, else
-// m = exp(log_min + (q - 1)*log_step). It is not |x|, as û is no unit vector, but what makes m*û as long as x where lengths
-// are weighed as errors are: m² = Σ w_i*x_i² / Σ w_i*û_i², over the layer's numbers; 0 where û is 0.
+// with the level L_c = z_c + (2^w_c - 1)/2, rounded and clamped to w_c bits. A magnitude m is one byte q: 0 for 0, else
+// m = exp(log_min + (q - 1)*log_step). It is not |x|, because û is not a unit vector. It makes m*û as long as x when lengths are
+// weighted like errors: m² = Σ w_i*x_i² / Σ w_i*û_i², over the layer's numbers, and 0 if û is 0.
 //
-// A code row holds, for one KV head of one token: a byte of magnitude for each layer, a byte of 0 where that makes their number
-// even, then the segments from the widest to the narrowest. A segment of n coefficients of w bits is one or two planes: the upper bits of
-// all its levels, then the lower ones (8: 8; 6: 4 + 2; 5: 4 + 1; 4: 4; 3: 2 + 1; 2: 2; 1: 1). A plane of p bits is a
-// little-endian string of bits: level i has the bits i*p to i*p + p - 1. Coefficients come in units of 16, so planes are
-// whole numbers of 16-bit words. A token's row in the cache is the code rows of its KV heads, one after the other.
+// A code row holds one KV head of one token: a byte of magnitude for each layer, a byte of 0 if their number is odd, then the segments
+// from the widest to the narrowest. A segment of n coefficients of w bits is one or two planes: the upper bits of all its levels, then
+// their lower bits (8: 8; 6: 4 + 2; 5: 4 + 1; 4: 4; 3: 2 + 1; 2: 2; 1: 1). A plane of p bits is a little-endian string of bits, in
+// which level i has the bits i*p to i*p + p - 1. Coefficients come in units of 16, so planes are whole numbers of 16-bit words. A
+// token's row in the cache is the code rows of its KV heads, one after the other.
 //
-// Block-relative K: RoPE composes, R(p) = R(b)R(p - b). What is coded is R(-b)k, K as it would be at position p - b, where b,
-// the cell's base, is the position rounded down to a multiple of the plan's block when the token came in. The query is
-// rotated back by b in turn: q·k = (R(-b)q)·(R(-b)k), exactly. A context shift moves b alone. Models without RoPE have base 0.
+// Block-relative K: RoPE composes, R(p) = R(b)R(p - b). What is coded is R(-b)k, K as it would be at position p - b. Here b, the
+// cell's base, is the position rounded down to a multiple of the plan's block when the token came in. The query is rotated back by b
+// as well: q·k = (R(-b)q)·(R(-b)k), exactly. A context shift moves b only. Models without RoPE have base 0.
 
 #include <math.h>
 #include <stdint.h>
@@ -36,21 +37,21 @@
 
 #define MINICACHE_CODE_UNIT   16
 #define MINICACHE_CODE_WIDTHS 7
-#define MINICACHE_CODE_LAYERS 4  // the most that share a code
+#define MINICACHE_CODE_LAYERS 4  // the most layers that share a code
 
 // bits of segment i, widest first
 static inline MINICACHE_HD int minicache_code_width(int i) { return i == 0 ? 8 : 7 - i; }  // 8 6 5 4 3 2 1
 
-// bits of the segment's upper plane, which may be all
+// bits of the upper plane of a segment, which may be all of them
 static inline MINICACHE_HD int minicache_code_upper(int width) { return width == 3 ? 2 : width == 5 || width == 6 ? 4 : width; }
 
-// units of 16 coefficients in each segment, and for how many layers a row has magnitudes
+// the units of 16 coefficients in each segment, and the number of layers, which have a magnitude each
 struct minicache_code_layout {
     uint8_t n_unit[MINICACHE_CODE_WIDTHS];
     uint8_t n_layer;
 };
 
-// bytes of a row's magnitudes, behind which its segments begin
+// bytes of a row's magnitudes; the segments follow them
 static inline MINICACHE_HD int minicache_code_mag_bytes(struct minicache_code_layout layout) {
     return layout.n_layer + layout.n_layer % 2;
 }
@@ -80,7 +81,7 @@ enum minicache_rope {
     MINICACHE_ROPE_HALVES     = 2,
 };
 
-// Everything that coding and attending need to know of a group but the matrices. Both layouts are of the same number of layers.
+// All that encoding and attention need to know about a group, except its matrices. Both layouts have the same number of layers.
 struct minicache_code_shape {
     struct minicache_code_layout layout_k;
     struct minicache_code_layout layout_v;
@@ -88,7 +89,7 @@ struct minicache_code_shape {
     int16_t d_k;
     int16_t d_v;
     int16_t n_head_kv;
-    int16_t n_rot;  // numbers of a head of K that RoPE turns, 0 without
+    int16_t n_rot;  // numbers of a head of K that RoPE turns, 0 without RoPE
     int32_t rope;   // enum minicache_rope
 };
 
@@ -101,7 +102,7 @@ struct minicache_code_shape {
 //   F32  gain_v   [n_head_kv][r_v]
 //   F16  dec_k    [n_head_kv][n*d_k][r_k]  D
 //   F16  dec_v    [n_head_kv][n*d_v][r_v]
-// These are the offsets of its parts in bytes, and its size.
+// This struct holds the offsets of its parts, and its size, in bytes.
 struct minicache_codec_offsets {
     int64_t freq;
     int64_t mag;
@@ -133,7 +134,7 @@ static inline MINICACHE_HD struct minicache_codec_offsets minicache_codec_offset
     return o;
 }
 
-// Magnitudes: q = 0 is 0, and 1..255 are a geometric series from exp(log_min) on.
+// Magnitudes: the byte 0 is 0, and 1 to 255 are a geometric series that begins at exp(log_min).
 static inline MINICACHE_HD uint8_t minicache_code_mag(float m, float log_min, float log_step) {
     if (!(m > 0.0f)) {
         return 0;
@@ -146,19 +147,19 @@ static inline MINICACHE_HD float minicache_code_mag_value(uint8_t q, float log_m
     return q == 0 ? 0.0f : expf(log_min + (float) (q - 1) * log_step);
 }
 
-// the level of a coefficient z, which is in units of its step
+// The level of a coefficient z, which is in units of its step.
 static inline MINICACHE_HD int minicache_code_level(float z, int width) {
     const float top = (float) ((1 << width) - 1);
     const float l   = roundf(z + 0.5f * top);
     return (int) (l > top ? top : l > 0.0f ? l : 0.0f);  // 0 for NaN too
 }
 
-// p bits of level i in a plane
+// The p bits of level i in a plane.
 static inline MINICACHE_HD int minicache_code_get(const uint8_t * plane, int p, int i) {
     return plane[i * p / 8] >> (i * p % 8) & ((1 << p) - 1);
 }
 
-// the coefficients of a code row, L - (2^w - 1)/2, level by level
+// Reads the coefficients L - (2^w - 1)/2 of a code row, level by level.
 static inline MINICACHE_HD void minicache_code_coefficients(
     struct minicache_code_layout layout, const uint8_t * row, float * out) {
     const uint8_t * plane = row + minicache_code_mag_bytes(layout);

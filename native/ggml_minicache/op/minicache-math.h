@@ -1,6 +1,6 @@
 #pragma once
 
-// The arithmetic of MiniCache for one head, free of any backend: the host and the device compile this very text.
+// The arithmetic of MiniCache for one head. It depends on no backend: the host and the device compile this same text.
 // Source: Liu et al. 2024, arXiv 2405.14366, eqs. 3 and 4 (SLERP of directions, magnitudes kept).
 
 #include <math.h>
@@ -16,7 +16,7 @@
 // magnitudes are stored in f16
 #define MINICACHE_MAG_MAX 65504.0f
 
-// closer than this to 0 or π, sin Ω in float32 no longer carries the interpolation
+// If Ω is closer than this to 0 or π, sin Ω in float32 is too inexact to interpolate with.
 #define MINICACHE_ANGLE_EPS 1e-3f
 
 // How one token's two vectors of a head are merged: e = w_a*x_a + w_b*x_b.
@@ -28,7 +28,8 @@ struct minicache_blend {
     float  distance;  // Ω/π, [0, 1]
 };
 
-// From the sums of squares and the dot product of x_a and x_b; double, so that no finite float32 vector overflows.
+// Computes the blend from the sums of squares and the dot product of x_a and x_b, in double, so that no finite float32 vector
+// overflows.
 //   t  0 gives x_a's direction, 1 gives x_b's
 static inline MINICACHE_HD struct minicache_blend minicache_blend_of(double aa, double bb, double ab, float t) {
     struct minicache_blend r;
@@ -78,7 +79,7 @@ static inline MINICACHE_HD struct minicache_blend minicache_blend_of(double aa, 
     return r;
 }
 
-// The mean of both vectors in place of a direction: what the paper compares with.
+// The mean of both vectors in place of a direction, which the paper compares with.
 static inline MINICACHE_HD struct minicache_blend minicache_average_of(struct minicache_blend r) {
     r.w_a   = 0.5;
     r.w_b   = 0.5;

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..cache.code_format import Kind
 from ..modelfile.ggml_types import CACHE_TYPES, GGML_TYPES, is_quantized
+from ..native import binding
 from .code_fit import unit_vectors
 from .samples import Samples
 
@@ -42,14 +43,19 @@ def fit_plain(samples: Samples, weights: Mapping[Kind, Doubles], number: int) ->
     k, v = samples.layer(number)
     step = max(1, len(k) // ROWS)
     size_k, size_v = k.shape[2], v.shape[2]
-    # llama.cpp rotates K in the largest blocks that divide the head size, and V in blocks of 64
-    rotated_k = next((n for n in (512, 256, 128, 64) if size_k % n == 0), 0)
-    rotated_v = 64 if size_v % 64 == 0 else 0
+    rotated_k, rotated_v = rotation(size_k, size_v)
     return PlainFit(
         number,
         _errors(unit_vectors(k[::step]), weights["k"], rotated_k),
         _errors(unit_vectors(v[::step]), weights["v"], rotated_v),
     )
+
+
+def rotation(size_k: int, size_v: int) -> tuple[int, int]:
+    """Return the block sizes in which llama.cpp rotates quantized K and V of these head sizes, 0 where it does not."""
+    n_k, n_v = binding.ffi.new("int32_t *"), binding.ffi.new("int32_t *")
+    binding.lib.llama_minicache_rotation(size_k, size_v, n_k, n_v)
+    return int(n_k[0]), int(n_v[0])
 
 
 def _errors(unit: Floats, weight: Doubles, n_rotated: int) -> dict[str, float]:

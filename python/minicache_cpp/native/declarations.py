@@ -83,10 +83,10 @@ struct llama_minicache_report {
     uint64_t bytes_window;
     uint64_t bytes_index;
     uint64_t bytes_codec;
-    uint64_t bytes_plain;
+    uint64_t bytes_unmerged;
     uint64_t bytes_padding;
     uint64_t bytes_f16;
-    uint64_t bytes_same_type;
+    uint64_t bytes_plain;
     uint32_t n_cells;
     uint32_t n_stream;
     uint32_t n_layer;
@@ -135,6 +135,8 @@ bool llama_minicache_get_layer_report(
 
 bool llama_minicache_get_rope(
         const struct llama_context * ctx, int32_t il, int32_t * kind, int32_t * n_rot, double * freq);
+
+void llama_minicache_rotation(int32_t head_size_k, int32_t head_size_v, int32_t * n_k, int32_t * n_v);
 
 bool llama_minicache_merge(
         const float * x_a,

@@ -1,6 +1,6 @@
-// Decode attention on a device: MiniCache's ops beside ggml's flash attention with plain caches of the same type, and a copy
-// that says what the device's memory can do. One JSON object on a line for each measurement; scripts/bench_kernels.py makes
-// tables of them. Values are arbitrary: the time does not depend on them.
+// Times decode attention on a device: MiniCache's ops beside ggml's flash attention with plain caches of the same type, and a copy,
+// which shows how fast the device's memory is. Prints each measurement as a line with a JSON object; scripts/bench_kernels.py makes
+// tables of them. The tensors hold arbitrary values, as the time does not depend on them.
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -18,12 +18,12 @@
 
 static const int64_t D         = 128;
 static const int64_t N_HEAD_KV = 8;
-static const int     NODES     = 16;   // of one op in a graph, so that launching it weighs little
-static const int     REPEATS   = 7;    // the median counts
+static const int     NODES     = 16;   // nodes of one op in a graph, so that launching it matters little
+static const int     REPEATS   = 7;    // of which the median counts
 static const int     BASES     = 128;  // positions that a coded K is relative to
-static const int     WINDOW    = 64;   // the latest tokens, which plans keep as they are
+static const int     WINDOW    = 64;   // the latest tokens, which plans keep unmerged
 
-// units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits, as plans of these ratios have them for heads of 128
+// Units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits, as in plans of these ratios for heads of 128.
 struct code_case {
     const char * name;
     uint8_t      units[MINICACHE_CODE_WIDTHS];
@@ -37,9 +37,9 @@ static const code_case CODES[] = {
 static const char * const NOT_SUPPORTED = "not supported";
 static const char * const DOES_NOT_FIT  = "does not fit";
 
-// of one op, in microseconds
+// The time of one op, in microseconds.
 struct timing {
-    const char * missing = nullptr;  // why there is none
+    const char * missing = nullptr;  // why there is no time
     double       median  = 0.0;
     double       least   = 0.0;
     double       most    = 0.0;
@@ -53,8 +53,8 @@ class bench {
 
     const char * description() const { return ggml_backend_dev_description(ggml_backend_get_device(backend.get())); }
 
-    // Builds `build`'s op n_nodes times over the same tensors. `fill` sets what must have a meaning, all else is set to small
-    // numbers.
+    // Builds the op of `build` n_nodes times over the same tensors. `fill` sets those tensors whose content must make sense; all others
+    // are set to small numbers.
     timing measure(const std::function<ggml_tensor *(ggml_context *)> & build, const std::function<void()> & fill,
         int n_nodes = NODES) const {
         const ggml_init_params params = { 1024 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true };
@@ -105,7 +105,7 @@ class bench {
     ggml_backend_ptr backend;
 };
 
-// what decodes: sequences of n_kv tokens, `batch` of them, with n_gqa query heads to each KV head
+// What is decoded: `batch` sequences of n_kv tokens, with n_gqa query heads for each KV head.
 struct work {
     int64_t n_kv;
     int64_t batch;
@@ -138,14 +138,14 @@ static void bench_copy(const bench & b) {
     report("copy", "", {}, b.measure(shaped, [] {}, 1), 2.0 * (double) n);
 }
 
-// tensors that all nodes of a graph share
+// The tensors that all nodes of a graph share.
 struct shared_tensors {
     ggml_tensor * q    = nullptr;
     ggml_tensor * k    = nullptr;
     ggml_tensor * v    = nullptr;
     ggml_tensor * mask = nullptr;
 
-    // of MiniCache alone
+    // MiniCache only
     ggml_tensor * scales = nullptr;  // magnitudes, or the codec
     ggml_tensor * pool_k = nullptr;
     ggml_tensor * pool_v = nullptr;

@@ -36,7 +36,7 @@ device_context & context_of(ggml_backend_buffer_type_t type) { return *(device_c
 
 device_context & context_of(ggml_backend_buffer_t buffer) { return context_of(buffer->buft); }
 
-// what becomes of a CUDA call that fails, of one after it where the device does not recover
+// What a failing CUDA call does, and any call after it if the device does not recover.
 [[noreturn]] void fail() {
     ggml_abort("ggml-cuda/ggml-cuda.cu", 1, "CUDA error: an illegal memory access was asked for by a test");
 }
@@ -124,7 +124,7 @@ ggml_backend_buffer_t type_alloc(ggml_backend_buffer_type_t type, size_t size) {
 
 size_t type_alignment(ggml_backend_buffer_type_t) { return 128; }
 
-// ggml-cuda's matrices are read to the end of 512 columns
+// ggml-cuda reads matrices up to the end of 512 columns.
 size_t type_alloc_size(ggml_backend_buffer_type_t, const ggml_tensor * tensor) {
     const int64_t over = ggml_is_quantized(tensor->type) ? tensor->ne[0] % 512 : 0;
     return ggml_nbytes(tensor) + (over ? ggml_row_size(tensor->type, 512 - over) : 0);
@@ -148,7 +148,7 @@ void backend_free(ggml_backend_t backend) {
 
 void backend_synchronize(ggml_backend_t) { check_alive(); }
 
-// What does not wait on a GPU, and lets llama.cpp have several of them compute at the same time. Here all is done at once.
+// On a GPU these do not wait, so that llama.cpp can have several GPUs compute at the same time. Here everything is done at once.
 
 void backend_set_async(ggml_backend_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     buffer_set(buffer_of(tensor), tensor, data, offset, size);
@@ -254,7 +254,7 @@ bool device_supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
         return ggml_cuda_minicache_supported(context_of(device).index, op);
     }
     if (op->op == GGML_OP_FLASH_ATTN_EXT && (op->src[1]->type == GGML_TYPE_IQ4_NL || op->src[2]->type == GGML_TYPE_IQ4_NL)) {
-        return false;  // as ggml-cuda
+        return false;  // as in ggml-cuda
     }
     return ggml_backend_dev_supports_op(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), op);
 }
@@ -263,7 +263,7 @@ bool device_supports_buft(ggml_backend_dev_t device, ggml_backend_buffer_type_t 
     return type == device_buffer_type(device);
 }
 
-// as ggml-cuda: larger batches are computed there though the weights lie in main memory
+// As in ggml-cuda: larger batches are computed on the device even if the weights are in main memory.
 bool device_offloads(ggml_backend_dev_t, const ggml_tensor * op) {
     const int64_t n = op->op == GGML_OP_GET_ROWS ? 0 : op->op == GGML_OP_MUL_MAT ? op->ne[1] : ggml_nrows(op);
     return n >= 32;
@@ -328,7 +328,7 @@ void cuda_on_cpu_fail_copy(int copy) { copy_fails_at = copy; }
 int cuda_on_cpu_computed(void) { return n_computed; }
 
 //
-// what our kernels' files take from ggml-cuda
+// what our kernels' files use of ggml-cuda
 //
 
 ggml_backend_buffer_type_t ggml_backend_cuda_buffer_type(int device) { return &context_of(device).buffer_type; }
@@ -344,7 +344,7 @@ void ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & cuda, ggml_tensor * op
     const ggml_context_ptr ctx(ggml_init(params));
     const ggml_backend_ptr cpu(ggml_backend_cpu_init());
 
-    // this node alone: what its sources were computed from may hold something else by now
+    // only this node, because the tensors that its sources were computed from may hold something else by now
     ggml_cgraph * graph = ggml_new_graph(ctx.get());
     graph->nodes[0]     = op;
     graph->n_nodes      = 1;

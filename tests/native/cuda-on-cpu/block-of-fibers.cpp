@@ -35,7 +35,7 @@ struct copy {
 
 struct fiber {
     ucontext_t              start;
-    jmp_buf                 goes_on;  // where it gave way: swapcontext() would call the kernel each time
+    jmp_buf                 goes_on;  // where the fiber yielded; swapcontext() would call into the kernel each time
     bool                    started;
     void *                  kept;
     std::unique_ptr<char[]> stack;
@@ -43,15 +43,15 @@ struct fiber {
     uint3                   index;
     const char *            place;
     std::vector<copy>       copies;
-    int                     turn;  // parity of the exchanges: what was handed in last time may still be read
+    int                     turn;  // parity of the exchanges, because what was given last time may still be read
 };
 
 struct block {
     std::vector<fiber>      fibers;
     std::vector<uint8_t>    given[2];  // [thread][GIVEN]
-    std::unique_ptr<char[]> shared;    // no larger than asked for, so that sanitizers see where it ends
+    std::unique_ptr<char[]> shared;    // exactly as large as asked for, so that sanitizers see where it ends
     jmp_buf                 scheduler;
-    const void *            stack;  // of the scheduler
+    const void *            stack;  // the scheduler's
     size_t                  stack_size;
     int                     running;
     bool                    any;
@@ -70,8 +70,8 @@ static void fail(const char * what, const char * place) {
     abort();
 }
 
-// What the address sanitizer has to be told: to which stack the program goes, and when it has arrived. `kept` is its own, of
-// the fiber that goes; null for one that does not come back.
+// Tells the address sanitizer to which stack the program is about to switch, and when it has arrived. `kept` is the sanitizer's own
+// state of the fiber that is left, null if that fiber does not come back.
 static void leaves_for(const void * stack, size_t size, void ** kept) {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(kept, stack, size);
@@ -148,7 +148,7 @@ void wait_for_copies() {
 }
 
 bool any_of_block(bool x) {
-    // all hand in before the first barrier, all have read before the next
+    // all threads give before the first barrier, and all have read before the next one
     b.any = b.any || x;
     wait_for_block();
     const bool result = b.any;
@@ -164,7 +164,7 @@ static void run_fiber() {
     give_way(DONE);
 }
 
-// threads that all wait for each other go on; false where nobody does
+// Lets threads go on that all wait for each other. Returns false if there are none.
 static bool release(int first, int last, wait_kind kind) {
     const char * place = nullptr;
     bool         some  = false;

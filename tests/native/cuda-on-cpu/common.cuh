@@ -1,6 +1,6 @@
 #pragma once
 
-// What our kernels use of CUDA and of ggml-cuda's common.cuh, on the CPU.
+// What our kernels use of CUDA and of ggml-cuda's common.cuh, implemented on the CPU.
 
 #include "block-of-fibers.h"
 #include "device-memory.h"
@@ -120,7 +120,7 @@ static inline void __pipeline_memcpy_async(void * to, const void * from, size_t 
 
 static inline void __pipeline_commit() {}
 
-// `left` is 0 here: all of them
+// `left` is always 0 here: wait for all copies
 static inline void __pipeline_wait_prior(int left) {
     GGML_ASSERT(left == 0);
     wait_for_copies();
@@ -150,8 +150,8 @@ static inline float warp_reduce_max(float x) {
 
 typedef int cudaStream_t;
 
-// Kernels alone can read and write the device's memory. So what is launched can't depend on what lies there, and is the same
-// whenever a captured graph is launched again.
+// Only kernels can read and write the device's memory. So launches cannot depend on its content, and are the same whenever a captured
+// graph is launched again.
 inline int current_device = 0;
 
 static inline void ggml_cuda_set_device(int device) { current_device = device; }
@@ -181,7 +181,7 @@ struct ggml_backend_cuda_context {
     cudaStream_t stream() const { return 0; }
 };
 
-// each allocation is one of its own, filled with NaN, so that sanitizers see where it ends
+// Each allocation is separate, so that sanitizers see where it ends, and filled with NaN.
 template <typename T>
 struct ggml_cuda_pool_alloc {
     explicit ggml_cuda_pool_alloc(ggml_cuda_pool &) {}
@@ -215,7 +215,7 @@ struct ggml_cuda_devices {
     ggml_cuda_device devices[N_DEVICES];
 };
 
-// few multiprocessors, so that chunks are of more than a tile as well
+// few multiprocessors, so that there are chunks of more than one tile too
 static inline ggml_cuda_devices ggml_cuda_info() {
     const ggml_cuda_device device = { 800, 2, 99 * 1024 };
     return { { device, device } };

@@ -1,6 +1,6 @@
 #pragma once
 
-// Blocks as ggml-cuda quantizes them, by ggml's own converters.
+// Quantizes blocks as ggml-cuda does, with ggml's own converters.
 
 #include "common.cuh"
 

@@ -14,11 +14,11 @@ namespace {
 
 struct pages {
     char * first;
-    size_t size;  // without the page behind them
+    size_t size;  // without the page that follows
 };
 
 struct memory {
-    std::map<void *, pages> allocated;  // by the base of each buffer
+    std::map<void *, pages> allocated;  // by the address of each buffer
     size_t                  used       = 0;
     int                     n_accesses = 0;
 };

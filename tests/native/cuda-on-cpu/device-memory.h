@@ -1,17 +1,17 @@
 #pragma once
 
-// Memory of a device that the host can't reach: whoever does so outside of an access is ended by SIGSEGV.
+// Memory of a device that the host cannot access: code that does so without a device_access ends with SIGSEGV.
 
 #include <cstddef>
 
 constexpr int N_DEVICES = 2;
 
-// null where the device has less left; filled with NaN, and ends where the next page can't be read either
+// Allocates memory filled with NaN, which is followed by a page that can never be accessed. Returns null if the device has less left.
 void * device_alloc(int device, size_t size);
 void   device_free(int device, void * base);
 size_t device_used(int device);
 
-// The memory of this device can be read and written as long as one of these lives.
+// The memory of this device can be read and written as long as an object of this type exists.
 class device_access {
   public:
     explicit device_access(int device);

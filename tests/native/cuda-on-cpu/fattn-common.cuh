@@ -1,6 +1,6 @@
 #pragma once
 
-// Rows as ggml-cuda's flash attention reads them, by ggml's own converters.
+// Reads rows as ggml-cuda's flash attention does, with ggml's own converters.
 
 #include "common.cuh"
 

@@ -1,6 +1,6 @@
 #pragma once
 
-// ggml-cuda's flash attention, by that of the CPU.
+// ggml-cuda's flash attention, computed by the CPU's.
 
 #include "common.cuh"
 

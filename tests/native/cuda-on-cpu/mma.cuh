@@ -1,6 +1,6 @@
 #pragma once
 
-// The matrices of a warp, whose numbers its lanes hold as the PTX manual says for m16n8k16, and their product.
+// The matrices of a warp, whose lanes hold their numbers as the PTX manual says for m16n8k16, and their product.
 
 #include "common.cuh"
 
@@ -15,19 +15,19 @@ struct tile {
     T x[ne] = {};
 
     static int get_i(int l) {
-        const int group = (int) threadIdx.x / 4;
+        const int quad = (int) threadIdx.x / 4;
         if (I == 8) {
-            return group;
+            return quad;
         }
-        return group + 8 * (sizeof(T) == sizeof(float) && IS_FLOAT ? l / 2 : l % 2);
+        return quad + 8 * (sizeof(T) == sizeof(float) && IS_FLOAT ? l / 2 : l % 2);
     }
 
     static int get_j(int l) {
-        const int in_group = (int) threadIdx.x % 4;
+        const int in_quad = (int) threadIdx.x % 4;
         if (IS_FLOAT) {
-            return 2 * in_group + l % 2;
+            return 2 * in_quad + l % 2;
         }
-        return in_group + 4 * (I == 8 ? l : l / 2);
+        return in_quad + 4 * (I == 8 ? l : l / 2);
     }
 
   private:
@@ -42,7 +42,7 @@ static void load_generic(tile<I, J, half2> & t, const half2 * from, int stride) 
 }
 
 static inline void check_matrix(const half2 * from, int stride) {
-    GGML_ASSERT((uintptr_t) from % 16 == 0 && stride % 4 == 0);  // as ldmatrix wants it
+    GGML_ASSERT((uintptr_t) from % 16 == 0 && stride % 4 == 0);  // as ldmatrix requires
 }
 
 template <int I, int J>
@@ -69,7 +69,7 @@ static inline void mma(tile<16, 8, float> & d, const tile<16, 8, half2> & a, con
     static_assert(sizeof(mine) <= 64);
     const uint8_t * all = exchange("mma", &mine, sizeof(mine));
 
-    // where row i, or column j, of the product has its numbers k and k + 1
+    // the numbers k and k + 1 of row i of a, or of column j of b
     const auto a_at = [&](int i, int k) {
         const int lane = i % 8 * 4 + k / 2 % 4;
         return lane_value<fragments>(all, lane).a.x[i / 8 + 2 * (k / 8)];

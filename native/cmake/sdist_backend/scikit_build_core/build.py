@@ -1,7 +1,7 @@
 """Stands in for llama-cpp-python's build backend while pip downloads the source distribution.
 
-pip wants the metadata of what it downloads, and would install the real backend and run it for that. Name and version
-are all that a download needs.
+pip wants the metadata of what it downloads, and would install and run the real backend for that. A download needs
+nothing but the name and the version.
 """
 
 from __future__ import annotations
