@@ -30,7 +30,7 @@ from .group_fit import LayerWeights, Source
 from .layer_weights import layer_weights, output_gains
 from .material import Material, make_material
 from .meter import Meter
-from .options import DEFAULT_RATIO, GROUP_SIZES, Options, check_options, check_output, threads_for
+from .options import GROUP_SIZES, Options, check_options, check_output, threads_for
 from .plain_fit import PlainFit, fit_plain
 from .planner import Planner
 from .plans import PlanBuilder, write_fitted
@@ -39,8 +39,6 @@ from .samples import Samples
 from .search import Search
 from .target import Target
 from .trials import Trials
-
-__all__ = ["DEFAULT_RATIO", "Options", "calibrate"]
 
 # how many times a plan that misses --max-kl on the check's text is replaced by a stricter one
 MOST_RETRIES = 3

@@ -21,6 +21,7 @@ from ..errors import MiniCacheError
 from ..kernels import ROPES
 from ..modelfile.shape import ModelShape
 from ..native import binding
+from ..native.batch import BatchToken, TokenBatch
 from ..native.binding import llama_h
 from ..reading.model import NativeModel
 from .material import Chunk
@@ -105,15 +106,15 @@ class Observed:
         n = len(chunk.tokens)
         self.seen.clear()
         binding.clear(self.ctx)
-        batch = llama_h.llama_batch_init(n, 0, 1)
+        batch = TokenBatch(n)
+        tokens = (
+            BatchToken(token, chunk.position + i, wanted=i == n - 1) for i, token in enumerate(chunk.tokens)
+        )
         try:
-            batch.n_tokens = n
-            for i, token in enumerate(chunk.tokens):
-                batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, chunk.position + i, 1
-                batch.seq_id[i][0], batch.logits[i] = 0, i == n - 1
-            status = llama_h.llama_decode(self.ctx, batch)
+            # unguarded, as an evaluation callback is set
+            status = llama_h.llama_decode(self.ctx, batch.fill(tokens))
         finally:
-            llama_h.llama_batch_free(batch)
+            batch.close()
         if self.failure:
             raise self.failure
         if status:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..cache.settings import CacheSpec
+from ..host.files import replacing
 from ..reading.divergence import Floats, Reference, kl_divergence, log_probabilities
 from ..reading.model import NativeModel
 from .material import Chunk
@@ -94,9 +94,8 @@ class Meter:
                 yield numbers, at, log_probabilities(logits)
 
     def _save(self) -> None:
-        part = self.memory.with_name(f"{self.memory.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(self.known))
-        part.replace(self.memory)
+        with replacing(self.memory) as unfinished:
+            unfinished.write_text(json.dumps(self.known))
 
 
 def _identity(spec: CacheSpec) -> str:

@@ -7,7 +7,6 @@ errors in them (attention_weights.py). Memory never holds more than one chunk wh
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cache.code_format import Kind
+from ..host.files import replacing
 from ..modelfile.shape import ModelShape
 from .attention_weights import AttentionWeights, attention_weights
 from .material import Chunk
@@ -112,7 +112,5 @@ class Samples:
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
         np.save(file, array)
-    part.replace(path)

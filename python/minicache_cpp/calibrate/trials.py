@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..cache.plan import Plan
-from ..cache.settings import CacheSpec
+from ..cache.settings import CacheSpec, MiniCache
 from .group_fit import GroupFit
 from .meter import Measured, Meter
 from .plans import write_fitted
@@ -32,4 +32,4 @@ class Trials:
             return CacheSpec(plan.type_k, plan.type_v)
         path = self.folder / f"tried-{os.getpid()}.gguf"
         write_fitted(path, replace(plan, notes={}), fits)
-        return CacheSpec.parse(str(path))
+        return CacheSpec.of(MiniCache(plan=path))

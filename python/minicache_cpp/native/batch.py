@@ -23,8 +23,8 @@ class TokenBatch:
     def __init__(self, size: int) -> None:
         self.batch = llama_h.llama_batch_init(size, 0, 1)
 
-    def decode(self, ctx: Any, tokens: Iterable[BatchToken]) -> None:
-        """Have a llama_context read tokens in one step, with the device's work done; MiniCacheError where it fails."""
+    def fill(self, tokens: Iterable[BatchToken]) -> Any:
+        """Puts these tokens in place of those that were there, and returns the llama_batch."""
         batch = self.batch
         number = -1
         for number, (token, position, sequence, wanted) in enumerate(tokens):
@@ -32,8 +32,12 @@ class TokenBatch:
             batch.n_seq_id[number], batch.seq_id[number][0] = 1, sequence
             batch.logits[number] = wanted
         batch.n_tokens = number + 1
-        if status := binding.decode(ctx, batch):
-            raise MiniCacheError(f"llama_decode failed with {status} at position {batch.pos[0]}")
+        return batch
+
+    def decode(self, ctx: Any, tokens: Iterable[BatchToken]) -> None:
+        """Makes a llama_context read tokens in one step, and waits for its device. Raises MiniCacheError on failure."""
+        if status := binding.decode(ctx, self.fill(tokens)):
+            raise MiniCacheError(f"llama_decode failed with {status} at position {self.batch.pos[0]}")
 
     def close(self) -> None:
         llama_h.llama_batch_free(self.batch)

@@ -64,7 +64,8 @@ def without_plan(shape: ModelShape) -> CacheSpec:
 
 def _make(file: GGUFFile, on_note: Callable[[str], None], arguments: Mapping[str, Any]) -> PlanFile | None:
     """Calibrate the model; None where that is not possible, and the note says why."""
-    from ..calibrate.calibration import DEFAULT_RATIO, Options, calibrate
+    from ..calibrate.calibration import calibrate
+    from ..calibrate.options import DEFAULT_RATIO, Options
     from ..host.progress import Progress
 
     on_note("this model has no plan, so it is calibrated now, once; `never` in place of `once` does without")
