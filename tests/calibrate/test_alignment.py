@@ -99,7 +99,7 @@ def test_the_plan_has_the_settings(
     assert (plan.mode, plan.t, plan.type_k, plan.type_v) == ("aligned", pytest.approx(0.4), "q8_0", "q8_0")
     assert (plan.retain, plan.pool_type, plan.rope_block) == (pytest.approx(0.1), "q8_0", 0)
     assert plan.window == 24
-    assert [(*group.layers, group.bases_k) for group in plan.groups] == [(0, 1, 1), (2, 3, 1), (4, 5, 1)]
+    assert [(*group.layers, group.n_basis_k) for group in plan.groups] == [(0, 1, 1), (2, 3, 1), (4, 5, 1)]
     with Context(loaded.model, MiniCache(plan=paths[0]), n_ubatch=16) as ctx:
         assert np.isfinite(ctx.decode(run(prompt(60)))).all()
         report = ctx.report()

@@ -1,4 +1,4 @@
-"""The bytes of a shared code, as minicache-code.h lays them down: what a group's code and codec take."""
+"""The sizes of a group's codes and codec, whose bytes minicache-code.h defines."""
 
 from __future__ import annotations
 
@@ -6,67 +6,71 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-WIDTHS = (8, 6, 5, 4, 3, 2, 1)  # bits of a code's segments, widest first
-UNIT = 16  # coefficients that share a width
-MAX_LAYERS = 4  # that share one code
+# the bits of a coefficient in each segment of a code, widest first
+WIDTHS = (8, 6, 5, 4, 3, 2, 1)
+# coefficients that share a width
+UNIT = 16
+# the most layers that can share a code
+MAX_LAYERS = 4
 
 Kind = Literal["k", "v"]
 KINDS: tuple[Kind, Kind] = ("k", "v")
 
 
 def mag_bytes(n_layer: int) -> int:
-    """Bytes of the layers' magnitudes, at the head of a row, whose planes begin at even places."""
+    """The bytes of the layers' magnitudes at the head of a row; what follows them begins at an even byte."""
     return n_layer + n_layer % 2
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits."""
+    """How many units of 16 coefficients a code has of each width in WIDTHS."""
 
     units: tuple[int, ...] = (0,) * len(WIDTHS)
 
     @classmethod
     def of(cls, unit_widths: Sequence[int]) -> Layout:
-        """The layout of units of these widths, 0 for those that are left out."""
+        """The layout of units of these widths; a width of 0 leaves its unit out."""
         return cls(tuple(sum(1 for one in unit_widths if one == width) for width in WIDTHS))
 
     @property
     def widths(self) -> list[int]:
-        """The bits of each unit."""
+        """The width of each unit."""
         return [width for width, n in zip(WIDTHS, self.units, strict=True) for _ in range(n)]
 
     @property
     def size(self) -> int:
-        """Coefficients of a code."""
+        """The coefficients of a code."""
         return UNIT * sum(self.units)
 
     @property
     def bits(self) -> int:
-        """Bits of all coefficients."""
+        """The bits of all coefficients."""
         return UNIT * sum(self.widths)
 
     def row_bytes(self, n_layer: int) -> int:
-        """Bytes of a code row, of one KV head of one token, which so many layers share."""
+        """The bytes of a code row, of one token and KV head, which n_layer layers share."""
         return mag_bytes(n_layer) + self.bits // 8
 
 
 @dataclass(frozen=True)
 class GroupFormat:
-    """How the K and V of a group's layers are kept: as codes, or, of two layers, in bases."""
+    """How the K and V of a group's layers are kept: as codes, or those of two layers after a change of basis."""
 
-    layers: tuple[int, ...]  # the last is the deepest
+    # the deepest is the last
+    layers: tuple[int, ...]
     n_head_kv: int
     d_k: int
     d_v: int
     layout_k: Layout = Layout()
     layout_v: Layout = Layout()
-    # in place of codes, how many of the two layers' K and V are turned into a basis: 1 for layer b's alone
-    bases_k: int = 0
-    bases_v: int = 0
+    # without codes, how many of the two layers have basis matrices for K and for V: 1 for layer b alone
+    n_basis_k: int = 0
+    n_basis_v: int = 0
 
     @property
     def first(self) -> int:
-        """The layer that the group is named by."""
+        """The layer that names the group in a plan file."""
         return self.layers[0]
 
     @property
@@ -75,17 +79,21 @@ class GroupFormat:
 
     @property
     def basis_bytes(self) -> int:
-        """Bytes of the bases, float32; V's are there twice, as the attention's result is turned back."""
-        return 4 * self.n_head_kv * (self.bases_k * self.d_k**2 + 2 * self.bases_v * self.d_v**2)
+        """The bytes of the basis matrices, in float32.
+
+        Those of V are stored twice, because the result of attention is turned back.
+        """
+        return 4 * self.n_head_kv * (self.n_basis_k * self.d_k**2 + 2 * self.n_basis_v * self.d_v**2)
 
     @property
     def token_bytes(self) -> int:
+        """The bytes of a token's codes."""
         return self.n_head_kv * (
             self.layout_k.row_bytes(self.n_layer) + self.layout_v.row_bytes(self.n_layer)
         )
 
     def codec_bytes(self, n_rot: int = 0) -> int:
-        """Bytes of the codec; in a plan file it has no frequencies, n_rot = 0."""
+        """The bytes of the codec. In a plan file it has no frequencies of RoPE, and n_rot is 0."""
         heads, n = self.n_head_kv, self.n_layer
         words = heads * (4 * n + n * self.d_k + self.layout_k.size + n * self.d_v + self.layout_v.size)
         halves = heads * n * (self.d_k * self.layout_k.size + self.d_v * self.layout_v.size)

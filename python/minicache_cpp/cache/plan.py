@@ -30,26 +30,35 @@ class PlainLayer:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a plan file says, the codecs and bases left out."""
+    """What a plan file says, without its codecs and basis matrices."""
 
-    fingerprint: str  # of the model it was made for
+    # of the model that the plan was made for
+    fingerprint: str
     n_layer: int
-    rope_block: int = 0  # K is coded relative to the last multiple of this position; 0: as it is
-    type_k: str = "f16"  # of the layers that are in no group, and of an aligned plan's directions
+    # K is coded relative to the last multiple of this position; 0: as it is after RoPE
+    rope_block: int = 0
+    # of the layers that are in no group, and of an aligned plan's directions
+    type_k: str = "f16"
     type_v: str = "f16"
-    plain: tuple[PlainLayer, ...] = ()  # layers that are in no group and have types of their own
-    retain: float = 0.0  # fraction of tokens that the layers of a group keep as they are
-    pool_type: str = "f16"  # of those, and of the window
-    window: int = 0  # the latest tokens of each stream, which the layers of a group keep as they are
+    # layers that are in no group and have types of their own
+    plain: tuple[PlainLayer, ...] = ()
+    # the fraction of tokens that the layers of a group keep unmerged
+    retain: float = 0.0
+    # the type of those tokens, and of the tokens in the window
+    pool_type: str = "f16"
+    # how many of the latest tokens of each stream the layers of a group keep unmerged
+    window: int = 0
     groups: tuple[GroupFormat, ...] = ()
-    mode: str = "code"  # or "aligned": SLERP in bases
-    t: float = DEFAULT_T  # of SLERP
-    model: str = ""  # the model's name
-    tool: str = ""  # what wrote the plan
-    text: str = ""  # what it was fitted to
-    notes: dict[str, Any] = field(
-        default_factory=dict, compare=False
-    )  # choices, sensitivities, what was measured
+    # "code", or "aligned": SLERP after a change of basis
+    mode: str = "code"
+    # the parameter of SLERP
+    t: float = DEFAULT_T
+    # the name of the model, the program that wrote the plan, and the text that it was fitted to
+    model: str = ""
+    tool: str = ""
+    text: str = ""
+    # for people and tools: choices, sensitivities, measurements
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def plain_types(self) -> dict[int, tuple[str, str]]:
         """The types of K and V of each layer that is in no group."""
@@ -72,8 +81,11 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Bases:
-    """An aligned group's matrices, [layers, n_head_kv, d, d], of layer b alone or of a and b: W x is merged for x."""
+class BasisMatrices:
+    """The matrices W of an aligned group, K's and V's: of layer b alone, or of a and b. W x is merged in place of x.
+
+    k [layers, n_head_kv, d_k, d_k], v [layers, n_head_kv, d_v, d_v]
+    """
 
     k: NDArray[np.float32]
     v: NDArray[np.float32]

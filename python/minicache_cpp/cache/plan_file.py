@@ -18,7 +18,7 @@ from ..host.files import replacing
 from ..modelfile.ggml_types import BY_NUMBER, GGML_TYPES
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from .code_format import WIDTHS, GroupFormat, Layout
-from .plan import DEFAULT_T, Bases, PlainLayer, Plan, basis_name, codec_name
+from .plan import DEFAULT_T, BasisMatrices, PlainLayer, Plan, basis_name, codec_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ VERSION = 3
 TYPE = "minicache-plan"  # general.type of a plan
 
 
-def write_plan(path: str | Path, plan: Plan, parts: Mapping[int, NDArray[np.int8] | Bases]) -> None:
+def write_plan(path: str | Path, plan: Plan, parts: Mapping[int, NDArray[np.int8] | BasisMatrices]) -> None:
     """Write a plan; `parts` are the codecs or basis matrices of its groups, by their first layers.
 
     An existing file is replaced at once. Raises MiniCacheError where the file cannot be written.
@@ -42,7 +42,7 @@ def write_plan(path: str | Path, plan: Plan, parts: Mapping[int, NDArray[np.int8
         raise MiniCacheError(f"the plan {path} cannot be written: {error.strerror or error}") from None
 
 
-def _write(path: Path, plan: Plan, parts: Mapping[int, NDArray[np.int8] | Bases]) -> None:
+def _write(path: Path, plan: Plan, parts: Mapping[int, NDArray[np.int8] | BasisMatrices]) -> None:
     import gguf
 
     writer = gguf.GGUFWriter(path, "minicache")
@@ -75,7 +75,7 @@ def _write(path: Path, plan: Plan, parts: Mapping[int, NDArray[np.int8] | Bases]
     writer.add_string("minicache.notes", json.dumps(plan.notes, sort_keys=True))
     for group in plan.groups:
         part_of = parts[group.first]
-        if isinstance(part_of, Bases):
+        if isinstance(part_of, BasisMatrices):
             writer.add_tensor(basis_name(group, "k"), part_of.k)
             writer.add_tensor(basis_name(group, "v"), part_of.v)
         elif part_of.nbytes != group.codec_bytes():
@@ -181,7 +181,7 @@ def _groups_of(file: GGUFFile, keys: Mapping[str, Any], mode: str) -> Iterator[G
         n_head_kv, d_k, d_v = itertools.islice(heads, 3)
         group = GroupFormat(members, n_head_kv, d_k, d_v)
         if mode == "aligned":
-            yield replace(group, bases_k=_n_basis(file, group, "k"), bases_v=_n_basis(file, group, "v"))
+            yield replace(group, n_basis_k=_n_basis(file, group, "k"), n_basis_v=_n_basis(file, group, "v"))
         else:
             k, v = (Layout(tuple(itertools.islice(units[kind], len(WIDTHS)))) for kind in ("k", "v"))
             yield replace(group, layout_k=k, layout_v=v)

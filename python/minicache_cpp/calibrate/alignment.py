@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cache.code_format import GroupFormat
-from ..cache.plan import Bases, Plan
+from ..cache.plan import BasisMatrices, Plan
 from ..cache.plan_file import write_plan
 from ..cache.settings import MiniCache
 from ..cache.size import merged_groups
@@ -46,7 +46,7 @@ class Aligned:
     """The basis matrices of a pair, and how far apart its layers are on text that nothing was fitted to."""
 
     format: GroupFormat
-    bases: Bases
+    basis: BasisMatrices
     # the mean distances of K and of V, without and with the matrices
     before: tuple[float, float]
     after: tuple[float, float]
@@ -78,8 +78,10 @@ def fit_pair(samples: Samples, n_fit: int, a: int, b: int) -> Aligned:
     layer = samples.shape.layers[a]
     sizes = layer.n_head_kv, layer.head_size_k, layer.head_size_v
     # one matrix for K and one for V: those of layer b
-    pair = GroupFormat((a, b), *sizes, bases_k=1, bases_v=1)
-    return Aligned(pair, Bases(*(one[None] for one in fitted)), (before[0], before[1]), (after[0], after[1]))
+    pair = GroupFormat((a, b), *sizes, n_basis_k=1, n_basis_v=1)
+    return Aligned(
+        pair, BasisMatrices(*(one[None] for one in fitted)), (before[0], before[1]), (after[0], after[1])
+    )
 
 
 class Aligner:
@@ -123,7 +125,7 @@ class Aligner:
             text=f"{self.material.description}, {self.n_fit} tokens",
             notes=notes or {},
         )
-        write_plan(path, plan, {one.format.first: one.bases for one in aligned})
+        write_plan(path, plan, {one.format.first: one.basis for one in aligned})
         return aligned
 
 

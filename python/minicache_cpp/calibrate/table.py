@@ -51,7 +51,7 @@ def _choice(row: dict[str, Any]) -> str:
 def aligned_table(found: dict[str, Any]) -> str:
     """The mean distances of each pair without and with basis matrices; `found` is what align() returns."""
     lines = [
-        f"{Path(found['model']).name}: SLERP in aligned bases, {found['settings'].partition(':')[2]}",
+        f"{Path(found['model']).name}: SLERP after a change of basis, {found['settings'].partition(':')[2]}",
         "mean distances on text that nothing was fitted to (0: the same direction, 0.5: unrelated)",
         "layers    K before  aligned   V before  aligned",
     ]

@@ -8,7 +8,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def calibration_files() -> list[Path]:
-    """Text of many kinds, which codes and bases are fitted to."""
+    """Text of many kinds, which codes and basis matrices are fitted to."""
     return sorted((FOLDER / "calibration").glob("*.txt"))
 
 
