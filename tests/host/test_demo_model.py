@@ -15,7 +15,7 @@ def test_the_demo_model_is_found_where_it_may_be(tmp_path: Path, monkeypatch: py
     package, prefix, here = (tmp_path / name for name in ("lib/site/package", "checkout/.venv", "elsewhere"))
     for folder in (package, prefix, here):
         folder.mkdir(parents=True)
-    monkeypatch.setattr(demo_model, "__file__", str(package / "demo_model.py"))
+    monkeypatch.setattr(demo_model, "__file__", str(package / "host" / "demo_model.py"))
     monkeypatch.setattr(sys, "prefix", str(prefix))
     monkeypatch.chdir(here)
     with pytest.raises(MiniCacheError, match="name a GGUF file"):
