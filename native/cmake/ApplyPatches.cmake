@@ -1,8 +1,9 @@
 # Applies patches/*.patch to the unpacked upstream tree.
 #
-# Nothing is patched in place. The files that the patches touch are unpacked once more beside the tree, the patches are applied there,
-# and only if all of them fit are the results copied over. So a patch that does not fit leaves the tree unchanged, applying twice is
-# the same as applying once, an edited or removed patch needs no undoing, and only files that really changed are compiled again.
+# Nothing is patched in place. The files that the patches touch are unpacked once more beside the tree, the patches are
+# applied there, and only if all of them fit are the results copied over. So a patch that does not fit leaves the tree
+# unchanged, applying twice is the same as applying once, an edited or removed patch needs no undoing, and only files
+# that really changed are compiled again.
 #
 # The file .minicache-patches in the tree holds the key of what was applied, and the names of the patched files.
 
@@ -123,8 +124,8 @@ endfunction()
 function(minicache_git_apply error directory patch)
     get_filename_component(above "${directory}" DIRECTORY)
 
-    # Inside another repository git would read the paths as that repository's and skip everything outside it, so it must not look for
-    # one. The user's settings for line ends and white space must not have an effect either.
+    # Inside another repository git would read the paths as that repository's and skip everything outside it, so it must
+    # not look for one. The user's settings for line ends and white space must not have an effect either.
     set(git "${CMAKE_COMMAND}" -E env --unset=GIT_DIR --unset=GIT_WORK_TREE --unset=GIT_INDEX_FILE
             "GIT_CEILING_DIRECTORIES=${above}" LC_ALL=C
             "${GIT_EXECUTABLE}" -c core.autocrlf=false -c apply.whitespace=nowarn -c apply.ignoreWhitespace=no)

@@ -39,7 +39,8 @@ function(minicache_fetch_upstream result)
         message(WARNING "${error}; fetching it again")
     endif()
 
-    # downloaded into a folder of its own and then renamed, so that two builds at a time, or one that is stopped, leave no partial file
+    # downloaded into a folder of its own and then renamed, so that two builds at a time, or one that is stopped, leave
+    # no partial file
     string(RANDOM LENGTH 8 suffix)
     set(download "${cache}/download-${suffix}")
     file(MAKE_DIRECTORY "${download}")
@@ -92,8 +93,8 @@ function(minicache_pip_download directory error)
 
     message(STATUS "Fetching llama-cpp-python ${MINICACHE_UPSTREAM_VERSION} with pip")
 
-    # pip asks a source distribution for its metadata before it saves it. sdist_backend answers in place of the real build backend, so that
-    # nothing has to be installed, and no code of the archive runs before the archive is checked.
+    # pip asks a source distribution for its metadata before it saves it. sdist_backend answers in place of the real
+    # build backend, so that nothing has to be installed, and no code of the archive runs before the archive is checked.
     set(path "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/sdist_backend")
 
     if (DEFINED ENV{PYTHONPATH})

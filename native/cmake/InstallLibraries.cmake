@@ -13,8 +13,8 @@ function(minicache_library_targets result)
     endforeach()
 
     foreach (library IN LISTS libraries)
-        # One file for each library, without a version in its name: a wheel cannot hold links, and would contain three copies of each. The
-        # names inside the libraries follow the files'.
+        # One file for each library, without a version in its name: a wheel cannot hold links, and would contain three
+        # copies of each. The names inside the libraries follow the files'.
         set_property(TARGET ${library} PROPERTY VERSION)
         set_property(TARGET ${library} PROPERTY SOVERSION)
         set_property(TARGET ${library} PROPERTY PUBLIC_HEADER)

@@ -18,7 +18,8 @@ function(minicache_add_sources libraries)
             # these are built from ggml-cuda's files, without our kernels, as minicache-cuda.cuh arranges
             target_include_directories(${library} PRIVATE "${MINICACHE_SOURCE_DIR}/op" "${MINICACHE_SOURCE_DIR}/cuda")
         elseif (library MATCHES "^ggml-cpu($|-)")
-            # with GGML_CPU_ALL_VARIANTS there is a library for each instruction set, and each compiles them with its own flags
+            # with GGML_CPU_ALL_VARIANTS there is a library for each instruction set, and each compiles them with its
+            # own flags
             minicache_link_sources(${library} "${MINICACHE_GGML_CPU_SOURCES}")
         endif()
     endforeach()
@@ -53,8 +54,8 @@ function(minicache_unwind_through_c target)
     endif()
 endfunction()
 
-# Upstream compiles with -use_fast_math. For our kernels those parts of it are switched off that would lose the smallest numbers or
-# change which of two distances is larger.
+# Upstream compiles with -use_fast_math. For our kernels those parts of it are switched off that would lose the smallest
+# numbers or change which of two distances is larger.
 set(MINICACHE_CUDA_OPTIONS -ftz=false -prec-div=true -prec-sqrt=true)
 
 function(minicache_set_cuda_options target)

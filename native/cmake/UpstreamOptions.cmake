@@ -34,12 +34,13 @@ foreach (sanitizer ADDRESS UNDEFINED THREAD)
 endforeach()
 
 if (MINICACHE_SANITIZE)
-    # undefined behaviour ends the program, so that it is not just a line in the log; -O1 and line numbers make the traces readable
+    # undefined behaviour ends the program, so that it is not just a line in the log; -O1 and line numbers make the
+    # traces readable
     add_compile_options(-fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g1)
 endif()
 
-# Upstream asks git for its own commit. Inside our repository it would find ours, and every commit of ours would compile parts of it
-# again.
+# Upstream asks git for its own commit. Inside our repository it would find ours, and every commit of ours would compile
+# parts of it again.
 set(ENV{GIT_CEILING_DIRECTORIES} "${CMAKE_BINARY_DIR}")
 set(LLAMA_BUILD_NUMBER 0)
 set(LLAMA_BUILD_COMMIT "${MINICACHE_UPSTREAM_COMMIT}")

@@ -10,9 +10,9 @@
 #include <vector>
 
 struct perf_options {
-    // Attention cases: all combinations of these lists. An empty list stands for the middle case: 16384 cells, head size 128, 4 query
-    // heads on a KV head, one token of one sequence. If all are empty, the cases that differ from the middle one in one point are
-    // added.
+    // Attention cases: all combinations of these lists. An empty list stands for the middle case: 16384 cells, head size 128, 4
+    // query heads on a KV head, one token of one sequence. If all are empty, the cases that differ from the middle one in one
+    // point are added.
     std::vector<int>         n_kv;
     std::vector<int>         head_size;
     std::vector<int>         n_gqa;

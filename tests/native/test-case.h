@@ -36,8 +36,8 @@ class test_case {
 
     virtual int n_threads() const { return 1; }
 
-    // Makes the tensors of the graph, and expands the ops under test into gf. The scalar references are left out if `perf` is set, and on
-    // a GPU, which has none.
+    // Makes the tensors of the graph, and expands the ops under test into gf. The scalar references are left out if `perf` is
+    // set, and on a GPU, which has none.
     virtual void build(ggml_context * ctx, ggml_cgraph * gf, bool perf) = 0;
 
     // Fills the inputs. Called once, when the tensors are allocated.

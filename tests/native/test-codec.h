@@ -1,7 +1,7 @@
 #pragma once
 
-// A codec for the tests, and what code rows mean, bit by bit and in double. It is written from the text of minicache-code.h, without
-// that file's functions for levels, planes and magnitudes.
+// A codec for the tests, and what code rows mean, bit by bit and in double. It is written from the text of minicache-code.h,
+// without that file's functions for levels, planes and magnitudes.
 
 #include "minicache-code.h"
 #include "test-case.h"

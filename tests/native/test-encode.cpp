@@ -69,8 +69,8 @@ class test_encode : public test_case {
             .str();
     }
 
-    // Restored vectors are compared only if the basis is complete: what is lost there is the rounding to 8 bits and to the steps of the
-    // magnitudes (2.5 %).
+    // Restored vectors are compared only if the basis is complete: what is lost there is the rounding to 8 bits and to the
+    // steps of the magnitudes (2.5 %).
     double max_nmse() const override { return p.how == ORTHONORMAL ? 5e-4 : 0.0; }
 
     int n_threads() const override { return p.threads; }
@@ -304,8 +304,8 @@ class test_encode : public test_case {
         return true;
     }
 
-    // Each step is compared with what follows from the outcome of the step before. Rounding may go either way for a number that is
-    // midway between two steps.
+    // Each step is compared with what follows from the outcome of the step before. Rounding may go either way for a number that
+    // is midway between two steps.
     bool check_row(int token, int head, bool is_v, const uint8_t * row, float distance, double & error, double & norm) const {
         const codec_part & part = is_v ? codec.v : codec.k;
         const double       near = 2e-3;

@@ -18,7 +18,8 @@
 #include <csignal>
 #endif
 
-// Aborts inside a guard: which of them become exceptions, through which frames, and which end the process. The graph is a formality.
+// Aborts inside a guard: which of them become exceptions, through which frames, and which end the process. The graph is a
+// formality.
 class test_guard : public test_case {
   public:
     test_guard(const char * name, bool (*holds)()) : name(name), holds(holds) {}

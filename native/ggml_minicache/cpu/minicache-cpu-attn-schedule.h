@@ -36,9 +36,9 @@ struct entry_rows {
     }
 };
 
-// A piece of work (an item) is the queries of a tile of tokens on one KV head, or on all KV heads where the queries are few. Where
-// the items are too few for the threads, each is divided further, into chunks of the cells. An item goes through its cells span
-// by span.
+// A piece of work (an item) is the queries of a tile of tokens on one KV head, or on all KV heads where the queries are few.
+// Where the items are too few for the threads, each is divided further, into chunks of the cells. An item goes through its
+// cells span by span.
 struct attn_schedule {
     static constexpr int64_t MAX_SPAN  = 512;         // cells of a span
     static constexpr int64_t IN_CACHE  = 192 * 1024;  // bytes of a span that all KV heads read one after the other

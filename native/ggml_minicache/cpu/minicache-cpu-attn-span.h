@@ -18,8 +18,8 @@ class cell_span {
   public:
     cell_span(const minicache_attn & a, const attn_schedule & schedule, scratch_memory & memory);
 
-    // Looks through the cells [cell_0, cell_1) of a stream for the tokens [token_0, token_0 + n_token). An entry that none of them
-    // sees is in no block.
+    // Looks through the cells [cell_0, cell_1) of a stream for the tokens [token_0, token_0 + n_token). An entry that none of
+    // them sees is in no block.
     void gather(int64_t stream, int64_t token_0, int64_t n_token, int64_t cell_0, int64_t cell_1);
 
     const int32_t * cells_of(const entry_block & block) const { return order + block.first; }

@@ -8,11 +8,11 @@
 // The attention op: threads take pieces of work (minicache-cpu-attn-schedule.h), and the results over chunks of the cells are
 // combined.
 //
-// A piece of work passes over the cells once, with a tile of tokens times all query heads of a KV head, so that each row is read
-// once for all of them. Cells are taken span by span (minicache-cpu-attn-span.h). The entries of a span are sorted into blocks of
-// one kind, and shared entries into blocks of one base. A block gives its scores, one online softmax update (Milakov and
-// Gimelshein 2018, arXiv 1805.02867) and its weighted sum. What no token of the tile sees is in no block, and a block is worked on
-// for those tokens only that see something of it.
+// A piece of work passes over the cells once, with a tile of tokens times all query heads of a KV head, so that each row is
+// read once for all of them. Cells are taken span by span (minicache-cpu-attn-span.h). The entries of a span are sorted into
+// blocks of one kind, and shared entries into blocks of one base. A block gives its scores, one online softmax update (Milakov
+// and Gimelshein 2018, arXiv 1805.02867) and its weighted sum. What no token of the tile sees is in no block, and a block is
+// worked on for those tokens only that see something of it.
 //
 // Shared and exact entries have a query and an accumulator each (docs/design.md): merged entries in the same basis as exact ones,
 // coded entries in the basis of the code. For those the query is turned back by the block's base and multiplied by K's decoder

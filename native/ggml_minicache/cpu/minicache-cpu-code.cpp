@@ -88,7 +88,8 @@ void minicache_code_write(const minicache_code_layout & layout, const uint8_t * 
     write_segment<1, 0>(layout.n_unit[6], levels, plane);
 }
 
-// code_bits<P>: P bits of each of MINICACHE_LANES levels, the g-th so many of a unit of 16. A unit has 2*P bytes in a plane of P bits.
+// code_bits<P>: P bits of each of MINICACHE_LANES levels, the g-th so many of a unit of 16. A unit has 2*P bytes in a plane of
+// P bits.
 
 template <int N>
 static inline uint32_t load_bytes(const uint8_t * p) {

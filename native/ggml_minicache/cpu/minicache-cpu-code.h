@@ -94,9 +94,9 @@ class minicache_code_levels {
   private:
     static const int MAX_PARTS = 16;
 
-    // How AVX-512 VBMI puts together 64 levels of a row of up to 256 bytes, by permutations of bytes and by shifts that pick any eight
-    // bits of a 64-bit word. Each such word collects the bytes with the upper bits of eight levels and those with their lower bits, and
-    // each level picks its own bits from it.
+    // How AVX-512 VBMI puts together 64 levels of a row of up to 256 bytes, by permutations of bytes and by shifts that pick
+    // any eight bits of a 64-bit word. Each such word collects the bytes with the upper bits of eight levels and those with
+    // their lower bits, and each level picks its own bits from it.
     struct part {
         uint8_t byte[64];      // which byte of the row each byte of the words is
         uint8_t upper[64];     // the bit of the word where a level's upper bits begin, minus the number of its lower bits

@@ -2,11 +2,11 @@
 
 #include "minicache-cpu-kernels-rows.h"
 
-// The vectorised encoding, in float32: one KV head's K or V at a time, for a tile of tokens. Both products with the decoder use the
-// attention's inner loops, with the decoder where it lies in memory.
+// The vectorised encoding, in float32: one KV head's K or V at a time, for a tile of tokens. Both products with the decoder use
+// the attention's inner loops, with the decoder where it lies in memory.
 //
-// Parallel over the tiles of all heads. Each thread takes consecutive tiles, so that it finds a decoder in the cache again. No sum
-// depends on the number of threads or of other tokens, and so a token's code does not either.
+// Parallel over the tiles of all heads. Each thread takes consecutive tiles, so that it finds a decoder in the cache again. No
+// sum depends on the number of threads or of other tokens, and so a token's code does not either.
 
 static const int64_t TILE = 12;  // tokens, a multiple of the rows that either product takes at a time
 
@@ -109,7 +109,8 @@ struct encode_tile {
 
     uint8_t * row(int64_t token) const { return is_v ? e.row_v(token, head_kv) : e.row_k(token, head_kv); }
 
-    // Reads a token's unit vectors, zeros for a zero vector, of K at its block-relative position, and multiplies them by the weights.
+    // Reads a token's unit vectors, zeros for a zero vector, of K at its block-relative position, and multiplies them by the
+    // weights.
     void read(int64_t token, float * x, float * weighted, double * lengths) {
         if (!is_v && angles.set(e.base(token))) {
             std::copy_n(angles.cosines(), minicache_turn_pairs(e.p.shape), cosines);
@@ -125,8 +126,9 @@ struct encode_tile {
         }
     }
 
-    // Writes the unit vector of `in` to x, and returns its length. The numbers are first brought near 1 by a power of two, so that no
-    // finite vector overflows and no denormal one vanishes. It takes two steps, as that power may be out of float32's range.
+    // Writes the unit vector of `in` to x, and returns its length. The numbers are first brought near 1 by a power of two, so
+    // that no finite vector overflows and no denormal one vanishes. It takes two steps, as that power may be out of float32's
+    // range.
     double unit(const float * in, float * x) const {
         int exponent;
         frexpf(largest(in, head.d), &exponent);

@@ -69,8 +69,8 @@ struct minicache_encode_sums {
     double x_hat;  // Σ w*û²
 };
 
-// Writes each layer's magnitude as a byte of `row`, from the lengths of the layers' vectors. Returns the squared error of what is then
-// restored, relative to the squared length and averaged over the layers, at most 1.
+// Writes each layer's magnitude as a byte of `row`, from the lengths of the layers' vectors. Returns the squared error of what
+// is then restored, relative to the squared length and averaged over the layers, at most 1.
 //   sums(side)          minicache_encode_sums of a layer
 //   error(side, scale)  |u - scale*û|² of a layer
 template <typename Sums, typename Error>

@@ -94,8 +94,8 @@ static inline void scores_levels(
     }
 }
 
-// Scores s [n_rows][MINICACHE_BLOCK] of n_rows queries of d numbers, from the words of the keys. Entries of the last vector behind
-// the n given ones get arbitrary scores.
+// Scores s [n_rows][MINICACHE_BLOCK] of n_rows queries of d numbers, from the words of the keys. Entries of the last vector
+// behind the n given ones get arbitrary scores.
 static inline void minicache_scores_levels(const minicache_level_queries & q, int64_t n_rows, int64_t d, const int32_t * words,
     const minicache_level_rows & k, int n, float * s) {
     const int64_t n_span = (d + MINICACHE_LEVEL_SPAN - 1) / MINICACHE_LEVEL_SPAN;

@@ -1,7 +1,7 @@
 #pragma once
 
-// The inner loops of the attention and of encoding, for up to MINICACHE_BLOCK entries at a time. Rows of float32 scratch are padded
-// with zeros to a multiple of MINICACHE_PAD.
+// The inner loops of the attention and of encoding, for up to MINICACHE_BLOCK entries at a time. Rows of float32 scratch are
+// padded with zeros to a multiple of MINICACHE_PAD.
 //
 //   scores   s[r][c] = q[r]·k[c]
 //   values   acc[r] += Σ_c w[r][c]*v[c]
@@ -30,8 +30,8 @@ static inline void for_count(int64_t n, const F & fn) {
     }
 }
 
-// Calls fn(r, R) for the rows r to r + R - 1, until all rows are done: MAX_R rows at a time, or fewer in nearly equal parts, because
-// one or two rows at a time are slow.
+// Calls fn(r, R) for the rows r to r + R - 1, until all rows are done: MAX_R rows at a time, or fewer in nearly equal parts,
+// because one or two rows at a time are slow.
 template <int MAX_R, typename F>
 static inline void for_rows(int64_t n_rows, const F & fn) {
     int64_t n_part = (n_rows + MAX_R - 1) / MAX_R;
@@ -101,7 +101,8 @@ static inline void minicache_accumulate(
     }
 }
 
-// Transposes k [n][d] to columns [d][MINICACHE_BLOCK]. k has room for whole vectors of rows, and d is a multiple of MINICACHE_LANES.
+// Transposes k [n][d] to columns [d][MINICACHE_BLOCK]. k has room for whole vectors of rows, and d is a multiple of
+// MINICACHE_LANES.
 static inline void minicache_columns(const float * k, int64_t n, int64_t d, float * columns) {
     for (int64_t c = 0; c < n; c += MINICACHE_LANES) {
         for (int64_t i = 0; i < d; i += MINICACHE_LANES) {

@@ -9,9 +9,9 @@
 #include <cstring>
 
 #if MINICACHE_LEVELS
-// Queries as integers of 24 bits, which are as exact as float32: x + rest/256, with 16 bits for x and 8 for the rest, in the words
-// that ivec_dot() takes. With 8 bits in all, as llama.cpp's own products with quantized rows have, the error would be 1/127 of the
-// largest number.
+// Queries as integers of 24 bits, which are as exact as float32: x + rest/256, with 16 bits for x and 8 for the rest, in the
+// words that ivec_dot() takes. With 8 bits in all, as llama.cpp's own products with quantized rows have, the error would be
+// 1/127 of the largest number.
 struct minicache_level_queries {
     // Words of a span of levels. As bytes, four levels share a word; as pairs of 16 bits, even and odd levels are apart.
 #if defined(MINICACHE_BYTE_DOT)

@@ -1,8 +1,8 @@
 #include "ggml-cpu.h"
 #include "minicache-cpu.h"
 
-// One thread decides which tokens the slots keep, in the order of the tokens, so that the outcome does not depend on the number of
-// threads. Then all threads write the rows of those tokens.
+// One thread decides which tokens the slots keep, in the order of the tokens, so that the outcome does not depend on the number
+// of threads. Then all threads write the rows of those tokens.
 
 static float as_f32(int32_t bits) {
     float x;

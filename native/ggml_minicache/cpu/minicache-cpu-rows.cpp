@@ -14,8 +14,8 @@ static void read_f16(const void * row, float * out, int64_t n) { ggml_cpu_fp16_t
 
 static void read_bf16(const void * row, float * out, int64_t n) { ggml_cpu_bf16_to_fp32((const ggml_bf16_t *) row, out, n); }
 
-// The two formats that are most used for long contexts are read here and not by ggml's converters, which are in ggml-base and so built
-// for the lowest common instruction set.
+// The two formats that are most used for long contexts are read here and not by ggml's converters, which are in ggml-base and
+// so built for the lowest common instruction set.
 
 // The quants are copied out first: bytes may alias the output, and that would keep the compiler from vectorising.
 
@@ -71,8 +71,8 @@ minicache_read_row_t minicache_row_reader(ggml_type type) {
 // levels
 //
 
-// Unpacks the nibbles of a block: its first half holds the lower ones, its second half the upper ones. Compilers handle bytes badly,
-// so without vectors it takes eight at a time.
+// Unpacks the nibbles of a block: its first half holds the lower ones, its second half the upper ones. Compilers handle bytes
+// badly, so without vectors it takes eight at a time.
 static inline void unpack_nibbles(const uint8_t * bytes, uint8_t * out) {
 #if defined(__AVX2__)
     const __m128i x = _mm_loadu_si128((const __m128i *) bytes);

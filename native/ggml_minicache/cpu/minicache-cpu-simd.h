@@ -1,7 +1,7 @@
 #pragma once
 
-// Vectors of AVX-512, AVX2, NEON or a single number, as the target of the compilation has them. If llama.cpp builds its CPU variants,
-// each of them compiles this for itself, and the one that fits the machine is loaded.
+// Vectors of AVX-512, AVX2, NEON or a single number, as the target of the compilation has them. If llama.cpp builds its CPU
+// variants, each of them compiles this for itself, and the one that fits the machine is loaded.
 //
 //   minicache_vec   MINICACHE_LANES floats
 //   minicache_ivec  as many int32, if MINICACHE_LEVELS is 1, which means that there are integer dot products
@@ -118,9 +118,9 @@ static inline minicache_vec vec_keep(minicache_vec x) {
 }
 
 //
-// Integer dot products of levels, 0 to 255, with factors. Four levels are a word. With MINICACHE_BYTE_DOT the factors are signed bytes,
-// and ivec_dot() takes words of both. Otherwise they have 16 bits, and ivec_dot() takes the even or the odd levels, and words of two
-// even or two odd factors.
+// Integer dot products of levels, 0 to 255, with factors. Four levels are a word. With MINICACHE_BYTE_DOT the factors are
+// signed bytes, and ivec_dot() takes words of both. Otherwise they have 16 bits, and ivec_dot() takes the even or the odd
+// levels, and words of two even or two odd factors.
 //
 
 #if MINICACHE_LANES == 16 && defined(__AVX512BW__)
@@ -301,9 +301,9 @@ static inline void vec_transpose(float32x4_t * x) {
 static inline void vec_transpose(float *) {}
 #endif
 
-// The sums of several vectors' numbers, as one vector. Each step adds the halves of two vectors, which leaves half as many numbers.
-// vec_fold() does the first steps for MINICACHE_FOLD vectors, and vec_sums() the other ones for as many folds as give MINICACHE_LANES
-// sums.
+// The sums of several vectors' numbers, as one vector. Each step adds the halves of two vectors, which leaves half as many
+// numbers. vec_fold() does the first steps for MINICACHE_FOLD vectors, and vec_sums() the other ones for as many folds as give
+// MINICACHE_LANES sums.
 #define MINICACHE_FOLD (MINICACHE_LANES == 1 ? 1 : 4)
 
 static inline minicache_vec vec_fold(const minicache_vec * x) {
@@ -334,8 +334,8 @@ static inline minicache_vec vec_sums(const minicache_vec * folds) {
 #endif
 }
 
-// Fetches the n bytes that lie `ahead` of p into the second level of the cache, because they will soon be read; nothing if `ahead` is 0.
-// Few lines are fetched at a time, in step with the work, because a core drops those that it has no room for.
+// Fetches the n bytes that lie `ahead` of p into the second level of the cache, because they will soon be read; nothing if
+// `ahead` is 0. Few lines are fetched at a time, in step with the work, because a core drops those that it has no room for.
 static inline void minicache_fetch_ahead(const void * p, int64_t ahead, int64_t n) {
 #if defined(__GNUC__)
     for (int64_t i = 0; ahead != 0 && i < n; i += 64) {
@@ -357,8 +357,8 @@ static inline void minicache_rescale(float * x, float factor, int64_t d) {
     }
 }
 
-// Load and store the first n numbers of a vector, or all if n is larger. Loading fills up with zeros; storing leaves what is behind
-// them.
+// Load and store the first n numbers of a vector, or all if n is larger. Loading fills up with zeros; storing leaves what is
+// behind them.
 static inline minicache_vec vec_load_first(const float * p, int64_t n) {
     if (n >= MINICACHE_LANES) {
         return vec_load(p);

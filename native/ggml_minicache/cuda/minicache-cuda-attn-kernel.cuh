@@ -2,14 +2,14 @@
 
 // The attention kernel: a chunk of cells for a tile of queries of one KV head.
 //
-// Entries are read once for all those queries. The rows of K and V of a tile of cells are copied to shared memory while the tile
-// before it is worked on, and are unpacked to f16 there; which rows those are is read one tile earlier still. Scores are the product
-// of the tile and the queries on tensor cores, the softmax is an online one (Milakov and Gimelshein 2018, arXiv 1805.02867), and the
-// product of the weights and V goes to accumulators in registers, dimensions by queries. Coded entries and exact entries have their
-// own queries and accumulators under one softmax; merged entries share those of the exact ones.
+// Entries are read once for all those queries. The rows of K and V of a tile of cells are copied to shared memory while the
+// tile before it is worked on, and are unpacked to f16 there; which rows those are is read one tile earlier still. Scores are
+// the product of the tile and the queries on tensor cores, the softmax is an online one (Milakov and Gimelshein 2018, arXiv
+// 1805.02867), and the product of the weights and V goes to accumulators in registers, dimensions by queries. Coded entries and
+// exact entries have their own queries and accumulators under one softmax; merged entries share those of the exact ones.
 //
-// Weights are f16 in that product, so they are relative to the largest of score and magnitude together, while their sum is relative
-// to the largest score. Neither can overflow, whatever the magnitudes.
+// Weights are f16 in that product, so they are relative to the largest of score and magnitude together, while their sum is
+// relative to the largest score. Neither can overflow, whatever the magnitudes.
 //
 // The struct is long because all of it has to stay in registers: cut in two, the parts would have to refer to each other.
 
@@ -34,9 +34,9 @@ struct minicache_attn_block {
     static const int WIDE_EXACT = CODED && WIDE > 2 ? WIDE / 2 : WIDE;
     static const int WIDE_CODE  = CODED ? WIDE : 1;
 
-    const minicache_cuda_attn &   a;
-    const minicache_attn_schedule &   schedule;
-    const minicache_query_table & table;
+    const minicache_cuda_attn &     a;
+    const minicache_attn_schedule & schedule;
+    const minicache_query_table &   table;
 
     const int stream;
     const int head_kv;
@@ -62,8 +62,8 @@ struct minicache_attn_block {
     matrix_c acc[WIDE_EXACT][COLUMNS];
     matrix_c acc_code[WIDE_CODE][COLUMNS];
 
-    // The tile that is worked on: its cells, -1 for none, with their bases and magnitudes. Two tiles of shared entries take turns,
-    // and a third one is for exact entries.
+    // The tile that is worked on: its cells, -1 for none, with their bases and magnitudes. Two tiles of shared entries take
+    // turns, and a third one is for exact entries.
     int32_t * cell;
     int32_t * base;
     float *   mag_k;
@@ -238,8 +238,10 @@ struct minicache_attn_block {
         if (!CODED) {
             for (int c = threadIdx.y; c < schedule.tile; c += MINICACHE_ATTN_WARPS) {
                 const bool there = cell[c] >= 0;
-                minicache_read_row(there ? raw_k + staged(a.k, c, schedule.raw_k) : nullptr, a.k.type, a.dims.d_k, k + c * schedule.ld_k);
-                minicache_read_row(there ? raw_v + staged(a.v, c, schedule.raw_v) : nullptr, a.v.type, a.dims.d_v, v + c * schedule.ld_v);
+                minicache_read_row(
+                    there ? raw_k + staged(a.k, c, schedule.raw_k) : nullptr, a.k.type, a.dims.d_k, k + c * schedule.ld_k);
+                minicache_read_row(
+                    there ? raw_v + staged(a.v, c, schedule.raw_v) : nullptr, a.v.type, a.dims.d_v, v + c * schedule.ld_v);
             }
             __syncthreads();
             return;
@@ -289,7 +291,8 @@ struct minicache_attn_block {
         __syncthreads();
     }
 
-    // Sets q_code for entries of base b: from the table, if the span of the cell `at` has the base there, else by turning queries.
+    // Sets q_code for entries of base b: from the table, if the span of the cell `at` has the base there, else by turning
+    // queries.
     __device__ void load_code_query(int b, int at) {
         if (has_query && query_base == b) {
             return;
@@ -315,8 +318,8 @@ struct minicache_attn_block {
             float * scratch = (float *) raw_k;
             minicache_turn_angles(a, b, scratch + a.dims.d_k);
             for (int r = 0; r < n_row; ++r) {
-                minicache_turn_query(
-                    a, head_kv, a.query(stream, head(r), token(r)), scratch, q_code + r * schedule.ld_q_code, rows.scale_code + r);
+                minicache_turn_query(a, head_kv, a.query(stream, head(r), token(r)), scratch, q_code + r * schedule.ld_q_code,
+                    rows.scale_code + r);
             }
         }
         has_query  = true;
@@ -388,7 +391,8 @@ struct minicache_attn_block {
         if (code) {
             score_codes();
         } else {
-            minicache_attn_multiply<ROWS>(k, schedule.ld_k, schedule.tile, q, schedule.ld_q, a.dims.d_k, rows.scale, nullptr, 0, scores);
+            minicache_attn_multiply<ROWS>(
+                k, schedule.ld_k, schedule.tile, q, schedule.ld_q, a.dims.d_k, rows.scale, nullptr, 0, scores);
             __syncthreads();
         }
         minicache_attn_soften<ROWS>(a, schedule, rows, stream, n_row, cell, mag_k, log_v, scores, weights);
@@ -472,9 +476,9 @@ struct minicache_attn_block {
 };
 
 template <bool CODED, int WIDE, int ROWS>
-static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
-    minicache_attn_kernel(const MINICACHE_PARAMETER minicache_cuda_attn a, const MINICACHE_PARAMETER minicache_attn_schedule schedule,
-        const MINICACHE_PARAMETER minicache_query_table table, float * partials) {
+static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE) minicache_attn_kernel(
+    const MINICACHE_PARAMETER minicache_cuda_attn a, const MINICACHE_PARAMETER minicache_attn_schedule schedule,
+    const MINICACHE_PARAMETER minicache_query_table table, float * partials) {
     MINICACHE_SHARED(shared);
 
     typedef minicache_attn_block<CODED, WIDE, ROWS> block;

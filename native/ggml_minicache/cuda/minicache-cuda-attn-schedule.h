@@ -3,8 +3,8 @@
 // How the attention kernel of a GPU cuts its work, and how a block of threads uses its shared memory. The host and the device
 // compile this same text.
 //
-// A block of 4 warps takes a tile of `rows` queries of one stream and KV head (row = token*n_gqa + the KV head's query head) and a
-// chunk of the cells, which it goes through in tiles. A second kernel combines the partial results of the chunks.
+// A block of 4 warps takes a tile of `rows` queries of one stream and KV head (row = token*n_gqa + the KV head's query head)
+// and a chunk of the cells, which it goes through in tiles. A second kernel combines the partial results of the chunks.
 
 #include "minicache-code.h"
 
@@ -71,8 +71,9 @@ static inline MINICACHE_HD int minicache_max(int a, int b) { return a > b ? a : 
 
 static inline MINICACHE_HD int minicache_min(int a, int b) { return a < b ? a : b; }
 
-// Bytes from one staged row to the next. A row may begin two bytes into its first word. Neighbouring threads read neighbouring code
-// rows, so those lie an odd number of words apart. A whole warp reads one row of any other kind, so those may begin at any word.
+// Bytes from one staged row to the next. A row may begin two bytes into its first word. Neighbouring threads read neighbouring
+// code rows, so those lie an odd number of words apart. A whole warp reads one row of any other kind, so those may begin at any
+// word.
 static inline MINICACHE_HD int minicache_raw_stride(int bytes, int coded) {
     return coded ? 4 * ((bytes + 2 + 3) / 4 | 1) : minicache_round_up(bytes + 2, 16);
 }

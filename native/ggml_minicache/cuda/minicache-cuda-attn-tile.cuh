@@ -1,7 +1,8 @@
 #pragma once
 
-// What a block of threads does with one tile of cells: scores on tensor cores, and the softmax. These are functions and not members
-// of the block's state, because that state has to stay in registers, and because each of them should exist in one copy only.
+// What a block of threads does with one tile of cells: scores on tensor cores, and the softmax. These are functions and not
+// members of the block's state, because that state has to stay in registers, and because each of them should exist in one copy
+// only.
 
 #include "minicache-cuda-attn.cuh"
 #include "mma.cuh"

@@ -10,8 +10,8 @@
 // restores K and V to f16 and calls ggml-cuda's own flash attention, if that supports the shape. All scratch memory comes from
 // ggml-cuda's pool, and nothing waits for the device.
 
-// A batch is a prompt if it has more tokens than DECODE_TOKENS, and so many queries on a KV head that restoring each entry once for
-// all of them pays. In decode nothing is restored.
+// A batch is a prompt if it has more tokens than DECODE_TOKENS, and so many queries on a KV head that restoring each entry once
+// for all of them pays. In decode nothing is restored.
 static const int DECODE_TOKENS = 8;
 static const int RESTORE_ROWS  = 64;
 
@@ -82,7 +82,6 @@ minicache_cuda_attn minicache_cuda_attn_of(const ggml_tensor * dst) {
 // combining the chunks
 //
 // A row's results over the chunks are brought under one maximum.
-
 
 static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
     combine_kernel(const MINICACHE_PARAMETER minicache_cuda_attn a, const int n_split, const float * partials, char * dst,
@@ -187,7 +186,7 @@ static attn_kernel_t attn_kernel(bool coded, const minicache_attn_schedule & sch
     }
     return schedule.wide == 2 ? attn_kernel_of_rows<true, 2>(schedule.rows) :
            schedule.wide == 4 ? attn_kernel_of_rows<true, 4>(schedule.rows) :
-                            attn_kernel_of_rows<true, 8>(schedule.rows);
+                                attn_kernel_of_rows<true, 8>(schedule.rows);
 }
 
 static void attend(ggml_backend_cuda_context & ctx, const minicache_cuda_attn & a, ggml_tensor * dst) {
@@ -219,8 +218,8 @@ static void attend(ggml_backend_cuda_context & ctx, const minicache_cuda_attn & 
         table.query  = queries.alloc(n_query * d.r_k + 8);  // 8 more, so that it is never empty
         minicache_cuda_query_table(a, schedule, table, n_sm, ctx.stream());
     }
-    // Tiles of queries that read the same entries are neighbours. They are in the first dimension, because a grid's second one may
-    // be too small for them.
+    // Tiles of queries that read the same entries are neighbours. They are in the first dimension, because a grid's second one
+    // may be too small for them.
     minicache_cuda_launch(kernel, dim3(schedule.n_split * schedule.n_row_tile, d.n_head_kv, d.n_stream), threads, schedule.shared,
         ctx.stream(), a, schedule, table, partials.get());
 
@@ -233,7 +232,8 @@ static void attend(ggml_backend_cuda_context & ctx, const minicache_cuda_attn & 
 // prompts
 //
 
-// The op as ggml-cuda's flash attention takes it, with K and V as f16 rows, heads one after the other. This object holds the tensors.
+// The op as ggml-cuda's flash attention takes it, with K and V as f16 rows, heads one after the other. This object holds the
+// tensors.
 struct flash_attn_view {
     ggml_tensor q;
     ggml_tensor k;

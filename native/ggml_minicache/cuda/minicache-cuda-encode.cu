@@ -5,8 +5,8 @@
 
 #include <cfloat>
 
-// The encode op: a block encodes all layers' K, or V, of one KV head, for a tile of tokens. Products with the decoder are in float32,
-// because levels are rounded from them, and a code is made once and read for as long as its token is in the cache.
+// The encode op: a block encodes all layers' K, or V, of one KV head, for a tile of tokens. Products with the decoder are in
+// float32, because levels are rounded from them, and a code is made once and read for as long as its token is in the cache.
 
 static const int TOKENS  = 8;
 static const int WARPS   = 4;
@@ -172,10 +172,10 @@ static __global__ void __launch_bounds__(THREADS) encode_kernel(const encode_arg
 
     __shared__ double lengths[TOKENS][MINICACHE_CODE_LAYERS];
 
-    float *   u      = (float *) shared;                       // [TOKENS][n_layer*d]
-    float *   u_hat  = u + TOKENS * d;                         // [TOKENS][n_layer*d]  first the weighted vectors, then the decoded ones
-    float *   coef   = u_hat + TOKENS * d;                     // [TOKENS][r]
-    float *   angles = coef + TOKENS * r;                      // [WARPS][d]
+    float *   u      = (float *) shared;    // [TOKENS][n_layer*d]
+    float *   u_hat  = u + TOKENS * d;      // the same: first weighted, then decoded
+    float *   coef   = u_hat + TOKENS * d;  // [TOKENS][r]
+    float *   angles = coef + TOKENS * r;   // [WARPS][d]
     uint8_t * levels = (uint8_t *) (angles + WARPS * part.d);  // [TOKENS][r]
 
     for (int t = threadIdx.y; t < n_token; t += WARPS) {

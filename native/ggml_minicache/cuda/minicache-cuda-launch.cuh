@@ -1,6 +1,7 @@
 #pragma once
 
-// How our kernels are launched and get their shared memory. It is separate so that tests/native can run the same kernels on the CPU.
+// How our kernels are launched and get their shared memory. It is separate so that tests/native can run the same kernels on the
+// CPU.
 //
 // Kernels are launched without programmatic dependent launch, so they need not say what they wait for, whatever ran before them.
 

@@ -2,9 +2,9 @@
 #include "minicache-cuda.cuh"
 #include "minicache-math.h"
 
-// The merge op. A block takes 32 pairs of vectors: its warps sum their products, then one thread for each pair finds how to blend
-// them, then the warps blend them. Sums and blends are in double, as on the CPU; there are few of them, and finding 32 blends at a
-// time keeps it so.
+// The merge op. A block takes 32 pairs of vectors: its warps sum their products, then one thread for each pair finds how to
+// blend them, then the warps blend them. Sums and blends are in double, as on the CPU: there are few sums, and 32 threads find
+// blends at the same time.
 
 static const int WARPS   = 4;
 static const int VECTORS = WARP_SIZE;

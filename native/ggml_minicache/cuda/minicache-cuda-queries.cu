@@ -129,9 +129,10 @@ static __device__ __forceinline__ void add_span(const minicache_cuda_attn & a, c
             for (int k = 0; k < ROWS / MINICACHE_ATTN_WARPS; ++k) {
                 const int     row = threadIdx.y + k * MINICACHE_ATTN_WARPS;
                 const int     at  = row_tile * ROWS + row;
-                const float * x =
-                    at < schedule.n_row ? a.query(stream, head_kv * a.dims.n_gqa + at % a.dims.n_gqa, at / a.dims.n_gqa) : nullptr;
-                float top = 0.0f;
+                const float * x   = at < schedule.n_row ?
+                                        a.query(stream, head_kv * a.dims.n_gqa + at % a.dims.n_gqa, at / a.dims.n_gqa) :
+                                        nullptr;
+                float         top = 0.0f;
                 for (int i = threadIdx.x; x && i < a.dims.d_k; i += WARP_SIZE) {
                     top = fmaxf(top, fabsf(x[i]));
                 }
@@ -241,9 +242,9 @@ static __device__ __forceinline__ void add_span(const minicache_cuda_attn & a, c
 
 // Each block takes one span after the other, so that it reads the decoder only once if that fits into shared memory.
 template <int ROWS>
-static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
-    query_table_kernel(const MINICACHE_PARAMETER minicache_cuda_attn a, const MINICACHE_PARAMETER minicache_attn_schedule schedule,
-        const MINICACHE_PARAMETER query_table_shape shape, const MINICACHE_PARAMETER minicache_query_table table) {
+static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE) query_table_kernel(
+    const MINICACHE_PARAMETER minicache_cuda_attn a, const MINICACHE_PARAMETER minicache_attn_schedule schedule,
+    const MINICACHE_PARAMETER query_table_shape shape, const MINICACHE_PARAMETER minicache_query_table table) {
     MINICACHE_SHARED(shared);
 
     int slice_there = -1;

@@ -2,8 +2,8 @@
 #include "minicache-cuda-turn.cuh"
 #include "mma.cuh"
 
-// Restores K and V of all cells as one layer has them, in f16, for ggml-cuda's own attention kernels. A block of 4 warps takes a tile
-// of cells of one stream and KV head. Codes are multiplied by the decoder on tensor cores.
+// Restores K and V of all cells as one layer has them, in f16, for ggml-cuda's own attention kernels. A block of 4 warps takes
+// a tile of cells of one stream and KV head. Codes are multiplied by the decoder on tensor cores.
 
 using ggml_cuda_mma::load_generic;
 using ggml_cuda_mma::load_ldmatrix;

@@ -2,10 +2,10 @@
 #include "minicache-cuda-launch.cuh"
 #include "minicache-cuda.cuh"
 
-// The retain op. The CPU offers the tokens to their slots one after the other. Here each token finds out for itself whether its slot
-// ends up with it: in a block's slot the most distant token stays, the first one of equally distant ones, if it is more distant than
-// the one that the slot holds; in the window the last token stays. So the outcome is the same. There are three kernels, because the
-// first two need the slots in their old state.
+// The retain op. The CPU offers the tokens to their slots one after the other. Here each token finds out for itself whether its
+// slot ends up with it: in a block's slot the most distant token stays, the first one of equally distant ones, if it is more
+// distant than the one that the slot holds; in the window the last token stays. So the outcome is the same. There are three
+// kernels, because the first two need the slots in their old state.
 
 static const int THREADS = 128;
 

@@ -1,7 +1,7 @@
 #pragma once
 
-// Reads rows of a cache or pool into tiles of f16 in shared memory. The bytes of ggml's types are read by the functions of ggml-cuda's
-// own attention, those of code rows by minicache-code-unit.h.
+// Reads rows of a cache or pool into tiles of f16 in shared memory. The bytes of ggml's types are read by the functions of
+// ggml-cuda's own attention, those of code rows by minicache-code-unit.h.
 
 #include "fattn-common.cuh"
 #include "minicache-cuda-launch.cuh"
@@ -87,9 +87,9 @@ static __device__ __forceinline__ void minicache_read_row_f32(const float * row,
     }
 }
 
-// One warp: starts to copy the bytes of a row to shared memory. They are there once each thread has waited for its pipeline and the
-// block for its threads. A row begins at an even address; if that is the middle of a word, the first two bytes copied belong to
-// another row.
+// One warp: starts to copy the bytes of a row to shared memory. They are there once each thread has waited for its pipeline and
+// the block for its threads. A row begins at an even address; if that is the middle of a word, the first two bytes copied
+// belong to another row.
 static __device__ __forceinline__ void minicache_stage_row(const char * row, int bytes, char * out) {
     if (((uintptr_t) row | (uintptr_t) out | (uintptr_t) bytes) % 16 == 0) {
         for (int i = 16 * threadIdx.x; i < bytes; i += 16 * WARP_SIZE) {

@@ -14,8 +14,8 @@ static __device__ __noinline__ void minicache_turn_angles(const minicache_cuda_a
     }
 }
 
-// The whole block: computes (R(-b)x)ᵀD for one query, divided by its largest coefficient, which goes to out_scale; coefficients are
-// at their places (minicache-code-unit.h). Has barriers before, within and after.
+// The whole block: computes (R(-b)x)ᵀD for one query, divided by its largest coefficient, which goes to out_scale; coefficients
+// are at their places (minicache-code-unit.h). Has barriers before, within and after.
 //   x        [d_k]
 //   scratch  [d_k], followed by the angles of minicache_turn_angles()
 static __device__ __noinline__ void minicache_turn_query(

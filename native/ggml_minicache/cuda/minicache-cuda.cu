@@ -27,8 +27,8 @@ void ggml_cuda_minicache(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     }
 }
 
-// Whether a tensor of the cache is on this device, or not allocated yet. If it were elsewhere, the scheduler would hand out a copy of
-// it, and what the op writes there would be lost.
+// Whether a tensor of the cache is on this device, or not allocated yet. If it were elsewhere, the scheduler would hand out a
+// copy of it, and what the op writes there would be lost.
 static bool is_here(const ggml_tensor * x, int device) {
     if (!x) {
         return true;

@@ -115,8 +115,8 @@ static ggml_tensor * in_basis(ggml_context * ctx, ggml_tensor * x, ggml_tensor *
     return ggml_permute(ctx, y, 0, 2, 1, 3);
 }
 
-// Views the first n rows of d*n_head numbers in a cache tensor, or in a layer's side of a pool, as [d, n_head, n, n_stream], for the
-// ubatch's streams.
+// Views the first n rows of d*n_head numbers in a cache tensor, or in a layer's side of a pool, as [d, n_head, n, n_stream],
+// for the ubatch's streams.
 static ggml_tensor * view_heads(
     ggml_context * ctx, ggml_tensor * x, int64_t d, int64_t n, const llama_kv_cache::slot_info & sinfo, int32_t side = 0) {
     if (!x) {

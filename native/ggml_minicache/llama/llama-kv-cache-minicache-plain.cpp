@@ -8,8 +8,8 @@
 #include <cstdlib>
 #include <map>
 
-// The layers that are not merged, and llama.cpp's Hadamard rotation. The base class's constructor sets up both for one type of all
-// layers; here each layer has its own types.
+// The layers that are not merged, and llama.cpp's Hadamard rotation. The base class's constructor sets up both for one type of
+// all layers; here each layer has its own types.
 
 // Whether a layer of these types on a device other than the CPU attends by our op.
 bool llama_kv_cache_minicache::takes_own_op(ggml_backend_dev_t dev, int32_t il, const minicache_layer_types & types) {

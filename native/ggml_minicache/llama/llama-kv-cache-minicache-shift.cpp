@@ -104,8 +104,8 @@ ggml_cgraph * llama_kv_cache_minicache::build_graph_shift(llm_graph_result * res
     const bool is_mrope  = hparams.rope_type == LLAMA_ROPE_TYPE_MROPE || hparams.rope_type == LLAMA_ROPE_TYPE_IMROPE;
     const int  rope_type = is_mrope ? (int) LLAMA_ROPE_TYPE_NEOX : (int) hparams.rope_type;
 
-    // RoPE by a shift is linear and the same for all layers of a group, so it turns their common direction in the way that it turns
-    // the K of each of them.
+    // RoPE by a shift is linear and the same for all layers of a group, so it turns their common direction in the way that it
+    // turns the K of each of them.
     const auto shift_rows = [&](const minicache_group & group, ggml_tensor * k, ggml_tensor * shift) {
         const uint32_t il  = group.first();
         ggml_tensor *  rot = rotates_k(il) ? inp->rot : nullptr;

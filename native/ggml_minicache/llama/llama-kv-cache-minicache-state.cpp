@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <stdexcept>
 
-// A saved state is a header that names the configuration, the number of cells of each stream, and the base class's state, in which the
-// groups' rows follow those of the plain layers, stream by stream. The header has its length and checksum, so that a state that was cut
-// short or damaged is refused before anything is changed.
+// A saved state is a header that names the configuration, the number of cells of each stream, and the base class's state, in
+// which the groups' rows follow those of the plain layers, stream by stream. The header has its length and checksum, so that a
+// state that was cut short or damaged is refused before anything is changed.
 
 static const uint32_t STATE_MAGIC   = 0x564b434d;  // "MCKV"
 static const uint32_t STATE_VERSION = 5;
@@ -313,8 +313,8 @@ bool llama_kv_cache_minicache::state_read_data(
     return true;
 }
 
-// The tokens may be restored to other cells than they were saved from, so two retained tokens can meet in one block: the more distant
-// one stays, as always, and the other one falls back to its merged entry. In the window the later token stays.
+// The tokens may be restored to other cells than they were saved from, so two retained tokens can meet in one block: the more
+// distant one stays, as always, and the other one falls back to its merged entry. In the window the later token stays.
 void llama_kv_cache_minicache::read_retained(
     llama_io_read_i & io, const minicache_group & group, uint32_t strm, const slot_info & sinfo) {
     const auto & cells = sinfo.idxs[0];

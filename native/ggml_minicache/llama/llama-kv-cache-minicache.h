@@ -8,16 +8,18 @@
 //   - A cell's direction and magnitudes are written together, when the K and V of the deepest layer are known. Until then the
 //     current tokens come from the graph, never from the cache.
 //   - A token in a retained slot has its merged entry too, so a slot may lose its token at any time.
-//   - If a group has basis matrices, everything of it is in their basis: directions, pools, and the attention's queries and results.
+//   - If a group has basis matrices, everything of it is in their basis: directions, pools, and the attention's queries and
+//     results.
 //   - The position of a coded cell is its base, which it is coded relative to, plus its offset. A shift moves bases, not offsets.
-//   - All memory is allocated once, in the constructor. A state that does not fit this cache is refused before anything is changed.
+//   - All memory is allocated once, in the constructor. A state that does not fit this cache is refused before anything is
+//     changed.
 //
 // The base class also stores, reads, shifts and saves the layers that are not merged, each with its own types. It would allocate
 // one type for all of them, so they are allocated here (llama-kv-cache-minicache-plain.cpp). In main memory they attend by our
 // kernels.
 //
-// llama-kv-cache-minicache.cpp creates the cache and sets the graph's inputs, -memory.cpp allocates the groups, -plain.cpp has the
-// layers that are not merged, -shift.cpp stream copies and position shifts, and -state.cpp saved states.
+// llama-kv-cache-minicache.cpp creates the cache and sets the graph's inputs, -memory.cpp allocates the groups, -plain.cpp has
+// the layers that are not merged, -shift.cpp stream copies and position shifts, and -state.cpp saved states.
 
 #include "llama-kv-cache.h"
 #include "llama-minicache-groups.h"
@@ -41,8 +43,9 @@ struct minicache_group {
     ggml_tensor * basis_v[MINICACHE_CODE_LAYERS];
     ggml_tensor * basis_o[MINICACHE_CODE_LAYERS];
 
-    // Streams are dimension 2 of all of these. In a coded group dir_k and dir_v are codes, I8 [bytes*n_head_kv, kv_size, n_stream],
-    // which contain the magnitudes; averages have no magnitudes. The n_slot slots include the window's, see ggml-minicache.h.
+    // Streams are dimension 2 of all of these. In a coded group dir_k and dir_v are codes, I8 [bytes*n_head_kv, kv_size,
+    // n_stream], which contain the magnitudes; averages have no magnitudes. The n_slot slots include the window's, see
+    // ggml-minicache.h.
     ggml_tensor * dir_k;   // cache type of K  [d_k*n_head_kv, kv_size, n_stream]
     ggml_tensor * dir_v;   // cache type of V  [d_v*n_head_kv, kv_size, n_stream]
     ggml_tensor * mag;     // f16              [4*n_head_kv,   kv_size, n_stream]: |K_a|, |K_b|, |V_a|, |V_b|, or null
@@ -91,8 +94,8 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
 
-    // False with basis matrices: a shift turns K differently in each layer's basis, so what two layers share cannot be turned for both.
-    // False for bf16, which llama.cpp's RoPE does not support.
+    // False with basis matrices: a shift turns K differently in each layer's basis, so what two layers share cannot be turned
+    // for both. False for bf16, which llama.cpp's RoPE does not support.
     bool get_can_shift() const override;
 
     bool update(llama_context * lctx, bool do_shift, const stream_copy_info & sc_info) override;

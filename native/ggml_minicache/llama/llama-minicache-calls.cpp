@@ -33,8 +33,8 @@ static bool answers(llama_context * ctx) {
 
 // Records the failure. Returns the reason and what follows from it.
 static std::string note_failure(llama_context * ctx, const std::string & reason) {
-    // A device cannot be synchronised in a capture that was broken off either, and ggml-cuda would wait for the end of the capture before
-    // it frees anything.
+    // A device cannot be synchronised in a capture that was broken off either, and ggml-cuda would wait for the end of the
+    // capture before it frees anything.
     const bool alive = answers(ctx);
 
     const std::lock_guard<std::mutex> lock(mutex);

@@ -47,8 +47,8 @@ static void on_abort(const char * message) {
     ggml_print_backtrace();
 }
 
-// ggml has one callback for the process. Ours is installed by the first guard, and passes on what is not for it to the callback that was
-// there before.
+// ggml has one callback for the process. Ours is installed by the first guard, and passes on what is not for it to the callback
+// that was there before.
 static void install() {
     static std::once_flag once;
     std::call_once(once, [] { callback_before = ggml_set_abort_callback(on_abort); });

@@ -20,14 +20,15 @@ std::string minicache_rope_why_not(const llama_model & model) {
     }
 }
 
-// Turns vectors, in which the first number of each pair is 1, by ggml's own RoPE to the given positions. So YaRN, frequency factors
-// and scaling are all taken into account, and none of their formulas is repeated here.
-static std::vector<float> turned(const llama_model & model, const llama_cparams & cparams, uint32_t il, bool halves,
-    int32_t n_rot, const std::vector<int32_t> & positions) {
+// Turns vectors, in which the first number of each pair is 1, by ggml's own RoPE to the given positions. So YaRN, frequency
+// factors and scaling are all taken into account, and none of their formulas is repeated here.
+static std::vector<float> turned(const llama_model & model, const llama_cparams & cparams, uint32_t il,
+    const minicache_rope_turn & turn, const std::vector<int32_t> & positions) {
     ggml_context_ptr ctx{ ggml_init({ /*.mem_size =*/16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr,
         /*.no_alloc =*/true }) };
     ggml_backend_ptr backend{ ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr) };
 
+    const int32_t n_rot = turn.n_rot;
     const int64_t n_pos = positions.size();
 
     ggml_tensor * x       = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_rot, 1, n_pos);
@@ -46,8 +47,8 @@ static std::vector<float> turned(const llama_model & model, const llama_cparams 
 
     std::vector<float> data(n_rot * n_pos, 0.0f);
     for (int64_t p = 0; p < n_pos; ++p) {
-        for (int32_t i = 0; i < n_rot / 2; ++i) {
-            data[p * n_rot + (halves ? i : 2 * i)] = 1.0f;
+        for (size_t i = 0; i < turn.freq.size(); ++i) {
+            data[p * n_rot + (turn.kind == MINICACHE_ROPE_HALVES ? i : 2 * i)] = 1.0f;
         }
     }
     ggml_backend_tensor_set(x, data.data(), 0, ggml_nbytes(x));
@@ -84,7 +85,7 @@ minicache_rope_turn minicache_rope_of(const llama_model & model, const llama_cpa
     for (int32_t p = 1; p <= 1 << 12; p *= 2) {
         positions.push_back(p);
     }
-    const std::vector<float> data = turned(model, cparams, il, halves, turn.n_rot, positions);
+    const std::vector<float> data = turned(model, cparams, il, turn, positions);
 
     // The angle at a position gives the frequency but for whole turns, which follow from the position half as far.
     const int32_t n_pair = (int32_t) turn.freq.size();

@@ -7,8 +7,8 @@
 //   d_k, d_v    head sizes of K and V           n_head_kv   KV heads          n_head   query heads, a multiple of n_head_kv
 //   n_kv        cells seen by the graph         n_tps       tokens of the ubatch per stream
 //   n_stream    streams seen by the graph       n_tokens    n_tps*n_stream, stream by stream
-// A group is 1 to 4 neighbouring layers that share storage, and `side` is a layer's number in it, 0 for the shallowest. Two layers
-// that are merged are called a and b.
+// A group is 1 to 4 neighbouring layers that share storage, and `side` is a layer's number in it, 0 for the shallowest. Two
+// layers that are merged are called a and b.
 
 #include "ggml.h"
 #include "minicache-code.h"
@@ -34,10 +34,11 @@ enum ggml_minicache_cell {
     GGML_MINICACHE_CELL_WINDOW   = -4,
 };
 
-// A group's slots are I32 [2, window + n_slot + GGML_MINICACHE_SLOT_STATS, n_stream]. The first `window` slots are a ring that holds
-// the latest tokens: slot i serves the cells whose number is i modulo the window. Of the slots behind them, number i serves the cells
-// [i*block, (i + 1)*block). Each slot is { cell + 1, or 0 if it is free; the token's distance as f32 bits }. Pools have a row for each
-// slot and layer. The rows behind the slots are running statistics: { mean distance of K, of V } as f32 bits, then { tokens merged, 0 }.
+// A group's slots are I32 [2, window + n_slot + GGML_MINICACHE_SLOT_STATS, n_stream]. The first `window` slots are a ring that
+// holds the latest tokens: slot i serves the cells whose number is i modulo the window. Of the slots behind them, number i
+// serves the cells [i*block, (i + 1)*block). Each slot is { cell + 1, or 0 if it is free; the token's distance as f32 bits }.
+// Pools have a row for each slot and layer. The rows behind the slots are running statistics: { mean distance of K, of V } as
+// f32 bits, then { tokens merged, 0 }.
 #define GGML_MINICACHE_SLOT_STATS 2
 
 // Number of slots that serve n_cells cells, one for each block of cells; 0 if block is 0.
@@ -113,9 +114,9 @@ struct ggml_minicache_retain_params {
     int32_t window;    // latest tokens that are kept unmerged, 0 for none
 };
 
-// Offers the current tokens to the group's slots, in place. A slot keeps the most distant token of its block (by the mean over heads
-// of the distances of K and V). It drops a token whose cell has been emptied or is taken by a current token. The window takes every
-// token.
+// Offers the current tokens to the group's slots, in place. A slot keeps the most distant token of its block (by the mean over
+// heads of the distances of K and V). It drops a token whose cell has been emptied or is taken by a current token. The window
+// takes every token.
 //   slots    I32 [2, window + n_slot + 2, all streams]
 //   merged   F32, result of ggml_minicache_merge() or ggml_minicache_encode(): the last 2*n_head_kv numbers of a row are read
 //   rows     I64 [n_tokens]        cell + stream*n_cells of each current token
@@ -139,9 +140,9 @@ GGML_API struct ggml_tensor * ggml_minicache_retain(struct ggml_context * ctx, s
 //   code_v      I8  [minicache_code_bytes(layout_v)*n_head_kv, n_cells, all streams]
 //   rows        I64 [n_tokens]  cell + stream*n_cells of each current token
 //   bases       I32 [n_tokens]  the position that each token's K is coded relative to
-//   result      F32 [2*n_head_kv, n_tokens]: for each KV head the squared error of K, then for each that of V, relative to the squared
-//               length and averaged over the layers, in [0, 1]. These are the token's distances, as at the end of the rows of
-//               ggml_minicache_merge().
+//   result      F32 [2*n_head_kv, n_tokens]: for each KV head the squared error of K, then for each that of V, relative to the
+//               squared length and averaged over the layers, in [0, 1]. These are the token's distances, as at the end of the
+//               rows of ggml_minicache_merge().
 GGML_API struct ggml_tensor * ggml_minicache_encode(struct ggml_context * ctx, struct ggml_tensor * const * kv,
     struct ggml_tensor * codec, struct ggml_tensor * code_k, struct ggml_tensor * code_v, struct ggml_tensor * rows,
     struct ggml_tensor * bases, struct minicache_code_shape shape);
@@ -155,7 +156,8 @@ struct ggml_minicache_encode_params {
 // Makes an encode op run the scalar reference.
 GGML_API void ggml_minicache_encode_set_reference(struct ggml_tensor * op);
 
-// As ggml_minicache_attn(), with coded entries in place of merged ones. For those, with codes z and the magnitudes m of K and μ of V:
+// As ggml_minicache_attn(), with coded entries in place of merged ones. For those, with codes z and the magnitudes m of K and μ
+// of V:
 //   score_j = scale*(D_kᵀR(-b_j)q)·z_j*m_j, and D_v*Σ p_j*μ_j*z_j is added to the result
 //   code_k  I8  [minicache_code_bytes(layout_k), n_head_kv, n_kv, n_stream]
 //   code_v  I8  [minicache_code_bytes(layout_v), n_head_kv, n_kv, n_stream]

@@ -3,9 +3,9 @@
 // Reading and writing a unit of a code row, 16 coefficients of one width, word by word, for kernels that take many units at once.
 // minicache-code.h says what the bits mean. The host and the device compile this same text.
 //
-// Levels are read in pairs (j, j + 8), one in the lower and one in the upper half of a word, so that the bits of a plane's two halves
-// are shifted and masked together. Therefore a tile holds the coefficients of each unit in the order 0 8 1 9 2 10 ...: these are their
-// places.
+// Levels are read in pairs (j, j + 8), one in the lower and one in the upper half of a word, so that the bits of a plane's two
+// halves are shifted and masked together. Therefore a tile holds the coefficients of each unit in the order 0 8 1 9 2 10 ...:
+// these are their places.
 
 #include "minicache-code.h"
 

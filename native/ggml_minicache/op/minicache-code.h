@@ -1,9 +1,10 @@
 #pragma once
 
-// The shared code of a group of n layers, byte by byte. This file depends on no backend: the host and the device compile this same
-// text.
+// The shared code of a group of n layers, byte by byte. This file depends on no backend: the host and the device compile this
+// same text.
 //
-// For each KV head, K (at its block-relative position, see below) and V of all layers are stored as one code each. With u = x/|x|,
+// For each KV head, K (at its block-relative position, see below) and V of all layers are stored as one code each. With u =
+// x/|x|,
 //
 //   y = [w_0*u_0; w_1*u_1; ...]                 n*d numbers; w are the weights of their squared errors
 //   z_c = gain_c * Σ_i D[i][c]*y_i              r coefficients, each in units of its step, r <= n*d
@@ -14,15 +15,15 @@
 // m = exp(log_min + (q - 1)*log_step). It is not |x|, because û is not a unit vector. It makes m*û as long as x when lengths are
 // weighted like errors: m² = Σ w_i*x_i² / Σ w_i*û_i², over the layer's numbers, and 0 if û is 0.
 //
-// A code row holds one KV head of one token: a byte of magnitude for each layer, a byte of 0 if their number is odd, then the segments
-// from the widest to the narrowest. A segment of n coefficients of w bits is one or two planes: the upper bits of all its levels, then
-// their lower bits (8: 8; 6: 4 + 2; 5: 4 + 1; 4: 4; 3: 2 + 1; 2: 2; 1: 1). A plane of p bits is a little-endian string of bits, in
-// which level i has the bits i*p to i*p + p - 1. Coefficients come in units of 16, so planes are whole numbers of 16-bit words. A
-// token's row in the cache is the code rows of its KV heads, one after the other.
+// A code row holds one KV head of one token: a byte of magnitude for each layer, a byte of 0 if their number is odd, then the
+// segments from the widest to the narrowest. A segment of n coefficients of w bits is one or two planes: the upper bits of all
+// its levels, then their lower bits (8: 8; 6: 4 + 2; 5: 4 + 1; 4: 4; 3: 2 + 1; 2: 2; 1: 1). A plane of p bits is a
+// little-endian string of bits, in which level i has the bits i*p to i*p + p - 1. Coefficients come in units of 16, so planes
+// are whole numbers of 16-bit words. A token's row in the cache is the code rows of its KV heads, one after the other.
 //
-// Block-relative K: RoPE composes, R(p) = R(b)R(p - b). What is coded is R(-b)k, K as it would be at position p - b. Here b, the
-// cell's base, is the position rounded down to a multiple of the plan's block when the token came in. The query is rotated back by b
-// as well: q·k = (R(-b)q)·(R(-b)k), exactly. A context shift moves b only. Models without RoPE have base 0.
+// Block-relative K: RoPE composes, R(p) = R(b)R(p - b). What is coded is R(-b)k, K as it would be at position p - b. Here b,
+// the cell's base, is the position rounded down to a multiple of the plan's block when the token came in. The query is rotated
+// back by b as well: q·k = (R(-b)q)·(R(-b)k), exactly. A context shift moves b only. Models without RoPE have base 0.
 
 #include <math.h>
 #include <stdint.h>

@@ -1,6 +1,6 @@
-// Times decode attention on a device: MiniCache's ops beside ggml's flash attention with plain caches of the same type, and a copy,
-// which shows how fast the device's memory is. Prints each measurement as a line with a JSON object; scripts/bench_kernels.py makes
-// tables of them. The tensors hold arbitrary values, as the time does not depend on them.
+// Times decode attention on a device: MiniCache's ops beside ggml's flash attention with plain caches of the same type, and a
+// copy, which shows how fast the device's memory is. Prints each measurement as a line with a JSON object;
+// scripts/bench_kernels.py makes tables of them. The tensors hold arbitrary values, as the time does not depend on them.
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -53,8 +53,8 @@ class bench {
 
     const char * description() const { return ggml_backend_dev_description(ggml_backend_get_device(backend.get())); }
 
-    // Builds the op of `build` n_nodes times over the same tensors. `fill` sets those tensors whose content must make sense; all others
-    // are set to small numbers.
+    // Builds the op of `build` n_nodes times over the same tensors. `fill` sets those tensors whose content must make sense;
+    // all others are set to small numbers.
     timing measure(const std::function<ggml_tensor *(ggml_context *)> & build, const std::function<void()> & fill,
         int n_nodes = NODES) const {
         const ggml_init_params params = { 1024 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true };

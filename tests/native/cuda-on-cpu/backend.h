@@ -1,7 +1,7 @@
 #pragma once
 
-// A ggml backend whose devices are like ggml-cuda's: the host cannot access their memory, and the CUDA kernels compute MiniCache's ops.
-// The CPU backend computes all other ops on that memory. The devices are called cuda-on-cpu0 and cuda-on-cpu1.
+// A ggml backend whose devices are like ggml-cuda's: the host cannot access their memory, and the CUDA kernels compute
+// MiniCache's ops. The CPU backend computes all other ops on that memory. The devices are called cuda-on-cpu0 and cuda-on-cpu1.
 
 #include "ggml-backend.h"
 

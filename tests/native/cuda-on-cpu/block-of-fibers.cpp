@@ -70,8 +70,8 @@ static void fail(const char * what, const char * place) {
     abort();
 }
 
-// Tells the address sanitizer to which stack the program is about to switch, and when it has arrived. `kept` is the sanitizer's own
-// state of the fiber that is left, null if that fiber does not come back.
+// Tells the address sanitizer to which stack the program is about to switch, and when it has arrived. `kept` is the sanitizer's
+// own state of the fiber that is left, null if that fiber does not come back.
 static void leaves_for(const void * stack, size_t size, void ** kept) {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(kept, stack, size);

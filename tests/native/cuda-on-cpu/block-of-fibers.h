@@ -36,8 +36,8 @@ char * shared_memory();
 // Waits for all threads of the block that have not returned.
 void wait_for_block();
 
-// Exchanges data between all threads of a block, or of a warp: each thread gives `size` bytes, at most 64, and gets those of all others
-// by their numbers. Ends the program if threads of a warp are at different places in the code.
+// Exchanges data between all threads of a block, or of a warp: each thread gives `size` bytes, at most 64, and gets those of
+// all others by their numbers. Ends the program if threads of a warp are at different places in the code.
 const uint8_t * exchange(const char * place, const void * x, size_t size);
 
 int  lane_of_thread();

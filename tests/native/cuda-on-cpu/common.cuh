@@ -150,8 +150,8 @@ static inline float warp_reduce_max(float x) {
 
 typedef int cudaStream_t;
 
-// Only kernels can read and write the device's memory. So launches cannot depend on its content, and are the same whenever a captured
-// graph is launched again.
+// Only kernels can read and write the device's memory. So launches cannot depend on its content, and are the same whenever a
+// captured graph is launched again.
 inline int current_device = 0;
 
 static inline void ggml_cuda_set_device(int device) { current_device = device; }

@@ -6,7 +6,8 @@
 
 constexpr int N_DEVICES = 2;
 
-// Allocates memory filled with NaN, which is followed by a page that can never be accessed. Returns null if the device has less left.
+// Allocates memory filled with NaN, which is followed by a page that can never be accessed. Returns null if the device has less
+// left.
 void * device_alloc(int device, size_t size);
 void   device_free(int device, void * base);
 size_t device_used(int device);
