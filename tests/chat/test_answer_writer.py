@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minicache_cpp.chat.conversation import AnswerWriter
+from minicache_cpp.chat.answer_writer import AnswerWriter
 
 
 @pytest.mark.parametrize("cuts", [[1], [2], [1, 2, 3], [3, 4, 5, 6], []])

@@ -11,45 +11,21 @@ from ..native import binding
 from .native_settings import MODES
 from .report import KVReport, LayerReport
 
+KINDS = ("none", "plain", "merged", "refused")  # enum llama_minicache_layer_kind
+
 
 def read_report(ctx: Any) -> KVReport:
-    """The report of a llama_context (as llama_cpp gives its pointer)."""
-    ffi, lib = binding.ffi, binding.lib
-    pointer = binding.context_pointer(ctx)
-    raw = ffi.new("struct llama_minicache_report *")
-    binding.check(lib.llama_minicache_get_report(pointer, raw), "llama_minicache_get_report")
-
-    kinds = ("none", "plain", "merged", "refused")
-    layers = []
-    for number in range(raw.n_layer):
-        layer = ffi.new("struct llama_minicache_layer_report *")
-        binding.check(
-            lib.llama_minicache_get_layer_report(pointer, number, layer), "llama_minicache_get_layer_report"
-        )
-        layers.append(
-            LayerReport(
-                kind=kinds[layer.kind],
-                group=tuple(one for one in layer.group if one >= 0) or None,
-                side=layer.side if layer.side >= 0 else None,
-                bytes=layer.bytes,
-                type_k=_type_name(layer.type_k),
-                type_v=_type_name(layer.type_v),
-                distance_k=None if math.isnan(layer.distance_k) else layer.distance_k,
-                distance_v=None if math.isnan(layer.distance_v) else layer.distance_v,
-                n_merged=layer.n_merged,
-                reason=binding.text(layer.reason),
-            )
-        )
+    """The report of a llama_context, of which llama_cpp gives the pointer. Raises MiniCacheError where it has none."""
+    raw = binding.ffi.new("struct llama_minicache_report *")
+    done = binding.lib.llama_minicache_get_report(binding.context_pointer(ctx), raw)
+    binding.check(done, "llama_minicache_get_report")
+    layers = [_layer(ctx, number) for number in range(raw.n_layer)]
     groups = [one.group for one in layers if one.kind == "merged" and one.side == 0 and one.group]
-    type_k, type_v = BY_NUMBER[raw.type_k].name, BY_NUMBER[raw.type_v].name
-    pool = None
-    if raw.retain_block or raw.window:
-        pool = BY_NUMBER[raw.pool_type].name if raw.pool_type in BY_NUMBER else "cache"
     mode = MODES[raw.mode] if raw.active else None
-    fixed = raw.bytes_padding + raw.bytes_codec + raw.bytes_window
+    fixed_bytes = raw.bytes_padding + raw.bytes_codec + raw.bytes_window
     return KVReport(
         bytes=raw.bytes,
-        fixed_bytes=fixed,
+        fixed_bytes=fixed_bytes,
         bytes_f16=raw.bytes_f16,
         bytes_plain=raw.bytes_plain,
         bytes_directions=raw.bytes_directions,
@@ -59,7 +35,7 @@ def read_report(ctx: Any) -> KVReport:
         bytes_index=raw.bytes_index,
         bytes_codec=raw.bytes_codec,
         bytes_unmerged=raw.bytes_unmerged,
-        ratio=_ratio(raw.bytes_f16, raw.bytes - fixed),
+        ratio=_ratio(raw.bytes_f16, raw.bytes - fixed_bytes),
         total_ratio=_ratio(raw.bytes_f16, raw.bytes),
         active=raw.active,
         mode=mode,
@@ -67,9 +43,9 @@ def read_report(ctx: Any) -> KVReport:
         can_shift=raw.can_shift,
         n_cells=raw.n_cells,
         n_stream=raw.n_stream,
-        type_k=type_k,
-        type_v=type_v,
-        pool_type=pool,
+        type_k=BY_NUMBER[raw.type_k].name,
+        type_v=BY_NUMBER[raw.type_v].name,
+        pool_type=(_type_name(raw.pool_type) or "cache") if raw.retain_block or raw.window else None,
         t=raw.t if mode in ("slerp", "aligned") else None,
         retain=raw.retain if raw.active else None,
         retained=raw.n_retained,
@@ -80,6 +56,24 @@ def read_report(ctx: Any) -> KVReport:
         layers=layers,
         note=binding.text(raw.note),
         fallback=binding.text(raw.fallback),
+    )
+
+
+def _layer(ctx: Any, number: int) -> LayerReport:
+    raw = binding.ffi.new("struct llama_minicache_layer_report *")
+    done = binding.lib.llama_minicache_get_layer_report(binding.context_pointer(ctx), number, raw)
+    binding.check(done, "llama_minicache_get_layer_report")
+    return LayerReport(
+        kind=KINDS[raw.kind],
+        group=tuple(one for one in raw.group if one >= 0) or None,
+        side=raw.side if raw.side >= 0 else None,
+        bytes=raw.bytes,
+        type_k=_type_name(raw.type_k),
+        type_v=_type_name(raw.type_v),
+        distance_k=None if math.isnan(raw.distance_k) else raw.distance_k,
+        distance_v=None if math.isnan(raw.distance_v) else raw.distance_v,
+        n_merged=raw.n_merged,
+        reason=binding.text(raw.reason),
     )
 
 

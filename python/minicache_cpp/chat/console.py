@@ -15,9 +15,10 @@ from ..errors import MiniCacheError
 from ..host.units import mib
 from ..runtime.llama import Llama
 from ..text.chat_template import ChatTemplate
-from .conversation import Answer, Conversation, Sampling
+from .conversation import Answer, Conversation
 from .file import load_chat, save_chat
 from .notes import note
+from .sampling import Sampling
 
 HELP = """\
 /memory       show what the KV cache takes

@@ -6,7 +6,6 @@ and the rest moves up (a context shift).
 
 from __future__ import annotations
 
-import codecs
 import ctypes
 import time
 from collections.abc import Callable
@@ -17,20 +16,8 @@ from ..native import binding
 from ..native.binding import llama_h
 from ..runtime.llama import Llama
 from ..text.chat_template import ChatTemplate, Message
-
-PENALTY_TOKENS = 64  # how far back the repeat penalty looks
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen; temperature 0 takes the likeliest one."""
-
-    temp: float = 0.7
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    seed: int | None = None
+from .answer_writer import AnswerWriter
+from .sampling import Sampler, Sampling
 
 
 @dataclass(frozen=True)
@@ -258,83 +245,6 @@ class Prompt:
     tokens: list[int]
     # tokens that were dropped to make room
     dropped: int = 0
-
-
-class Sampler:
-    """llama.cpp's sampler chain. It lives as long as the conversation, because the repeat penalty looks back."""
-
-    def __init__(self, sampling: Sampling, n_vocab: int) -> None:
-        chain = llama_h.llama_sampler_chain_init(llama_h.llama_sampler_chain_default_params())
-        seed = llama_h.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed & 0xFFFFFFFF
-        penalty = sampling.repeat_penalty
-        links = [llama_h.llama_sampler_init_penalties(n_vocab, PENALTY_TOKENS, penalty, 0.0, 0.0)]
-        if sampling.temp <= 0:
-            links.append(llama_h.llama_sampler_init_greedy())
-        else:
-            links += [
-                llama_h.llama_sampler_init_top_k(sampling.top_k),
-                llama_h.llama_sampler_init_top_p(sampling.top_p, 1),
-                llama_h.llama_sampler_init_min_p(sampling.min_p, 1),
-                llama_h.llama_sampler_init_temp(sampling.temp),
-                llama_h.llama_sampler_init_dist(seed),
-            ]
-        for link in links:
-            llama_h.llama_sampler_chain_add(chain, link)
-        self.chain = chain
-
-    def sample(self, llm: Llama) -> int:
-        return int(llama_h.llama_sampler_sample(self.chain, llm.ctx, -1))
-
-    def reset(self) -> None:
-        llama_h.llama_sampler_reset(self.chain)
-
-    def __del__(self) -> None:
-        if getattr(self, "chain", None) is not None:
-            llama_h.llama_sampler_free(self.chain)
-            self.chain = None
-
-
-class AnswerWriter:
-    """Passes on an answer's text as it grows: whole characters only, and nothing of a stop text."""
-
-    def __init__(self, on_text: Callable[[str], None], stop: tuple[str, ...]) -> None:
-        self.on_text = on_text
-        self.stop = stop
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.written: list[str] = []
-        # text that may turn out to be the beginning of a stop text
-        self.held = ""
-        self.stopped = False
-
-    def write(self, data: bytes) -> None:
-        self._add(self.decoder.decode(data))
-
-    def finish(self) -> str:
-        self._add(self.decoder.decode(b"", final=True))
-        if not self.stopped:
-            self._emit(self.held)
-        return "".join(self.written)
-
-    def _add(self, text: str) -> None:
-        if self.stopped:
-            return
-        self.held += text
-        found = [at for at in map(self.held.find, self.stop) if at >= 0]
-        if found:
-            self.stopped = True
-            self._emit(self.held[: min(found)])
-            return
-        n_held = max(
-            (n for stop in self.stop for n in range(1, len(stop)) if self.held.endswith(stop[:n])), default=0
-        )
-        ready = len(self.held) - n_held
-        self._emit(self.held[:ready])
-        self.held = self.held[ready:]
-
-    def _emit(self, text: str) -> None:
-        if text:
-            self.written.append(text)
-            self.on_text(text)
 
 
 def piece(llm: Llama, token: int) -> bytes:
