@@ -15,10 +15,10 @@ from .cache.settings import SPEC_HELP, CacheSpec
 from .cache.size import kv_bytes, merged_groups, n_cells
 from .cli import run_command
 from .errors import MiniCacheError
-from .host.demo_model import demo_model
 from .host.units import mib
 from .modelfile.gguf_file import read_gguf
 from .modelfile.shape import Layer, ModelShape, model_shape
+from .models.requested import requested_model
 from .options import add_json_option, add_model_argument
 
 EXAMPLE = "minicache inspect model.gguf --ctx 32768"
@@ -53,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table or the object."""
-    found = inspect_model(args.model or demo_model(), args.ctx, args.config)
+    found = inspect_model(requested_model(args.model), args.ctx, args.config)
     print(json.dumps(found, indent=2) if args.json else table(found))
     return 0
 

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 from ..errors import MiniCacheError
-from ..host.demo_model import demo_model
 from ..host.progress import Progress
+from ..models.requested import requested_model
 from ..options import add_json_option, add_machine_options, add_model_argument
 from . import aligned_command
 from .options import (
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 
     from .calibration import calibrate
 
-    found = calibrate(args.model or demo_model(), options, args.output, Progress("calibrate"))
+    found = calibrate(requested_model(args.model), options, args.output, Progress("calibrate"))
     print(json.dumps(found, indent=2) if args.json else table(found))
     return 0
 
