@@ -137,12 +137,13 @@ def run(args: argparse.Namespace) -> int:
 
 def note_earlier_plan(file: GGUFFile) -> None:
     """Says so where "auto" finds another plan of the model before the one in the user's cache directory."""
-    used = find_plan(file)
+
+    def note(text: str) -> None:
+        print(f"minicache: note: {text}", file=sys.stderr)
+
+    used = find_plan(file, note)
     if used is not None and used.path != plan_path(file):
-        print(
-            f"minicache: note: minicache='auto' finds {used} first; `-o {plan_beside(file)}` puts a plan before it",
-            file=sys.stderr,
-        )
+        note(f"minicache='auto' finds {used} first; `-o {plan_beside(file)}` puts a plan before it")
 
 
 def options_of(args: argparse.Namespace) -> Options:
