@@ -2,11 +2,12 @@
 """Build, install and run minicache-cpp from a source checkout; needs only Python, a C++ compiler, CMake and git.
 
     python3 scripts/bootstrap.py setup      make .venv, build the native libraries, install
-    python3 scripts/bootstrap.py chat       the same, then chat with the demo model
+    python3 scripts/bootstrap.py chat       the same, then fetch the demo model, smollm2-135m, and chat with it
     python3 scripts/bootstrap.py test       the same, then run all tests
     python3 scripts/bootstrap.py bench      the same, then measure the speed
 
 Arguments after -- go to the program that is run:  python3 scripts/bootstrap.py chat -- --prompt "hi" --max-tokens 50
+A MODEL stands first among them; then the demo model is not fetched.
 
 CMAKE_ARGS is passed to CMake:  CMAKE_ARGS="-DGGML_CUDA=on" python3 scripts/bootstrap.py setup
 """
@@ -37,6 +38,8 @@ WINDOWS = sys.platform == "win32"
 PYTHON = VENV / ("Scripts/python.exe" if WINDOWS else "bin/python")
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+DEMO_MODEL = "smollm2-135m"  # a name of `minicache models`
 
 TOOL_TARGETS = (
     "test-backend-ops",
@@ -83,7 +86,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", metavar="setup | chat | test | bench", required=True)
     for name, run, summary, example in (
         ("setup", run_setup, "make .venv, build, install", "setup --extra plot"),
-        ("chat", run_chat, "chat with the demo model", 'chat -- --prompt "hi" --max-tokens 50'),
+        (
+            "chat",
+            run_chat,
+            "chat with the demo model, which is fetched once",
+            'chat -- --prompt "hi" --max-tokens 50',
+        ),
         ("test", run_test, "run all tests", "test -- -k kernels -x"),
         ("bench", run_bench, "measure prefill and decode speed", "bench -- --ctx 4096"),
     ):
@@ -118,11 +126,15 @@ def run_setup(args: argparse.Namespace, passed_on: list[str]) -> int:
 
 def run_chat(args: argparse.Namespace, passed_on: list[str]) -> int:
     set_up(args.extra)
+    if not names_model(passed_on):
+        fetch_demo_model()
     return become([str(PYTHON), "-m", "minicache_cpp.chat", *passed_on], os.environ)
 
 
 def run_bench(args: argparse.Namespace, passed_on: list[str]) -> int:
     set_up(args.extra)
+    if not names_model(passed_on):
+        fetch_demo_model()
     return become([str(PYTHON), "-m", "minicache_cpp", "bench", *passed_on], os.environ)
 
 
@@ -136,6 +148,7 @@ def run_test(args: argparse.Namespace, passed_on: list[str]) -> int:
         STOCK.build(["minicache-libraries"])
     environment = {
         **os.environ,
+        "MINICACHE_SMOLLM2": str(fetch_demo_model()),
         "MINICACHE_STOCK_LIB": str(STOCK.bin),
         "MINICACHE_TOOLS_BIN": str(RELEASE.bin),
         "MINICACHE_NATIVE_TEST": str(RELEASE.program("minicache-test")),
@@ -146,6 +159,20 @@ def run_test(args: argparse.Namespace, passed_on: list[str]) -> int:
     }
     os.chdir(ROOT)
     return become([str(PYTHON), "-m", "pytest", *passed_on], environment)
+
+
+def names_model(passed_on: Sequence[str]) -> bool:
+    """Whether the arguments of a command name a MODEL, which stands first."""
+    return bool(passed_on) and not passed_on[0].startswith("-")
+
+
+def fetch_demo_model() -> Path:
+    """Fetch the demo model into the user's cache directory, if it is not there, and return its path."""
+    command = [str(PYTHON), "-m", "minicache_cpp", "models", "get", DEMO_MODEL]
+    done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=False)
+    if done.returncode != 0:
+        raise BootstrapError(f"the demo model {DEMO_MODEL} could not be fetched", done.returncode)
+    return Path(done.stdout.strip())
 
 
 def become(command: list[str], environment: Mapping[str, str]) -> int:
@@ -346,7 +373,7 @@ def set_up(extras: Sequence[str]) -> None:
     installed = read_json(stamp)
     wanted = sorted({*extras, *installed.get("extras", [])})
     dependencies = digest((ROOT / "pyproject.toml").read_bytes())
-    package = f"{digest_of_files(ROOT, ['python'])} {RELEASE.directory.name} {RELEASE.source_key()}"
+    package = f"{digest_of_files(ROOT, ['python', 'models'])} {RELEASE.directory.name} {RELEASE.source_key()}"
 
     if installed.get("dependencies") != dependencies or installed.get("extras") != wanted:
         with step("Python packages"):

@@ -160,8 +160,8 @@ fi
 if wanted test; then
     LINES_SHOWN=3 step 'native tests on the CPU' "$bin/minicache-test" -o 'ATTN(type_k=f16'
     step 'native tests on the GPU' "$bin/minicache-test" -d CUDA0
-    LINES_SHOWN=1 step 'a plan of the demo model' python3 -m minicache_cpp calibrate --ratio 8 --tokens 2048 --gpu-layers -1 \
-        -o "$folder/demo-8.plan.gguf"
+    LINES_SHOWN=1 step 'a plan of the demo model' python3 -m minicache_cpp calibrate \
+        models/minicache-demo-q8_0.gguf --ratio 8 --tokens 2048 --gpu-layers -1 -o "$folder/demo-8.plan.gguf"
     LINES_SHOWN=8 step 'logits' python3 scripts/compare_devices.py --config f16 --config q4_0 --config slerp:type=f16 \
         --config slerp:type=q8_0 --config slerp:type=q4_0 --config "$folder/demo-8.plan.gguf" --json "$results/logits.json"
     LINES_SHOWN=8 step 'logits with half of the layers on the GPU' python3 scripts/compare_devices.py --gpu-layers 6 \

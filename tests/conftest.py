@@ -12,11 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minicache_cpp.models import store
 from minicache_cpp.native.binding import llama_h
 from support import contexts, tiny_models
 from support.loaded import Loaded
 from support.paths import ROOT, required
 from support.tiny_models import TinyModel
+
+SMOLLM2 = f"{store.DEMO}.gguf"
+# before the tests get a cache directory of their own
+USERS_MODELS = store.models_folder()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -56,6 +61,14 @@ def tools_dir() -> Path:
 def demo_model() -> Path:
     default = ROOT / "models" / "minicache-demo-q8_0.gguf"
     return required("MINICACHE_DEMO_MODEL", "the demo model", default)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The file of smollm2-135m, which bootstrap.py fetches into the user's cache directory before it runs the tests."""
+    return required(
+        "MINICACHE_SMOLLM2", "`minicache models get smollm2-135m` fetches it", USERS_MODELS / SMOLLM2
+    )
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-# Which libraries are built, and where they are installed.
+# Which libraries are built, where they are installed, and what else goes into the wheel.
 
 # llama, ggml, and every ggml backend that the options switch on
 function(minicache_library_targets result)
@@ -35,8 +35,21 @@ function(minicache_targets_below result directory)
     set(${result} ${targets} PARENT_SCOPE)
 endfunction()
 
-# The wheel gets the libraries and their licence, and nothing else.
+# The wheel gets the libraries with their licence, the table of models and the plans that ship, and nothing else.
 set(MINICACHE_WHEEL_DIR "${SKBUILD_PLATLIB_DIR}/minicache_cpp/lib")
+
+# where python/minicache_cpp/models/table.py looks for them
+function(minicache_install_models)
+    set(models "${CMAKE_CURRENT_SOURCE_DIR}/../models")
+    set(data   "${SKBUILD_PLATLIB_DIR}/minicache_cpp/models/data")
+
+    install(FILES "${models}/table.json" DESTINATION "${data}")
+
+    file(GLOB plans "${models}/plans/*.gguf")
+    if (plans)
+        install(FILES ${plans} DESTINATION "${data}/plans")
+    endif()
+endfunction()
 
 function(minicache_install libraries)
     include(GNUInstallDirs)
@@ -49,6 +62,7 @@ function(minicache_install libraries)
         set(directory "${MINICACHE_WHEEL_DIR}")
         install(TARGETS ${libraries} LIBRARY DESTINATION "${directory}" RUNTIME DESTINATION "${directory}")
         install(FILES "${license}" DESTINATION "${directory}")
+        minicache_install_models()
         return()
     endif()
 
@@ -82,4 +96,5 @@ function(minicache_install_prebuilt directory)
     endif()
 
     install(FILES ${files} "${directory}/LICENSE-llama.cpp" DESTINATION "${MINICACHE_WHEEL_DIR}")
+    minicache_install_models()
 endfunction()

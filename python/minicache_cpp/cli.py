@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "measure what KV caches cost in quality, compared with the model's own f16 cache",
     "longbench": "score answers to LongBench's questions with each of several KV caches",
     "bench": "measure prefill and decode speed of plain and MiniCache caches",
+    "models": "list the models that can be fetched by name, fetch them, and remove them",
 }
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130

@@ -15,10 +15,10 @@ from .cache.settings import SPEC_HELP, CacheSpec
 from .cache.size import kv_bytes, merged_groups, n_cells
 from .cli import run_command
 from .errors import MiniCacheError
-from .host.demo_model import demo_model
 from .host.units import mib
 from .modelfile.gguf_file import read_gguf
 from .modelfile.shape import Layer, ModelShape, model_shape
+from .models.requested import requested_model
 from .options import add_json_option, add_model_argument
 
 EXAMPLE = "minicache inspect model.gguf --ctx 32768"
@@ -53,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table or the object."""
-    found = inspect_model(args.model or demo_model(), args.ctx, args.config)
+    found = inspect_model(requested_model(args.model), args.ctx, args.config)
     print(json.dumps(found, indent=2) if args.json else table(found))
     return 0
 
@@ -64,8 +64,9 @@ def inspect_model(path: str | Path, n_ctx: int = 0, specs: Sequence[str] | None 
     n_ctx: tokens, 0 for what the model was trained for. specs: None for common caches and the model's plan.
     """
     file = read_gguf(path)
+    notes: list[str] = []
     if not specs:
-        plan = find_plan(file)
+        plan = find_plan(file, notes.append)
         specs = [*DEFAULT_SPECS, *([str(plan)] if plan else [])]
     shape = model_shape(file)
     n_ctx = n_ctx or shape.n_ctx_train
@@ -73,7 +74,6 @@ def inspect_model(path: str | Path, n_ctx: int = 0, specs: Sequence[str] | None 
         raise MiniCacheError(f"a context of {n_ctx} tokens is impossible; give --ctx a number of 1 or more")
     heads = sorted({layer.n_head_kv for layer in shape.layers})
     layer = next(iter(shape.attention_layers), Layer(0, 0, 0))
-    notes = []
     rows: list[dict[str, Any]] = []
     if shape.unknown:
         notes.append(f"{shape.unknown}; Llama.kv_report() says what a loaded context takes")

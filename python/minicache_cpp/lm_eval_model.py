@@ -26,6 +26,7 @@ except ImportError as error:
 
 from .cache.settings import CacheSpec
 from .errors import MiniCacheError
+from .models.store import file_of
 from .reading.text_model import TextModel
 
 MOST_TOKENS = 256  # of an answer, where the task sets no limit
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 class MiniCacheLM(TemplateLM):
     """A GGUF model whose KV cache is stored as `config` says.
 
-    pretrained: the GGUF file.
+    pretrained: the GGUF file, or the name of a model that `minicache models get` has fetched.
     config: a SPEC. The harness splits its arguments at commas, so the further settings of a SPEC arrive as separate
         arguments and are joined again: config=slerp:start=0.5,t=0.6,type=q4_0 works as written.
     ctx: tokens of context (default: what the model was trained for).
@@ -59,7 +60,7 @@ class MiniCacheLM(TemplateLM):
     ) -> None:
         super().__init__()
         spec = ",".join([config, *(f"{name}={value}" for name, value in settings.items())])
-        self.model = TextModel(pretrained, CacheSpec.parse(spec), ctx, ubatch, threads, gpu_layers)
+        self.model = TextModel(file_of(pretrained), CacheSpec.parse(spec), ctx, ubatch, threads, gpu_layers)
         self.vocabulary = self.model.vocabulary
         self.name = Path(pretrained).name
         report = self.model.report()

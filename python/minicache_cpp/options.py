@@ -9,8 +9,13 @@ from .errors import MiniCacheError
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    """The model file."""
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file (default: the demo model)")
+    """The model: a path or a name."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a GGUF file, or a name of `minicache models`, which is fetched if needed (default: smollm2-135m)",
+    )
 
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:

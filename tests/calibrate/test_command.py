@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from minicache_cpp.cache.plan import Plan
+from minicache_cpp.cache.plan_file import write_plan
+from minicache_cpp.cache.plan_store import plan_beside, plan_path
+from minicache_cpp.calibrate.command import note_earlier_plan
+from minicache_cpp.modelfile.fingerprint import fingerprint
+from minicache_cpp.modelfile.gguf_file import read_gguf
+from minicache_cpp.modelfile.shape import model_shape
 
 
 def run(*arguments: object, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -70,3 +79,20 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 def test_targets_exclude_each_other(models: dict[str, Path]) -> None:
     assert run(models["plain"], "--ratio", 5, "--max-kl", 0.1).returncode == 2
+
+
+def test_a_plan_that_comes_before_the_one_written_is_named(
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path / "cache"))
+    file = read_gguf(shutil.copy(models["plain"], tmp_path / "model.gguf"))
+    plan = Plan(fingerprint(file), len(model_shape(file).layers))
+    write_plan(plan_path(file), plan, {})
+    note_earlier_plan(file)
+    assert capsys.readouterr().err == ""
+    write_plan(plan_beside(file), plan, {})
+    note_earlier_plan(file)
+    assert f"finds {plan_beside(file)} first" in capsys.readouterr().err

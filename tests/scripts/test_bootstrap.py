@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import bootstrap
 from support.paths import ROOT
 
 BOOTSTRAP = ROOT / "scripts" / "bootstrap.py"
@@ -31,3 +32,34 @@ def test_bootstrap_names_missing_tools(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "not found: cmake, git, a C++ compiler" in result.stderr
     assert "apt-get install" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["chat", "bench"])
+def test_the_demo_model_is_fetched_unless_a_model_is_named(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(bootstrap, "check_tools", lambda: None)
+    monkeypatch.setattr(bootstrap, "set_up", lambda extras: None)
+    monkeypatch.setattr(bootstrap, "fetch_demo_model", lambda: done.append("fetched"))
+    monkeypatch.setattr(bootstrap, "become", lambda command, environment: done.append(command[-1]) or 0)
+    for arguments, expected in (
+        ([], ["fetched", "minicache_cpp.chat" if command == "chat" else "bench"]),
+        (["--", "--threads", "1"], ["fetched", "1"]),
+        (["--", "model.gguf"], ["model.gguf"]),
+    ):
+        done.clear()
+        assert bootstrap.main([command, *arguments]) == 0
+        assert done == expected
+
+
+def test_a_demo_model_that_cannot_be_fetched_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bootstrap, "PYTHON", sys.executable)
+    monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(bootstrap.BootstrapError, match="smollm2-135m could not be fetched") as caught:
+        bootstrap.fetch_demo_model()
+    assert caught.value.status == 2
+    assert "minicache: smollm2-135m cannot be kept in" in capfd.readouterr().err

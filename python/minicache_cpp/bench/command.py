@@ -7,10 +7,10 @@ import json
 
 from ..cache.settings import SPEC_HELP, CacheSpec
 from ..errors import MiniCacheError
-from ..host.demo_model import demo_model
 from ..host.progress import StepProgress
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import read_gguf
+from ..models.requested import requested_model
 from ..native import devices
 from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers
 
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if args.device == "cuda":
         devices.require_gpu()
     gpu_layers = -1 if args.device == "cuda" else args.gpu_layers
-    file = read_gguf(args.model or demo_model())
+    file = read_gguf(requested_model(args.model))
     copies = args.fill == "copies"
     with StepProgress() as progress:
         if args.ops:

@@ -1,19 +1,42 @@
-"""The plans in the user's cache directory, found by the fingerprint of the model they were made for."""
+"""Finds the plan of a model: beside it, among the plans that ship, or in the user's cache directory."""
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import MiniCacheError
+from ..errors import MiniCacheError, MiniCacheWarning
 from ..host.user_cache import cache_dir
 from ..modelfile.fingerprint import fingerprint
 from ..modelfile.gguf_file import GGUFFile
+from ..models.table import plans_folder
 from .plan_file import PlanFile
+
+DEFAULT_RATIO = 5.0  # f16 bytes per cached token over the plan's, where the user names no target
 
 
 def plan_path(file: GGUFFile) -> Path:
-    """Where the plan of a model is kept."""
+    """Where a calibration without an output file keeps the plan of a model."""
     return cache_dir() / "plans" / f"{fingerprint(file)}.gguf"
+
+
+def plan_beside(file: GGUFFile) -> Path:
+    """Where a plan that is handed on with a model lies: model.plan.gguf beside model.gguf."""
+    return file.path.with_name(f"{file.path.stem}.plan.gguf")
+
+
+def shipped_plans(file: GGUFFile) -> list[Path]:
+    """The plans of a model that ship with the package, those nearest to the default ratio first.
+
+    Their names say which they are (FINGERPRINT-RATIO.gguf), so that no other plan has to be opened.
+    """
+    found = []
+    for path in plans_folder().glob(f"{fingerprint(file)}-*.gguf"):
+        with contextlib.suppress(ValueError):
+            found.append((abs(float(path.stem.partition("-")[2]) - DEFAULT_RATIO), path))
+    return [path for _, path in sorted(found)]
 
 
 def refuse_other_model(plan_file: PlanFile, file: GGUFFile) -> None:
@@ -26,13 +49,32 @@ def refuse_other_model(plan_file: PlanFile, file: GGUFFile) -> None:
         )
 
 
-def find_plan(file: GGUFFile) -> PlanFile | None:
-    """The plan of a model, opened, if there is a usable one."""
-    path = plan_path(file)
-    if not path.exists():
-        return None
-    try:
-        plan_file = PlanFile.open(path)
-    except MiniCacheError:  # damaged, or of another version: as good as none
-        return None
-    return plan_file if plan_file.plan.fingerprint == fingerprint(file) else None
+def warn(text: str) -> None:
+    warnings.warn(text, MiniCacheWarning, stacklevel=3)
+
+
+def find_plan(file: GGUFFile, on_note: Callable[[str], None] = warn) -> PlanFile | None:
+    """The plan of a model, opened: the one beside it, or one that ships, or the one in the user's cache directory.
+
+    on_note: called with the reason where there is a plan beside the model that cannot be used. Other plans that are
+        damaged, of another version or of another model count as none.
+    """
+    beside = plan_beside(file)
+    if beside.exists():
+        try:
+            return _usable(beside, file)
+        except MiniCacheError as error:
+            on_note(f"the plan beside the model is not used: {error}")
+    for path in (*shipped_plans(file), plan_path(file)):
+        if path.exists():
+            with contextlib.suppress(MiniCacheError):
+                return _usable(path, file)
+    return None
+
+
+def _usable(path: Path, file: GGUFFile) -> PlanFile:
+    plan_file = PlanFile.open(path)
+    refuse_other_model(plan_file, file)
+    if plan_file.plan.mode == "aligned":
+        raise MiniCacheError(f"{path} is an aligned plan, which is for study; name it to use it")
+    return plan_file

@@ -7,9 +7,9 @@ import json
 
 from ..cache.settings import MiniCache
 from ..errors import MiniCacheError
-from ..host.demo_model import demo_model
 from ..host.progress import Progress
 from ..modelfile.gguf_file import read_gguf
+from ..models.requested import requested_model
 from .options import Options, check_options, check_output, threads_for
 from .table import aligned_table
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     )
     check_options(options)
     check_output(args.output)
-    file = read_gguf(args.model or demo_model())
+    file = read_gguf(requested_model(args.model))
 
     from .alignment import align
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
 
+from ..cache.plan_store import DEFAULT_RATIO, find_plan, plan_beside, plan_path
 from ..errors import MiniCacheError
-from ..host.demo_model import demo_model
 from ..host.progress import Progress
+from ..modelfile.gguf_file import GGUFFile, read_gguf
+from ..models.requested import requested_model
 from ..options import add_json_option, add_machine_options, add_model_argument
 from . import aligned_command
 from .options import (
     DEFAULT_BLOCK,
     DEFAULT_GROUP,
-    DEFAULT_RATIO,
     DEFAULT_TOKENS,
     DEFAULT_WINDOW,
     GROUP_SIZES,
     Options,
+    check_options,
 )
 from .table import table
 
@@ -119,12 +122,28 @@ def run(args: argparse.Namespace) -> int:
         return aligned_command.run(args)
     aligned_command.refuse_settings(args)
     options = options_of(args)
+    # before a model is fetched
+    check_options(options)
 
     from .calibration import calibrate
 
-    found = calibrate(args.model or demo_model(), options, args.output, Progress("calibrate"))
+    file = read_gguf(requested_model(args.model))
+    found = calibrate(file, options, args.output, Progress("calibrate"))
     print(json.dumps(found, indent=2) if args.json else table(found))
+    if args.output is None:
+        note_earlier_plan(file)
     return 0
+
+
+def note_earlier_plan(file: GGUFFile) -> None:
+    """Says so where "auto" finds another plan of the model before the one in the user's cache directory."""
+
+    def note(text: str) -> None:
+        print(f"minicache: note: {text}", file=sys.stderr)
+
+    used = find_plan(file, note)
+    if used is not None and used.path != plan_path(file):
+        note(f"minicache='auto' finds {used} first; `-o {plan_beside(file)}` puts a plan before it")
 
 
 def options_of(args: argparse.Namespace) -> Options:

@@ -9,7 +9,6 @@ from ..errors import MiniCacheError
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile
 
-DEFAULT_RATIO = 5.0
 DEFAULT_TOKENS = 12288
 DEFAULT_BLOCK = 128
 DEFAULT_WINDOW = 64

@@ -12,10 +12,10 @@ from ..cache.room import refuse_too_large
 from ..cache.settings import SPEC_HELP, CacheSpec
 from ..cache.size import n_cells
 from ..errors import MiniCacheError
-from ..host.demo_model import demo_model
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..modelfile.shape import model_shape
+from ..models.requested import requested_model
 from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers
 from ..runtime import auto
 from .notes import note, warnings_as_notes
@@ -72,7 +72,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     spec = given_spec(args)
-    file = read_gguf(args.model or demo_model())
+    file = read_gguf(requested_model(args.model))
     n_ctx = context_size(args.ctx, file)
     # with the weights, and before minutes of calibration
     refuse_too_large(file, n_ctx, [spec or auto.without_plan(model_shape(file))], args.gpu_layers)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ..cache.settings import SPEC_HELP, CacheSpec
 from ..errors import MiniCacheError
-from ..host.demo_model import demo_model
 from ..host.progress import StepProgress
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import read_gguf
+from ..models.requested import requested_model
 from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers
 from ..text import bundled
 from ..text.files import read_texts
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         from .plot import check_plot
 
         check_plot(args.plot)
-    file = read_gguf(args.model or demo_model())
+    file = read_gguf(requested_model(args.model))
     paths = args.text or bundled.evaluation_files()
     text = read_texts(paths)
 

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 from ..cache.settings import SPEC_HELP, CacheSpec
-from ..host.demo_model import demo_model
 from ..host.progress import StepProgress
 from ..host.threads import default_threads
+from ..models.requested import requested_model
 from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers
 from .items import find_files, read_items
 from .tasks import TASKS, prompts_from, task_of
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     files = find_files(args.data, list(dict.fromkeys(args.task or [])))
     tasks = {name: prompts[task_of(name)] for name in files}
     items = {name: read_items(path, args.limit) for name, path in files.items()}
-    model = args.model or demo_model()
+    model = requested_model(args.model)
 
     from ..reading.text_model import TextModel
     from .asking import Asking, mean_score

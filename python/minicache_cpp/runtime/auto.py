@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..cache.plan_file import PlanFile
-from ..cache.plan_store import find_plan
+from ..cache.plan_store import DEFAULT_RATIO, find_plan
 from ..cache.settings import CacheSpec, MiniCache
 from ..errors import MiniCacheError
 from ..modelfile.ggml_types import GGML_TYPES
@@ -40,7 +40,7 @@ def resolve(
     arguments: those of llama_cpp.Llama, of which a calibration takes its threads and layers on the GPU.
     """
     choice = calibrate_choice(calibrate)
-    plan_file = find_plan(file)
+    plan_file = find_plan(file, on_note)
     if plan_file is None and choice == "once":
         plan_file = _make(file, on_note, arguments or {})
     if plan_file is not None:
@@ -65,7 +65,7 @@ def without_plan(shape: ModelShape) -> CacheSpec:
 def _make(file: GGUFFile, on_note: Callable[[str], None], arguments: Mapping[str, Any]) -> PlanFile | None:
     """Calibrate the model; None where that is not possible, and the note says why."""
     from ..calibrate.calibration import calibrate
-    from ..calibrate.options import DEFAULT_RATIO, Options
+    from ..calibrate.options import Options
     from ..host.progress import Progress
 
     on_note("this model has no plan, so it is calibrated now, once; `never` in place of `once` does without")

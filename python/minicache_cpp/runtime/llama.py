@@ -33,7 +33,8 @@ class Llama(llama_cpp.Llama):
             print(llm.create_chat_completion([{"role": "user", "content": "hi"}]))
             print(llm.kv_report())
 
-    model_path: the path of a GGUF file, or a GGUFFile whose header has been read already.
+    model_path: the path of a GGUF file, the name of a model that `minicache models get` has fetched, or a GGUFFile
+        whose header has been read already.
     minicache: None for llama_cpp's own cache, bit for bit (whatever LLAMA_MINICACHE says); MiniCache(...); a CacheSpec,
         which may also be a plain cache; the path of a plan; or "auto" for the plan of this model, which is made
         once where there is none. MiniCache needs flash attention and names the cache types: leave flash_attn, type_k

@@ -17,6 +17,7 @@ from ..cache.settings import CacheSpec, MiniCache
 from ..errors import MiniCacheError
 from ..modelfile.ggml_types import GGML_TYPES, is_quantized, plain_cache_type
 from ..modelfile.gguf_file import GGUFFile, read_gguf
+from ..models.store import file_of
 from .context_memory import ContextMemory
 
 NAMES = ("type_k", "type_v")
@@ -61,10 +62,12 @@ def resolve(
 ) -> Request:
     """Settle how the context is made; with minicache="auto" that may calibrate the model.
 
-    model: the path of a model, or its file where the header has been read already.
+    model: the path or the name of a model, or its file where the header has been read already.
     arguments: the other arguments of llama_cpp.Llama.
     on_note: called with what "auto" has to say.
     """
+    if isinstance(model, str):
+        model = file_of(model)
     path = str(model.path) if isinstance(model, GGUFFile) else os.fspath(model)
     file = _header(model)
     types = given.types()

@@ -1,0 +1,53 @@
+"""Where the files of named models lie, and which file a name or a path means."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import MiniCacheError
+from ..host.units import mib
+from ..host.user_cache import cache_dir
+from .table import Model, read_table
+
+DEMO = "smollm2-135m"  # what commands take where no MODEL is given
+
+
+def models_folder() -> Path:
+    """The folder of the models that were fetched, in the user's cache directory."""
+    return cache_dir() / "models"
+
+
+def model_path(model: Model) -> Path:
+    """The path of a model's file, whether it is there or not."""
+    return models_folder() / f"{model.name}.gguf"
+
+
+def is_there(model: Model) -> bool:
+    """Whether a model has been fetched. Its content was checked then, so only its size is compared."""
+    path = model_path(model)
+    return path.is_file() and path.stat().st_size == model.bytes
+
+
+def is_path(text: str) -> bool:
+    """Whether a MODEL is a path: it exists as a file, has a separator, or ends with .gguf."""
+    separators = [one for one in ("/", os.sep, os.altsep) if one]
+    return text.endswith(".gguf") or any(one in text for one in separators) or os.path.isfile(text)
+
+
+def stored_path(model: Model) -> Path:
+    """The path of a model that has been fetched. Raises MiniCacheError where it has not been."""
+    if not is_there(model):
+        raise MiniCacheError(
+            f"{model.name} is not there; `minicache models get {model.name}` fetches it ({mib(model.bytes)})"
+        )
+    return model_path(model)
+
+
+def file_of(text: str) -> str:
+    """The path that a MODEL means: of a name the file in the store, and anything else as it is.
+
+    Raises MiniCacheError for a name of the table whose model has not been fetched.
+    """
+    model = None if is_path(text) else read_table().get(text)
+    return text if model is None else str(stored_path(model))
