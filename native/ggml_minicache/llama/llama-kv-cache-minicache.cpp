@@ -226,7 +226,7 @@ std::string llama_kv_cache_minicache::describe() const {
     }
     const std::string how   = mode == LLAMA_MINICACHE_MODE_AVERAGE ? "averaged" : format("merged, t = %g", settings.t);
     const char *      basis = mode == LLAMA_MINICACHE_MODE_ALIGNED ? " with the plan's basis matrices" : "";
-    const char *      shift = get_can_shift() ? "" : ", positions can't be shifted";
+    const char *      shift = get_can_shift() ? "" : ", positions cannot be shifted";
     return format(
         "%zu pairs %s%s, one token in %d retained, the latest %d exact%s, K (%s), V (%s), %.2f MiB with the plain layers",
         groups.size(), how.c_str(), basis, block, window, shift, ggml_type_name(cache_type_k), ggml_type_name(cache_type_v),
