@@ -172,10 +172,10 @@ static __global__ void __launch_bounds__(THREADS) encode_kernel(const encode_arg
 
     __shared__ double lengths[TOKENS][MINICACHE_CODE_LAYERS];
 
-    float *   u      = (float *) shared;    // [TOKENS][n_layer*d]
-    float *   u_hat  = u + TOKENS * d;      // the same: first weighted, then decoded
-    float *   coef   = u_hat + TOKENS * d;  // [TOKENS][r]
-    float *   angles = coef + TOKENS * r;   // [WARPS][d]
+    float *   u      = (float *) shared;                       // [TOKENS][n_layer*d]
+    float *   u_hat  = u + TOKENS * d;                         // the same: first weighted, then decoded
+    float *   coef   = u_hat + TOKENS * d;                     // [TOKENS][r]
+    float *   angles = coef + TOKENS * r;                      // [WARPS][d]
     uint8_t * levels = (uint8_t *) (angles + WARPS * part.d);  // [TOKENS][r]
 
     for (int t = threadIdx.y; t < n_token; t += WARPS) {
