@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .cache.plan_store import find_plan
-from .cache.settings import SPEC_HELP, CacheSpec
+from .cache.plan_store import find_plan, refuse_other_model
+from .cache.settings import SPEC_HELP, CacheSpec, MiniCache
 from .cache.size import kv_bytes, merged_groups, n_cells
 from .cli import run_command
 from .errors import MiniCacheError
@@ -67,7 +67,15 @@ def inspect_model(path: str | Path, n_ctx: int = 0, specs: Sequence[str] | None 
     notes: list[str] = []
     if not specs:
         plan = find_plan(file, notes.append)
-        specs = [*DEFAULT_SPECS, *([str(plan)] if plan else [])]
+        caches = [
+            *map(CacheSpec.parse, DEFAULT_SPECS),
+            *([CacheSpec.of(MiniCache(plan=plan))] if plan else []),
+        ]
+    else:
+        caches = list(map(CacheSpec.parse, specs))
+    for one in caches:
+        if one.plan_file is not None:
+            refuse_other_model(one.plan_file, file)
     shape = model_shape(file)
     n_ctx = n_ctx or shape.n_ctx_train
     if n_ctx < 1:
@@ -82,7 +90,7 @@ def inspect_model(path: str | Path, n_ctx: int = 0, specs: Sequence[str] | None 
             notes.append(
                 f"some layers look back only {shape.window} tokens (sliding window): such a model is not merged"
             )
-        rows = [vars(row) for row in _rows(shape, n_ctx, specs, notes)]
+        rows = [vars(row) for row in _rows(shape, n_ctx, caches, notes)]
     return {
         "model": str(file.path),
         "name": file.keys.get("general.name"),
@@ -100,15 +108,15 @@ def inspect_model(path: str | Path, n_ctx: int = 0, specs: Sequence[str] | None 
     }
 
 
-def _rows(shape: ModelShape, n_ctx: int, specs: Sequence[str], notes: list[str]) -> list[Row]:
+def _rows(shape: ModelShape, n_ctx: int, caches: Sequence[CacheSpec], notes: list[str]) -> list[Row]:
     rows = []
     f16 = kv_bytes(shape, CacheSpec("f16", "f16"), n_ctx)
-    for spec in map(CacheSpec.parse, specs):
+    for spec in caches:
         try:
             taken = kv_bytes(shape, spec, n_ctx)
             groups = merged_groups(shape, spec.minicache) if spec.minicache else []
         except MiniCacheError as error:
-            notes.append(f"{spec.name} can't be used: {error}")
+            notes.append(f"{spec.name} cannot be used: {error}")
             continue
         if spec.minicache and not groups and not shape.window and spec.plan_file is None:
             notes.append(

@@ -16,6 +16,7 @@ from minicache_cpp.cache.plan import Plan
 from minicache_cpp.cache.plan_file import PlanFile, write_plan
 from minicache_cpp.cache.plan_store import find_plan, plan_path
 from minicache_cpp.cache.size import kv_bytes, plan_fixed_bytes, plan_window_bytes
+from minicache_cpp.cli import main
 from minicache_cpp.inspect import inspect_model
 from minicache_cpp.modelfile import gguf_file
 from minicache_cpp.modelfile.fingerprint import fingerprint
@@ -293,3 +294,36 @@ def test_an_opened_plan_serves_many_contexts(model_kinds: dict[str, Path], tmp_p
     for _ in range(2):
         with Llama(str(model_kinds["neighbours"]), minicache=MiniCache(plan=plan), **SMALL) as llm:
             assert llm.kv_report().mode == "code"
+
+
+def test_a_plan_of_a_deeper_model_is_refused_by_every_command(
+    model_kinds: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before any size is computed from its layers, and before a model is loaded."""
+    deep = tiny_models.random_model(n_layer=10).write(tmp_path / "deep.gguf")
+    file, group = read_gguf(deep), group_format(deep, 8, 9)
+    plan = Plan(fingerprint(file), 10, 128, "q8_0", "q8_0", groups=(group,))
+    path = tmp_path / "plan.gguf"
+    write_plan(path, plan, {8: codec_of(group)})
+    model = str(model_kinds["neighbours"])
+    for command in (
+        ["inspect", model, "--ctx", "256"],
+        ["bench", model, "--ctx", "256", "--threads", "1"],
+        ["evaluate", model, "--ctx", "256", "--threads", "1"],
+        ["chat", model, "--prompt", "hi", "--threads", "1"],
+    ):
+        assert main([*command, "--config", str(path)]) == 2
+        error = capsys.readouterr().err.strip().splitlines()
+        assert len(error) == 1
+        assert "was made for another model" in error[0]
+
+
+def test_settings_with_a_plan_come_back_from_their_text(model_kinds: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("plan.gguf", "odd=name.gguf"):
+        plan = make(model_kinds["neighbours"], tmp_path / name)
+        for settings in (
+            MiniCache(plan=plan),
+            *([MiniCache(plan=plan, strict=True)] * (name == "plan.gguf")),
+        ):
+            found = CacheSpec.parse(settings.spec()).minicache
+            assert found == settings

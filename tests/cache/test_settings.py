@@ -36,7 +36,7 @@ from minicache_cpp import CacheSpec, MiniCache, MiniCacheError
         ({"window": True}, "whole number"),
         ({"strict": "yes"}, "True"),
         ({"plan": "model.plan.gguf"}, "does not exist"),
-        ({"plan": 3}, "no path"),
+        ({"plan": 3}, "not the path"),
     ],
 )
 def test_nonsense_settings_are_refused_with_the_valid_range(settings: dict[str, object], words: str) -> None:

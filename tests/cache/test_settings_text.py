@@ -47,6 +47,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "pool=f16": {"pool_type": "f16"},
     "pool=cache,strict=1": {"pool_type": "cache", "strict": True},
     "strict=0": {},
+    "t=0.3333333333333333": {"t": 1 / 3},
     "average": {"mode": "average", "retain": 0.0},
     "average:retain=0.1": {"mode": "average", "retain": 0.1},
     "mode=average,start=2": {"mode": "average", "retain": 0.0, "start": 2},
@@ -74,6 +75,8 @@ BAD = {
     "Start=0.5": "unknown key Start",
     "t=0.5,t=0.5": "t is given twice",
     "slerp:mode=average": "mode is given twice",
+    "grenze=½": "unknown key grenze",
+    "\u00a0start=0.5": "unknown key \u00a0start",
     "merge:t=1": "unknown key merge:t",
     "t=x": "not a number",
     "t=0x1p-1": "not a number",
@@ -109,7 +112,7 @@ BAD = {
     "strict=yes": "neither 0 nor 1",
     "type=q3": "not a cache type",
     "type_k=q6_k": "not a cache type",
-    "plan=missing.gguf": "missing.gguf cannot be opened",
+    "plan=missing.gguf": "missing.gguf does not exist",
     "plan=missing.gguf,t=0.5": "t is given beside plan",
 }
 
@@ -218,7 +221,7 @@ def test_an_environment_variable_that_is_off_is_a_plain_cache(
 
 @pytest.mark.parametrize("spec", ["", "q3", "auto", "merge:t=1", "q8_0,t=0.5"])
 def test_what_is_no_spec_is_refused_with_what_there_is(spec: str) -> None:
-    with pytest.raises(MiniCacheError, match="is no cache setting"):
+    with pytest.raises(MiniCacheError, match="is not a cache"):
         CacheSpec.parse(spec)
 
 

@@ -41,7 +41,7 @@ def test_auto_calibrates_once(
     assert llm.kv_report().ratio == pytest.approx(16 / 8.5)
     llm.close()
     assert find_plan(read_gguf(four_layers)) is None
-    with pytest.warns(MiniCacheWarning, match="calibrated now, once"):
+    with pytest.warns(MiniCacheWarning, match="one is made now"):
         llm = Llama(str(four_layers), calibrate="once", **arguments)
     assert llm.kv_report().ratio >= 4.99
     assert llm.minicache == MiniCache(plan=plan_path(read_gguf(four_layers)))
@@ -72,7 +72,7 @@ def test_auto_replaces_a_plan_of_an_older_version(
         PlanFile.open(path)
     arguments: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "verbose": False, "minicache": "auto"}
     with (
-        pytest.warns(MiniCacheWarning, match="calibrated now, once"),
+        pytest.warns(MiniCacheWarning, match="one is made now"),
         Llama(str(four_layers), calibrate="once", **arguments) as llm,
     ):
         assert llm.kv_report().mode == "code"

@@ -19,6 +19,7 @@ static void check(bool ok, const std::string & message) {
 }
 
 minicache_plan_reader::minicache_plan_reader(const std::string & path) : path(path), stream(ggml_fopen(path.c_str(), "rb")) {
+    check(stream || errno != ENOENT, "the plan " + path + " does not exist");
     check((bool) stream, "the plan " + path + " cannot be opened: " + strerror(errno));
 
     // before GGUF's reader, which would complain in the log

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from ..cache.checked import checked_specs
 from ..cache.settings import SPEC_HELP, CacheSpec
 from ..errors import MiniCacheError
 from ..host.progress import StepProgress
@@ -59,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     contexts = sorted(set(args.ctx or DEFAULT_CTX))
-    specs = list(dict.fromkeys(map(CacheSpec.parse, args.config or DEFAULT_SPECS)))
+    specs = list(map(CacheSpec.parse, args.config or DEFAULT_SPECS))
     threads = args.threads or default_threads()
     for name, value in (("ctx", contexts[0]), ("threads", threads), ("reps", args.reps)):
         check_numbers(f"--{name}", [value], 1)
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         devices.require_gpu()
     gpu_layers = -1 if args.device == "cuda" else args.gpu_layers
     file = read_gguf(requested_model(args.model))
+    specs = checked_specs(file, specs)
     copies = args.fill == "copies"
     with StepProgress() as progress:
         if args.ops:

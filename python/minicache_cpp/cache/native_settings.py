@@ -1,22 +1,25 @@
 """Settings as the native library takes, checks and parses them: the one place where both sides meet.
 
 The library has the only parser of settings in text form (llama-minicache.h has its grammar) and the only check of their
-ranges. What is here translates between its struct and MiniCache's fields.
+ranges. What is here translates between its struct and MiniCache's fields. Other modules of this package import this one
+inside functions, so that `import minicache_cpp` and `--help` do not load llama_cpp.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from ..errors import MiniCacheError
 from ..modelfile.ggml_types import BY_NUMBER, GGML_TYPES
 from ..native import binding
 from ..native.binding import ffi, lib
 from ..native.declarations import GGML_TYPE_COUNT
 
-# what a struct points to lives as long as the struct
+# keeps the arrays alive that a struct points to
 _pointed_to: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 MAX_WINDOW = int(lib.LLAMA_MINICACHE_WINDOW_MAX)
@@ -80,16 +83,18 @@ def parse_settings(text: str) -> dict[str, Any]:
     """
     params = ffi.new("struct llama_minicache_params *")
     types = {name: ffi.new("enum ggml_type *") for name in ("type_k", "type_v")}
-    done = lib.llama_minicache_parse_params(text.encode(), params, *types.values())
+    if not isinstance(text, str) or "\0" in text:
+        raise MiniCacheError(f"{text!r} is not a text of settings such as slerp:start=0.5,type=q4_0")
+    done = lib.llama_minicache_parse_params(os.fsencode(text), params, *types.values())
     binding.check(done, "llama_minicache_parse_params")
     if params.plan != ffi.NULL:
         return {"plan": params.plan, "strict": params.strict}
     pairs = [params.pairs[i] for i in range(2 * params.n_pairs)]
     return {
-        "start": params.start_layer if params.start_layer >= 0 else _shortest(params.start),
+        "start": params.start_layer if params.start_layer >= 0 else single_precision(params.start),
         "pairs": list(zip(pairs[::2], pairs[1::2], strict=True)) or None,
-        "t": _shortest(params.t),
-        "retain": _shortest(params.retain),
+        "t": single_precision(params.t),
+        "retain": single_precision(params.retain),
         "window": params.window,
         "pool_type": "cache" if params.pool_type == GGML_TYPE_COUNT else BY_NUMBER[params.pool_type].name,
         "strict": params.strict,
@@ -104,10 +109,10 @@ def start_layer(start: float, n_layer: int) -> int:
 
 
 def retain_block(retain: float) -> int:
-    """The consecutive cells that share one retained token; 0 where none is retained."""
+    """How many consecutive cells share one retained token; 0 if none is retained."""
     return int(lib.llama_minicache_retain_block(retain))
 
 
-def _shortest(value: float) -> float:
-    """The number with the fewest digits that is this one in single precision, as it was written."""
+def single_precision(value: float) -> float:
+    """The shortest decimal number that rounds to this one in single precision."""
     return float(str(np.float32(value)))

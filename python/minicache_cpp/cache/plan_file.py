@@ -1,6 +1,6 @@
 """Plan files: written by a calibration, read and checked by the native library, and decoded here.
 
-The native library reads the keys that it acts on; the notes and the rest are for people and for tools.
+The native library reads the keys that it acts on; the notes and other keys are for people and tools.
 """
 
 from __future__ import annotations
@@ -108,8 +108,6 @@ class PlanFile:
     def open(cls, path: str | os.PathLike[str]) -> PlanFile:
         from ..native.binding import read_plan
 
-        if not os.path.exists(path):
-            raise MiniCacheError(f"the plan {os.fspath(path)} does not exist")
         return cls.decode(read_plan(os.fspath(path)))
 
     @classmethod
@@ -118,7 +116,12 @@ class PlanFile:
         from ..native.binding import own_plan, plan_path
 
         owned, path = own_plan(native), Path(plan_path(native))
-        return cls(path, decoded_plan(read_gguf(path)), owned)
+        try:
+            return cls(path, decoded_plan(read_gguf(path)), owned)
+        except (KeyError, TypeError, ValueError, StopIteration) as error:
+            if isinstance(error, MiniCacheError):
+                raise
+            raise MiniCacheError(f"the plan {path} was replaced while it was read; try again") from error
 
     @classmethod
     def of(cls, plan: object) -> PlanFile:
@@ -126,7 +129,7 @@ class PlanFile:
         if isinstance(plan, PlanFile):
             return plan
         if not isinstance(plan, str | os.PathLike):
-            raise MiniCacheError(f"plan={plan!r} is no path of a plan file")
+            raise MiniCacheError(f"plan={plan!r} is not the path of a plan file")
         return cls.open(os.fspath(plan))
 
     def __str__(self) -> str:
@@ -135,12 +138,15 @@ class PlanFile:
     def __fspath__(self) -> str:
         return str(self.path)
 
+    def __deepcopy__(self, _: object) -> PlanFile:
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return PlanFile.open, (str(self.path),)
+        return PlanFile.open, (str(self.path.absolute()),)
 
 
 def decoded_plan(file: GGUFFile) -> Plan:
-    """What a plan file says that has been found sound."""
+    """Decodes a plan file that the native reader has accepted."""
     keys = {name.removeprefix("minicache."): value for name, value in file.keys.items()}
     mode = str(keys.get("mode", "code"))
     try:
@@ -160,7 +166,7 @@ def decoded_plan(file: GGUFFile) -> Plan:
         groups=tuple(_groups_of(file, keys, mode)),
         mode=mode,
         t=keys["t"] if mode == "aligned" else DEFAULT_T,
-        # an empty text is left out of the file
+        # GGUF omits empty strings
         model=str(keys.get("model", "")),
         tool=str(keys.get("tool", "")),
         text=str(keys.get("text", "")),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
 from ..errors import MiniCacheError
-from ..modelfile.ggml_types import CACHE_TYPES, POOL_TYPES, cache_type
+from ..modelfile.ggml_types import CACHE_TYPES, POOL_TYPES, cache_type, plain_cache_type
 from .plan_file import PlanFile
 
 SPEC_HELP = (
@@ -18,6 +20,7 @@ SPEC_HELP = (
     "average:start=0.5,type=q4_0 averages), or the path of a plan, a .gguf file that `minicache calibrate` writes"
 )
 PLAN_DECIDES = ("start", "pairs", "t", "retain", "type_k", "type_v", "pool_type", "window", "mode")
+PLAN_KEY = re.compile(r"[^/\\]*\bplan\s*=")  # a text that names a plan, and not a path
 OWN_MODES = ("slerp", "average")  # those that need no plan
 
 
@@ -44,8 +47,9 @@ class MiniCache:
     mode: "slerp", or "average" for what the paper compares with: (x_a + x_b)/2 for both layers, no magnitudes.
         A plan has the mode "code", or "aligned" for SLERP after a change of basis.
 
-    Two fields are not arguments: `plan` is a PlanFile or None afterwards, and `groups` has the layers that share
-    storage, those of `pairs` or of the plan; it is None where `start` decides.
+    Afterwards `plan` is a PlanFile or None. `groups`, which is not an argument, has the layers that share storage,
+    those of `pairs` or of the plan; it is None where `start` decides. Numbers are kept in single precision, as the
+    native library keeps them.
 
     Raises MiniCacheError where a value is out of its range; the native library checks the ranges.
     """
@@ -75,7 +79,7 @@ class MiniCache:
         cache_type(self.type_v, "type_v")
         if self.pool_type not in POOL_TYPES:
             raise MiniCacheError(
-                f"pool_type={self.pool_type!r} is no type of retained tokens; choose one of {', '.join(POOL_TYPES)}"
+                f"pool_type={self.pool_type!r} is not a pool type; choose one of {', '.join(POOL_TYPES)}"
             )
         if self.mode not in OWN_MODES:
             raise MiniCacheError(
@@ -120,7 +124,7 @@ class MiniCache:
 
     @property
     def retain_block(self) -> int:
-        """Consecutive cells that share one retained token, round(1/retain); 0 where none is retained."""
+        """How many consecutive cells share one retained token, round(1/retain); 0 if none is retained."""
         from .native_settings import retain_block
 
         return retain_block(self.retain)
@@ -134,7 +138,7 @@ class MiniCache:
     def spec(self) -> str:
         """The SPEC text of these settings; `CacheSpec.parse` gives them back."""
         if self.plan is not None:
-            return str(self.plan)
+            return f"plan={self.plan},strict=1" if self.strict else str(self.plan)
         where = [f"start={self.start}"]
         if self.pairs is not None:
             where = ["pairs=" + ";".join(f"{a}-{b}" for a, b in self.pairs)]
@@ -168,6 +172,15 @@ class CacheSpec:
     type_v: str
     minicache: MiniCache | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("type_k", "type_v"):
+            value = plain_cache_type(getattr(self, name), name).name
+            object.__setattr__(self, name, value)
+            if self.minicache is not None and value != getattr(self.minicache, name):
+                raise MiniCacheError(
+                    f"{name}={value!r} is given beside MiniCache, whose {name} is {getattr(self.minicache, name)!r}"
+                )
+
     @property
     def name(self) -> str:
         return self.cache if self.minicache is None else self.minicache.spec()
@@ -188,23 +201,22 @@ class CacheSpec:
     @classmethod
     def parse(cls, spec: str) -> CacheSpec:
         """A SPEC, as the command line takes it: a cache type for a plain cache, a plan's path, or settings as text."""
-        spec = spec.strip()
-        if spec in CACHE_TYPES:
-            return cls(spec, spec)
-        if spec.endswith(".gguf") and "=" not in spec:
+        if (name := spec.strip()) in CACHE_TYPES:
+            return cls(name, name)
+        if os.path.isfile(spec) or (spec.endswith(".gguf") and not PLAN_KEY.match(spec)):
             return cls.of(MiniCache(plan=spec))
         try:
             return cls.of(MiniCache.parse(spec))
         except MiniCacheError as error:
             advice = "" if "=" in spec else f"; give {SPEC_HELP}"
-            raise MiniCacheError(f"{spec!r} is no cache setting: {error}{advice}") from None
+            raise MiniCacheError(f"{spec!r} is not a cache: {error}{advice}") from None
 
 
 def _start(value: object) -> float | int:
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0:
-        return int(value)
+    if _is_layer(value):
+        return int(value)  # type: ignore[call-overload,no-any-return]
     if isinstance(value, Real) and not isinstance(value, Integral):
-        return float(value)
+        return _real("start", value)
     raise MiniCacheError(
         f"start={value!r} is neither a fraction of the layers, a float in [0, 1), "
         "nor a layer number, an int from 0 up"
@@ -213,8 +225,11 @@ def _start(value: object) -> float | int:
 
 def _real(name: str, value: object) -> float:
     if isinstance(value, Real) and not isinstance(value, bool):
-        return float(value)
-    raise MiniCacheError(f"{name}={value!r} is not a number")
+        from .native_settings import single_precision
+
+        with contextlib.suppress(OverflowError):
+            return single_precision(float(value))
+    raise MiniCacheError(f"{name}={value!r} is not a number in range")
 
 
 def _whole(name: str, value: object) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ..cache.checked import checked_specs
 from ..cache.room import refuse_too_large
 from ..cache.settings import SPEC_HELP, CacheSpec
 from ..cache.size import n_cells
@@ -73,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     spec = given_spec(args)
     file = read_gguf(requested_model(args.model))
+    if spec is not None:
+        checked_specs(file, [spec])
     n_ctx = context_size(args.ctx, file)
     # with the weights, and before minutes of calibration
     refuse_too_large(file, n_ctx, [spec or auto.without_plan(model_shape(file))], args.gpu_layers)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import MiniCacheError
-from .units import mib
-
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -15,22 +12,6 @@ def available_bytes() -> int | None:
     """The smaller of what the machine has free and what the cgroup (v2) still allows; None where neither is known."""
     limits = [limit for limit in (_machine(), _cgroup()) if limit is not None]
     return min(limits) if limits else None
-
-
-def refuse_too_large(
-    n_ctx: int,
-    kv_bytes: int,
-    weight_bytes: int,
-    advice: str = "take a smaller --ctx, or a smaller cache with --config",
-) -> None:
-    """Refuse a context before anything is allocated: the kernel ends a process that takes too much."""
-    available = available_bytes()
-    if available is not None and kv_bytes + weight_bytes > available:
-        beside = f" beside {mib(weight_bytes)} of weights" if weight_bytes else ""
-        raise MiniCacheError(
-            f"a context of {n_ctx:,} tokens needs {mib(kv_bytes)}{beside}, and only {mib(available)} of "
-            f"memory is free; {advice}"
-        )
 
 
 def _machine() -> int | None:

@@ -6,9 +6,11 @@ import argparse
 import json
 from pathlib import Path
 
+from ..cache.checked import checked_specs
 from ..cache.settings import SPEC_HELP, CacheSpec
 from ..host.progress import StepProgress
 from ..host.threads import default_threads
+from ..modelfile.gguf_file import read_gguf
 from ..models.requested import requested_model
 from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers
 from .items import find_files, read_items
@@ -69,12 +71,13 @@ def run(args: argparse.Namespace) -> int:
     """Ask every question of every cache, and print the table or the object."""
     for name, value in (("limit", args.limit), ("threads", args.threads), ("ubatch", args.ubatch)):
         check_numbers(f"--{name}", [value], 1)
-    specs = list(dict.fromkeys(map(CacheSpec.parse, args.config or DEFAULT_SPECS)))
+    specs = list(map(CacheSpec.parse, args.config or DEFAULT_SPECS))
     prompts = prompts_from(args.prompts) if args.prompts else TASKS
     files = find_files(args.data, list(dict.fromkeys(args.task or [])))
     tasks = {name: prompts[task_of(name)] for name in files}
     items = {name: read_items(path, args.limit) for name, path in files.items()}
     model = requested_model(args.model)
+    specs = checked_specs(read_gguf(model), specs)
 
     from ..reading.text_model import TextModel
     from .asking import Asking, mean_score

@@ -17,6 +17,8 @@ from pathlib import Path
 
 LLAMA_CPP_VERSION = "0.3.36"
 OVERRIDE = "MINICACHE_LIB_PATH"
+# where an installed package has its native libraries
+INSTALLED = Path(__file__).parent.parent / "lib"
 MARK = "llama_minicache_get_report"  # a function that only our libllama has
 # ggml's own variable: a library with a backend that ours was not built with
 MORE_DEVICES = "GGML_BACKEND_PATH"
@@ -42,7 +44,7 @@ def find(directory: Path, base: str) -> Path | None:
 def library_dir() -> Path | None:
     """The directory of our native libraries; None where they were not built."""
     override = os.environ.get(OVERRIDE)
-    directory = Path(override) if override else Path(__file__).parent.parent / "lib"
+    directory = Path(override) if override else INSTALLED
     return directory.resolve() if find(directory, "llama") else None
 
 
@@ -179,7 +181,7 @@ def missing_library() -> str:
         library = file_names("llama")[0]
         return f"{OVERRIDE} is {override}, which holds no {library}; build it there, or unset {OVERRIDE}"
     return (
-        f"minicache_cpp was installed without its native library ({Path(__file__).parent / 'lib'}); "
+        f"minicache_cpp was installed without its native library ({INSTALLED}); "
         f"install it again with pip install ., or name a build directory in {OVERRIDE}"
     )
 

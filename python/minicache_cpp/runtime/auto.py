@@ -34,10 +34,12 @@ def resolve(
     calibrate: str | None = None,
     on_note: Callable[[str], None] = lambda text: None,
     arguments: Mapping[str, Any] | None = None,
+    types: Mapping[str, str] | None = None,
 ) -> CacheSpec:
     """How to keep the cache of a model: as its plan says, or plain where there is no plan and none is to be made.
 
     arguments: those of llama_cpp.Llama, of which a calibration takes its threads and layers on the GPU.
+    types: cache types that the caller gave, "type_k" and "type_v"; they apply to a plain cache.
     """
     choice = calibrate_choice(calibrate)
     plan_file = find_plan(file, on_note)
@@ -45,11 +47,12 @@ def resolve(
         plan_file = _make(file, on_note, arguments or {})
     if plan_file is not None:
         return CacheSpec.of(MiniCache(plan=plan_file))
-    spec = without_plan(model_shape(file))
+    plain, given = without_plan(model_shape(file)), types or {}
+    spec = CacheSpec(given.get("type_k", plain.type_k), given.get("type_v", plain.type_v))
     if choice == "never":
         on_note(
             f"this model has no plan, so its cache is plain {spec.name}; "
-            f"`minicache calibrate {file.path}` makes one, which holds the cache smaller"
+            f"`minicache calibrate {file.path}` makes one, which makes the cache smaller"
         )
     return spec
 
@@ -68,7 +71,7 @@ def _make(file: GGUFFile, on_note: Callable[[str], None], arguments: Mapping[str
     from ..calibrate.options import Options
     from ..host.progress import Progress
 
-    on_note("this model has no plan, so it is calibrated now, once; `never` in place of `once` does without")
+    on_note('this model has no plan, so one is made now; calibrate="never" (--calibrate never) does without')
     threads, gpu_layers = arguments.get("n_threads"), int(arguments.get("n_gpu_layers", 0))
     options = Options(ratio=DEFAULT_RATIO, threads=threads or 0, gpu_layers=gpu_layers)
     progress = Progress("calibrate", silent=not sys.stderr.isatty())

@@ -18,9 +18,11 @@ from ..errors import MiniCacheError
 from ..modelfile.ggml_types import GGML_TYPES, is_quantized, plain_cache_type
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..models.store import file_of
+from . import auto
 from .context_memory import ContextMemory
 
 NAMES = ("type_k", "type_v")
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,10 @@ def resolve(
     file = _header(model)
     types = given.types()
     spec = _spec_of(given.minicache)
-    if given.minicache == "auto":
+    automatic = isinstance(given.minicache, str) and given.minicache == AUTO
+    if given.calibrate is not None:
+        auto.calibrate_choice(given.calibrate)
+    if automatic:
         _refuse_without_flash(given)
         spec = _automatic(read_gguf(model) if file is None else file, given, types, arguments, on_note)
     elif spec is None:
@@ -81,13 +86,14 @@ def resolve(
             raise MiniCacheError(f"type_v={given.type_v!r} needs flash attention; add flash_attn=True")
     else:
         _refuse_without_flash(given)
-    if spec.minicache is not None:
-        _refuse_other_types(spec.minicache, types)
+    if given.minicache is not None and (spec.minicache is not None or not automatic):
+        _refuse_other_types(spec, types)
     if file is not None and spec.plan_file is not None:
         refuse_other_model(spec.plan_file, file)
     memory = ContextMemory(file, spec, arguments)
     memory.refuse_too_large()
-    return Request(path, spec, bool(given.flash_attn) if given.minicache is None else True, memory)
+    flash_attn = bool(given.flash_attn) if given.minicache is None else True
+    return Request(path, spec, flash_attn, memory)
 
 
 def _header(model: str | os.PathLike[str] | GGUFFile) -> GGUFFile | None:
@@ -100,16 +106,18 @@ def _header(model: str | os.PathLike[str] | GGUFFile) -> GGUFFile | None:
 
 def _spec_of(minicache: object) -> CacheSpec | None:
     """The cache that is asked for by name; None for llama_cpp's own and for "auto"."""
-    if minicache is None or minicache == "auto":
+    if minicache is None or (isinstance(minicache, str) and minicache == AUTO):
         return None
     if isinstance(minicache, CacheSpec):
         return minicache
     if isinstance(minicache, MiniCache):
         return CacheSpec.of(minicache)
-    if isinstance(minicache, str | os.PathLike):
-        return CacheSpec.of(MiniCache(plan=PlanFile.of(minicache)))
+    if isinstance(minicache, str):
+        return CacheSpec.parse(minicache)
+    if isinstance(minicache, os.PathLike | PlanFile):
+        return CacheSpec.of(MiniCache(plan=minicache))
     raise MiniCacheError(
-        f'minicache={minicache!r} is neither None, MiniCache(...), CacheSpec(...), the path of a plan, nor "auto"'
+        f'minicache={minicache!r} is neither None, "auto", a plan, MiniCache(...), CacheSpec(...) nor their text'
     )
 
 
@@ -121,12 +129,7 @@ def _automatic(
     on_note: Callable[[str], None],
 ) -> CacheSpec:
     """The cache of the model's plan, or a plain one, in which the types that the caller gave come first."""
-    from . import auto
-
-    spec = auto.resolve(file, given.calibrate, on_note, arguments)
-    if spec.minicache is None:
-        return CacheSpec(types.get("type_k", spec.type_k), types.get("type_v", spec.type_v))
-    return spec
+    return auto.resolve(file, given.calibrate, on_note, arguments, types)
 
 
 def _refuse_without_flash(given: Given) -> None:
@@ -134,10 +137,10 @@ def _refuse_without_flash(given: Given) -> None:
         raise MiniCacheError("MiniCache needs flash attention; leave flash_attn out, or make it True")
 
 
-def _refuse_other_types(minicache: MiniCache, types: dict[str, str]) -> None:
+def _refuse_other_types(spec: CacheSpec, types: dict[str, str]) -> None:
     for name, value in types.items():
-        if value != getattr(minicache, name):
+        if value != getattr(spec, name):
             raise MiniCacheError(
-                f"{name} is given twice: {value} to Llama and {getattr(minicache, name)} to MiniCache; "
+                f"{name} is given twice: {value} to Llama and {getattr(spec, name)} by minicache; "
                 "leave it out in Llama"
             )

@@ -1,0 +1,83 @@
+"""What Llama is asked for is settled, or refused, before anything is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minicache_cpp import CacheSpec, Llama, MiniCache, MiniCacheError
+from support.loaded import Loaded
+
+SMALL: dict[str, Any] = {"n_ctx": 256, "n_threads": 1, "verbose": False}
+
+
+@pytest.mark.parametrize(
+    ("minicache", "types"),
+    [
+        (CacheSpec("q8_0", "q8_0"), ("q8_0", "q8_0")),
+        (CacheSpec.parse("slerp:type=q4_0"), ("q4_0", "q4_0")),
+        ("q4_1", ("q4_1", "q4_1")),
+        ("slerp:start=2,type_v=q8_0", ("f16", "q8_0")),
+    ],
+)
+def test_a_cache_may_be_named(
+    random_model: Loaded, minicache: CacheSpec | str, types: tuple[str, str]
+) -> None:
+    with Llama(str(random_model.path), minicache=minicache, **SMALL) as llm:
+        report = llm.kv_report()
+        assert (report.type_k, report.type_v) == types
+        assert llm.cache_spec == (CacheSpec.parse(minicache) if isinstance(minicache, str) else minicache)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            {"minicache": CacheSpec("q8_0", "q8_0"), "type_k": 0},
+            "type_k is given twice: f32 to Llama and q8_0",
+        ),
+        ({"minicache": "q8_0", "type_v": "f16"}, "type_v is given twice"),
+        ({"minicache": "q8"}, "is not a cache"),
+        ({"minicache": ""}, "is not a cache"),
+        ({"minicache": "none.gguf"}, "none.gguf does not exist"),
+        ({"minicache": Path("none")}, "none does not exist"),
+        ({"calibrate": "nonsense"}, "neither 'once' nor 'never'"),
+        ({"minicache": MiniCache(), "calibrate": ""}, "neither 'once' nor 'never'"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(
+    random_model: Loaded, arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(MiniCacheError) as caught:
+        Llama(str(random_model.path), **arguments, **SMALL)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("types", [("zz", "q8_0"), (None, None), ("q4_k", "q4_k")])
+def test_a_spec_has_types_that_exist(types: tuple[Any, Any]) -> None:
+    with pytest.raises(MiniCacheError, match="is no cache type"):
+        CacheSpec(*types)
+
+
+def test_a_spec_has_the_types_of_its_settings() -> None:
+    with pytest.raises(MiniCacheError, match="beside MiniCache"):
+        CacheSpec("q8_0", "q8_0", MiniCache())
+
+
+@pytest.mark.parametrize("settings", [{"start": 2**31}, {"start": 10**30}, {"t": 10**400}, {"window": 2**40}])
+def test_numbers_out_of_range_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(MiniCacheError):
+        MiniCache(**settings)
+
+
+@pytest.mark.parametrize("text", ["start=0.5\0,junk=1", None, 5, b"t=0.5"])
+def test_what_is_no_text_is_refused(text: Any) -> None:
+    with pytest.raises(MiniCacheError, match="is not a text of settings"):
+        MiniCache.parse(text)
+
+
+def test_a_text_that_is_not_utf_8_is_refused_in_one_line() -> None:
+    with pytest.raises(MiniCacheError, match="does not exist"):
+        MiniCache.parse("plan=\udcff.gguf")
