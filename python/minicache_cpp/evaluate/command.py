@@ -25,8 +25,8 @@ DECODE_UBATCH = 1
 PROMPT_UBATCH = 64
 DEFAULT_SPECS = ("f16", "q8_0", "q4_0", "slerp:type=f16", "slerp:type=q4_0")
 DISK = (
-    "the f16 cache's distributions over half a chunk are kept in the temporary folder (TMPDIR): "
-    "2 bytes x context x vocabulary, 600 MB at 2048 tokens and 150,000 words"
+    "the f16 cache's distributions over the scored tokens of a chunk are kept in the temporary folder (TMPDIR): 2 "
+    "bytes x context x vocabulary, or 4 with --score all; 600 MB or 1.2 GB at 2048 tokens and a vocabulary of 150,000"
 )
 
 
@@ -77,6 +77,12 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--chunks", type=int, metavar="N", help="chunks of text (default: 4, fewer if the text is short)"
+    )
+    parser.add_argument(
+        "--score",
+        choices=("all", "second-half"),
+        default="second-half",
+        help="tokens of a chunk that are scored (default: second-half, where most of the context is in the cache)",
     )
 
 
@@ -156,6 +162,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         chunks=args.chunks,
         recall=None if args.no_recall else list(dict.fromkeys(args.recall or [])),
         rounds=args.rounds,
+        score_all=args.score == "all",
         threads=args.threads or default_threads(),
         gpu_layers=args.gpu_layers,
     )

@@ -21,6 +21,7 @@ class Settings:
     # tokens between facts and the questions about them; () for distances that fit, None to plant no facts
     recall: Sequence[int] | None = ()
     rounds: int = 4  # of facts, for each distance
+    score_all: bool = False  # score every token of a chunk, not only the second half
     threads: int = 1
     gpu_layers: int = 0
 
@@ -30,6 +31,10 @@ class Settings:
             return []
         # a quarter and three quarters leave room for the facts and the question within the context
         return list(self.recall) or [max(1, n_ctx // 4), max(1, 3 * n_ctx // 4)]
+
+    def scored_from(self, n_tokens: int) -> int:
+        """The index of the first token of a chunk of so many tokens that is scored."""
+        return 0 if self.score_all else n_tokens // 2
 
     def runs(self) -> list[tuple[int, int]]:
         """(context, first position) of each run over all caches."""
