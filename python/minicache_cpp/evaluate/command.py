@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from ..cache.settings import SPEC_HELP, CacheSpec
+from ..cache.settings import SPEC_HELP
 from ..errors import MiniCacheError
 from ..host.demo_model import demo_model
 from ..host.progress import StepProgress
@@ -17,12 +16,12 @@ from ..options import add_json_option, add_machine_options, add_model_argument, 
 from ..text import bundled
 from ..text.files import read_texts
 from .facts import N_FACTS
-from .settings import Settings
+from .settings import DEFAULT_CTX, PROMPT_UBATCH, Settings, cache_specs
+from .tasks.command import add_task_options
+from .tasks.command import run as run_tasks
 
 EXAMPLE = "minicache evaluate model.gguf --ctx 4096 --pos-offset 0 --pos-offset 20000 --config q4_0 --json"
-DEFAULT_CTX = 1024
 DECODE_UBATCH = 1
-PROMPT_UBATCH = 64
 DEFAULT_SPECS = ("f16", "q8_0", "q4_0", "slerp:type=f16", "slerp:type=q4_0")
 DISK = (
     "the f16 cache's distributions over the scored tokens of a chunk are kept in the temporary folder (TMPDIR): 2 "
@@ -48,6 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"decode, and {PROMPT_UBATCH}, as prompts are read, for facts and the text after them)",
     )
     add_recall_options(parser)
+    add_task_options(parser)
     add_machine_options(parser)
     add_json_option(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw KL over bytes, as .png, .svg or .pdf")
@@ -81,7 +81,6 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--score",
         choices=("all", "second-half"),
-        default="second-half",
         help="tokens of a chunk that are scored (default: second-half, where most of the context is in the cache)",
     )
 
@@ -108,6 +107,8 @@ def add_recall_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, and print the table or the object."""
+    if args.task or args.retrieve:
+        return run_tasks(args)
     settings = settings_of(args)
     if args.plot:
         from .plot import check_plot
@@ -153,6 +154,11 @@ def settings_of(args: argparse.Namespace) -> Settings:
         check_numbers(name, values, least)
     if args.recall and args.no_recall:
         raise MiniCacheError("--recall and --no-recall contradict each other; leave one out")
+    for name in ("depth", "task_limit", "shots"):
+        if getattr(args, name) is not None:
+            raise MiniCacheError(
+                f"--{name.replace('_', '-')} is for --task and --retrieve; give one of them too"
+            )
     return Settings(
         contexts=list(dict.fromkeys(args.ctx or [DEFAULT_CTX])),
         offsets=list(dict.fromkeys(args.pos_offset or [0])),
@@ -166,10 +172,3 @@ def settings_of(args: argparse.Namespace) -> Settings:
         threads=args.threads or default_threads(),
         gpu_layers=args.gpu_layers,
     )
-
-
-def cache_specs(names: Sequence[str]) -> list[CacheSpec]:
-    """Each configuration once; f16 is always among them, as the floor."""
-    specs = list(dict.fromkeys(map(CacheSpec.parse, names)))
-    f16 = CacheSpec.parse("f16")
-    return specs if f16 in specs else [f16, *specs]

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from ..cache.settings import CacheSpec
 
+DEFAULT_CTX = 1024
+PROMPT_UBATCH = 64  # tokens that are read at a time, as chat reads prompts, where nobody says how many
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -39,3 +42,10 @@ class Settings:
     def runs(self) -> list[tuple[int, int]]:
         """(context, first position) of each run over all caches."""
         return [(n_ctx, offset) for n_ctx in self.contexts for offset in self.offsets]
+
+
+def cache_specs(names: Sequence[str]) -> list[CacheSpec]:
+    """Each configuration once; f16 is always among them, as the others are compared with it."""
+    specs = list(dict.fromkeys(map(CacheSpec.parse, names)))
+    f16 = CacheSpec.parse("f16")
+    return specs if f16 in specs else [f16, *specs]
