@@ -16,7 +16,8 @@ from minicache_cpp.evaluate import evaluation, facts
 from minicache_cpp.evaluate.table import to_json
 from minicache_cpp.host.units import digits
 from minicache_cpp.native.binding import llama_h
-from minicache_cpp.reading.divergence import Reference
+from minicache_cpp.reading.divergence import Reference, kl_divergence, log_probabilities
+from minicache_cpp.reading.model import NativeModel
 from minicache_cpp.reading.scored_context import ScoredContext
 from minicache_cpp.text.vocabulary import Vocabulary
 from support import contexts, tiny_models
@@ -31,6 +32,14 @@ KEYS = {
     "ppl": float,
     "kl_mean": float,
     "kl_p99": float,
+    "kl_p999": float,
+    "kl_median": float,
+    "kl_floor": float,
+    "kl_excess": float,
+    "kl_by_position": dict,
+    "ppl_stderr": float,
+    "ppl_ratio": float,
+    "ppl_ratio_stderr": float,
     "top1": float,
     "recall": (float, type(None)),
 }
@@ -102,6 +111,39 @@ def test_the_numbers_are_those_of_other_contexts(found: Run, model: Path, text: 
     assert row["ppl"] == pytest.approx(np.exp(-ours[np.arange(99), tokens[101:]].mean()), rel=1e-4)
 
 
+def test_the_floor_is_what_f16_costs_without_flash_attention(found: Run, model: Path, text: Path) -> None:
+    result = found("--ctx", 100, "--chunks", 1, "--no-recall", "--score", "all", "--config", "q8_0")
+    f16, q8_0 = result["rows"]
+    with Vocabulary(model) as vocabulary:
+        tokens = vocabulary.begun(vocabulary.tokenize(text.read_text()))[:100]
+    logs = []
+    with NativeModel(model) as loaded:
+        for flash_attention in (True, False):
+            with ScoredContext(
+                loaded, CacheSpec.parse("f16"), 100, 1, 1, flash_attention=flash_attention
+            ) as context:
+                rows = [log_probabilities(logits).copy() for _, logits in context.decode(tokens, 0, 0)]
+                logs.append(np.concatenate(rows))
+    kl = kl_divergence(*logs)
+    assert result["floor"]["kl_mean"] == f16["kl_floor"] == q8_0["kl_floor"] == pytest.approx(kl.mean())
+    assert result["floor"]["kl_max"] == pytest.approx(kl.max())
+    # in float32 weights, the floor is far below what q8_0 costs
+    assert 0 < result["floor"]["kl_mean"] < q8_0["kl_mean"] / 10
+    assert q8_0["kl_excess"] == pytest.approx(q8_0["kl_mean"] - kl.mean())
+
+
+def test_all_tokens_are_scored_where_asked(found: Run) -> None:
+    arguments = ("--ctx", 600, "--chunks", 1, "--no-recall", "--ubatch", 50, "--config", "slerp")
+    half, whole = found(*arguments), found(*arguments, "--score", "all")
+    assert (half["tokens"], half["score"]) == (300, "second-half")
+    assert (whole["tokens"], whole["score"]) == (600, "all")
+    counts = {key: one["tokens"] for key, one in whole["rows"][1]["kl_by_position"].items()}
+    assert counts == {"0-256": 256, "256-512": 256, "512-1024": 88}
+    buckets = half["rows"][1]["kl_by_position"]
+    assert {key: one["tokens"] for key, one in buckets.items()} == {"256-512": 212, "512-1024": 88}
+    assert buckets["512-1024"] == whole["rows"][1]["kl_by_position"]["512-1024"]
+
+
 def test_positions_are_shifted_in_every_context(found: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
     decode = ScoredContext.decode
@@ -131,16 +173,19 @@ def test_several_contexts_and_distances_are_one_table(
              "--ctx", 64, "--ctx", 128, "--pos-offset", 0, "--pos-offset", 900]  # fmt: skip
     assert cli.main(list(map(str, given))) == 0
     lines = capsys.readouterr().out.splitlines()
-    head = next(line for line in lines if line.startswith("cache"))
+    heads = [at for at, line in enumerate(lines) if line.startswith("cache")]
+    assert [lines[at].split()[-1] for at in heads] == ["top-1", "±", "256", "96"]
     # the distances are a quarter and three quarters of each context
-    assert head.split()[-8:] == ["recall", "16", "recall", "32", "recall", "48", "recall", "96"]
-    rows = [line.split() for line in lines if line.startswith(("f16 ", "q8_0 "))]
-    assert [row[:3] for row in rows] == [
-        [name, context, offset]
-        for context in ("64", "128")
-        for offset in ("0", "900")
-        for name in ("f16", "q8_0")
-    ]
+    assert lines[heads[-1]].split() == ["cache", "context", "from", "16", "32", "48", "96"]
+    for first, end in zip(heads, [*heads[1:], len(lines)], strict=True):
+        rows = [line.split() for line in lines[first:end] if line.startswith(("f16 ", "q8_0 "))]
+        assert [row[:3] for row in rows] == [
+            [name, context, offset]
+            for context in ("64", "128")
+            for offset in ("0", "900")
+            for name in ("f16", "q8_0")
+        ]
+        assert all(len(line) <= 120 for line in lines[first:end])
     assert all([cell == "-" for cell in row[-4:]] == [False, True, False, True] for row in rows[:4])
     assert all([cell == "-" for cell in row[-4:]] == [True, False, True, False] for row in rows[4:])
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from ..cache.settings import SPEC_HELP, CacheSpec
+from ..cache.settings import SPEC_HELP
 from ..errors import MiniCacheError
 from ..host.progress import StepProgress
 from ..host.threads import default_threads
@@ -17,16 +16,16 @@ from ..options import add_json_option, add_machine_options, add_model_argument, 
 from ..text import bundled
 from ..text.files import read_texts
 from .facts import N_FACTS
-from .settings import Settings
+from .settings import DEFAULT_CTX, PROMPT_UBATCH, Settings, cache_specs
+from .tasks.command import add_task_options
+from .tasks.command import run as run_tasks
 
 EXAMPLE = "minicache evaluate model.gguf --ctx 4096 --pos-offset 0 --pos-offset 20000 --config q4_0 --json"
-DEFAULT_CTX = 1024
 DECODE_UBATCH = 1
-PROMPT_UBATCH = 64
 DEFAULT_SPECS = ("f16", "q8_0", "q4_0", "slerp:type=f16", "slerp:type=q4_0")
 DISK = (
-    "the f16 cache's distributions over half a chunk are kept in the temporary folder (TMPDIR): "
-    "2 bytes x context x vocabulary, 600 MB at 2048 tokens and 150,000 words"
+    "the f16 cache's distributions over the scored tokens of a chunk are kept in the temporary folder (TMPDIR): 2 "
+    "bytes x context x vocabulary, or 4 with --score all; 600 MB or 1.2 GB at 2048 tokens and a vocabulary of 150,000"
 )
 
 
@@ -48,6 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"decode, and {PROMPT_UBATCH}, as prompts are read, for facts and the text after them)",
     )
     add_recall_options(parser)
+    add_task_options(parser)
     add_machine_options(parser)
     add_json_option(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw KL over bytes, as .png, .svg or .pdf")
@@ -78,6 +78,11 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chunks", type=int, metavar="N", help="chunks of text (default: 4, fewer if the text is short)"
     )
+    parser.add_argument(
+        "--score",
+        choices=("all", "second-half"),
+        help="tokens of a chunk that are scored (default: second-half, where most of the context is in the cache)",
+    )
 
 
 def add_recall_options(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +107,8 @@ def add_recall_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, and print the table or the object."""
+    if args.task or args.retrieve:
+        return run_tasks(args)
     settings = settings_of(args)
     if args.plot:
         from .plot import check_plot
@@ -147,6 +154,11 @@ def settings_of(args: argparse.Namespace) -> Settings:
         check_numbers(name, values, least)
     if args.recall and args.no_recall:
         raise MiniCacheError("--recall and --no-recall contradict each other; leave one out")
+    for name in ("depth", "task_limit", "shots"):
+        if getattr(args, name) is not None:
+            raise MiniCacheError(
+                f"--{name.replace('_', '-')} is for --task and --retrieve; give one of them too"
+            )
     return Settings(
         contexts=list(dict.fromkeys(args.ctx or [DEFAULT_CTX])),
         offsets=list(dict.fromkeys(args.pos_offset or [0])),
@@ -156,13 +168,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         chunks=args.chunks,
         recall=None if args.no_recall else list(dict.fromkeys(args.recall or [])),
         rounds=args.rounds,
+        score_all=args.score == "all",
         threads=args.threads or default_threads(),
         gpu_layers=args.gpu_layers,
     )
-
-
-def cache_specs(names: Sequence[str]) -> list[CacheSpec]:
-    """Each configuration once; f16 is always among them, as the floor."""
-    specs = list(dict.fromkeys(map(CacheSpec.parse, names)))
-    f16 = CacheSpec.parse("f16")
-    return specs if f16 in specs else [f16, *specs]

@@ -1,8 +1,9 @@
 """What KV caches cost in quality, measured against the model's own f16 cache on the same tokens.
 
-Chunk by chunk, the f16 cache reads first. Its distributions over the second half of the chunk, where most of the
-context is in the cache, are kept in a temporary file. Then each configuration reads the same tokens at the same
-positions, one context at a time.
+Chunk by chunk, the f16 cache reads first. Its distributions over the scored tokens (by default the second half of the
+chunk, where most of the context is in the cache) are kept in a temporary file. Then the same cache reads the chunk
+without flash attention, which changes nothing but the order of sums and their roundings: what that costs is the floor.
+Then each configuration reads the same tokens at the same positions, one context at a time.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from ..host.progress import OnStep
 from ..host.units import mib
 from ..modelfile.gguf_file import GGUFFile
 from ..modelfile.shape import model_shape
-from ..reading.divergence import Divergence, Reference, log_probabilities
+from ..reading.divergence import Reference, log_probabilities
 from ..reading.model import NativeModel
 from ..reading.scored_context import ScoredContext
 from . import facts
+from .losses import Losses
 from .material import Material
 from .settings import Settings
 
@@ -57,7 +59,9 @@ def check_room(file: GGUFFile, material: Material, settings: Settings) -> None:
     largest = max([*settings.contexts, *map(material.n_ctx, material.tasks)])
     # one context at a time, none of them larger than f16's
     refuse_too_large(file, largest, [F16], settings.gpu_layers)
-    needed = max(Reference.size(n_ctx - n_ctx // 2, material.n_vocab) for n_ctx in settings.contexts)
+    needed = max(
+        Reference.size(n_ctx - settings.scored_from(n_ctx), material.n_vocab) for n_ctx in settings.contexts
+    )
     folder = tempfile.gettempdir()
     if needed > (free := shutil.disk_usage(folder).free):
         raise MiniCacheError(
@@ -76,7 +80,7 @@ def measure(
         for n_ctx, offset in settings.runs():
             run = Run(model, settings, n_ctx, offset, on_step)
             chunks = material.chunks[n_ctx]
-            rows = run.divergences(chunks)
+            floor, rows = run.losses(chunks)
             for spec, row in zip(settings.specs, rows, strict=True):
                 distances = settings.distances(n_ctx)
                 for distance in distances:
@@ -88,12 +92,14 @@ def measure(
                 {
                     "model": str(file.path),
                     "context": n_ctx,
-                    "tokens": sum(len(chunk) - len(chunk) // 2 for chunk in chunks),
+                    "tokens": sum(len(chunk) - settings.scored_from(len(chunk)) for chunk in chunks),
+                    "score": "all" if settings.score_all else "second-half",
                     "pos_offset": offset,
                     "ubatch": settings.ubatch,
                     "prompt_ubatch": settings.prompt_ubatch,
                     "chunks": len(chunks),
                     "threads": settings.threads,
+                    "floor": floor,
                     "rows": rows,
                 }
             )
@@ -113,49 +119,59 @@ class Run:
     def step(self, text: str) -> None:
         self.on_step(f"context {self.n_ctx}, positions from {self.offset}: {text}")
 
-    def opened(self, spec: CacheSpec, n_ctx: int, ubatch: int) -> ScoredContext:
-        return ScoredContext(self.model, spec, n_ctx, ubatch, self.settings.threads)
+    def opened(self, spec: CacheSpec, n_ctx: int, ubatch: int, flash_attention: bool = True) -> ScoredContext:
+        return ScoredContext(
+            self.model, spec, n_ctx, ubatch, self.settings.threads, flash_attention=flash_attention
+        )
 
-    def divergences(self, chunks: list[list[int]]) -> list[dict[str, Any]]:
-        """A row for each configuration: what it allocates, and how far it is from the f16 cache."""
-        specs, ubatch = self.settings.specs, self.settings.ubatch
-        sums = [Divergence() for _ in specs]
+    def losses(self, chunks: list[list[int]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What arithmetic alone costs, and a row for each configuration: what it allocates, and what it loses."""
+        specs = self.settings.specs
+        floor, found = Losses(), [Losses() for _ in specs]
         reports: list[KVReport] = []
         for number, tokens in enumerate(chunks, 1):
             where = f"chunk {number} of {len(chunks)}, "
+            first = self.settings.scored_from(len(tokens))
             with contextlib.ExitStack() as stack:
-                reference = Reference(len(tokens) - len(tokens) // 2, self.model.n_vocab)
+                reference = Reference(len(tokens) - first, self.model.n_vocab)
                 stack.callback(reference.close)
                 self.step(f"{where}the f16 reference")
-                with self.opened(F16, self.n_ctx, ubatch) as context:
-                    for at, ours in scored(context, tokens, self.offset):
-                        reference.rows[at : at + len(ours)] = ours
-                for spec, total in zip(specs, sums, strict=True):
+                with self.opened(F16, self.n_ctx, self.settings.ubatch) as context:
+                    for at, ours in self.scored(context, tokens):
+                        reference.rows[at - first : at - first + len(ours)] = ours
+                self.step(f"{where}the floor")
+                with self.opened(F16, self.n_ctx, self.settings.ubatch, flash_attention=False) as context:
+                    self.compare(context, tokens, reference, floor)
+                for spec, losses in zip(specs, found, strict=True):
                     self.step(where + spec.name)
-                    with self.opened(spec, self.n_ctx, ubatch) as context:
+                    with self.opened(spec, self.n_ctx, self.settings.ubatch) as context:
                         if number == 1:
                             reports.append(context.report())
-                        for at, ours in scored(context, tokens, self.offset):
-                            first = len(tokens) // 2 + at + 1
-                            following = tokens[first : first + len(ours)]
-                            total.add(reference.rows[at : at + len(ours)], ours, following)
-        return [
-            {"name": spec.name, **size_keys(report), **total.summary(), "note": report.note}
-            for spec, report, total in zip(specs, reports, sums, strict=True)
+                        self.compare(context, tokens, reference, losses)
+        return floor.summary(floor), [
+            {"name": spec.name, **size_keys(report), **losses.summary(floor), "note": report.note}
+            for spec, report, losses in zip(specs, reports, found, strict=True)
         ]
+
+    def compare(
+        self, context: ScoredContext, tokens: list[int], reference: Reference, losses: Losses
+    ) -> None:
+        """Read a chunk, and add how it differs from the reference."""
+        first = self.settings.scored_from(len(tokens))
+        for at, ours in self.scored(context, tokens):
+            following = tokens[at + 1 : at + 1 + len(ours)]
+            losses.add(reference.rows[at - first : at - first + len(ours)], ours, following, at)
+
+    def scored(self, context: ScoredContext, tokens: list[int]) -> Iterator[tuple[int, Any]]:
+        """(index of a token, log-probabilities after it and after those that follow it) of the scored tokens."""
+        for at, logits in context.decode(tokens, self.offset, self.settings.scored_from(len(tokens))):
+            yield at, log_probabilities(logits)
 
     def recall(self, spec: CacheSpec, material: Material, distance: int) -> tuple[int, int]:
         """(right answers, questions) of a cache over so many tokens."""
         self.step(f"recall over {distance} tokens, {spec.name}")
         with self.opened(spec, material.n_ctx(distance), self.settings.prompt_ubatch) as context:
             return facts.recall(context, material.tasks[distance], self.offset)
-
-
-def scored(context: ScoredContext, tokens: list[int], offset: int) -> Iterator[tuple[int, Any]]:
-    """(row, log-probabilities from this row on) of the second half of a chunk."""
-    half = len(tokens) // 2
-    for index, logits in context.decode(tokens, offset, half):
-        yield index - half, log_probabilities(logits)
 
 
 def size_keys(report: KVReport) -> dict[str, Any]:

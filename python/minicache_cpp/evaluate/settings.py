@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from ..cache.settings import CacheSpec
 
+DEFAULT_CTX = 1024
+PROMPT_UBATCH = 64  # tokens that are read at a time, as chat reads prompts, where nobody says how many
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -21,6 +24,7 @@ class Settings:
     # tokens between facts and the questions about them; () for distances that fit, None to plant no facts
     recall: Sequence[int] | None = ()
     rounds: int = 4  # of facts, for each distance
+    score_all: bool = False  # score every token of a chunk, not only the second half
     threads: int = 1
     gpu_layers: int = 0
 
@@ -31,6 +35,17 @@ class Settings:
         # a quarter and three quarters leave room for the facts and the question within the context
         return list(self.recall) or [max(1, n_ctx // 4), max(1, 3 * n_ctx // 4)]
 
+    def scored_from(self, n_tokens: int) -> int:
+        """The index of the first token of a chunk of so many tokens that is scored."""
+        return 0 if self.score_all else n_tokens // 2
+
     def runs(self) -> list[tuple[int, int]]:
         """(context, first position) of each run over all caches."""
         return [(n_ctx, offset) for n_ctx in self.contexts for offset in self.offsets]
+
+
+def cache_specs(names: Sequence[str]) -> list[CacheSpec]:
+    """Each configuration once; f16 is always among them, as the others are compared with it."""
+    specs = list(dict.fromkeys(map(CacheSpec.parse, names)))
+    f16 = CacheSpec.parse("f16")
+    return specs if f16 in specs else [f16, *specs]

@@ -20,6 +20,8 @@ class SequenceContext:
     n_batch: tokens of a batch, and of a ubatch.
     copies: whether fill_by_copies() will be called, which needs a second sequence for a moment.
     callback: llama.cpp's evaluation callback, a llama_h.ggml_backend_sched_eval_callback that the caller keeps alive.
+    flash_attention: whether attention is computed in one pass; without it, its sums have another order. Only caches of
+        unquantized V can do without.
     """
 
     def __init__(
@@ -31,10 +33,13 @@ class SequenceContext:
         threads: int,
         copies: bool = False,
         callback: Any = None,
+        flash_attention: bool = True,
     ) -> None:
         settings: dict[str, Any] = {"n_ctx": n_ctx}
         if copies:
             settings |= {"n_seq_max": 2, "kv_unified": True}
+        if not flash_attention:
+            settings["flash_attn_type"] = llama_h.LLAMA_FLASH_ATTN_TYPE_DISABLED
         if callback is not None:
             settings["cb_eval"] = callback
         self.ctx = model.open_context(spec, n_batch, threads, **settings)

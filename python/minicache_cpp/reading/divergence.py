@@ -1,9 +1,8 @@
-"""How far apart two distributions over the next token are: KL divergence, top-1 agreement, perplexity."""
+"""How far apart two distributions over the next token are, and where the reference is kept."""
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,36 +42,3 @@ class Reference:
         """Remove the file."""
         del self.rows
         self.file.close()
-
-
-@dataclass
-class Divergence:
-    """Sums over all scored tokens of one configuration."""
-
-    kl: list[Doubles] = field(default_factory=list)
-    same: list[NDArray[np.bool_]] = field(default_factory=list)
-    loss: list[Doubles] = field(default_factory=list)
-
-    def add(self, reference: Floats, ours: Floats, following: list[int]) -> None:
-        """Add rows of log-probabilities, and the tokens that follow in the text; the last row may have none."""
-        self.kl.append(kl_divergence(reference, ours))
-        self.same.append(reference.argmax(axis=1) == ours.argmax(axis=1))
-        self.loss.append(-ours[np.arange(len(following)), following].astype(np.float64))
-
-    @property
-    def n_tokens(self) -> int:
-        return sum(map(len, self.kl))
-
-    def summary(self) -> dict[str, float]:
-        """Means over all tokens, with standard errors as if tokens were independent; KL in nats."""
-        kl, same, loss = np.concatenate(self.kl), np.concatenate(self.same), np.concatenate(self.loss)
-        top1 = float(same.mean())
-        return {
-            "ppl": float(np.exp(loss.mean())),
-            "kl_mean": float(kl.mean()),
-            "kl_p99": float(np.quantile(kl, 0.99)),
-            "kl_max": float(kl.max()),
-            "top1": top1,
-            "kl_mean_stderr": float(kl.std() / np.sqrt(len(kl))),
-            "top1_stderr": float(np.sqrt(top1 * (1 - top1) / len(same))),
-        }
