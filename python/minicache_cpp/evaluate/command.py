@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..cache.checked import checked_specs
 from ..cache.settings import SPEC_HELP
 from ..errors import MiniCacheError
 from ..host.progress import StepProgress
@@ -115,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
 
         check_plot(args.plot)
     file = read_gguf(requested_model(args.model))
+    checked_specs(file, settings.specs)
     paths = args.text or bundled.evaluation_files()
     text = read_texts(paths)
 
