@@ -23,7 +23,7 @@ def refuse_too_large(
     weight_bytes: int,
     advice: str = "take a smaller --ctx, or a smaller cache with --config",
 ) -> None:
-    """Refuse a context before anything is allocated: the kernel ends a process that takes too much."""
+    """Refuses a context before anything is allocated: the kernel kills a process that uses too much memory."""
     available = available_bytes()
     if available is not None and kv_bytes + weight_bytes > available:
         beside = f" beside {mib(weight_bytes)} of weights" if weight_bytes else ""

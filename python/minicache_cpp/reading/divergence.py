@@ -40,7 +40,7 @@ class Reference:
         return 4 * n_rows * n_vocab
 
     def close(self) -> None:
-        """Remove the file."""
+        """Removes the file."""
         del self.rows
         self.file.close()
 
@@ -54,7 +54,7 @@ class Divergence:
     loss: list[Doubles] = field(default_factory=list)
 
     def add(self, reference: Floats, ours: Floats, following: list[int]) -> None:
-        """Add rows of log-probabilities, and the tokens that follow in the text; the last row may have none."""
+        """Adds rows of log-probabilities, and the tokens that follow in the text; the last row may have none."""
         self.kl.append(kl_divergence(reference, ours))
         self.same.append(reference.argmax(axis=1) == ours.argmax(axis=1))
         self.loss.append(-ours[np.arange(len(following)), following].astype(np.float64))
