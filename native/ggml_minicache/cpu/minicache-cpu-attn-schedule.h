@@ -40,8 +40,8 @@ struct entry_rows {
 // Where the items are too few for the threads, each is divided further, into chunks of the cells. An item goes through its
 // cells span by span.
 struct attn_schedule {
-    static constexpr int64_t MAX_SPAN  = 512;         // cells of a span
-    static constexpr int64_t IN_CACHE  = 192 * 1024;  // bytes of a span that all KV heads read one after the other
+    static constexpr int64_t MAX_SPAN = 512;         // cells of a span
+    static constexpr int64_t IN_CACHE = 192 * 1024;  // bytes of a span that all KV heads read one after the other
     // up to this many queries per KV head, transposing entries costs more than it saves
     static constexpr int64_t FEW_ROWS  = 12;
     static constexpr int64_t MAX_ROWS  = 256;  // queries in a tile

@@ -24,8 +24,8 @@ struct minicache_plan_group {
     minicache_code_shape shape;  // n_rot and rope are the model's, set when a cache is made; without codes only the sizes
     std::vector<uint8_t> codec;  // as minicache_codec_offsets says; the frequencies are the model's
 
-    // of a group of two, layers a and b, [n_head_kv][d][d]: a layer's vectors are multiplied by their head's matrix before they are merged;
-    // empty if they are merged unchanged
+    // of a group of two, layers a and b, [n_head_kv][d][d]: a layer's vectors are multiplied by their head's matrix before they are
+    // merged; empty if they are merged unchanged
     std::vector<float> basis_k[2];
     std::vector<float> basis_v[2];
 };

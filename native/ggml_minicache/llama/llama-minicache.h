@@ -99,7 +99,8 @@ LLAMA_API struct llama_minicache_params llama_minicache_default_params(void);
 //   type_k, type_v  receive the cache types, GGML_TYPE_COUNT if the text names none; pass NULL to refuse texts that name a cache
 //                   type
 //
-// params->pairs stays valid until the calling thread's next call of this function. A plan is the caller's: llama_minicache_free_plan().
+// params->pairs stays valid until the calling thread's next call of this function. A plan is the caller's:
+// llama_minicache_free_plan().
 LLAMA_API bool llama_minicache_parse_params(
     const char * text, struct llama_minicache_params * params, enum ggml_type * type_k, enum ggml_type * type_v);
 
@@ -112,7 +113,8 @@ LLAMA_API int32_t llama_minicache_start_layer(float start, int32_t n_layer);
 // How many consecutive cells share one retained token, round(1/retain); 0 if none is retained.
 LLAMA_API int32_t llama_minicache_retain_block(float retain);
 
-// The model's fingerprint, 16 hexadecimal digits, which identifies the model that a plan belongs to. `buffer` has room for 17 characters.
+// The model's fingerprint, 16 hexadecimal digits, which identifies the model that a plan belongs to.
+// `buffer` has room for 17 characters.
 LLAMA_API bool llama_minicache_fingerprint(const struct llama_model * model, char * buffer);
 
 //
@@ -228,7 +230,8 @@ struct llama_minicache_layer_report {
     int32_t group[4];
     int32_t side;  // the layer's number among them, -1 if none
 
-    uint64_t bytes;  // the layer's plain bytes, or its share of the group's bytes, not counting what does not grow with the context
+    // the layer's plain bytes, or its share of the group's bytes, not counting what does not grow with the context
+    uint64_t bytes;
 
     // of the layer's K and V, or of its group's directions; GGML_TYPE_COUNT for codes, and where the layer keeps none
     enum ggml_type type_k;
