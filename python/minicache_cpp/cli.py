@@ -55,7 +55,7 @@ def run_command(name: str, argv: list[str] | None = None) -> int:
 
 
 def guarded(module: ModuleType, args: argparse.Namespace) -> int:
-    """Run a command; errors that the user can put right are printed in one line, without a traceback."""
+    """Runs a command; errors that the user can put right are printed in one line, without a traceback."""
     try:
         return int(module.run(args))
     except (MiniCacheError, ImportError) as error:

@@ -32,7 +32,7 @@ def add_json_option(parser: argparse.ArgumentParser, what: str = "print one JSON
 
 
 def check_numbers(name: str, values: Sequence[int | None] | None, least: int) -> None:
-    """Raise MiniCacheError where a value of the option `name` is below the least that it takes; None is skipped."""
+    """Raises MiniCacheError if a value of the option `name` is below the least that it takes; None is skipped."""
     for value in values or ():
         if value is not None and value < least:
             raise MiniCacheError(f"{name} {value}: it must be {least} or more")

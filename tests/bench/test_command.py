@@ -94,7 +94,7 @@ def test_impossible_measurements_are_refused(model: Path, tmp_path: Path) -> Non
         ([tmp_path / "none.gguf"], "does not exist"),
         ([model, "--ctx", 0], "1 or more"),
         ([model, "--reps", 0], "1 or more"),
-        ([model, "--config", "q3"], "no cache setting"),
+        ([model, "--config", "q3"], "not a cache"),
         ([model, "--ctx", 64, "--threads", 1, "--config", "slerp:start=9"], "0 to 5"),
         ([model, "--ctx", 2000000000], "smaller --ctx"),
     ):

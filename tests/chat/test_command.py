@@ -120,7 +120,7 @@ def test_without_a_plan_and_calibration_the_cache_is_q8_0(models: dict[str, Path
         (["{model}", "--threads", "-1"], "1 or more"),
         (["{model}", "--temp", "nan"], "--temp"),
         (["{model}", "--top-p", "2"], "from 0 to 1"),
-        (["{model}", "--config", "q3"], "no cache setting"),
+        (["{model}", "--config", "q3"], "not a cache"),
         (["{model}", "--config", "slerp:t=1.5"], "from 0 to 1"),
         (["{model}", "--config", "slerp:start=6"], "0 to 5"),
         (["{model}", "--config", "slerp:pairs=1-2;2-3"], "overlaps"),

@@ -234,7 +234,7 @@ def test_recall_is_asked_at_every_distance(found: Run) -> None:
         (["--ctx", 0], "--ctx 0: it must be 8 or more"),
         (["--pos-offset", -1], "--pos-offset -1"),
         (["--ubatch", 0], "--ubatch 0"),
-        (["--ctx", 64, "--config", "q3_9"], "no cache setting"),
+        (["--ctx", 64, "--config", "q3_9"], "not a cache"),
         (["--ctx", 64, "--recall", 5000], "recall over 5000 tokens"),
         (["--ctx", 64, "--recall", 5, "--no-recall"], "contradict"),
         (["--ctx", 64, "--plot", "kl.nothing"], "must end with"),

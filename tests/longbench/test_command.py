@@ -51,7 +51,7 @@ def test_a_long_text_loses_its_middle(model: Path) -> None:
         (["--task", "sums"], "no task of LongBench"),
         (["--task", "lcc"], "no lcc.jsonl"),
         (["--task", "trec"], "line 1: not an object"),
-        (["--config", "q3_9"], "no cache setting"),
+        (["--config", "q3_9"], "not a cache"),
         (["--limit", "0"], "--limit 0"),
     ],
 )

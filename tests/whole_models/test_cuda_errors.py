@@ -25,7 +25,7 @@ def test_an_error_is_an_exception(random_model: Loaded, device: Devices) -> None
         llm.eval(TOKENS[:16])
         device.fail(2)
         with pytest.raises(
-            MiniCacheError, match=r"illegal memory access .*; the context can't be used any more"
+            MiniCacheError, match=r"illegal memory access .*; the context cannot be used any more"
         ):
             llm.eval(TOKENS[16:24])
         with pytest.raises(MiniCacheError, match="failed earlier"):
@@ -50,7 +50,7 @@ def test_errors_of_copies_are_exceptions_too(random_model: Loaded, device: Devic
         }
         device.fail_copy(0)
         with pytest.raises(
-            MiniCacheError, match=r"illegal memory access .*; the context can't be used any more"
+            MiniCacheError, match=r"illegal memory access .*; the context cannot be used any more"
         ):
             calls[call]()
         for one in (*calls.values(), lambda: llm.eval(TOKENS[16:24])):

@@ -40,9 +40,10 @@ struct entry_rows {
 // Where the items are too few for the threads, each is divided further, into chunks of the cells. An item goes through its
 // cells span by span.
 struct attn_schedule {
-    static constexpr int64_t MAX_SPAN  = 512;         // cells of a span
-    static constexpr int64_t IN_CACHE  = 192 * 1024;  // bytes of a span that all KV heads read one after the other
-    static constexpr int64_t FEW_ROWS  = 12;   // queries on a KV head up to which bringing entries into columns does not pay
+    static constexpr int64_t MAX_SPAN = 512;         // cells of a span
+    static constexpr int64_t IN_CACHE = 192 * 1024;  // bytes of a span that all KV heads read one after the other
+    // up to this many queries per KV head, transposing entries costs more than it saves
+    static constexpr int64_t FEW_ROWS  = 12;
     static constexpr int64_t MAX_ROWS  = 256;  // queries in a tile
     static constexpr int64_t MIN_CHUNK = 256;  // cells that are worth a piece of work of their own
 
@@ -98,7 +99,7 @@ struct attn_schedule {
     // Queries in a tile. Codes get more, because their keys are decoded once for each tile.
     static int64_t most_rows(const minicache_attn & a) { return a.coded ? 2 * MAX_ROWS : MAX_ROWS; }
 
-    // Cells of a span for few queries. Codes get more, because every base of a span has its price.
+    // Cells of a span for few queries. Codes get more, because each base in a span costs a transformation of the queries.
     static int64_t few_cells(const minicache_attn & a) {
         const int64_t n_byte = (int64_t) (a.cache_k->nb[2] + a.cache_v->nb[2]);
         return std::min(MAX_SPAN, padded((a.coded ? 3 : 1) * IN_CACHE / n_byte + 1, MINICACHE_BLOCK));

@@ -5,7 +5,7 @@
 #include "minicache-cpu-attn-coded.h"
 #include "minicache-cpu-attn-reader.h"
 
-// The queries of one KV head, and what they have gathered so far; row = token*n_gqa + the KV head's query head.
+// The queries of one KV head and their running maxima, sums and accumulators; row = token*n_gqa + the KV head's query head.
 struct head_rows {
     float * q;           // [rows][d_k]
     float * acc_shared;  // [rows][r_v]

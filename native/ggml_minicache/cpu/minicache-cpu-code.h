@@ -88,7 +88,7 @@ class minicache_code_levels {
   public:
     explicit minicache_code_levels(const minicache_code_layout & layout);
 
-    // Reads levels, which count from 0, to out [rows.n][stride]; stride is a multiple of 64.
+    // Reads levels as unsigned integers to out [rows.n][stride]; stride is a multiple of 64.
     void read(const minicache_rows & rows, uint8_t * out, int64_t stride) const;
 
   private:

@@ -8,8 +8,8 @@
 std::unique_ptr<llm_graph_input_attn_kv> llama_minicache_attn_inp_kv(ggml_context * ctx0, const llama_hparams & hparams,
     const llama_cparams & cparams, const llama_ubatch & ubatch, const llama_kv_cache_context * mctx);
 
-// Prepares the input for layer il, before its attention. llama.cpp rotates K and V if the input names a rotation, and here not
-// every layer has one.
+// Prepares the input for layer il, before its attention. llama.cpp rotates K and V whenever the input has a rotation; here
+// only some layers have one, so it is set layer by layer.
 void llama_minicache_begin_layer(llm_graph_input_attn_kv * inp, int il);
 
 // Builds the attention of a layer of a MiniCache context, F32 [d_v*n_head, n_tokens], after llama.cpp's rotations if the layer

@@ -213,7 +213,8 @@ std::vector<minicache_rope_turn> llama_kv_cache_minicache::add_shapes(
 void llama_kv_cache_minicache::note_fallback(const std::string & what) {
     if (fallback.empty()) {
         fallback = what;
-        LLAMA_LOG_WARN("%s: %s: layers attend on the CPU, which is SLOW for a model on that device\n", __func__, what.c_str());
+        LLAMA_LOG_WARN("%s: %s: attention of these layers runs on the CPU, which is SLOW for a model on that device\n", __func__,
+            what.c_str());
     }
 }
 

@@ -18,7 +18,7 @@ static void refuse_failed(const llama_context * ctx) {
     const std::lock_guard<std::mutex> lock(mutex);
     const auto                        it = failures.find(ctx);
     if (it != failures.end()) {
-        throw std::runtime_error("this context failed earlier and can't be used any more, make a new one: " + it->second);
+        throw std::runtime_error("this context failed earlier and cannot be used any more, make a new one: " + it->second);
     }
 }
 
@@ -41,7 +41,7 @@ static std::string note_failure(llama_context * ctx, const std::string & reason)
     failures[ctx] = reason;
     devices_failed |= !alive;
     return alive ?
-               reason + "; the context can't be used any more" :
+               reason + "; the context cannot be used any more" :
                reason +
                    "; its device no longer answers: nothing can be computed or freed there until the program is started again";
 }

@@ -7,7 +7,7 @@
 
 #include <stdexcept>
 
-// Why two layers can't share storage, "" if they can; for a layer and itself, why it can't share any.
+// Why two layers cannot share storage, "" if they can; for a layer and itself, why it cannot share any.
 static std::string why_not_with(const llama_model & model, const llama_cparams & cparams, bool offload, uint32_t a, uint32_t b) {
     const llama_hparams & hp = model.hparams;
 

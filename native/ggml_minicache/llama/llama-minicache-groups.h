@@ -24,10 +24,10 @@ struct minicache_grouping {
     bool merged(int32_t il) const { return layers[il].kind == LLAMA_MINICACHE_LAYER_MERGED; }
 };
 
-// Throws std::invalid_argument where the settings name layers the model does not have, and, if strict, where no group or not
-// every explicit one can be merged.
+// Throws std::invalid_argument if the settings name layers that the model does not have, or, with strict, if no group, or not
+// every explicit pair, can be merged.
 minicache_grouping minicache_make_grouping(
     const llama_model & model, const llama_cparams & cparams, bool offload, const minicache_settings & settings);
 
-// Why this model's memory keeps no merged layers at all, for one whose K and V are not in a plain cache.
+// Why no layer of this model can be merged, for models without a plain K/V cache.
 std::string minicache_why_not_model(const llama_model & model);

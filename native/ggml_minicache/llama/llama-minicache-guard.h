@@ -2,11 +2,12 @@
 
 // Turns aborts of llama.cpp and ggml-cuda, which would end the process, into exceptions.
 //
-// Both call ggml_abort() when they cannot go on: after a failed CUDA call or assertion. Inside a guard, on the thread that made
-// the guard, ggml's abort callback throws instead. All frames that the exception passes through are C++, except those of ggml.c
-// and ggml-alloc.c, which native/cmake/MinicacheSources.cmake compiles with -fexceptions. This is so only for aborts in
-// llama.cpp's own files and in ggml-cuda. The CPU's kernels run between C and OpenMP frames while other threads wait for them,
-// so their aborts still end the process. So do aborts on other threads, and aborts while another exception is being thrown.
+// llama.cpp and ggml-cuda call ggml_abort() when they cannot go on: after a failed CUDA call or assertion. Inside a guard, on
+// the thread that made the guard, ggml's abort callback throws instead. All frames that the exception passes through are C++,
+// except those of ggml.c and ggml-alloc.c, which native/cmake/MinicacheSources.cmake compiles with -fexceptions. This is so
+// only for aborts in llama.cpp's own files and in ggml-cuda. The CPU's kernels run between C and OpenMP frames while other
+// threads wait for them, so their aborts still end the process. So do aborts on other threads, and aborts while another
+// exception is being thrown.
 
 #include <stdexcept>
 #include <string>

@@ -14,10 +14,10 @@
 // All functions throw std::invalid_argument, which says what is wrong with the file and what to do.
 class minicache_plan_reader {
   public:
-    // Reads the header alone, as somebody may give a model of many gigabytes, and checks that it is a plan's.
+    // Reads the header alone, because the file may turn out to be a model of many gigabytes, and checks that it is a plan's.
     explicit minicache_plan_reader(const std::string & path);
 
-    // Throws where a condition does not hold, with the flaw that the file has then.
+    // Throws, naming `flaw`, if `ok` is false.
     void check_that(bool ok, const std::string & flaw) const;
 
     bool has(const std::string & name) const;

@@ -24,8 +24,8 @@ struct minicache_plan_group {
     minicache_code_shape shape;  // n_rot and rope are the model's, set when a cache is made; without codes only the sizes
     std::vector<uint8_t> codec;  // as minicache_codec_offsets says; the frequencies are the model's
 
-    // of a group of two, layers a and b, [n_head_kv][d][d]: a vector of the layer times its head's matrix is what is merged; empty where
-    // a layer's vectors are merged as they are
+    // of a group of two, layers a and b, [n_head_kv][d][d]: a layer's vectors are multiplied by their head's matrix before they are
+    // merged; empty if they are merged unchanged
     std::vector<float> basis_k[2];
     std::vector<float> basis_v[2];
 };
@@ -73,8 +73,8 @@ struct llama_minicache_plan {
 // wrong with the file.
 std::shared_ptr<const minicache_plan> minicache_read_plan(const std::string & path);
 
-// The kernels use a codec's numbers unchecked: all must be finite, and the steps of magnitudes above 0. "" where they are, else
-// what the codec has in place of that. `codec` has the size that `shape` says.
+// The kernels use a codec's numbers unchecked: all must be finite, and the steps of magnitudes above 0. Returns "" if so, else
+// the flaw. `codec` has the size that `shape` says.
 std::string minicache_codec_flaw(const minicache_code_shape & shape, const void * codec);
 
 // 16 hexadecimal digits, equal for equal models: of the sizes, and of the weights of the layers' norms.

@@ -13,7 +13,7 @@ struct minicache_rotation {
     int32_t n_v;
 };
 
-// The blocks for heads of these sizes: none if 64 does not divide the size; else 64 for V, and for K the largest 64*2^i that
+// Block sizes for heads of these sizes: 0 if 64 does not divide the size; else 64 for V, and for K the largest 64*2^i that
 // divides it. As llama_kv_cache::build_input_k_rot() and build_input_v_rot() choose them.
 minicache_rotation minicache_rotation_of(int32_t head_size_k, int32_t head_size_v);
 

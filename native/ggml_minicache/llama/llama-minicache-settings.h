@@ -34,7 +34,7 @@ struct minicache_settings {
     // decides groups, mode, t, retain, window and pool_type; null: none of them
     std::shared_ptr<const minicache_plan> plan;
 
-    // only what a text says: the types of a context are llama_context_params'
+    // set only by a text; a context takes its types from llama_context_params
     std::optional<ggml_type> type_k;
     std::optional<ggml_type> type_v;
 

@@ -56,7 +56,7 @@ bool llama_minicache_parse_params(const char * text, llama_minicache_params * pa
         }
         const minicache_settings s = minicache_settings_parse(text);
         if ((s.type_k && !type_k) || (s.type_v && !type_v)) {
-            throw std::invalid_argument("type, type_k and type_v are no settings here: leave them out");
+            throw std::invalid_argument("type, type_k and type_v are not settings here: leave them out");
         }
         pairs.clear();
         for (const minicache_layers & pair : s.plan ? std::vector<minicache_layers>() : s.groups) {

@@ -26,8 +26,8 @@ extern "C" {
 // A plan file that has been read and found sound: which layers of one model share storage, and how. docs/plan.md has the format.
 struct llama_minicache_plan;
 
-// Reads a plan file and checks everything that can be checked without its model. NULL where the file is no plan, of another
-// version, damaged or cut short. Contexts made with a plan keep what they need of it.
+// Reads a plan file and checks everything that can be checked without its model. Returns NULL if the file is not a
+// plan, has another version, or is damaged or truncated. Contexts made with a plan keep what they need of it.
 LLAMA_API struct llama_minicache_plan * llama_minicache_read_plan(const char * path);
 LLAMA_API void                          llama_minicache_free_plan(struct llama_minicache_plan * plan);
 
@@ -42,7 +42,7 @@ LLAMA_API const char * llama_minicache_plan_path(const struct llama_minicache_pl
 enum llama_minicache_mode {
     LLAMA_MINICACHE_MODE_SLERP   = 0,  // one direction, each layer's magnitudes: the paper's
     LLAMA_MINICACHE_MODE_AVERAGE = 1,  // the mean of both layers' vectors: what the paper compares with
-    LLAMA_MINICACHE_MODE_ALIGNED = 2,  // as SLERP, in bases that a plan gives
+    LLAMA_MINICACHE_MODE_ALIGNED = 2,  // as SLERP, after a plan's basis matrices
     LLAMA_MINICACHE_MODE_CODE    = 3,  // as a plan's shared code
 };
 
@@ -59,14 +59,14 @@ struct llama_minicache_params {
     float t;       // SLERP parameter, [0, 1]: 0 gives layer a's direction, 1 gives layer b's
     float retain;  // γ, fraction of tokens that are kept unmerged, [0, 1]; the budget is one token in round(1/γ)
 
-    // the latest tokens of each stream stay unmerged, so many of them, 0 to LLAMA_MINICACHE_WINDOW_MAX; independent of the context
+    // how many of the latest tokens of each stream stay unmerged, 0 to LLAMA_MINICACHE_WINDOW_MAX; independent of the context
     int32_t window;
 
     enum ggml_type pool_type;  // type of retained K and V: GGML_TYPE_F16, GGML_TYPE_Q8_0, or GGML_TYPE_COUNT for the cache types
 
     bool strict;  // refuse to make a context in which no pair, or not every explicit pair, can be merged
 
-    enum llama_minicache_mode mode;  // SLERP or AVERAGE; the others are for a plan to say
+    enum llama_minicache_mode mode;  // SLERP or AVERAGE; the other modes come from a plan
 
     // a plan, which decides everything above but `strict`, and the cache types; NULL for none
     struct llama_minicache_plan * plan;
@@ -96,23 +96,25 @@ LLAMA_API struct llama_minicache_params llama_minicache_default_params(void);
 // Every key is optional and may be given once. Numbers are decimal, with a point and an exponent if need be, in any locale; blanks
 // around keys, values and commas do not count. average retains nothing unless `retain` is given. "1" and "on" are the defaults.
 //
-//   type_k, type_v  receive the cache types, GGML_TYPE_COUNT where the text names none; NULL where the caller takes none from the
-//                   text, which is an error then if it names one
+//   type_k, type_v  receive the cache types, GGML_TYPE_COUNT if the text names none; pass NULL to refuse texts that name a cache
+//                   type
 //
-// The pairs are kept until the calling thread parses again. A plan is the caller's: llama_minicache_free_plan().
+// params->pairs stays valid until the calling thread's next call of this function. A plan is the caller's:
+// llama_minicache_free_plan().
 LLAMA_API bool llama_minicache_parse_params(
     const char * text, struct llama_minicache_params * params, enum ggml_type * type_k, enum ggml_type * type_v);
 
-// Whether the values are in range; nothing else happens.
+// Checks that the values are in range, without side effects.
 LLAMA_API bool llama_minicache_check_params(const struct llama_minicache_params * params);
 
 // The layer that a fraction means: the whole part of start * n_layer, in single precision as `start` is.
 LLAMA_API int32_t llama_minicache_start_layer(float start, int32_t n_layer);
 
-// The cells that share one retained token, round(1/retain); 0 where none is retained.
+// How many consecutive cells share one retained token, round(1/retain); 0 if none is retained.
 LLAMA_API int32_t llama_minicache_retain_block(float retain);
 
-// The model's fingerprint, 16 hexadecimal digits: what a plan names its model by. `buffer` has room for 17 characters.
+// The model's fingerprint, 16 hexadecimal digits, which identifies the model that a plan belongs to.
+// `buffer` has room for 17 characters.
 LLAMA_API bool llama_minicache_fingerprint(const struct llama_model * model, char * buffer);
 
 //
@@ -143,8 +145,8 @@ LLAMA_API const char * llama_minicache_last_error(void);
 
 // As llama_decode() and llama_encode(), whose result goes to `result`, and as llama_synchronize() after it, so that a device's
 // errors belong to the call they come from. False where llama.cpp or ggml-cuda would have ended the process: an error of
-// CUDA, or an assertion. The context has failed then: these functions refuse it from there on, and llama_minicache_free() is all
-// that it may be given to. Other contexts go on.
+// CUDA, or an assertion. The context has failed then: from then on these functions refuse it; the only call it may be passed to is
+// llama_minicache_free(). Other contexts go on.
 //
 // What still ends the process: errors in the CPU's kernels, errors on other threads, everything while an evaluation callback
 // is set, and everything in a build by MSVC. Abort and log callbacks must not call llama.h or ggml meanwhile.
@@ -178,7 +180,7 @@ struct llama_minicache_report {
     uint64_t bytes_pool;
     uint64_t bytes_window;    // of the latest tokens that stay unmerged; the same at any context
     uint64_t bytes_index;     // which token each retained slot holds, and the running distances
-    uint64_t bytes_codec;     // what codes are made and read with, or bases; the same at any context
+    uint64_t bytes_codec;     // what codes are made and read with, or basis matrices; the same at any context
     uint64_t bytes_unmerged;  // layers that are not merged
     uint64_t bytes_padding;   // alignment between tensors
 
@@ -208,7 +210,7 @@ struct llama_minicache_report {
 
     int32_t rope_block;  // positions that a coded K is relative to are multiples of it
 
-    bool can_shift;  // as llama_memory_can_shift(); not where layers are merged in bases of their own, after RoPE
+    bool can_shift;  // as llama_memory_can_shift(); false where basis matrices are applied after RoPE
 
     char note[256];      // why no layer is merged where some were asked for, else ""
     char fallback[256];  // which ops of which device run on the CPU in place of it, else ""
@@ -224,11 +226,12 @@ enum llama_minicache_layer_kind {
 struct llama_minicache_layer_report {
     enum llama_minicache_layer_kind kind;
 
-    // of the group that the layer is in, or was to be in: its layers, the deepest last, -1 behind them; all -1 if none
+    // the layers of the layer's group (for a refused layer, of the group it was meant for), deepest last, padded with -1
     int32_t group[4];
     int32_t side;  // the layer's number among them, -1 if none
 
-    uint64_t bytes;  // the layer's plain bytes, or its share of its group's, what is the same at any context left out
+    // the layer's plain bytes, or its share of the group's bytes, not counting what does not grow with the context
+    uint64_t bytes;
 
     // of the layer's K and V, or of its group's directions; GGML_TYPE_COUNT for codes, and where the layer keeps none
     enum ggml_type type_k;

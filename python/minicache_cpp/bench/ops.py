@@ -1,9 +1,9 @@
 """`minicache bench --ops`: where the time of a token, and of a prompt's chunk, goes.
 
 llama.cpp computes a graph in one piece, or node by node where its evaluation callback asks for it. Node by node, the
-time of each is known, but the threads are started and waited for at every node. In one piece that happens once, so the
-difference says what it costs: the cost is taken to be the same for every node, such that all nodes together take as
-long as the graph of a token in one piece. Both ways are measured in turn.
+time of each is known, but the threads are started and waited for at every node; in one piece that happens once. The
+difference is the cost of starting a node, assumed equal for all nodes; it is subtracted so that the nodes of a token
+add up to the time of its whole graph. Both ways are measured in turn.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class OpTimer:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was measured."""
+        """Forgets what was measured."""
         self.seconds = dict.fromkeys(KINDS, 0.0)
         self.nodes = dict.fromkeys(KINDS, 0)
         self.asked = 0.0  # seconds spent on asking which nodes are wanted
@@ -68,7 +68,7 @@ class OpTimer:
         return True
 
     def add(self, tensor: int, seconds: float) -> None:
-        """Count a node's time towards its kind."""
+        """Counts a node's time towards its kind."""
         name = self.ggml.ggml_op_desc(tensor).decode()
         if name in NO_WORK:
             return
@@ -147,7 +147,7 @@ class Sample:
 
 
 def sample(context: SequenceContext, timer: OpTimer, at: int, n_tokens: int, times: int) -> Sample:
-    """Evaluate the tokens at these positions several times; at the end they are in the cache."""
+    """Evaluates the tokens at these positions several times; at the end they are in the cache."""
     whole: list[float] = []
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for i in range(-1, times):

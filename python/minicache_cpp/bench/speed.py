@@ -102,7 +102,7 @@ def fill(
     on_step: OnStep,
     copies: bool = False,
 ) -> None:
-    """Fill all contexts, chunk by chunk in turn, as often as PREFILL_TOKENS allows."""
+    """Fills all contexts, chunk by chunk in turn, as often as PREFILL_TOKENS allows."""
     times = max(1, min(reps, PREFILL_TOKENS // n_kv))
     n_computed = min(n_kv, N_BATCH) if copies else n_kv
     for repetition in range(times):
@@ -123,7 +123,7 @@ def fill(
 
 
 def decode(opened: Opened, n_kv: int, reps: int, on_step: OnStep) -> None:
-    """Decode token after token behind a full context, in turn, and remove them from the cache again."""
+    """Decodes token after token behind a full context, in turn, and removes them from the cache again."""
     for context, _ in opened:  # the first tokens build the graphs and do not count
         context.evaluate(n_kv, 1)
         context.evaluate(n_kv + 1, 1)
@@ -159,7 +159,7 @@ def row(samples: Samples) -> dict[str, Any]:
 
 
 def compare(rows: list[dict[str, Any]]) -> None:
-    """Add each row's speed relative to the plain cache of the same type, None where that was not measured."""
+    """Adds each row's speed relative to the plain cache of the same type, None where that was not measured."""
     plain = {(row["cache"], row["n_kv"]): row for row in rows if row["minicache"] is None}
     for one in rows:
         reference = plain.get((one["cache"], one["n_kv"]))

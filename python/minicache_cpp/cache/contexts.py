@@ -1,4 +1,4 @@
-"""Contexts whose cache is kept as settings say."""
+"""Makes contexts that use given MiniCache settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .settings import MiniCache
 
 @contextmanager
 def creating_contexts(minicache: MiniCache | None) -> Iterator[None]:
-    """Contexts that this thread makes inside keep their cache as `minicache` says, or as upstream does."""
+    """Within the block, contexts that this thread makes use `minicache`, or llama.cpp's own cache if it is None."""
     try:
         if minicache is None:
             use_off()

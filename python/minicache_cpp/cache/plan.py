@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def retain_block(self) -> int:
-        """Consecutive cells that share one retained token; 0 where none is retained."""
+        """How many consecutive cells share one retained token; 0 if none is retained."""
         from .native_settings import retain_block
 
         return retain_block(self.retain)
@@ -82,7 +82,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class BasisMatrices:
-    """The matrices W of an aligned group, K's and V's: of layer b alone, or of a and b. W x is merged in place of x.
+    """The matrices W of an aligned group, for K and for V: for layer b alone, or for both layers.
+
+    The vector W x is merged instead of x.
 
     k [layers, n_head_kv, d_k, d_k], v [layers, n_head_kv, d_v, d_v]
     """

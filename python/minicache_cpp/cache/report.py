@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from ..host.units import mib
 
-NO_SHIFT = "positions cannot be shifted: RoPE turns each layer's K in another plane of the basis"
+NO_SHIFT = "positions cannot be shifted, because the basis matrices are applied after RoPE"
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class LayerReport:
 
     # "none", "plain", "merged" or "refused"
     kind: str
-    # the layers that it shares storage with, or was meant to, itself included
+    # the layers of its group, including itself; of a refused layer, the group it was meant for
     group: tuple[int, ...] | None
     # its number in the group
     side: int | None
@@ -86,7 +86,7 @@ class KVReport:
     type_v: str
     pool_type: str | None
     t: float | None
-    # as granted: one token in a whole number of them
+    # the actual fraction, 1/n for a whole number n
     retain: float | None
     # retained tokens held now, over all groups and streams
     retained: int
@@ -152,7 +152,7 @@ def _kept(report: KVReport) -> list[str]:
     if others := _other_types(report):
         lines.append(f"unmerged layers with other types: {others}")
     if report.fallback:
-        lines.append(f"{report.fallback}: layers attend on the CPU")
+        lines.append(f"{report.fallback}: attention of these layers runs on the CPU")
     return lines
 
 

@@ -18,10 +18,10 @@ ADVICE = "take a smaller --ctx, or a smaller cache with --config"
 
 
 def refuse_too_large(file: GGUFFile, n_ctx: int, specs: Sequence[CacheSpec], gpu_layers: int = 0) -> None:
-    """Refuse contexts of `n_ctx` tokens, one with each of these caches at the same time, that memory cannot hold.
+    """Raises if memory cannot hold one context of `n_ctx` tokens for each of these caches at the same time.
 
-    The weights count too. With layers on the GPU (`gpu_layers` other than 0) K, V and the weights are taken to lie
-    there, and only the cells count. Raises MiniCacheError where memory is short or a cache does not fit the model.
+    The weights count too. With layers on the GPU (`gpu_layers` other than 0) K, V and the weights are assumed to lie
+    there, and only the cells count. Raises MiniCacheError if memory is short or a cache does not fit the model.
     """
     if gpu_layers:
         require_room(n_ctx, 0, n_contexts=len(specs))
@@ -33,9 +33,9 @@ def refuse_too_large(file: GGUFFile, n_ctx: int, specs: Sequence[CacheSpec], gpu
 def require_room(
     n_ctx: int, kv_bytes: int, weight_bytes: int = 0, *, n_contexts: int = 1, advice: str = ADVICE
 ) -> None:
-    """Raise MiniCacheError where main memory cannot hold these bytes of K and V, the contexts' cells and the weights.
+    """Raises MiniCacheError if main memory cannot hold these bytes of K and V, the contexts' cells and the weights.
 
-    To be asked before anything is allocated: the operating system ends a process that takes too much.
+    Call this before allocating: the operating system kills a process that uses too much memory.
     """
     needed = kv_bytes + n_contexts * n_cells(n_ctx) * CELL_BYTES
     available = memory.available_bytes()
@@ -51,6 +51,6 @@ def require_room(
 
 
 def known_kv_bytes(file: GGUFFile, spec: CacheSpec, n_ctx: int) -> int:
-    """Bytes of the K and V of one sequence, 0 where the model's header does not say what its cache takes."""
+    """Returns the bytes of K and V of one sequence, or 0 if the model's header does not say what its cache takes."""
     shape = model_shape(file)
     return 0 if shape.unknown else kv_bytes(shape, spec, n_ctx)

@@ -36,7 +36,7 @@ def merged_groups(shape: ModelShape, minicache: MiniCache) -> list[tuple[int, ..
         start = minicache.start
         if isinstance(start, int) and start >= n_layer:
             raise MiniCacheError(
-                f"start={start} is no layer of this model; its layers are 0 to {n_layer - 1}"
+                f"start={start} is not a layer of this model; its layers are 0 to {n_layer - 1}"
             )
         first = minicache.start_layer(n_layer)
         groups = [(layer, layer + 1) for layer in range(first, n_layer - 1, 2)]
@@ -81,7 +81,7 @@ def kv_bytes(shape: ModelShape, spec: CacheSpec, n_ctx: int, n_stream: int = 1) 
 
 
 def n_sequences(shape: ModelShape, spec: CacheSpec, n_ctx: int, budget: int) -> int:
-    """The sequences of `n_ctx` tokens that fit so many bytes, a stream each."""
+    """How many sequences of `n_ctx` tokens, one stream each, fit in `budget` bytes."""
     one, two = (kv_bytes(shape, spec, n_ctx, n) for n in (1, 2))
     return 1 + (budget - one) // (two - one) if one <= budget else 0
 
@@ -89,7 +89,7 @@ def n_sequences(shape: ModelShape, spec: CacheSpec, n_ctx: int, budget: int) -> 
 def _check_types(layer: Layer, type_k: str, type_v: str) -> None:
     for name, size in ((type_k, layer.head_size_k), (type_v, layer.head_size_v)):
         if layer.n_head_kv and size % GGML_TYPES[name].block:
-            raise MiniCacheError(f"{name} needs heads of a multiple of {GGML_TYPES[name].block} numbers")
+            raise MiniCacheError(f"{name} needs a head size that is a multiple of {GGML_TYPES[name].block}")
 
 
 def plan_bytes(shape: ModelShape, plan: Plan, n_ctx: int) -> int:
@@ -123,7 +123,7 @@ def plan_window_bytes(shape: ModelShape, plan: Plan) -> int:
 
 
 def n_slots(block: int, cells: int) -> int:
-    """The retained tokens of a group."""
+    """How many tokens a group can retain."""
     return -(-cells // block) if block else 0
 
 

@@ -1,4 +1,4 @@
-"""Allocates bits: which widths, and which plain types for layers that are not coded, lose least within a size.
+"""Allocates bits: chooses the widths, and the plain types of uncoded layers, that lose least within a given size.
 
 The loss of a plan is taken to be the sum of the losses of its parts, each of which is a squared error times the
 measured sensitivity of its layer (sensitivity.py). Given a price for a byte, every part is chosen by itself, to cost

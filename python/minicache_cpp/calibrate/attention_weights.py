@@ -70,7 +70,10 @@ def attention_weights(q: Floats, k: Floats, v: Floats, gain: Doubles, window: in
 
 
 def _by_token(read: Doubles, count: NDArray[np.int64]) -> Doubles:
-    """Sums over `count` queries as means, relative to their mean; where queries are few, drawn to the mean of all."""
+    """Divides the sums by the number of queries and normalises the result to mean 1.
+
+    Where the queries are few, the quotients are shrunk towards the overall mean.
+    """
     mean = np.maximum(read.sum(axis=0) / max(1, count.sum()), 1e-30)
     tokens = (read + PRIOR * mean) / (count[:, None] + PRIOR)
     return np.asarray(tokens / tokens.mean(axis=0))

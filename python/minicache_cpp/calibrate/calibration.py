@@ -73,7 +73,7 @@ class Captured:
     """The model's K and V on the chunks to fit to."""
 
     samples: Samples
-    # the layers that can be kept each in its own way; none where the model gets one plain type for all
+    # the layers that the plan can treat separately; empty if all get one plain type
     layers: Sequence[int]
 
 
@@ -130,7 +130,7 @@ def read_text(job: Job) -> Material:
 
 
 def work_key(job: Job, material: Material) -> str:
-    """Equal for calibrations that can go on with each other's work."""
+    """A key that is the same for calibrations that can resume each other's work."""
     options = job.options.rope_block, job.options.window
     what = [fingerprint(job.file), job.file.weight_bytes, *options, __version__]
     return hashlib.sha256(f"{what} {material.digest}".encode()).hexdigest()[:24]
@@ -209,9 +209,9 @@ def prepare_search(job: Job, fits: Fits, template: Plan, trials: Trials) -> Sear
 
 
 def choose(job: Job, search: Search) -> Checked:
-    """Finds the plan for the target, and checks it on text that nothing was fitted to or chosen by.
+    """Finds the plan for the target, and checks it on held-out text.
 
-    A plan that misses --max-kl there is replaced by one that measures less, at most MOST_RETRIES times.
+    A plan that exceeds --max-kl there is replaced by one that measured a lower KL, at most MOST_RETRIES times.
     """
 
     def checked(target: Target) -> Checked:
@@ -229,7 +229,7 @@ def choose(job: Job, search: Search) -> Checked:
 
 
 def run_counter(job: Job, fits: Fits) -> Callable[[str], None]:
-    """A function that shows each run through the model as progress, by the number of runs that are expected."""
+    """Returns a callback that reports each run of the model as a share of the expected number of runs."""
     done, expected = 0, 2 * len(fits.weights) * (1 + job.options.refine) + 8
 
     def on_run(name: str) -> None:

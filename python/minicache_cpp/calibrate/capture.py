@@ -111,7 +111,7 @@ class Observed:
             BatchToken(token, chunk.position + i, wanted=i == n - 1) for i, token in enumerate(chunk.tokens)
         )
         try:
-            # unguarded, as an evaluation callback is set
+            # not through the abort guard, which does not work while an evaluation callback is set
             status = llama_h.llama_decode(self.ctx, batch.fill(tokens))
         finally:
             batch.close()

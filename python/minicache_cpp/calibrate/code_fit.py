@@ -34,8 +34,8 @@ SMALLEST = 1e-7
 # subnormal numbers; the magnitudes are smaller by the same factor.
 UNIT_LENGTH = 64.0
 
-# Magnitudes are coded on a logarithmic scale: the margin on both sides of those that were seen, and the span below the
-# largest; smaller magnitudes are coded as if they were at its lower end.
+# Magnitudes are coded on a logarithmic scale. MAG_MARGIN widens the observed range on both sides. MAG_SPAN limits it
+# below the largest magnitude; smaller ones are coded as its lower end.
 MAG_MARGIN = np.log(2.0)
 MAG_SPAN = np.log(1e4)
 

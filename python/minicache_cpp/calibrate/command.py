@@ -61,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def add_target_options(parser: argparse.ArgumentParser) -> None:
-    """What the plan must reach."""
+    """Adds the options for what the plan must reach."""
     group = parser.add_argument_group("target", "one of --ratio, --max-kl and --budget")
     target = group.add_mutually_exclusive_group()
     target.add_argument(
@@ -83,7 +83,7 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_fit_options(parser: argparse.ArgumentParser) -> None:
-    """How the codes are made."""
+    """Adds the options for how the codes are made."""
     group = parser.add_argument_group("codes")
     group.add_argument(
         "--rope-block",
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def note_earlier_plan(file: GGUFFile) -> None:
-    """Says so where "auto" finds another plan of the model before the one in the user's cache directory."""
+    """Notes that "auto" will use another plan, because it finds that one before the plan just written."""
 
     def note(text: str) -> None:
         print(f"minicache: note: {text}", file=sys.stderr)
@@ -147,7 +147,7 @@ def note_earlier_plan(file: GGUFFile) -> None:
 
 
 def options_of(args: argparse.Namespace) -> Options:
-    """The options that the arguments say; DEFAULT_RATIO is the target where they name none."""
+    """Returns the options that the arguments give, with DEFAULT_RATIO as the target if they name none."""
     budget = parse_size(args.budget) if args.budget is not None else None
     if (budget is None) != (args.ctx is None):
         raise MiniCacheError(

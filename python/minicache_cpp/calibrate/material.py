@@ -38,7 +38,7 @@ class Chunk:
     def first(self) -> int:
         """The index of the first token that is measured at.
 
-        The tokens before it fill the window, and the cache behind it with half of the rest.
+        The tokens before it fill the window and then half of the remaining context.
         """
         return (len(self.tokens) + self.window) // 2
 
@@ -73,7 +73,7 @@ def make_material(
     description: str = "",
     window: int = 0,
 ) -> Material:
-    """Chunks of n_tokens together, from all over the texts; long texts are not read whole.
+    """Cuts about `n_tokens` tokens in all from places spread over the texts; long files are not read completely.
 
     Raises MiniCacheError where the text has too few tokens.
     """
@@ -91,8 +91,8 @@ def make_material(
     parts = [part for part in parts if len(part) >= shortest]
     if len(parts) < LEAST_CHUNKS:
         raise MiniCacheError(
-            f"the text has too few tokens to calibrate with: it takes {LEAST_CHUNKS} chunks of {shortest} tokens "
-            "or more, and thousands of tokens are better; give more --text"
+            f"the text has too few tokens to calibrate with: it needs at least {LEAST_CHUNKS} chunks of "
+            f"{shortest} tokens, and preferably thousands of tokens; add files with --text"
         )
     most = max(length, min(CONTEXT, n_ctx_train or CONTEXT))
     kinds = {turn: [part for number, part in enumerate(parts) if TURNS[number % 4] == turn] for turn in TURNS}

@@ -99,7 +99,7 @@ class Meter:
 
 
 def _identity(spec: CacheSpec) -> str:
-    """Equal for configurations that keep the cache in the same way: a plan counts by its bytes, not by its path."""
+    """The same for configurations that keep the cache in the same way; plans are compared by content, not by path."""
     if spec.plan_file is not None:
         return hashlib.sha256(spec.plan_file.path.read_bytes()).hexdigest()
     return spec.name

@@ -83,5 +83,5 @@ def check_output(output: Path | None) -> None:
 
 
 def threads_for(file: GGUFFile) -> int:
-    """The CPU threads for a model: one for a tiny model, which is slower with threads that wait for each other."""
+    """The CPU threads for a model: one for a tiny model, where synchronising threads costs more than they save."""
     return 1 if file.weight_bytes < TINY else default_threads()

@@ -24,9 +24,9 @@ class ParallelContext:
     """A context in which each chunk has a stream of the cache.
 
     The tokens before the first that is measured at are read like a prompt, 64 of each chunk in a step. From there on
-    chunks are read as in decode, one token of each in a step: a token sees itself exactly and all others from the
-    cache, the nearest ones, which matter most, included. With a window, which keeps those exact anyway, a step has an
-    eighth of the window's tokens of each chunk.
+    chunks are read as in decode, one token of each in a step: only the token itself is exact; all others, including the
+    nearest, which matter most, come from the cache. With a window W, which keeps the nearest ones exact anyway, a step
+    reads W/8 tokens of each chunk.
     """
 
     def __init__(self, model: NativeModel, spec: CacheSpec, chunks: Sequence[Chunk], threads: int) -> None:

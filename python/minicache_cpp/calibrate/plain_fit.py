@@ -52,7 +52,7 @@ def fit_plain(samples: Samples, weights: Mapping[Kind, Doubles], number: int) ->
 
 
 def rotation(size_k: int, size_v: int) -> tuple[int, int]:
-    """Return the block sizes in which llama.cpp rotates quantized K and V of these head sizes, 0 where it does not."""
+    """Returns the block sizes in which llama.cpp rotates quantized K and V of these head sizes, 0 where it does not."""
     n_k, n_v = binding.ffi.new("int32_t *"), binding.ffi.new("int32_t *")
     binding.lib.llama_minicache_rotation(size_k, size_v, n_k, n_v)
     return int(n_k[0]), int(n_v[0])

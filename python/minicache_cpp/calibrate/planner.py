@@ -3,7 +3,7 @@ types, and whether tokens are retained.
 
 What an error in each layer does to the model's output is measured on the model (sensitivity.py), and scales the
 weights that codes are fitted with. One price for a byte then settles all widths and types (allocation.py). search.py
-compares the plans that come of this, and plain caches, by what they measure.
+measures the resulting plans and plain caches and compares them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Planner:
 
     builder: PlanBuilder
     source: Source
-    # of all layers that may be coded
+    # the weights of all layers that may be coded
     weights: LayerWeights
     trials: Trials
     # what plain types lose, by layer; without it, all layers that are not coded have one type

@@ -21,7 +21,7 @@ COMPARED = ("f16", "q8_0", "q4_0")
 
 @dataclass(frozen=True)
 class Checked:
-    """A plan, and its loss on text that nothing was fitted to or chosen by."""
+    """A plan, and its loss on held-out text."""
 
     found: Found
     measured: Measured

@@ -82,14 +82,14 @@ class Search:
             if target.fits(self.shape, plan):
                 measured = self.trials.measure(plan, "measure", name)
                 if best is None or measured.kl <= best.measured.kl:
-                    best = Found(plan, measured, f"plain {name} measures no worse than anything else here")
+                    best = Found(plan, measured, f"plain {name} is at least as good as every other candidate")
         if best is not None:
             return best
         self.refuse(target)
         smallest = min(self.builder.types(), key=lambda one: GGML_TYPES[one].row_bytes(32))
         plan = self.builder.plain(smallest)
         self.on_note(
-            f"cannot reach {target}, as no layer of this model can be coded: {self._how_small(target)}"
+            f"cannot reach {target}: no layer of this model can be coded, and {self._how_small(target)}"
         )
         return Found(plan, self.trials.measure(plan, "measure", smallest), "the smallest plain type")
 
@@ -152,7 +152,7 @@ class Search:
         return best is None or ratio(self.shape, plan) > ratio(self.shape, best.plan)
 
     def refuse(self, target: Target) -> None:
-        """Raises MiniCacheError where no plan fits the target, unless no layer can be coded.
+        """Raises MiniCacheError if no plan fits the target, unless no layer can be coded.
 
         In that case choose() takes the smallest plain type, and notes that it misses the target.
         """
@@ -181,5 +181,5 @@ class Search:
         window = self.builder.template.window
         if window and self.planner.weights:
             taken = mib(plan_window_bytes(self.shape, self._empty_codes()))
-            text += f"; the window of {window} tokens takes {taken}, --window 0 does without"
+            text += f"; its window of {window} tokens takes {taken}, and --window 0 leaves it out"
         return text

@@ -61,8 +61,9 @@ def measure_sensitivities(
     measure: Measure,
     widths: Mapping[tuple[Kind, int], int] | None = None,
 ) -> Sensitivities:
-    """Measures the sensitivities of all layers, with each layer's K and V at 3 bits in turn, or at its own of `widths`.
+    """Measures the sensitivities of all layers.
 
+    Codes one layer's K or V at a time at 3 bits, or at the width that `widths` gives for it, and all others exactly.
     `singles` are the codes of the layers by themselves.
     """
     best = [exact(one) for one in singles]

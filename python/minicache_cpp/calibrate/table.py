@@ -30,8 +30,8 @@ def table(found: dict[str, Any]) -> str:
             f"{row['kl']:>6.4f}  {row['top1']:>6.1%}"
         )
     lines.append(
-        f"measured on {found['tokens']['check']} tokens of text that nothing was fitted to or chosen by, "
-        "past tokens from the cache"
+        f"measured on {found['tokens']['check']} tokens of held-out text, "
+        "with all earlier tokens read from the cache"
     )
     lines.append(f"plan: {found['plan']}")
     return "\n".join(lines)
@@ -52,7 +52,7 @@ def aligned_table(found: dict[str, Any]) -> str:
     """The mean distances of each pair without and with basis matrices; `found` is what align() returns."""
     lines = [
         f"{Path(found['model']).name}: SLERP after a change of basis, {found['settings'].partition(':')[2]}",
-        "mean distances on text that nothing was fitted to (0: the same direction, 0.5: unrelated)",
+        "mean distances on held-out text (0: the same direction, 0.5: unrelated)",
         "layers    K before  aligned   V before  aligned",
     ]
     for row in found["pairs"]:

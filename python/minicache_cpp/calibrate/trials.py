@@ -1,4 +1,4 @@
-"""Tries plans out: writes them to a file, and measures what a cache loses that is kept by them."""
+"""Tries plans out: writes them to a file, and measures what a cache that uses them loses."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Chat:
         template = template_of(llm)
         if template.is_plain:
             note(
-                "the model has no chat template, so it was hardly trained to chat; "
+                "the model has no chat template, and was probably not trained to chat; "
                 "the speakers are called User and Assistant"
             )
         report = llm.kv_report()

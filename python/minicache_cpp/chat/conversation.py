@@ -79,7 +79,8 @@ class Conversation:
 
         on_text: called with each further piece of the answer.
         stopped: asked between tokens, and between the batches of the prompt, whether to stop.
-        max_tokens: the longest answer; 0 for the size of the context, as a model that finds no end never stops.
+        max_tokens: the longest answer; 0 limits it to the size of the context, because some models never end
+            an answer.
 
         Raises MiniCacheError where the question does not fit the context; the conversation then stays as it was.
         """
@@ -91,7 +92,8 @@ class Conversation:
         writer = AnswerWriter(on_text, self.template.stop)
         started = time.perf_counter()
         n_tokens, dropped, finish = 0, prompt.dropped, "length"
-        self.text = ""  # until the answer is complete, the context holds more than the text that is known
+        # until the answer is complete, self.text does not cover all tokens in the context
+        self.text = ""
         while n_tokens < (max_tokens or self.n_ctx):
             token = self.sampler.sample(self.llm)
             if llama_h.llama_vocab_is_eog(self.llm._model.vocab, token):

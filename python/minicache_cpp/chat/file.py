@@ -78,13 +78,13 @@ def load_chat(path: Path, conversation: Conversation, cache: str) -> None:
 
 
 def read_chat(path: Path) -> tuple[dict[str, Any], bytes]:
-    """The header and the native state of a saved chat. Raises MiniCacheError where the file is none, or damaged."""
+    """The header and the native state of a saved chat. Raises MiniCacheError if it is none, or damaged."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise MiniCacheError(f"{path} cannot be read: {error.strerror or error}") from None
     if not data.startswith(FORMAT):
-        raise MiniCacheError(f"{path} is no saved chat")
+        raise MiniCacheError(f"{path} is not a saved chat")
     line, _, state = data[len(FORMAT) :].partition(b"\n")
     try:
         header = json.loads(line)

@@ -24,7 +24,7 @@ class ProgressLine:
         self.drawn = True
 
     def close(self) -> None:
-        """Remove the line; the next call draws it again."""
+        """Removes the line; the next call draws it again."""
         if self.drawn:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
@@ -52,7 +52,7 @@ class Progress(ProgressLine):
         self.last_stage = stage
 
     def note(self, text: str) -> None:
-        """Print a line that stays."""
+        """Prints a line that stays."""
         if not self.silent:
             self.close()
             print(text, file=sys.stderr, flush=True)

@@ -58,17 +58,17 @@ def as_bases(bases: npt.ArrayLike | None, n_tokens: int) -> Ints:
 
 
 def require_shape(name: str, array: Floats, shape: tuple[int, ...]) -> None:
-    """Raise MiniCacheError where the array has another shape."""
+    """Raises MiniCacheError if the array has another shape."""
     if array.shape != shape:
         raise MiniCacheError(f"{name} is {shape_of(array)}; with these arguments it must be {list(shape)}")
 
 
 def require_whole_blocks(name: str, ggml_type: GGMLType, head_size: int) -> None:
-    """Raise MiniCacheError where a head does not fill whole blocks of a type."""
+    """Raises MiniCacheError if a head does not fill whole blocks of a type."""
     if head_size % ggml_type.block:
         raise MiniCacheError(
             f"{name}={ggml_type.name} codes {ggml_type.block} numbers together, "
-            f"and head size {head_size} is no multiple of that"
+            f"and head size {head_size} is not a multiple of that"
         )
 
 

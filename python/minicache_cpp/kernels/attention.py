@@ -99,7 +99,7 @@ class AttentionCall:
     def __init__(self, q: Floats, n_kv: int, n_head_kv: int) -> None:
         n_q, n_head, head_size = q.shape
         if n_head % n_head_kv:
-            raise MiniCacheError(f"{n_head} heads of q are no multiple of {n_head_kv} heads of k and v")
+            raise MiniCacheError(f"{n_head} heads of q are not a multiple of {n_head_kv} heads of k and v")
         self.keep: list[Any] = [q]
         self.args = args = binding.ffi.new("struct llama_minicache_attention_args *")
         args.q = float_pointer(q)
@@ -142,7 +142,7 @@ class AttentionCall:
         args = self.args
         if retained.block < 1:
             raise MiniCacheError(
-                f"retained.block={retained.block!r} is no block length; it must be 1 or more"
+                f"retained.block={retained.block!r} is not a block length; it must be 1 or more"
             )
         if retained.type not in POOL_TYPES:
             raise MiniCacheError(f"retained.type={retained.type!r}; choose one of {', '.join(POOL_TYPES)}")

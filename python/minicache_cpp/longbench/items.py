@@ -39,11 +39,11 @@ class Item:
 def find_files(folder: Path, wanted: list[str]) -> dict[str, Path]:
     """The files in a folder by the names of their tasks: those that are wanted, or all there are."""
     if not folder.is_dir():
-        raise MiniCacheError(f"--data {folder} is no folder")
+        raise MiniCacheError(f"--data {folder} is not a folder")
     files = {path.stem: path for path in sorted(folder.glob("*.jsonl")) if task_of(path.stem) in TASKS}
     for name in wanted:
         if task_of(name) not in TASKS:
-            raise MiniCacheError(f"{name!r} is no task of LongBench; there are {', '.join(TASKS)}")
+            raise MiniCacheError(f"{name!r} is not a task of LongBench; its tasks are {', '.join(TASKS)}")
         if name not in files:
             raise MiniCacheError(f"there is no {name}.jsonl in {folder}")
     if not files:

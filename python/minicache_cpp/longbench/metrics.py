@@ -71,7 +71,7 @@ def summary_zh(answer: str, right: str, _: Sequence[str]) -> float:
 def classification(answer: str, right: str, classes: Sequence[str]) -> float:
     """1 / the number of classes that the answer names, if the right one is among them; 0 otherwise.
 
-    Names that are part of the right name don't count.
+    Names that are part of the right name do not count.
     """
     named = [name for name in classes if name in answer and not (name in right and name != right)]
     return 1 / len(named) if right in named else 0.0

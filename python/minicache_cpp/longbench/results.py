@@ -29,7 +29,7 @@ def row_of(spec: CacheSpec, report: KVReport, scores: dict[str, float]) -> dict[
 
 
 def write_answers(folder: Path, answers: dict[str, list[str]], items: dict[str, list[Item]]) -> None:
-    """Write <task>.jsonl for each task, a line for each answer."""
+    """Writes <task>.jsonl for each task, a line for each answer."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, found in answers.items():

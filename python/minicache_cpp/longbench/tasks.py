@@ -55,14 +55,14 @@ TASKS = {
 
 
 def prompts_from(path: Path) -> dict[str, Task]:
-    """The tasks, with the prompts of a JSON object by task; MiniCacheError where the file cannot be used."""
+    """Returns the tasks with the prompts of a JSON object by task; raises MiniCacheError if the file cannot be used."""
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
         return {name: replace(task, prompt=str(given.get(name, task.prompt))) for name, task in TASKS.items()}
     except OSError as error:
-        raise MiniCacheError(f"{path} can't be read: {error.strerror or error}") from None
+        raise MiniCacheError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, AttributeError):
-        raise MiniCacheError(f"{path} is no JSON object of prompts by task") from None
+        raise MiniCacheError(f"{path} is not a JSON object of prompts by task") from None
 
 
 def task_of(name: str) -> str:

@@ -67,10 +67,10 @@ POOL_TYPES = ("f16", "q8_0", "cache")
 
 
 def cache_type(name: object, what: str) -> GGMLType:
-    """The cache type of this name; MiniCacheError with all names where there is none. `what` is for the message."""
+    """Returns the cache type of this name. Raises MiniCacheError with all names if there is none; `what` is for it."""
     if isinstance(name, str) and name in CACHE_TYPES:
         return GGML_TYPES[name]
-    raise MiniCacheError(f"{what}={name!r} is no cache type; choose one of {', '.join(CACHE_TYPES)}")
+    raise MiniCacheError(f"{what}={name!r} is not a cache type; choose one of {', '.join(CACHE_TYPES)}")
 
 
 def plain_cache_type(value: object, what: str) -> GGMLType:
@@ -83,7 +83,7 @@ def plain_cache_type(value: object, what: str) -> GGMLType:
             if ggml_type.number == value:
                 return ggml_type
     names = ", ".join(f"{ggml_type.name} ({ggml_type.number})" for ggml_type in allowed)
-    raise MiniCacheError(f"{what}={value!r} is no cache type; choose one of {names}")
+    raise MiniCacheError(f"{what}={value!r} is not a cache type; choose one of {names}")
 
 
 def is_quantized(ggml_type: GGMLType) -> bool:

@@ -107,7 +107,7 @@ def _read_one(path: Path) -> GGUFFile:
     except FileNotFoundError:
         raise MiniCacheError(f"{path} does not exist") from None
     except OSError as error:
-        raise MiniCacheError(f"{path} can't be read: {error.strerror or error}") from None
+        raise MiniCacheError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 class _Reader:

@@ -53,7 +53,7 @@ class ModelShape:
 
 
 def model_shape(file: GGUFFile) -> ModelShape:
-    """The shape from a file's header; MiniCacheError where it is no language model's."""
+    """Returns the shape from a file's header. Raises MiniCacheError if it is not that of a language model."""
     n_layer = _whole(file, "block_count")
     heads = _per_layer(file, "attention.head_count", n_layer)
     heads_kv = _per_layer(file, "attention.head_count_kv", n_layer, heads)

@@ -19,7 +19,7 @@ ACTIONS = ("list", "get", "path", "rm")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
+    """Adds the command's options."""
     parser.add_argument(
         "action",
         nargs="?",

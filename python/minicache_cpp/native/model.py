@@ -21,5 +21,5 @@ def load_model(path: Path, log: NativeLog, **settings: Any) -> Any:
         setattr(params, name, value)
     model = llama_h.llama_model_load_from_file(str(path).encode(), params)
     if model is None:
-        raise MiniCacheError(f"{path} can't be used: {log.reason()}")
+        raise MiniCacheError(f"{path} cannot be used: {log.reason()}")
     return model

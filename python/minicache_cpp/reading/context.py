@@ -55,7 +55,7 @@ class SequenceContext:
         return read_report(self.ctx).bytes
 
     def evaluate(self, start: int, n_tokens: int) -> None:
-        """Read filler tokens at these positions; the logits after the last one are computed."""
+        """Reads filler tokens at these positions; the logits after the last one are computed."""
         end = start + n_tokens
         tokens = (
             BatchToken(filler_token(at, self.n_vocab), at, wanted=at == end - 1) for at in range(start, end)
@@ -63,14 +63,16 @@ class SequenceContext:
         self.batch.decode(self.ctx, tokens)
 
     def fill_by_copies(self, n_done: int, n_tokens: int) -> None:
-        """Fill the cache up to n_tokens with copies of the cells of its first n_done tokens, at the next positions.
+        """Fills the cache up to n_tokens with copies of the cells of its first n_done tokens, at the next positions.
 
         The result is that of a prompt that repeats itself, if no token saw the repetitions before it. K is turned to
         its new position as in a context shift, with the next token that is evaluated. Raises MiniCacheError where the
         positions of this cache cannot be moved.
         """
         if not llama_h.llama_memory_can_shift(self.memory):
-            raise MiniCacheError("this cache can't be filled with copies, as its positions can't be moved")
+            raise MiniCacheError(
+                "this cache cannot be filled with copies, because its positions cannot be moved"
+            )
         for start in range(n_done, n_tokens, n_done):
             llama_h.llama_memory_seq_cp(self.memory, 0, 1, 0, min(n_done, n_tokens - start))
             state = binding.get_state(self.ctx, 1)
@@ -81,20 +83,20 @@ class SequenceContext:
             llama_h.llama_memory_seq_rm(self.memory, 1, -1, -1)
 
     def cut(self, n_tokens: int) -> None:
-        """Keep only the first tokens."""
+        """Keeps only the first tokens."""
         llama_h.llama_memory_seq_rm(self.memory, 0, n_tokens, -1)
 
     def clear(self) -> None:
-        """Forget all tokens."""
+        """Forgets all tokens."""
         binding.clear(self.ctx)
 
     def close(self) -> None:
-        """Free the context."""
+        """Frees the context."""
         self.batch.close()
         binding.free_context(self.ctx)
 
 
 def load_sequence(ctx: Any, seq: int, state: Any) -> None:
-    """Add the cells of a saved state to a context, as this sequence; MiniCacheError where they do not fit."""
+    """Adds the cells of a saved state to a context, as this sequence. Raises MiniCacheError if they do not fit."""
     if not binding.set_state(ctx, state, seq):
         raise MiniCacheError(f"there is no room for the state of sequence {seq}")

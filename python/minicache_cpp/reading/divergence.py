@@ -39,6 +39,6 @@ class Reference:
         return 4 * n_rows * n_vocab
 
     def close(self) -> None:
-        """Remove the file."""
+        """Removes the file."""
         del self.rows
         self.file.close()

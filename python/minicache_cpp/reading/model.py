@@ -44,7 +44,7 @@ class NativeModel:
         with creating_contexts(spec.minicache):
             ctx = llama_h.llama_init_from_model(self.model, params)
         if ctx is None:
-            raise MiniCacheError(f"{spec.name} can't be used: {binding.last_error() or self.log.reason()}")
+            raise MiniCacheError(f"{spec.name} cannot be used: {binding.last_error() or self.log.reason()}")
         return ctx
 
     def __enter__(self) -> NativeModel:

@@ -22,7 +22,7 @@ class ScoredContext(SequenceContext):
     marked: bytearray | int = 0
 
     def decode(self, tokens: Sequence[int], position: int, scored_from: int) -> Iterator[tuple[int, Floats]]:
-        """Read tokens at consecutive positions, ubatch by ubatch.
+        """Reads tokens at consecutive positions, ubatch by ubatch.
 
         Yields (index of a token, logits [n, n_vocab] after it and after the n - 1 tokens that follow it) for the tokens
         from index `scored_from` on. The logits are llama.cpp's own memory and are valid until the next step.
@@ -41,12 +41,12 @@ class ScoredContext(SequenceContext):
                 yield first, np.ctypeslib.as_array(logits, (n_rows, self.n_vocab))
 
     def read(self, tokens: Sequence[int], position: int) -> None:
-        """Read tokens without any logits."""
+        """Reads tokens without any logits."""
         for _ in self.decode(tokens, position, len(tokens)):
             pass
 
     def likeliest(self, tokens: Sequence[int], position: int, n_last: int) -> list[int]:
-        """Read tokens, and return the likeliest token after each of the last `n_last`."""
+        """Reads tokens, and returns the likeliest token after each of the last `n_last`."""
         found: list[int] = []
         for _, logits in self.decode(tokens, position, len(tokens) - n_last):
             found += logits.argmax(axis=1).tolist()
@@ -59,12 +59,12 @@ class ScoredContext(SequenceContext):
         if not (recurrent or self.report().active):
             self.marked = int(llama_h.llama_memory_seq_pos_max(self.memory, 0)) + 1
             return
-        # a recurrent state can't be cut back, and in a merged cache the tokens that would be cut off may have displaced
-        # retained tokens before them
+        # a recurrent state cannot be cut back, and in a merged cache the tokens that would be cut off may have
+        # displaced retained tokens before them
         self.marked = binding.get_state(self.ctx, 0)
 
     def back(self) -> None:
-        """Forget what has been read since mark()."""
+        """Forgets what has been read since mark()."""
         if isinstance(self.marked, int):
             self.cut(self.marked)
             return

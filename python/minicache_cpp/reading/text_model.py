@@ -66,7 +66,7 @@ class TextModel:
         self.close()
 
     def close(self) -> None:
-        """Free the context and the model."""
+        """Frees the context and the model."""
         self.stack.close()
 
     def report(self) -> KVReport:
@@ -74,7 +74,7 @@ class TextModel:
         return self.context.report()
 
     def hold(self, tokens: Sequence[int]) -> None:
-        """Fill the cache with these tokens and no others.
+        """Fills the cache with these tokens and no others.
 
         They are not read again if they are those of the call before, as with several answers to one question. Keeping
         only a common beginning would cut the rest into other ubatches, and results would depend on the order of calls.
@@ -116,7 +116,7 @@ class TextModel:
         n_most = min(n_most, self.n_ctx - 1)
         prompt = list(prompt)[-(self.n_ctx - n_most) :]
         if not prompt:
-            raise MiniCacheError("an empty prompt can't be continued")
+            raise MiniCacheError("an empty prompt cannot be continued")
         self.hold(prompt[:-1])
         last, found, text = prompt[-1], list[int](), ""
         while len(found) < n_most:

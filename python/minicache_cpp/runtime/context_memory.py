@@ -1,4 +1,4 @@
-"""What a context asks for and what is free: checked before it is made, and said where it could not be made."""
+"""Compares what a context needs with what is free, before it is made, and explains a failure to make it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ContextMemory:
         self.on_host = layers == 0 or not arguments.get("offload_kqv", True) or not devices.gpus()
 
     def refuse_too_large(self) -> None:
-        """Raise where main memory cannot hold what has to be there; weights are mapped files and not counted."""
+        """Raises if main memory cannot hold what must be there; weights are mapped files and not counted."""
         needed = self.kv_bytes if self.on_host else 0
         require_room(self.n_ctx, needed, advice="take a smaller n_ctx, or a smaller cache")
 
@@ -38,10 +38,10 @@ class ContextMemory:
         free = [f"{mib(gpu.free)} on {gpu.name}" for gpu in devices.gpus()]
         available = available_bytes()
         free.append(
-            "an unknown part of main memory" if available is None else f"{mib(available)} of main memory"
+            "unknown amounts of main memory" if available is None else f"{mib(available)} of main memory"
         )
         taken = mib(self.kv_bytes) if self.kv_bytes else "an unknown size"
-        return f"the KV cache of {self.n_ctx:,} tokens takes {taken}; free are {', '.join(free)}"
+        return f"the KV cache of {self.n_ctx:,} tokens takes {taken}; {' and '.join(free)} are free"
 
 
 def _bytes_or_unknown(file: GGUFFile, spec: CacheSpec, n_ctx: int) -> int:

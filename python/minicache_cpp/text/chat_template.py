@@ -34,13 +34,13 @@ class ChatTemplate:
 
     @classmethod
     def from_source(cls, source: str | None, bos: str, eos: str) -> ChatTemplate:
-        """The template with this Jinja text, or the plain one for None; MiniCacheError where it can't be read."""
+        """Makes the template from Jinja text, or the plain one for None. Raises MiniCacheError if it cannot be read."""
         try:
             formatter = llama_chat_format.Jinja2ChatFormatter(
                 source or PLAIN_TEMPLATE, eos_token=eos, bos_token=bos
             )
         except jinja2.TemplateError as error:
-            raise MiniCacheError(f"the model's chat template can't be read: {error}") from None
+            raise MiniCacheError(f"the model's chat template cannot be read: {error}") from None
         return cls(formatter) if source else cls(formatter, stop=(PLAIN_STOP,), is_plain=True)
 
     def render(self, messages: list[Message], ask: bool = True) -> str:

@@ -12,7 +12,7 @@ MOST_BYTES = 8 * 2**20  # that read_texts() reads of each file; ample for every 
 
 
 class Texts:
-    """UTF-8 files one after the other, as one text of `size` bytes. MiniCacheError where a file can't be read."""
+    """UTF-8 files one after the other, as one text of `size` bytes. Raises MiniCacheError if a file cannot be read."""
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
         self.files = [(path, _size(path)) for path in map(Path, paths)]
@@ -71,4 +71,4 @@ def _explained(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise MiniCacheError(f"the text {path} does not exist") from None
     except OSError as error:
-        raise MiniCacheError(f"the text {path} can't be read: {error.strerror or error}") from None
+        raise MiniCacheError(f"the text {path} cannot be read: {error.strerror or error}") from None

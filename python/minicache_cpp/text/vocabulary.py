@@ -34,7 +34,7 @@ class Vocabulary:
         self.close()
 
     def close(self) -> None:
-        """Free the model."""
+        """Frees the model."""
         llama_h.llama_model_free(self.model)
 
     def tokenize(self, text: str, special: bool = True) -> list[int]:
@@ -44,7 +44,7 @@ class Vocabulary:
         buffer = (ctypes.c_int32 * size)()
         n = llama_h.llama_tokenize(self.vocab, data, len(data), buffer, size, False, special)
         if n < 0:
-            raise MiniCacheError(f"a text of {len(data)} bytes can't be made into tokens")
+            raise MiniCacheError(f"a text of {len(data)} bytes cannot be made into tokens")
         return list(buffer[:n])
 
     def begun(self, tokens: list[int]) -> list[int]:
