@@ -1,6 +1,6 @@
 """KIVI: a tuning-free asymmetric 2-bit quantization of the KV cache (Liu et al. 2024, arXiv 2402.02750).
 
-Each group of numbers is rounded to integers of B bits between its own least and largest number, section 3:
+Each group of numbers is rounded to integers of B bits between its own least and largest number:
 
     z = min x    s = (max x - min x)/(2^B - 1)    q = round((x - z)/s)    x̂ = q·s + z
 
@@ -10,9 +10,10 @@ which are quantized all at once when there are as many; for V the latest `residu
 
 bits: B, 2 or 4 in the paper. group: 32 in the paper. residual: 32 here; the paper has 32 and 128.
 
-z and s are stored in f16, so that 2 bits take 3 for each number, and 4 take 5. The paper's text was not at hand: groups
-and residual are as its abstract and the authors' repository (jy-yuan/KIVI) describe them, and the type of z and s
-is taken from the f16 models that it runs.
+z and s are stored in f16, so that 2 bits take 3 for each number, and 4 take 5. What is quantized along which axis is in
+the abstract, and that groups, a residual and 32 tokens in full precision are used is in the authors' repository
+(jy-yuan/KIVI). The paper's text was not at hand: its values of group and residual, when K and V leave full precision,
+and the type of z and s could not be checked there.
 """
 
 from __future__ import annotations

@@ -30,11 +30,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicache_cpp.cache.code_format import Kind
+from minicache_cpp.cache.code_format import KINDS, Kind
 from minicache_cpp.calibrate.plain_fit import hadamard
 from minicache_cpp.modelfile.shape import ModelShape
 
-from .method import HALF, Floats, LayerMethod, require
+from .method import HALF, Floats, LayerMethod, head_size, require
 
 ITERATIONS = 16
 # bounds of a standard deviation before its logarithm is taken, and of a logarithm
@@ -56,6 +56,9 @@ class KVarN(LayerMethod):
         require("k", self.k, 1 <= self.k <= 8, "1 to 8")
         require("v", self.v, 1 <= self.v <= 8, "1 to 8")
         require("tile", self.tile, self.tile > 1, "2 or more")
+        sizes = {head_size(kind, layer) for kind in KINDS for layer in self.shape.layers}
+        for size in sizes:
+            require("the head size", size, size & (size - 1) == 0, "a power of two for a Hadamard matrix")
         whole = self.sinks >= 0 and self.sinks % self.tile == 0
         require("sinks", self.sinks, whole, f"a multiple of tile, {self.tile}")
 

@@ -301,6 +301,11 @@ def test_turboquant_has_unbiased_inner_products(rng: np.random.Generator) -> Non
     assert mean[1] == pytest.approx(1, abs=0.02)
 
 
+def test_kvarn_needs_a_hadamard_matrix() -> None:
+    with pytest.raises(MiniCacheError, match="the head size=96: it must be a power of two"):
+        KVarN(replace(SHAPE, layers=[Layer(1, 96, 64)]))
+
+
 # the command
 
 
