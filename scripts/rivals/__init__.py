@@ -1,0 +1,1 @@
+"""KV-cache methods of other authors beside ours, simulated on the same tokens in float32."""
