@@ -19,6 +19,7 @@ from minicache_cpp.models import table
 from oracle.model import Config
 from support import plans
 from support.loaded import Loaded
+from support.paths import ROOT
 
 
 @dataclass
@@ -159,3 +160,15 @@ def test_auto_takes_the_plan_beside_the_model(places: Places) -> None:
         assert llm.minicache is not None and llm.minicache.plan_file is not None
         assert llm.minicache.plan_file.path.parent == places.shipped
     assert [one.filename for one in caught] == [__file__]
+
+
+def test_the_plans_that_ship_are_sound() -> None:
+    """Their names say whose they are, and how small they make its cache."""
+    paths = sorted((ROOT / "models" / "plans").glob("*.gguf"))
+    assert paths
+    for path in paths:
+        name, _, ratio = path.stem.partition("-")
+        plan = PlanFile.open(path).plan
+        assert plan.fingerprint == name
+        assert plan.mode == "code"
+        assert float(ratio) > 1

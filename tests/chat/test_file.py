@@ -46,7 +46,7 @@ def test_a_saved_chat_that_does_not_fit_changes_nothing(
     for name, cache, words in (
         ("saved", "q4_0", "saved with the cache"),
         ("short", "cache", "incomplete"),
-        ("other", "cache", "no saved chat"),
+        ("other", "cache", "is not a saved chat"),
         ("wrong", "cache", "damaged"),
         ("model", "cache", "another model"),
         ("none", "cache", "cannot be read"),

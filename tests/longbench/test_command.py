@@ -47,8 +47,8 @@ def test_a_long_text_loses_its_middle(model: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--data", "nowhere"], "no folder"),
-        (["--task", "sums"], "no task of LongBench"),
+        (["--data", "nowhere"], "is not a folder"),
+        (["--task", "sums"], "is not a task of LongBench"),
         (["--task", "lcc"], "no lcc.jsonl"),
         (["--task", "trec"], "line 1: not an object"),
         (["--config", "q3_9"], "not a cache"),

@@ -28,7 +28,7 @@ def test_prompts_can_be_those_of_a_file(tmp_path: Path) -> None:
     assert tasks["qasper"].n_most == 128
     assert tasks["trec"] == TASKS["trec"]
     path.write_text("[1]", encoding="utf-8")
-    with pytest.raises(MiniCacheError, match="no JSON object"):
+    with pytest.raises(MiniCacheError, match="is not a JSON object"):
         prompts_from(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -32,3 +33,24 @@ def test_chat_without_a_model_answers_in_sentences(smollm2: Path) -> None:
     command = [sys.executable, "-m", "minicache_cpp.chat", *arguments, "--config", "q8_0", "--threads", "1"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=True)
     assert "moon" in done.stdout.lower() and len(done.stdout.split()) > 10
+
+
+@pytest.mark.usefixtures("cache")
+def test_its_plan_ships(smollm2: Path) -> None:
+    """The first chat waits for no calibration, and its answer still makes sense."""
+    arguments = ["--prompt", "Tell me about the moon.", "--temp", "0", "--max-tokens", "24", "--ctx", "512"]
+    command = [
+        sys.executable,
+        "-m",
+        "minicache_cpp.chat",
+        str(smollm2),
+        *arguments,
+        "--json",
+        "--threads",
+        "1",
+    ]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=True)
+    found = json.loads(done.stdout)
+    assert found["ratio"] >= 4.99
+    assert found["warnings"] == []
+    assert "moon" in found["answer"].lower() and len(found["answer"].split()) > 10
