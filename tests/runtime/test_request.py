@@ -57,7 +57,7 @@ def test_what_contradicts_itself_is_refused(
 
 @pytest.mark.parametrize("types", [("zz", "q8_0"), (None, None), ("q4_k", "q4_k")])
 def test_a_spec_has_types_that_exist(types: tuple[Any, Any]) -> None:
-    with pytest.raises(MiniCacheError, match="is no cache type"):
+    with pytest.raises(MiniCacheError, match="is not a cache type"):
         CacheSpec(*types)
 
 

@@ -180,9 +180,9 @@ def codec_of_file(codec: Codec) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
 
 
 def refusal(loaded: Loaded, plan: Path) -> str:
-    """Returns why the library refuses a plan. Python's own check, which would refuse some plans first, is bypassed."""
+    """Returns why the library refuses a plan, when it reads it or when it makes a context of the model with it."""
     params = ffi.new("struct llama_minicache_params *")
-    if not lib.llama_minicache_parse_params(f"plan={plan}".encode(), params):
+    if not lib.llama_minicache_parse_params(f"plan={plan}".encode(), params, ffi.NULL, ffi.NULL):
         return binding.last_error()
     binding.check(lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_PARAMS, params), "llama_minicache_use")
     try:

@@ -237,7 +237,7 @@ def test_the_report_counts_basis_matrices(load: Callable[..., Loaded], plan: Pat
     assert report.bytes_codec == 2 * sides * 3 * loaded.tiny.shape.n_head_kv * 64 * 64 * 4
     assert report.fixed_bytes >= report.bytes_codec
     assert report.ratio == pytest.approx(report.bytes_f16 / (report.bytes - report.fixed_bytes))
-    assert "bases" in str(report)
+    assert "basis matrices" in str(report)
     shape = model_shape(read_gguf(loaded.path))
     assert kv_bytes(shape, CacheSpec.parse(str(plan)), 512) == report.bytes
 

@@ -63,7 +63,7 @@ def test_average_as_a_spec(random_model: Loaded, monkeypatch: pytest.MonkeyPatch
     assert (minicache.mode, minicache.retain, minicache.type_k) == ("average", 0.0, "q4_0")
     assert minicache.spec() == "average:start=0.5,retain=0.0,type=q4_0"
     assert CacheSpec.parse(minicache.spec()).minicache == minicache
-    with pytest.raises(MiniCacheError, match="none of slerp, average"):
+    with pytest.raises(MiniCacheError, match="neither slerp nor average"):
         MiniCache(mode="aligned")
 
     tokens = run(prompt(60))
