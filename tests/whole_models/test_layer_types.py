@@ -234,7 +234,7 @@ def test_every_type_is_allocated_as_the_plan_says(random_model: Loaded, plan: Pa
         ([-1, 8, 8], "there is none"),
         ([0, 8, 4000], "unknown cache type"),
         ([0, 8, 4], "unknown cache type"),
-        ([0, 8, 0], "not supported"),
+        ([0, 8, 0], "unknown cache type"),
     ],
 )
 def test_a_damaged_list_is_refused(random_model: Loaded, plan: Path, numbers: list[int], reason: str) -> None:
