@@ -291,4 +291,4 @@ def test_unsupported_plain_layers_run_on_the_cpu(load: Callable[..., Loaded], de
         fallback = ctx.report().fallback
         assert nmse(ctx.decode(tokens), expected) <= BOUNDS["q4_0"]
     assert fallback == "cuda-on-cpu0 has no attention over plain layers (head size 288, iq4_nl, iq4_nl)"
-    assert sum("attend on the CPU" in text for _, text in lines) == 1
+    assert sum("attention of these layers runs on the CPU" in text for _, text in lines) == 1
