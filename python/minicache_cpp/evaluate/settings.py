@@ -19,7 +19,7 @@ class Settings:
     offsets: Sequence[int]  # positions of the first token
     specs: Sequence[CacheSpec]
     ubatch: int = 1  # tokens read at a time
-    prompt_ubatch: int = 64  # the same where facts are told and asked for
+    prompt_ubatch: int = 64  # the same for planted facts and their questions
     chunks: int | None = None  # of each context; None for as many as the text has, up to a limit
     # tokens between facts and the questions about them; () for distances that fit, None to plant no facts
     recall: Sequence[int] | None = ()
