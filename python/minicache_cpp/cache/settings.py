@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import MiniCacheError
 from ..modelfile.ggml_types import CACHE_TYPES, POOL_TYPES, cache_type, plain_cache_type
 from .plan_file import PlanFile
+from .report import types_name
 
 SPEC_HELP = (
     'a cache type ("f16", "q8_0", "q4_0": a plain cache), "slerp:start=0.5,t=0.6,retain=0.05,type=q4_0" '
@@ -188,7 +189,7 @@ class CacheSpec:
     @property
     def cache(self) -> str:
         """The cache type alone, as tables name it."""
-        return self.type_k if self.type_k == self.type_v else f"{self.type_k}/{self.type_v}"
+        return types_name(self.type_k, self.type_v)
 
     @property
     def plan_file(self) -> PlanFile | None:

@@ -35,6 +35,10 @@ class Given:
     type_v: str | int | None = None
     flash_attn: bool | None = None
 
+    @property
+    def automatic(self) -> bool:
+        return isinstance(self.minicache, str) and self.minicache == AUTO
+
     def types(self) -> dict[str, str]:
         """The names of the cache types that are given."""
         values = {name: getattr(self, name) for name in NAMES}
@@ -73,20 +77,20 @@ def resolve(
     path = str(model.path) if isinstance(model, GGUFFile) else os.fspath(model)
     file = _header(model)
     types = given.types()
-    spec = _spec_of(given.minicache)
-    automatic = isinstance(given.minicache, str) and given.minicache == AUTO
+    spec = None if given.automatic else _spec_of(given.minicache)
     if given.calibrate is not None:
         auto.calibrate_choice(given.calibrate)
-    if automatic:
+    if given.automatic:
         _refuse_without_flash(given)
-        spec = _automatic(read_gguf(model) if file is None else file, given, types, arguments, on_note)
+        readable = read_gguf(model) if file is None else file
+        spec = auto.resolve(readable, given.calibrate, on_note, arguments, types)
     elif spec is None:
         spec = CacheSpec(types.get("type_k", "f16"), types.get("type_v", "f16"))
         if is_quantized(GGML_TYPES[spec.type_v]) and not given.flash_attn:
             raise MiniCacheError(f"type_v={given.type_v!r} needs flash attention; add flash_attn=True")
     else:
         _refuse_without_flash(given)
-    if given.minicache is not None and (spec.minicache is not None or not automatic):
+    if given.minicache is not None and (spec.minicache is not None or not given.automatic):
         _refuse_other_types(spec, types)
     if file is not None and spec.plan_file is not None:
         refuse_other_model(spec.plan_file, file)
@@ -105,8 +109,8 @@ def _header(model: str | os.PathLike[str] | GGUFFile) -> GGUFFile | None:
 
 
 def _spec_of(minicache: object) -> CacheSpec | None:
-    """The cache that is asked for by name; None for llama_cpp's own and for "auto"."""
-    if minicache is None or (isinstance(minicache, str) and minicache == AUTO):
+    """The cache that is asked for by name; None for llama_cpp's own."""
+    if minicache is None:
         return None
     if isinstance(minicache, CacheSpec):
         return minicache
@@ -119,17 +123,6 @@ def _spec_of(minicache: object) -> CacheSpec | None:
     raise MiniCacheError(
         f'minicache={minicache!r} is neither None, "auto", a plan, MiniCache(...), CacheSpec(...) nor their text'
     )
-
-
-def _automatic(
-    file: GGUFFile,
-    given: Given,
-    types: dict[str, str],
-    arguments: dict[str, Any],
-    on_note: Callable[[str], None],
-) -> CacheSpec:
-    """The cache of the model's plan, or a plain one, in which the types that the caller gave come first."""
-    return auto.resolve(file, given.calibrate, on_note, arguments, types)
 
 
 def _refuse_without_flash(given: Given) -> None:
