@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .cache.plan_store import find_plan, refuse_other_model
-from .cache.settings import SPEC_HELP, CacheSpec, MiniCache
+from .cache.checked import add_config_option, refuse_other_models
+from .cache.plan_store import find_plan
+from .cache.settings import CacheSpec, MiniCache
 from .cache.size import kv_bytes, merged_groups, n_cells
 from .cli import run_command
 from .errors import MiniCacheError
@@ -42,12 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ctx", type=int, default=0, metavar="N", help="context in tokens (default: the model's)"
     )
-    parser.add_argument(
-        "--config",
-        action="append",
-        metavar="SPEC",
-        help=f"a cache to show; may be repeated. SPEC: {SPEC_HELP}",
-    )
+    add_config_option(parser, "show")
     add_json_option(parser)
 
 
@@ -73,9 +69,7 @@ def inspect_model(path: str | Path, n_ctx: int = 0, specs: Sequence[str] | None 
         ]
     else:
         caches = list(map(CacheSpec.parse, specs))
-    for one in caches:
-        if one.plan_file is not None:
-            refuse_other_model(one.plan_file, file)
+    refuse_other_models(caches, file)
     shape = model_shape(file)
     n_ctx = n_ctx or shape.n_ctx_train
     if n_ctx < 1:

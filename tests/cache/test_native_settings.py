@@ -1,4 +1,4 @@
-"""The native library checks the ranges of settings by itself."""
+"""The native library checks the ranges of settings by itself, and both languages have the same defaults and types."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from minicache_cpp import MiniCache
+from minicache_cpp.cache.native_settings import native_params, single_precision
+from minicache_cpp.modelfile.ggml_types import CACHE_TYPES, GGML_TYPES
 from minicache_cpp.native import binding
 
 
@@ -47,3 +50,20 @@ def test_the_native_library_checks_for_itself(changes: dict[str, Any], reason: s
         assert re.search(reason, binding.last_error()), binding.last_error()
     finally:
         binding.use_env()
+
+
+def test_both_languages_have_the_same_defaults() -> None:
+    params = binding.lib.llama_minicache_default_params()
+    ours = native_params(MiniCache())
+    for name in ("start", "start_layer", "n_pairs", "t", "retain", "window", "pool_type", "strict", "mode"):
+        assert getattr(ours, name) == getattr(params, name), name
+    assert MiniCache().retain == single_precision(params.retain) == 0.05
+    assert MiniCache(mode="average") == MiniCache.parse("average")
+
+
+@pytest.mark.parametrize("name", sorted(GGML_TYPES))
+def test_both_languages_have_the_same_cache_types(name: str) -> None:
+    params = binding.ffi.new("struct llama_minicache_params *")
+    types = [binding.ffi.new("enum ggml_type *") for _ in range(2)]
+    known = binding.lib.llama_minicache_parse_params(f"type={name}".encode(), params, *types)
+    assert known == (name in CACHE_TYPES), binding.last_error()

@@ -44,6 +44,13 @@ std::string minicache_plan_reader::damaged(const std::string & flaw) const {
 
 void minicache_plan_reader::check_that(bool ok, const std::string & flaw) const { check(ok, damaged(flaw)); }
 
+std::vector<uint8_t> minicache_plan_reader::header() const {
+    std::vector<uint8_t> bytes(gguf_get_data_offset(file.get()));
+    rewind(stream.get());
+    bytes.resize(fread(bytes.data(), 1, bytes.size(), stream.get()));  // without tensors the padding may be missing
+    return bytes;
+}
+
 //
 // keys
 //

@@ -20,6 +20,9 @@ class minicache_plan_reader {
     // Throws, naming `flaw`, if `ok` is false.
     void check_that(bool ok, const std::string & flaw) const;
 
+    // the bytes of the file that come before the tensors' data
+    std::vector<uint8_t> header() const;
+
     bool has(const std::string & name) const;
 
     uint32_t             u32(const std::string & name) const;

@@ -179,6 +179,7 @@ std::shared_ptr<const minicache_plan> minicache_read_plan(const std::string & pa
 
     auto plan         = std::make_shared<minicache_plan>();
     plan->path        = path;
+    plan->header      = reader.header();
     plan->fingerprint = reader.text("minicache.fingerprint");
     plan->n_layer     = (int32_t) reader.u32_up_to("minicache.n_layer", MOST_LAYERS);
     plan->rope_block  = (int32_t) reader.u32_up_to("minicache.rope_block", MOST_ROPE_BLOCK);

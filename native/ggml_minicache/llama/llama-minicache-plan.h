@@ -40,6 +40,8 @@ struct minicache_plan {
     std::string path;
     std::string fingerprint;  // of the model it was made for
 
+    std::vector<uint8_t> header;  // of the file, all but the tensors' data
+
     llama_minicache_mode mode;  // ALIGNED or CODE
     float                t;     // of SLERP
 

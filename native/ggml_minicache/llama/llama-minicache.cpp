@@ -47,6 +47,13 @@ void llama_minicache_free_plan(llama_minicache_plan * plan) { delete plan; }
 
 const char * llama_minicache_plan_path(const llama_minicache_plan * plan) { return plan ? plan->plan->path.c_str() : ""; }
 
+const void * llama_minicache_plan_header(const llama_minicache_plan * plan, size_t * n_bytes) {
+    if (n_bytes) {
+        *n_bytes = plan ? plan->plan->header.size() : 0;
+    }
+    return plan ? plan->plan->header.data() : nullptr;
+}
+
 bool llama_minicache_parse_params(const char * text, llama_minicache_params * params, ggml_type * type_k, ggml_type * type_v) {
     static thread_local std::vector<int32_t> pairs;
 

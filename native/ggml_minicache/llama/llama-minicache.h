@@ -34,6 +34,10 @@ LLAMA_API void                          llama_minicache_free_plan(struct llama_m
 // The path that the plan was read from; valid as long as the plan is.
 LLAMA_API const char * llama_minicache_plan_path(const struct llama_minicache_plan * plan);
 
+// The file's header as it was read, which is everything but the tensors' data, for programs that want the notes too. *n_bytes is
+// its size; valid as long as the plan is.
+LLAMA_API const void * llama_minicache_plan_header(const struct llama_minicache_plan * plan, size_t * n_bytes);
+
 //
 // parameters
 //

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from ..cache.checked import checked_specs
-from ..cache.settings import SPEC_HELP, CacheSpec
+from ..cache.checked import add_config_option, checked_specs
+from ..cache.settings import CacheSpec
 from ..errors import MiniCacheError
 from ..host.progress import StepProgress
 from ..host.threads import default_threads
@@ -30,12 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"tokens in the cache; may be repeated (default: {', '.join(map(str, DEFAULT_CTX))})",
     )
-    parser.add_argument(
-        "--config",
-        action="append",
-        metavar="SPEC",
-        help=f"a cache to measure; may be repeated. SPEC: {SPEC_HELP}",
-    )
+    add_config_option(parser, "measure")
     parser.add_argument(
         "--reps", type=int, default=5, metavar="R", help="measurements of each number (default: 5)"
     )

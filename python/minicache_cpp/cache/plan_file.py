@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MiniCacheError
 from ..host.files import replacing
 from ..modelfile.ggml_types import BY_NUMBER, GGML_TYPES
-from ..modelfile.gguf_file import GGUFFile, read_gguf
+from ..modelfile.gguf_file import GGUFFile, gguf_header
 from .code_format import WIDTHS, GroupFormat, Layout
 from .plan import DEFAULT_T, BasisMatrices, PlainLayer, Plan, basis_name, codec_name
 
@@ -96,8 +96,8 @@ def _numbers(one: PlainLayer) -> tuple[int, int, int]:
 class PlanFile:
     """A plan file, opened: what it says, and the native library's handle on it, from which contexts are made.
 
-    The native library reads the file and checks it; here it is only decoded. Raises MiniCacheError where the file is no
-    plan, or a damaged one.
+    The native library reads the file and checks it; here the header that it read is only decoded. Raises MiniCacheError
+    where the file is no plan, or a damaged one.
     """
 
     path: Path
@@ -113,15 +113,10 @@ class PlanFile:
     @classmethod
     def decode(cls, native: Any) -> PlanFile:
         """The plan that the native library has read."""
-        from ..native.binding import own_plan, plan_path
+        from ..native.binding import own_plan, plan_header, plan_path
 
         owned, path = own_plan(native), Path(plan_path(native))
-        try:
-            return cls(path, decoded_plan(read_gguf(path)), owned)
-        except (KeyError, TypeError, ValueError, StopIteration) as error:
-            if isinstance(error, MiniCacheError):
-                raise
-            raise MiniCacheError(f"the plan {path} was replaced while it was read; try again") from error
+        return cls(path, decoded_plan(gguf_header(path, plan_header(owned))), owned)
 
     @classmethod
     def of(cls, plan: object) -> PlanFile:
@@ -151,7 +146,7 @@ def decoded_plan(file: GGUFFile) -> Plan:
     mode = str(keys.get("mode", "code"))
     try:
         notes = dict(json.loads(keys.get("notes", "{}")))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         notes = {}  # they are for people, and nothing depends on them
     return Plan(
         fingerprint=keys["fingerprint"],

@@ -51,6 +51,9 @@ def require_room(
 
 
 def known_kv_bytes(file: GGUFFile, spec: CacheSpec, n_ctx: int) -> int:
-    """Returns the bytes of K and V of one sequence, or 0 if the model's header does not say what its cache takes."""
+    """Returns the bytes of K and V of one sequence, or 0 if the model's header does not say what its cache takes.
+
+    Raises MiniCacheError where the cache does not fit the model.
+    """
     shape = model_shape(file)
     return 0 if shape.unknown else kv_bytes(shape, spec, n_ctx)

@@ -22,7 +22,8 @@ SPEC_HELP = (
 )
 PLAN_DECIDES = ("start", "pairs", "t", "retain", "type_k", "type_v", "pool_type", "window", "mode")
 PLAN_KEY = re.compile(r"[^/\\]*\bplan\s*=")  # a text that names a plan, and not a path
-OWN_MODES = ("slerp", "average")  # those that need no plan
+# the modes that need no plan, and what each retains where nothing else is asked for
+OWN_MODES = {"slerp": 0.05, "average": 0.0}
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class MiniCache:
     start: the first layer that may be merged: a fraction of the layers in [0, 1), or a layer number (int).
     pairs: explicit pairs (a, b), a < b, in place of `start`; None: (S, S+1), (S+2, S+3), … from the start on.
     t: in [0, 1]; 0 gives layer a's direction, 1 gives layer b's; the paper takes 0.6.
-    retain: the fraction of tokens, in [0, 1], that both layers keep unmerged.
+    retain: the fraction of tokens, in [0, 1], that both layers keep unmerged; without one 0.05, of averages nothing.
     type_k, type_v: cache types of the directions and of the layers that are not merged.
     pool_type: type of the retained tokens and of the window: "f16", "q8_0", or "cache" for the cache types.
     window: how many of the latest tokens of each stream both layers keep unmerged, 0 to 65536; the paper has none.
@@ -58,7 +59,7 @@ class MiniCache:
     start: float | int = 0.5
     pairs: Iterable[tuple[int, int]] | None = None
     t: float = 0.6
-    retain: float = 0.05
+    retain: float = None  # type: ignore[assignment]  # a number from __post_init__ on
     type_k: str = "f16"
     type_v: str = "f16"
     pool_type: str = "q8_0"
@@ -74,17 +75,18 @@ class MiniCache:
         if self.plan is not None:
             self._take_over(PlanFile.of(self.plan))
             return
+        if self.mode not in OWN_MODES:
+            raise MiniCacheError(
+                f"mode={self.mode!r} is neither {' nor '.join(OWN_MODES)}; the other modes come with a plan"
+            )
+        retain = OWN_MODES[self.mode] if self.retain is None else self.retain
         self._set(start=_start(self.start), pairs=_pairs(self.pairs), window=_whole("window", self.window))
-        self._set(t=_real("t", self.t), retain=_real("retain", self.retain), groups=self.pairs)
+        self._set(t=_real("t", self.t), retain=_real("retain", retain), groups=self.pairs)
         cache_type(self.type_k, "type_k")
         cache_type(self.type_v, "type_v")
         if self.pool_type not in POOL_TYPES:
             raise MiniCacheError(
                 f"pool_type={self.pool_type!r} is not a pool type; choose one of {', '.join(POOL_TYPES)}"
-            )
-        if self.mode not in OWN_MODES:
-            raise MiniCacheError(
-                f"mode={self.mode!r} is neither {' nor '.join(OWN_MODES)}; the other modes come with a plan"
             )
         from .native_settings import check_settings
 

@@ -6,8 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..cache.checked import checked_specs
-from ..cache.settings import SPEC_HELP
+from ..cache.checked import add_config_option, checked_specs
 from ..errors import MiniCacheError
 from ..host.progress import StepProgress
 from ..host.threads import default_threads
@@ -34,12 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model_argument(parser)
     add_text_options(parser)
-    parser.add_argument(
-        "--config",
-        action="append",
-        metavar="SPEC",
-        help=f"a cache to measure; may be repeated. SPEC: {SPEC_HELP}",
-    )
+    add_config_option(parser, "measure")
     parser.add_argument(
         "--ubatch",
         type=int,

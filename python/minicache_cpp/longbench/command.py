@@ -6,8 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from ..cache.checked import checked_specs
-from ..cache.settings import SPEC_HELP, CacheSpec
+from ..cache.checked import add_config_option, checked_specs
+from ..cache.settings import CacheSpec
 from ..host.progress import StepProgress
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import read_gguf
@@ -32,12 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="TASK",
         help="a task's name, with _e for LongBench-E; may be repeated (default: every file there is)",
     )
-    parser.add_argument(
-        "--config",
-        action="append",
-        metavar="SPEC",
-        help=f"a cache to measure; may be repeated. SPEC: {SPEC_HELP}",
-    )
+    add_config_option(parser, "measure")
     parser.add_argument(
         "--ctx",
         type=int,

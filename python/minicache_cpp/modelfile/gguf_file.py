@@ -93,6 +93,11 @@ def read_gguf(path: str | os.PathLike[str] | GGUFFile) -> GGUFFile:
     )
 
 
+def gguf_header(path: Path, data: bytes) -> GGUFFile:
+    """The header of a file, from its bytes up to the tensors' data, which another reader has read from `path`."""
+    return _Reader(path, data).read()
+
+
 def _read_one(path: Path) -> GGUFFile:
     if path.is_dir():
         raise MiniCacheError(f"{path} is a directory; give the path of a GGUF file")
@@ -103,7 +108,12 @@ def _read_one(path: Path) -> GGUFFile:
                     f"{path} is not a GGUF file; llama.cpp's convert_hf_to_gguf.py makes one"
                 )
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Reader(path, data).read()
+                reader = _Reader(path, data)
+                found = reader.read()
+                end = max((one.offset + one.n_bytes for one in found.tensors.values()), default=0)
+                if end > len(data):
+                    raise reader.truncated()
+                return found
     except FileNotFoundError:
         raise MiniCacheError(f"{path} does not exist") from None
     except OSError as error:
@@ -111,7 +121,7 @@ def _read_one(path: Path) -> GGUFFile:
 
 
 class _Reader:
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: mmap.mmap | bytes) -> None:
         self.path, self.data, self.at = path, data, 4
 
     def read(self) -> GGUFFile:
@@ -146,8 +156,6 @@ class _Reader:
         alignment = int(keys.get("general.alignment", DEFAULT_ALIGNMENT)) or DEFAULT_ALIGNMENT
         start = -(-self.at // alignment) * alignment
         tensors = {name: replace(tensor, offset=start + tensor.offset) for name, tensor in found}
-        if max((one.offset + one.n_bytes for one in tensors.values()), default=0) > len(self.data):
-            raise self.truncated()
         total = sum(tensor.n_bytes for tensor in tensors.values())
         return GGUFFile(self.path, keys, n_tensor, total, lengths, tensors)
 

@@ -53,6 +53,13 @@ def plan_path(handle: Any) -> str:
     return os.fsdecode(ffi.string(lib.llama_minicache_plan_path(handle)))
 
 
+def plan_header(handle: Any) -> bytes:
+    """The header of the plan's file, as it was read."""
+    n_bytes = ffi.new("size_t *")
+    data = lib.llama_minicache_plan_header(handle, n_bytes)
+    return bytes(ffi.buffer(data, n_bytes[0]))
+
+
 @contextmanager
 def observing_contexts() -> Iterator[None]:
     """Contexts that this thread makes inside merge nothing, and name their Q, K and V."""

@@ -27,6 +27,7 @@ struct llama_minicache_plan;
 struct llama_minicache_plan * llama_minicache_read_plan(const char * path);
 void llama_minicache_free_plan(struct llama_minicache_plan * plan);
 const char * llama_minicache_plan_path(const struct llama_minicache_plan * plan);
+const void * llama_minicache_plan_header(const struct llama_minicache_plan * plan, size_t * n_bytes);
 
 #define LLAMA_MINICACHE_WINDOW_MAX 65536
 

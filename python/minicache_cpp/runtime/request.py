@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..cache.checked import refuse_other_models
 from ..cache.plan_file import PlanFile
-from ..cache.plan_store import refuse_other_model
 from ..cache.settings import CacheSpec, MiniCache
 from ..errors import MiniCacheError
 from ..modelfile.ggml_types import GGML_TYPES, is_quantized, plain_cache_type
@@ -92,8 +92,8 @@ def resolve(
         _refuse_without_flash(given)
     if given.minicache is not None and (spec.minicache is not None or not given.automatic):
         _refuse_other_types(spec, types)
-    if file is not None and spec.plan_file is not None:
-        refuse_other_model(spec.plan_file, file)
+    if file is not None:
+        refuse_other_models([spec], file)
     memory = ContextMemory(file, spec, arguments)
     memory.refuse_too_large()
     flash_attn = bool(given.flash_attn) if given.minicache is None else True
