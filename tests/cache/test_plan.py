@@ -276,7 +276,7 @@ def test_a_plan_that_cannot_be_written_is_reported(model_kinds: dict[str, Path],
 def test_a_plan_and_a_model_are_opened_once(
     model_kinds: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Llama walks the header of a model once; only the native library opens the plan's file, once, and it is carried."""
+    """Llama walks a model's header once; a plan's file is opened once, by the native library, and carried."""
     path = make(model_kinds["neighbours"], tmp_path / "plan.gguf")
     read: list[str] = []
     read_one = gguf_file._read_one
