@@ -88,13 +88,15 @@ def _run_pip(package: Package, folder: Path, log: Path, on_bytes: Callable[[int]
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
         ) as process,
     ):
+        arrived = 0
         try:
             while True:
                 try:
                     return process.wait(POLL)
                 except subprocess.TimeoutExpired:
-                    # pip copies a finished wheel out of its temporary folder
-                    on_bytes(min(_bytes_below(folder), package.bytes))
+                    # pip removes temporary files, and copies a finished wheel out of its temporary folder
+                    arrived = min(max(arrived, _bytes_below(folder)), package.bytes)
+                    on_bytes(arrived)
         except BaseException:
             process.terminate()
             raise
