@@ -47,7 +47,8 @@ void minicache_plan_reader::check_that(bool ok, const std::string & flaw) const 
 std::vector<uint8_t> minicache_plan_reader::header() const {
     std::vector<uint8_t> bytes(gguf_get_data_offset(file.get()));
     rewind(stream.get());
-    bytes.resize(fread(bytes.data(), 1, bytes.size(), stream.get()));  // without tensors the padding may be missing
+    // GGUF's reader refuses files that end before their data begins
+    check_that(fread(bytes.data(), 1, bytes.size(), stream.get()) == bytes.size(), "its header cannot be read");
     return bytes;
 }
 

@@ -45,28 +45,23 @@ def capture(model: NativeModel, samples: Samples, threads: int, on_chunk: Callab
 
 
 def read_chunk(observed: Observed, chunk: Chunk, shape: ModelShape) -> dict[tuple[str, int], Floats]:
-    """Runs a chunk as sequence 0; returns Q, K and V by kind ("q", "k", "v") and layer, [tokens, heads, size].
+    """Runs a chunk; returns Q, K and V by kind ("q", "k", "v") and layer, [tokens, heads, size].
 
-    The logits after its last token are computed.
+    Raises NotObservedError where one of them is missing.
     """
     n = len(chunk.tokens)
     binding.clear(observed.ctx)
     tokens = (
         BatchToken(token, chunk.position + i, wanted=i == n - 1) for i, token in enumerate(chunk.tokens)
     )
-    observed.read(tokens, wanted="qkv")
-    return by_head(observed.seen, n, shape)
-
-
-def by_head(seen: dict[tuple[str, int], Floats], n: int, shape: ModelShape) -> dict[tuple[str, int], Floats]:
-    """Q, K and V of n tokens, with their heads apart; raises NotObservedError where one is missing."""
+    observed.read(tokens)
     found = {}
     for number, layer in enumerate(shape.layers):
         sizes = {"q": layer.head_size_k, "k": layer.head_size_k, "v": layer.head_size_v}
         for kind, size in sizes.items() if layer.n_head_kv else ():
-            if (kind, number) not in seen:
+            if (kind, number) not in observed.seen:
                 raise NotObservedError(
                     f"the {kind.upper()} of layer {number} cannot be observed in this model"
                 )
-            found[kind, number] = seen[kind, number].reshape(n, -1, size)
+            found[kind, number] = observed.seen[kind, number].reshape(n, -1, size)
     return found
