@@ -87,7 +87,7 @@ class Lab:
                 lambda name: self.on_step(f"codes, {name}"),
             )
             weights = {layer: layer_weights(samples, layer) for layer in layers}
-            planner = Planner(builder, source, weights, Trials(self.meter, self.folder)).probed()
+            planner = Planner(builder, source, weights, Trials(self.meter, self.folder)).measured()
             self.fits = [self.fitted_pair(planner, a) for a in self.first_layers()]
             self.planner = planner
         return self.planner

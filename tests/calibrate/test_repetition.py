@@ -14,11 +14,16 @@ from minicache_cpp.host.progress import Progress
 from support.calibrations import made
 
 
+@pytest.fixture(scope="module")
+def thorough(models: dict[str, Path], text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return made(models["plain"], text, tmp_path_factory.mktemp("plans") / "plan.gguf", thorough=True)
+
+
 def test_refining_is_kept_where_it_is_better(
-    models: dict[str, Path], text: Path, tmp_path: Path, found: dict[str, Any]
+    models: dict[str, Path], text: Path, tmp_path: Path, thorough: dict[str, Any]
 ) -> None:
-    refined = made(models["plain"], text, tmp_path / "plan.gguf", refine=2)
-    assert refined["kl_measured"] <= found["kl_measured"]
+    refined = made(models["plain"], text, tmp_path / "plan.gguf", thorough=True, refine=2)
+    assert refined["kl_measured"] <= thorough["kl_measured"]
     assert refined["rows"][0]["ratio"] >= 5.0
 
 
@@ -33,7 +38,7 @@ def test_an_interrupted_calibration_is_continued(
     models: dict[str, Path],
     text: Path,
     tmp_path: Path,
-    found: dict[str, Any],
+    thorough: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path / "cache"))
@@ -51,13 +56,13 @@ def test_an_interrupted_calibration_is_continued(
     monkeypatch.setattr(Progress, "__call__", lambda self, fraction, stage, detail="": told.append(detail))
     monkeypatch.setattr(Meter, "_read", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        made(models["plain"], text, tmp_path / "plan.gguf")
+        made(models["plain"], text, tmp_path / "plan.gguf", thorough=True)
     assert not (tmp_path / "plan.gguf").exists()
     done = [detail for detail in told if detail.startswith(("all layers", "K of", "V of"))]
     assert len(done) >= 3
     told.clear()
     monkeypatch.setattr(capture_module.Observed, "read", None)  # fails if anything is captured again
-    again = made(models["plain"], text, tmp_path / "plan.gguf")
+    again = made(models["plain"], text, tmp_path / "plan.gguf", thorough=True)
     assert not set(told) & set(done[:-1])  # only the interrupted measurement is repeated
-    assert Path(again["plan"]).read_bytes() == Path(found["plan"]).read_bytes()
+    assert Path(again["plan"]).read_bytes() == Path(thorough["plan"]).read_bytes()
     assert list((tmp_path / "cache" / "calibrations").iterdir()) == []  # intermediate results are removed

@@ -33,7 +33,7 @@ def test_everything_is_measured_with_the_window(
         return measure(self, spec, kind, name)
 
     monkeypatch.setattr(Meter, "measure", seen)
-    found = made(models["plain"], text, tmp_path / "plan.gguf", window=window)
+    found = made(models["plain"], text, tmp_path / "plan.gguf", window=window, thorough=True)
     assert set(windows) == {window}
     assert len(windows) >= 1 + 8 + 1  # the plan that probes start from, the probes, and the result
     plan = PlanFile.open(found["plan"]).plan
@@ -47,7 +47,7 @@ def test_everything_is_measured_with_the_window(
     assert row["ratio"] >= 5.0
     # another window has intermediate results of its own
     monkeypatch.setattr(Meter, "measure", measure)
-    made(models["plain"], text, tmp_path / "plan.gguf", window=window + 1)
+    made(models["plain"], text, tmp_path / "plan.gguf", window=window + 1, thorough=True)
     assert len(set(folders)) == 1
 
 

@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         raise MiniCacheError(
             "--mode aligned needs -o PLAN: such a plan is for study, and minicache='auto' does not look for it"
         )
+    if args.thorough:
+        raise MiniCacheError("--thorough is for codes, not for --mode aligned")
     names = (*SETTINGS, "window")
     given = [f"{name}={getattr(args, name)}" for name in names if getattr(args, name) is not None]
     settings = MiniCache.parse("slerp:" + ",".join(given))
@@ -54,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
         texts=tuple(args.text or ()),
         # nothing is measured here, so chunks need not be longer than a window
         window=0,
-        tokens=args.tokens,
+        thorough=True,
+        tokens=args.tokens or 0,
         threads=args.threads or 0,
         gpu_layers=args.gpu_layers,
     )
@@ -71,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
             settings,
             args.output,
             paths=options.texts,
-            n_tokens=options.tokens,
+            n_tokens=options.n_token,
             threads=options.threads or threads_for(file),
             gpu_layers=options.gpu_layers,
             progress=progress,

@@ -18,7 +18,7 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 # the most queries of a text that are used, spread evenly
-MOST_QUERIES = 512
+MOST_QUERIES = 128
 # queries of mean weight that are added for every token, as few or none may come after it
 PRIOR = 32.0
 

@@ -28,12 +28,13 @@ from ..version import __version__
 from .capture import NotObservedError, capture
 from .group_fit import LayerWeights, Source
 from .layer_weights import layer_weights, output_gains
-from .material import Material, make_material
+from .material import FAST, THOROUGH, Chunk, Material, make_material
 from .meter import Meter
 from .options import GROUP_SIZES, Options, check_options, check_output, threads_for
 from .plain_fit import PlainFit, fit_plain
 from .planner import Planner
 from .plans import PlanBuilder, write_fitted
+from .probes import probe_sensitivities, usual_sensitivities
 from .report import Checked, choice_rows, comparison, notes, report
 from .samples import Samples
 from .search import Search
@@ -126,7 +127,10 @@ def read_text(job: Job) -> Material:
     names = ", ".join(path.name for path in options.texts) or "the package's own text"
     job.progress(0, "text")
     with Vocabulary(job.file.path) as vocabulary:
-        return make_material(vocabulary, paths, options.tokens, job.shape.n_ctx_train, names, options.window)
+        cut = THOROUGH if options.thorough else FAST
+        return make_material(
+            vocabulary, paths, options.n_token, job.shape.n_ctx_train, names, options.window, cut
+        )
 
 
 def work_key(job: Job, material: Material) -> str:
@@ -139,9 +143,13 @@ def work_key(job: Job, material: Material) -> str:
 def make_plan(job: Job, material: Material, model: NativeModel, folder: Path, output: Path) -> dict[str, Any]:
     """Goes through the phases from capture to report, and writes the plan to `output`."""
     fits = fit_layers(job, observe(job, material, model, folder))
-    chunks = {"measure": material.measure, "check": material.check}
-    with Meter(model, chunks, job.threads, folder / "measured.json", run_counter(job, fits)) as meter:
-        search = prepare_search(job, fits, plan_template(job, material, fits), Trials(meter, folder))
+    memory, on_run = folder / "measured.json", run_counter(job, fits)
+    with Meter(model, measured_chunks(job, material), job.threads, memory, on_run) as meter:
+        builder = PlanBuilder(job.shape, plan_template(job, material, fits), fits.source.samples.ropes)
+        planner = Planner(builder, fits.source, fits.weights, Trials(meter, folder), fits.plain)
+        search = Search(planner, GROUP_SIZES[job.options.group], job.progress.note)
+        search.refuse(job.target)
+        search.planner = informed(job, planner, material, model)
         checked = choose(job, search)
         choices = choice_rows(search.planner, checked.found)
         compared = comparison(search, checked, job.n_ctx)
@@ -197,15 +205,38 @@ def plan_template(job: Job, material: Material, fits: Fits) -> Plan:
     )
 
 
-def prepare_search(job: Job, fits: Fits, template: Plan, trials: Trials) -> Search:
-    """A search whose planner knows the layers' sensitivities; raises where the target is out of reach."""
-    builder = PlanBuilder(job.shape, template, fits.source.samples.ropes)
-    planner = Planner(builder, fits.source, fits.weights, trials, fits.plain)
-    search = Search(planner, GROUP_SIZES[job.options.group], job.progress.note)
-    search.refuse(job.target)
-    if fits.weights:
-        search.planner = planner.probed()
-    return search
+def measured_chunks(job: Job, material: Material) -> dict[str, Sequence[Chunk]]:
+    """The chunks that plans are measured on, to choose between them, and those that the chosen plan is checked with.
+
+    In the fast way they are the same where only few plans are tried; a search for --max-kl tries many, which would fit
+    the text.
+    """
+    alike = not job.options.thorough and job.options.max_kl is None
+    return {"measure": material.check if alike else material.measure, "check": material.check}
+
+
+def informed(job: Job, planner: Planner, material: Material, model: NativeModel) -> Planner:
+    """The planner, with the layers' sensitivities: from probes, or from a whole cache for each layer."""
+    if not planner.weights:
+        return planner
+    if job.options.thorough:
+        return planner.measured()
+    singles = planner.singles()
+    found = probe_sensitivities(
+        model,
+        planner.source,
+        singles,
+        material.measure,
+        job.threads,
+        lambda done: job.progress(0.45 + 0.2 * done, "probing the layers"),
+    )
+    if found is None:
+        job.progress.note(
+            "this model's attention differs from what probes assume, so all layers are taken to count alike; "
+            "--thorough measures each"
+        )
+        found = usual_sensitivities(singles)
+    return planner.knowing(found)
 
 
 def choose(job: Job, search: Search) -> Checked:

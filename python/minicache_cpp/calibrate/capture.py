@@ -54,7 +54,7 @@ def read_chunk(observed: Observed, chunk: Chunk, shape: ModelShape) -> dict[tupl
     tokens = (
         BatchToken(token, chunk.position + i, wanted=i == n - 1) for i, token in enumerate(chunk.tokens)
     )
-    observed.read(tokens)
+    observed.read(tokens, "qkv")
     found = {}
     for number, layer in enumerate(shape.layers):
         sizes = {"q": layer.head_size_k, "k": layer.head_size_k, "v": layer.head_size_v}

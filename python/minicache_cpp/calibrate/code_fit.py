@@ -154,6 +154,18 @@ def quantize(t: Floats, step: Doubles, widths: NDArray[np.int64]) -> Floats:
     return np.asarray((level - top / 2) * step, dtype=np.float32)
 
 
+def restored(fit: PartFit, width: int, x: Floats) -> Floats:
+    """x [tokens, n_head_kv, d] as the code of one layer restores it with all coefficients at `width`, lengths kept."""
+    result = np.empty_like(x, dtype=np.float32)
+    for head, root in enumerate(np.sqrt(fit.weight)):
+        y, vectors = unit_vectors(x[:, head]) * root.astype(np.float32), fit.vectors[head]
+        step = fit.steps[head, CHOICES.index(width)]
+        decoded = quantize(y @ vectors, step, np.full(len(step), width)) @ vectors.T
+        lengths = [np.linalg.norm(one, axis=1, keepdims=True) for one in (x[:, head], y, decoded)]
+        result[:, head] = decoded / root * (lengths[0] * lengths[1] / np.maximum(lengths[2], 1e-20))
+    return result
+
+
 def unit_vectors(x: Floats) -> Floats:
     """x/|x| along the last axis; a zero vector stays zero."""
     x = x.astype(np.float32)

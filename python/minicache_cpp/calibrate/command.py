@@ -42,9 +42,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens",
         type=int,
-        default=DEFAULT_TOKENS,
         metavar="N",
-        help="tokens of the text to use (default %(default)s)",
+        help=f"tokens of the text to use (default {DEFAULT_TOKENS[False]}; with --thorough {DEFAULT_TOKENS[True]})",
+    )
+    parser.add_argument(
+        "--thorough",
+        action="store_true",
+        help="measure how much each layer counts with a whole cache for each, which takes an hour in place of a "
+        "minute, and is worth it only for plans that are handed on",
     )
     parser.add_argument(
         "-o",
@@ -112,8 +117,8 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="measure the sensitivities again up to N times, at the errors of the plan that was chosen "
-        "(default %(default)s)",
+        help="with --thorough: measure the sensitivities again up to N times, at the errors of the plan that was "
+        "chosen (default %(default)s)",
     )
 
 
@@ -163,7 +168,8 @@ def options_of(args: argparse.Namespace) -> Options:
         rope_block=args.rope_block,
         window=args.window if args.window is not None else DEFAULT_WINDOW,
         group=args.group,
-        tokens=args.tokens,
+        thorough=args.thorough,
+        tokens=args.tokens or 0,
         refine=args.refine,
         threads=args.threads or 0,
         gpu_layers=args.gpu_layers,

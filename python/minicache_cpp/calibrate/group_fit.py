@@ -34,12 +34,21 @@ class Source:
     def read(self, kind: Kind, layer: int) -> Floats:
         """The K or V of a layer, [tokens, n_head_kv, d]."""
         k, v = self.samples.layer(layer)
-        if kind == "v":
-            return v
+        return v if kind == "v" else self.coded(layer, k, self.samples.positions)
+
+    def coded(self, layer: int, k: Floats, positions: NDArray[np.int64]) -> Floats:
+        """The K of a layer at these positions, [tokens, n_head_kv, d], in the form that is coded."""
+        return self._turned(layer, k, -positions)
+
+    def cached(self, layer: int, k: Floats, positions: NDArray[np.int64]) -> Floats:
+        """The K of a layer as attention reads it, from the form that is coded."""
+        return self._turned(layer, k, positions)
+
+    def _turned(self, layer: int, k: Floats, positions: NDArray[np.int64]) -> Floats:
         rope, block = self.samples.ropes[layer], self.block(layer)
         if rope is None or not block:
             return k
-        return rope.turn(k, -(self.samples.positions // block * block))
+        return rope.turn(k, np.sign(positions) * (np.abs(positions) // block * block))
 
     def block(self, layer: int) -> int:
         """The distance between a layer's base positions; 0 where RoPE does not turn its K, which then has none."""

@@ -12,18 +12,35 @@ from ..errors import MiniCacheError
 from ..text.files import Texts
 from ..text.vocabulary import Vocabulary
 
-# tokens of a chunk, and the fewest that it must have
-CHUNK = 512
+# the fewest tokens of a chunk
 SHORTEST = 16
-# tokens of a context that is measured on, which is several chunks one after the other
-CONTEXT = 1024
 # more bytes than a token of any text takes on average
 TOKEN_BYTES = 16
-# what the chunks are for, in turn, so that each purpose gets some of every part of the text
-TURNS = ("fit", "measure", "fit", "check")
 LEAST_CHUNKS = 4
 # multiples of the golden ratio, modulo 1, are spread evenly however many there are
 GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a text is cut into chunks, and what the chunks are for."""
+
+    # tokens of a chunk
+    chunk: int
+    # tokens of the contexts that are measured on and checked with, which are several chunks one after the other
+    measure: int
+    check: int
+    # nothing is measured in the first half of a context: whether each is read again with its halves swapped
+    swapped: bool
+    # what the chunks are for, in turn, so that each purpose gets some of every part of the text
+    turns: tuple[str, ...]
+
+
+# of the way that measures on probes.py's short texts, and of the way that measures whole caches
+FAST = Cut(
+    256, 256, 512, False, tuple({"f": "fit", "m": "measure", "c": "check"}[one] for one in "fmfcffmfffcffmf")
+)
+THOROUGH = Cut(512, 1024, 1024, True, ("fit", "measure", "fit", "check"))
 
 
 @dataclass(frozen=True)
@@ -72,18 +89,19 @@ def make_material(
     n_ctx_train: int,
     description: str = "",
     window: int = 0,
+    cut: Cut = THOROUGH,
 ) -> Material:
     """Cuts about `n_tokens` tokens in all from places spread over the texts; long files are not read completely.
 
     Raises MiniCacheError where the text has too few tokens.
     """
     texts = Texts(paths)
-    chunk = max(CHUNK, CHUNK // 2 + window)
+    chunk = max(cut.chunk, cut.chunk // 2 + window)
     n_chunk = max(LEAST_CHUNKS, n_tokens // chunk)
     length = min(chunk, n_tokens // n_chunk)
     shortest = SHORTEST + window
     if texts.size <= TOKEN_BYTES * length * n_chunk:
-        parts = _cut(vocabulary.tokenize(texts.read(0, texts.size)), n_chunk, length, window)
+        parts = _cut(vocabulary.tokenize(texts.read(0, texts.size)), n_chunk, length, cut.chunk // 4, window)
     else:
         step = texts.size // n_chunk
         data = (texts.read(i * step, min(step, TOKEN_BYTES * length)) for i in range(n_chunk))
@@ -94,11 +112,14 @@ def make_material(
             f"the text has too few tokens to calibrate with: it needs at least {LEAST_CHUNKS} chunks of "
             f"{shortest} tokens, and preferably thousands of tokens; add files with --text"
         )
-    most = max(length, min(CONTEXT, n_ctx_train or CONTEXT))
-    kinds = {turn: [part for number, part in enumerate(parts) if TURNS[number % 4] == turn] for turn in TURNS}
-    kinds["measure"] = joined(kinds["measure"], most)
-    # nothing is measured in the first half of a context: reading each again with its halves swapped covers both
-    kinds["check"] = [one for text in joined(kinds["check"], most) for one in (text, halves_swapped(text))]
+    kinds = {
+        kind: [part for number, part in enumerate(parts) if cut.turns[number % len(cut.turns)] == kind]
+        for kind in ("fit", "measure", "check")
+    }
+    for kind, context in (("measure", cut.measure), ("check", cut.check)):
+        kinds[kind] = joined(kinds[kind], max(length, min(context, n_ctx_train or context)))
+    if cut.swapped:
+        kinds["check"] = [one for text in kinds["check"] for one in (text, halves_swapped(text))]
     found: dict[str, list[Chunk]] = {}
     number = 0
     for kind, texts_of in kinds.items():
@@ -126,11 +147,14 @@ def joined(parts: Sequence[list[int]], most: int) -> list[list[int]]:
     return [[token for part in context for token in part] for context in contexts]
 
 
-def _cut(tokens: list[int], n_chunk: int, length: int, window: int) -> list[list[int]]:
-    """Chunks of at most `length` tokens that do not overlap, spread evenly over the tokens."""
+def _cut(tokens: list[int], n_chunk: int, length: int, long: int, window: int) -> list[list[int]]:
+    """Chunks of at most `length` tokens that do not overlap, spread evenly over the tokens.
+
+    Where there are too few tokens, fewer chunks of `long` tokens beyond the window are made if those are enough.
+    """
     if len(tokens) < n_chunk * length:
         length = max(SHORTEST + window, min(length, len(tokens) // n_chunk))
-        long = CHUNK // 4 + window
+        long += window
         # fewer chunks that are long are better, where there is text enough for them
         if len(tokens) >= 2 * LEAST_CHUNKS * long:
             length = max(length, long)

@@ -1,7 +1,7 @@
-"""A context whose Q, K and V are copied as they are computed.
+"""A context whose attention is seen, and can be changed, while it is computed.
 
-The library names the tensors where llama_minicache_params.observe is set, and llama.cpp's evaluation callback hands
-them over.
+The library names each layer's Q, K and V where llama_minicache_params.observe is set, llama.cpp names the result of
+attention, and its evaluation callback hands the tensors over.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,17 +25,24 @@ from .rope import Rope
 
 Floats = NDArray[np.float32]
 
-# the names that the library gives to the tensors of a layer
-NAME = re.compile(rb"minicache_([qkv])-(\d+)")
+# the tensors of a layer: Q, K (both after RoPE) and V, and the result of attention before the output matrix
+NAME = re.compile(rb"(minicache_q|minicache_k|minicache_v|kqv_out)-(\d+)")
+KINDS = {b"minicache_q": "q", b"minicache_k": "k", b"minicache_v": "v", b"kqv_out": "o"}
 # room for the frequencies of a head, of which it has at most half as many as numbers
 MOST_FREQUENCIES = 4096
 
 
 class Observed:
-    """The context; observing() opens one."""
+    """The context; observing() opens one.
+
+    `change`, where it is set, is called with each layer and its attention's result, [tokens, n], which it may change.
+    """
 
     def __init__(self, n_batch: int) -> None:
         self.seen: dict[tuple[str, int], Floats] = {}
+        self.change: Callable[[int, Floats], None] | None = None
+        self.wanted: Collection[str] = ()
+        self.n_tokens = 0
         self.failure: BaseException | None = None
         self.ctx: Any = None
         self.batch = TokenBatch(n_batch)
@@ -47,14 +54,23 @@ class Observed:
         """The evaluation callback: llama.cpp asks first whether a tensor is wanted, then hands it over."""
         try:
             name = NAME.fullmatch(self.ggml.ggml_get_name(tensor))
-            if name and not ask:
-                data = np.empty(self.ggml.ggml_nbytes(tensor) // 4, np.float32)
-                self.ggml.ggml_backend_tensor_get(tensor, data.ctypes.data, 0, data.nbytes)
-                self.seen[name[1].decode(), int(name[2])] = data
-            return name is not None or not ask
+            kind = KINDS[name[1]] if name else ""
+            wanted = kind in self.wanted or (kind == "o" and self.change is not None)
+            if name and wanted and not ask:
+                self._take(tensor, kind, int(name[2]))
+            return wanted or not ask
         except Exception as error:  # an exception must not travel through native code; read() raises it
             self.failure = error
             return False
+
+    def _take(self, tensor: int, kind: str, layer: int) -> None:
+        data = np.empty(self.ggml.ggml_nbytes(tensor) // 4, np.float32)
+        self.ggml.ggml_backend_tensor_get(tensor, data.ctypes.data, 0, data.nbytes)
+        if kind in self.wanted:
+            self.seen[kind, layer] = data
+        if kind == "o" and self.change is not None:
+            self.change(layer, data.reshape(self.n_tokens, -1))
+            self.ggml.ggml_backend_tensor_set(tensor, data.ctypes.data, 0, data.nbytes)
 
     def rope(self, number: int) -> Rope | None:
         """How RoPE turns the K of a layer; None where Rope cannot express it, as with M-RoPE."""
@@ -66,19 +82,26 @@ class Observed:
             return None
         return Rope(ROPES[kind[0]], tuple(freq[0 : n_rot[0] // 2]))
 
-    def read(self, tokens: Iterable[BatchToken]) -> None:
-        """Reads tokens in one step; afterwards `seen` has their Q, K and V by kind ("q", "k", "v") and layer.
+    def read(self, tokens: Iterable[BatchToken], wanted: Collection[str] = ()) -> None:
+        """Reads tokens in one step; afterwards `seen` has the tensors of the kinds that are wanted.
 
-        Raises MiniCacheError where the step fails.
+        Raises MiniCacheError where the step fails, and what `change` raised.
         """
         self.seen.clear()
+        self.wanted = wanted
         batch = self.batch.fill(tokens)
+        self.n_tokens = batch.n_tokens
         # not through the abort guard, which does not work while an evaluation callback is set
         status = llama_h.llama_decode(self.ctx, batch)
         if self.failure:
-            raise self.failure
+            failure, self.failure = self.failure, None
+            raise failure
         if status:
             raise MiniCacheError(f"llama_decode failed with {status} at position {batch.pos[0]}")
+
+    def logits(self, n_row: int, n_vocab: int) -> Floats:
+        """The logits after the wanted tokens of the last step: llama.cpp's memory, which lasts until the next one."""
+        return np.ctypeslib.as_array(llama_h.llama_get_logits(self.ctx), (n_row, n_vocab))
 
 
 def _ggml() -> Any:
@@ -86,18 +109,24 @@ def _ggml() -> Any:
     ggml = llama_h._lib  # the libraries that libllama is linked to are found through it
     ggml.ggml_get_name.argtypes, ggml.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
     ggml.ggml_nbytes.argtypes, ggml.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
-    copy = ggml.ggml_backend_tensor_get
-    copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
-    copy.restype = None
+    for copy in (ggml.ggml_backend_tensor_get, ggml.ggml_backend_tensor_set):
+        copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+        copy.restype = None
     return ggml
 
 
 @contextlib.contextmanager
-def observing(model: NativeModel, length: int, threads: int) -> Iterator[Observed]:
-    """A context that reads chunks of up to `length` tokens in one step each; raises MiniCacheError where none opens."""
-    observed = Observed(length)
+def observing(
+    model: NativeModel, n_ctx: int, threads: int, n_seq: int = 1, n_batch: int = 0
+) -> Iterator[Observed]:
+    """A context of `n_ctx` cells, which its sequences share; `n_batch`: tokens of a step, all that fit if 0.
+
+    Raises MiniCacheError where none opens.
+    """
+    observed = Observed(n_batch or n_ctx)
     params = llama_h.llama_context_default_params()
-    params.n_ctx = params.n_batch = params.n_ubatch = length
+    params.n_ctx, params.n_seq_max, params.kv_unified = n_ctx, n_seq, True
+    params.n_batch = params.n_ubatch = n_batch or n_ctx
     params.n_threads = params.n_threads_batch = threads
     params.flash_attn_type = llama_h.LLAMA_FLASH_ATTN_TYPE_ENABLED
     params.cb_eval = observed.callback

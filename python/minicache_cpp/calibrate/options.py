@@ -9,7 +9,8 @@ from ..errors import MiniCacheError
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile
 
-DEFAULT_TOKENS = 12288
+# tokens of text, by whether the calibration is thorough
+DEFAULT_TOKENS = {False: 3840, True: 12288}
 DEFAULT_BLOCK = 128
 DEFAULT_WINDOW = 64
 DEFAULT_GROUP = "2"
@@ -38,14 +39,21 @@ class Options:
     window: int = DEFAULT_WINDOW
     # a key of GROUP_SIZES
     group: str = DEFAULT_GROUP
-    # tokens of text to work with
-    tokens: int = DEFAULT_TOKENS
+    # whether the sensitivities are measured with a whole cache for each layer, rather than with probes
+    thorough: bool = False
+    # tokens of text to work with; 0: as DEFAULT_TOKENS says
+    tokens: int = 0
     # how many times the sensitivities are measured again, at the errors of the plan that was chosen
     refine: int = 0
     # CPU threads; 0: all cores, or one for a tiny model
     threads: int = 0
     # layers on the GPU; -1: all
     gpu_layers: int = 0
+
+    @property
+    def n_token(self) -> int:
+        """The tokens of text to work with."""
+        return self.tokens or DEFAULT_TOKENS[self.thorough]
 
 
 def check_options(options: Options) -> None:
@@ -60,19 +68,21 @@ def check_options(options: Options) -> None:
         ("n_ctx", 0, 2**31 - 1),
         ("rope_block", 0, 1024),
         ("window", 0, MAX_WINDOW),
-        ("tokens", 128, 2**24),
+        ("n_token", 128, 2**24),
         ("refine", 0, 10),
         ("threads", 0, 4096),
         ("gpu_layers", -1, 2**31 - 1),
     ):
         if not least <= getattr(options, name) <= most:
-            option = {"n_ctx": "ctx"}.get(name, name).replace("_", "-")
+            option = {"n_ctx": "ctx", "n_token": "tokens"}.get(name, name).replace("_", "-")
             raise MiniCacheError(f"--{option} {getattr(options, name)}: it must be from {least} to {most}")
+    if options.refine and not options.thorough:
+        raise MiniCacheError("--refine measures with whole caches again: it goes with --thorough")
     # chunks must be longer than the window, as errors show only beyond it
     least = 128 + 4 * options.window
-    if options.tokens < least:
+    if options.n_token < least:
         raise MiniCacheError(
-            f"--tokens {options.tokens}: with --window {options.window} it must be {least} or more"
+            f"--tokens {options.n_token}: with --window {options.window} it must be {least} or more"
         )
 
 

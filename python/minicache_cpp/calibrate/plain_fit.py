@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 # tokens that are rounded, spread evenly over all that were captured
-ROWS = 1024
+ROWS = 256
 # ggml's kvalues_iq4nl
 IQ4_NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
@@ -95,8 +95,9 @@ def round_trip(x: Floats, name: str) -> Floats:
         return special[name](rows).reshape(x.shape)
     import gguf
 
-    number = gguf.GGMLQuantizationType(GGML_TYPES[name].number)
-    return np.asarray(gguf.dequantize(gguf.quantize(rows, number), number), dtype=np.float32).reshape(x.shape)
+    # as one row, because gguf goes through rows one by one, and a row is whole blocks
+    number, row = gguf.GGMLQuantizationType(GGML_TYPES[name].number), rows.reshape(1, -1)
+    return np.asarray(gguf.dequantize(gguf.quantize(row, number), number), dtype=np.float32).reshape(x.shape)
 
 
 def _iq4_nl(rows: Floats) -> Floats:

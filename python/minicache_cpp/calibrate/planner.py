@@ -34,13 +34,16 @@ class Planned:
     # one for each group
     fits: Sequence[GroupFit]
     choices: Sequence[Choice]
+    # the loss that is expected
+    loss: float
 
 
 @dataclass(frozen=True)
 class Planner:
     """Makes plans for a model from what was captured and measured of it.
 
-    A planner that is made without sensitivities knows nothing of the model's output; probed() returns one that does.
+    A planner that is made without sensitivities knows nothing of the model's output; knowing() and measured() return
+    one that does.
     """
 
     builder: PlanBuilder
@@ -54,13 +57,21 @@ class Planner:
     # the groups that were fitted with these sensitivities, by their layers
     fitted: dict[tuple[int, ...], GroupFit] = field(default_factory=dict)
 
-    def probed(self, like: Sequence[tuple[GroupFit, Choice]] = ()) -> Planner:
-        """The same planner with measured sensitivities.
+    def singles(self) -> dict[int, GroupFit]:
+        """The codes of the layers by themselves."""
+        return {layer: fit_group(self.source, self.weights, (layer,)) for layer in self.weights}
+
+    def knowing(self, found: Sensitivities) -> Planner:
+        """The same planner with these sensitivities; what plain types lose beside them is measured."""
+        return replace(self, sensitivities=replace(found, plain=self._plain_factor(found)), fitted={})
+
+    def measured(self, like: Sequence[tuple[GroupFit, Choice]] = ()) -> Planner:
+        """The same planner with sensitivities that are measured with a whole cache for each layer's K and V.
 
         They are measured with each layer in a code of its own, at 3 bits, or at about the errors that the layers have
         in `like`, the groups of a plan and their choices.
         """
-        singles = {layer: fit_group(self.source, self.weights, (layer,)) for layer in self.weights}
+        singles = self.singles()
         fits = list(singles.values())
         widths: dict[tuple[Kind, int], int] = {}
         for fit, choice in like:
@@ -69,8 +80,7 @@ class Planner:
         def measure(choices: Sequence[Choice], name: str) -> float:
             return self.trials.measure(self.builder.of(fits, choices), "measure", name, fits).kl
 
-        found = measure_sensitivities(fits, measure, widths)
-        return replace(self, sensitivities=replace(found, plain=self._plain_factor(found)), fitted={})
+        return self.knowing(measure_sensitivities(fits, measure, widths))
 
     def _plain_factor(self, found: Sensitivities) -> float:
         """What all layers in one plain type lose, as measured, over what the sensitivities of codes predict."""
@@ -141,4 +151,4 @@ class Planner:
             return target.fits(self.builder.shape, self.builder.of(fits, choices, retain))
 
         found = allocate(candidates, small_enough)
-        return Planned(self.builder.of(fits, found[0], retain), fits, found[0]) if found else None
+        return Planned(self.builder.of(fits, found[0], retain), fits, *found) if found else None

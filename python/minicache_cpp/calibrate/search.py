@@ -24,6 +24,8 @@ ROUNDS = 7
 LARGEST_RATIO = 32.0
 # larger groups are chosen only where they lose at most this share of what smaller ones lose
 LEAST_GAIN = 0.9
+# types by layer are measured only where they are expected to lose at most so many times what codes lose
+LIKELY = 2.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Search:
             if found.choices is None:
                 break
             before = self.planner
-            self.planner = before.probed(list(zip(found.fits, found.choices, strict=True)))
+            self.planner = before.measured(list(zip(found.fits, found.choices, strict=True)))
             again = self._choose(target)
             smaller = ratio(self.shape, again.plan) > ratio(self.shape, found.plan)
             better = smaller if target.max_kl is not None else again.measured.kl < found.measured.kl
@@ -115,7 +117,9 @@ class Search:
             tried.append((f"{called} and retained tokens", why, planner.coded(fits, target, RETAIN)))
         if most == self.group_sizes[0]:
             why = "plain types by layer measure best"
-            tried.append(("types by layer", why, planner.mixed(fits, target)))
+            mixed, coded = planner.mixed(fits, target), tried[0][2]
+            if mixed and (coded is None or mixed.loss <= LIKELY * coded.loss):
+                tried.append(("types by layer", why, mixed))
         for name, why, planned in tried:
             if planned is None:
                 continue
@@ -129,9 +133,7 @@ class Search:
         best: Found | None = None
         for name in self.builder.types():
             plan = self.builder.plain(name)
-            measured = (
-                self.trials.measure(plan, "measure", name) if name != "f16" else Measured(kl=0.0, top1=1.0)
-            )
+            measured = self.trials.measure(plan, "measure", name)
             if measured.kl <= max_kl and self._is_smaller(plan, best):
                 best = Found(plan, measured, f"plain {name} is the smallest that loses no more")
         low, high = 1.0, LARGEST_RATIO

@@ -1,0 +1,256 @@
+"""Probes: how much errors in K and V change the model's output, in a few short steps.
+
+The model reads a text once, and its Q, K and V are seen. From them follows what attention would return for the last
+tokens with the K (or V) of a layer restored from a code. The model then reads those tokens again, as sequences that
+share the tokens before: in each of them a few neighbouring layers' attention is moved by that difference, enlarged so
+that the loss it causes stands out from the noise of the arithmetic. To first order the result moves in proportion to
+the error, and the KL divergence with its square, so that the divergence over the square of the enlargement is what the
+errors themselves cost. The layers of a probe are taken to be worth the same, were all of their K (or V) lost: with few
+tokens, probes of single layers tell more of the tokens than of the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cache.code_format import KINDS, Kind, Layout
+from ..native import binding
+from ..native.batch import BatchToken
+from ..native.binding import llama_h
+from ..reading.divergence import kl_divergence, log_probabilities
+from ..reading.model import NativeModel
+from .attention import attention
+from .code_fit import restored
+from .group_fit import GroupFit, Source
+from .material import Chunk
+from .observed import Observed, observing
+from .sensitivity import PROBE_WIDTH, Sensitivities, uniform
+
+Floats = NDArray[np.float32]
+
+# the tokens at the end of a text that are read again in each probe
+PROBED = 32
+# the tokens of all probes that are read in one step
+STEP = 256
+# for K and for V, the runs of layers that are probed, however many layers there are
+RUNS = 8
+# the KL divergence that a probe is to cause: far above the noise, and small enough to go with the square of the error
+WANTED_KL = 0.04
+# by how much the loss in a text may change the enlargement for the next one: further up, it is no longer linear
+CORRECTIONS = (1 / 3, 1.5)
+# the largest part of attention's result that may differ from what is computed here
+MOST_DIFFERENCE = 0.1
+# the least loss that is counted, relative to the noise
+LEAST_KL = 0.2
+# the expected loss, were all of a layer's K or V lost, where a model's attention cannot be computed here: what small
+# models have on average
+USUAL: Mapping[Kind, float] = {"k": 0.13, "v": 0.008}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Layers whose K, or whose V, is restored from a code; without any, only the noise is seen."""
+
+    kind: Kind
+    layers: tuple[int, ...]
+
+
+NOISE = Probe("k", ())
+
+
+def probes_of(layers: Sequence[int]) -> list[Probe]:
+    """The probes of a model with these layers."""
+    runs = np.array_split(np.array(layers), min(RUNS, len(layers)))
+    return [Probe(kind, tuple(map(int, run))) for kind in KINDS for run in runs]
+
+
+class Probing:
+    """What is known from the probes of the texts so far. `fits` are the codes of single layers, by layer."""
+
+    def __init__(self, fits: Mapping[int, GroupFit]) -> None:
+        self.fits = fits
+        self.probes = probes_of(list(fits))
+        # how much the changes of attention's result are enlarged in the next text
+        self.scales = {
+            probe: (WANTED_KL / (USUAL[probe.kind] * self._error(probe))) ** 0.5 for probe in self.probes
+        }
+        # the losses of each text over the squares of its scales
+        self.losses: dict[Probe, list[float]] = {probe: [] for probe in self.probes}
+
+    def add(self, losses: Mapping[Probe, float]) -> None:
+        """Takes the losses of a text, the noise among them, and corrects the scales."""
+        noise = losses[NOISE]
+        for probe in self.probes:
+            loss, scale = max(losses[probe] - noise, LEAST_KL * noise, 1e-9), self.scales[probe]
+            self.losses[probe].append(loss / scale**2)
+            least, most = CORRECTIONS
+            self.scales[probe] = scale * min(max((WANTED_KL / loss) ** 0.5, least), most)
+
+    def sensitivities(self) -> Sensitivities:
+        # one text may be a hundred times as sensitive as another, so the mean is that of the logarithms
+        means = {
+            probe: float(np.exp(np.mean(np.log(losses)))) / self._error(probe)
+            for probe, losses in self.losses.items()
+        }
+        whole = {(probe.kind, layer): mean for probe, mean in means.items() for layer in probe.layers}
+        return sensitivities_of(self.fits, whole)
+
+    def _error(self, probe: Probe) -> float:
+        """The error of the probes' code, in units of that of no code at all, summed over the layers."""
+        parts = [self.fits[layer].part(probe.kind) for layer in probe.layers]
+        shares = (
+            part.error(uniform(part.n_unit, PROBE_WIDTH)) / max(part.error(Layout()), 1e-30) for part in parts
+        )
+        return max(sum(shares), 1e-6)
+
+
+def usual_sensitivities(fits: Mapping[int, GroupFit]) -> Sensitivities:
+    """Sensitivities for which every layer's K counts alike, and every layer's V; `fits` are codes of single layers."""
+    return sensitivities_of(fits, {(kind, layer): USUAL[kind] for kind in KINDS for layer in fits})
+
+
+def sensitivities_of(fits: Mapping[int, GroupFit], whole: Mapping[tuple[Kind, int], float]) -> Sensitivities:
+    """The sensitivities that follow from the losses expected if all of a layer's K or V were lost."""
+    return Sensitivities(
+        {
+            (kind, layer): loss / max(fits[layer].part(kind).error(Layout()), 1e-30)
+            for (kind, layer), loss in whole.items()
+        },
+        whole,
+    )
+
+
+def probe_sensitivities(
+    model: NativeModel,
+    source: Source,
+    fits: Mapping[int, GroupFit],
+    texts: Sequence[Chunk],
+    threads: int,
+    on_step: Callable[[float], None] = lambda done: None,
+) -> Sensitivities | None:
+    """Measures the sensitivities of all layers on the last tokens of each text; `fits` are codes of single layers.
+
+    Calls `on_step` with the share that is done. Returns None where the model's attention is not what attention.py
+    computes.
+    """
+    probing = Probing(fits)
+    length = max(len(chunk.tokens) for chunk in texts)
+    n_at_once = STEP // PROBED
+    with observing(model, length + STEP, threads, n_at_once + 1, max(length, STEP)) as observed:
+        for number, chunk in enumerate(texts):
+            text = ProbedText(observed, chunk, model.n_vocab)
+            changes = attention_changes(text.begin(), text.positions, source, fits)
+            if changes is None:
+                return None
+            losses: dict[Probe, float] = {}
+            todo = [NOISE, *probing.probes]
+            for begin in range(0, len(todo), n_at_once):
+                part = todo[begin : begin + n_at_once]
+                moves = [changes.move(probe, probing) for probe in part]
+                losses |= dict(zip(part, text.losses(moves), strict=True))
+                on_step((number + len(losses) / len(todo)) / len(texts))
+            probing.add(losses)
+    return probing.sensitivities()
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How attention's result for the last tokens changes, [tokens, n] by kind and layer."""
+
+    of: Mapping[tuple[Kind, int], Floats]
+
+    def move(self, probe: Probe, probing: Probing) -> dict[int, Floats]:
+        """What a probe adds to the result of each layer's attention, [tokens, n]."""
+        if probe.layers:
+            scale = probing.scales[probe]
+            return {layer: scale * self.of[probe.kind, layer] for layer in probe.layers}
+        # next to nothing, which is enough for the noise
+        first = probing.probes[0]
+        layer = first.layers[0]
+        return {layer: probing.scales[first] * 1e-2 * self.of[first.kind, layer]}
+
+
+def attention_changes(
+    seen: Mapping[tuple[str, int], Floats],
+    positions: NDArray[np.int64],
+    source: Source,
+    fits: Mapping[int, GroupFit],
+) -> Changes | None:
+    """The changes with each layer's K, and V, restored from its code at 3 bits; None where attention differs.
+
+    `seen` has Q, K, V and attention's result of tokens at `positions`, by kind and layer.
+    """
+    samples, n = source.samples, len(positions)
+    found: dict[tuple[Kind, int], Floats] = {}
+    for number, fit in fits.items():
+        layer = samples.shape.layers[number]
+        q, k = (seen[kind, number].reshape(n, -1, layer.head_size_k) for kind in "qk")
+        v, result = (seen[kind, number].reshape(n, -1, layer.head_size_v) for kind in "vo")
+        q, result = q[-PROBED:], result[-PROBED:]
+        exact = attention(q, k, v, k, v, samples.window)
+        if not np.linalg.norm(exact - result) <= MOST_DIFFERENCE * np.linalg.norm(result):
+            return None
+        restored_k = restored(fit.k, PROBE_WIDTH, source.coded(number, k, positions))
+        restored_k = source.cached(number, restored_k, positions)
+        changed_k = attention(q, k, v, restored_k, v, samples.window)
+        changed_v = attention(q, k, v, k, restored(fit.v, PROBE_WIDTH, v), samples.window)
+        found["k", number] = (changed_k - exact).reshape(PROBED, -1)
+        found["v", number] = (changed_v - exact).reshape(PROBED, -1)
+    return Changes(found)
+
+
+class ProbedText:
+    """A text whose last tokens are read with each probe."""
+
+    def __init__(self, observed: Observed, chunk: Chunk, n_vocab: int) -> None:
+        self.observed, self.chunk, self.n_vocab = observed, chunk, n_vocab
+        self.start = len(chunk.tokens) - PROBED
+        self.positions = np.arange(len(chunk.tokens)) + chunk.position
+        self.reference = np.empty(0, np.float32)
+
+    def begin(self) -> Mapping[tuple[str, int], Floats]:
+        """Reads the text into sequence 0 and drops the last tokens from it; returns what was seen."""
+        chunk, observed = self.chunk, self.observed
+        binding.clear(observed.ctx)
+        observed.read(
+            (
+                BatchToken(token, chunk.position + i, wanted=i >= self.start)
+                for i, token in enumerate(chunk.tokens)
+            ),
+            "qkvo",
+        )
+        self.reference = log_probabilities(observed.logits(PROBED, self.n_vocab))
+        memory = llama_h.llama_get_memory(observed.ctx)
+        llama_h.llama_memory_seq_rm(memory, 0, chunk.position + self.start, -1)
+        return observed.seen
+
+    def losses(self, moves: Sequence[Mapping[int, Floats]]) -> list[float]:
+        """The mean KL divergences of the last tokens when each of these is added to the layers' attention."""
+        chunk, observed = self.chunk, self.observed
+        memory = llama_h.llama_get_memory(observed.ctx)
+
+        def change(layer: int, result: Floats) -> None:
+            for row, move in enumerate(moves):
+                if layer in move:
+                    result[row * PROBED : (row + 1) * PROBED] += move[layer]
+
+        for row in range(len(moves)):
+            llama_h.llama_memory_seq_cp(memory, 0, row + 1, -1, -1)
+        observed.change = change
+        try:
+            observed.read(
+                BatchToken(chunk.tokens[i], chunk.position + i, row + 1, wanted=True)
+                for row in range(len(moves))
+                for i in range(self.start, len(chunk.tokens))
+            )
+        finally:
+            observed.change = None
+        logits = observed.logits(len(moves) * PROBED, self.n_vocab).reshape(len(moves), PROBED, -1)
+        found = [float(kl_divergence(self.reference, log_probabilities(rows)).mean()) for rows in logits]
+        for row in range(len(moves)):
+            llama_h.llama_memory_seq_rm(memory, row + 1, -1, -1)
+        return found
