@@ -1,4 +1,4 @@
-"""The error and the warning of this package."""
+"""The errors and the warning of this package."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ class MiniCacheError(ValueError, RuntimeError):
     It is both a ValueError and a RuntimeError: llama_cpp raises the former where a context cannot be made and the
     latter where a state cannot be loaded, and code written for llama_cpp should catch this error too.
     """
+
+
+class CancelledError(MiniCacheError):
+    """Work that was told to stop, by a progress callback that returned False or by a cancel()."""
 
 
 class MiniCacheWarning(UserWarning):

@@ -84,7 +84,7 @@ class Lab:
                 {"measure": self.fitting.material.measure},
                 self.threads,
                 self.folder / "measured.json",
-                lambda name: self.on_step(f"codes, {name}"),
+                lambda name, share: self.on_step(f"codes, {name}, {share:.0%}"),
             )
             weights = {layer: layer_weights(samples, layer) for layer in layers}
             planner = Planner(builder, source, weights, Trials(self.meter, self.folder)).measured()

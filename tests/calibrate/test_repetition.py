@@ -45,12 +45,12 @@ def test_an_interrupted_calibration_is_continued(
     n_run = 0
     read = Meter._read
 
-    def interrupted(self: Meter, spec: CacheSpec, kind: str) -> Any:
+    def interrupted(self: Meter, spec: CacheSpec, kind: str, name: str) -> Any:
         nonlocal n_run
         n_run += 1
         if n_run == 5:
             raise KeyboardInterrupt
-        return read(self, spec, kind)
+        return read(self, spec, kind, name)
 
     told: list[str] = []
     monkeypatch.setattr(Progress, "__call__", lambda self, fraction, stage, detail="": told.append(detail))

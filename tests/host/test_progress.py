@@ -7,7 +7,8 @@ from contextlib import redirect_stderr
 
 import pytest
 
-from minicache_cpp.host.progress import Progress, StepProgress
+from minicache_cpp.errors import CancelledError
+from minicache_cpp.host.progress import Progress, StepProgress, duration
 
 
 class Stderr(io.StringIO):
@@ -50,6 +51,46 @@ def test_stages(stderr: Stderr) -> None:
         assert "work [###############---------------]  50% reading half of it" in shown
     else:
         assert shown == "work: reading\nwork: writing\na note\n"
+
+
+def test_time_left_is_told_every_ten_seconds(stderr: Stderr, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("minicache_cpp.host.progress.time.monotonic", lambda: now)
+    with redirect_stderr(stderr):
+        progress = Progress("work")
+        progress(0.2, "reading")  # an earlier run got this far
+        for fraction in (0.3, 0.4, 0.6, 0.8):
+            now += 6
+            progress(fraction, "reading")
+    shown = stderr.getvalue()
+    if stderr.terminal:
+        assert "80%, 8 s left reading" in shown
+    else:
+        assert (
+            shown == "work: reading\nwork: reading, 40% done, 36 s left\nwork: reading, 80% done, 8 s left\n"
+        )
+
+
+def test_a_program_sees_all_and_may_cancel(stderr: Stderr) -> None:
+    seen: list[tuple[float, str, str]] = []
+
+    def on_progress(*what: float | str) -> bool | None:
+        seen.append(what)  # type: ignore[arg-type]
+        return None if len(seen) < 3 else False
+
+    with redirect_stderr(stderr):
+        progress = Progress("work", silent=True, on_progress=on_progress)
+        progress(-0.1, "reading")
+        progress(0.5, "reading", "half")
+        with pytest.raises(CancelledError, match="work: cancelled"):
+            progress(1.5, "writing")
+    assert seen == [(0.0, "reading", ""), (0.5, "reading", "half"), (1.0, "writing", "")]
+    assert stderr.getvalue() == ""
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(3.4, "3 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_silence(stderr: Stderr) -> None:

@@ -11,24 +11,69 @@ import pytest
 from minicache_cpp.host.work_folder import work_folder
 
 
-def test_two_users_do_not_share_a_folder(tmp_path: Path) -> None:
+def test_two_users_take_turns(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WORK, str(tmp_path / "work")]
     with work_folder(tmp_path / "work") as one:
         assert one == tmp_path / "work"
-        (one / "file").write_text("kept")
-        command = [sys.executable, "-c", WORK, str(tmp_path / "work")]
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=True)
-        assert done.stdout.strip() != str(one)
-        assert [path.name for path in one.iterdir()] == ["file"]
+        (one / "file").write_text("ours")
+        with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "waiting\n"
+            assert [path.name for path in one.iterdir()] == ["file"]
+            other.kill()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as other:
+        assert other.communicate(timeout=60)[0] == "[]\n"  # the folder was removed, and it never waited
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(KeyError), work_folder(tmp_path / "work") as one:
-        raise KeyError
-    assert (tmp_path / "work").is_dir()
+
+
+def test_the_folder_is_kept_where_work_fails(tmp_path: Path) -> None:
+    def fail() -> None:
+        with work_folder(tmp_path / "work") as one:
+            (one / "file").write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    with work_folder(tmp_path / "work") as one:
+        assert (one / "file").read_text() == "half"
+
+
+def test_each_of_many_waits_for_its_turn(tmp_path: Path) -> None:
+    """Also where the one that is waited for removes the lock's file."""
+    command = [sys.executable, "-c", COUNT, str(tmp_path)]
+    others = [subprocess.Popen(command) for _ in range(4)]
+    assert [other.wait(timeout=60) for other in others] == [0] * 4
+    assert (tmp_path / "count").read_text() == "20"
+
+
+def test_waiting_can_be_given_up(tmp_path: Path) -> None:
+    def give_up() -> None:
+        raise TimeoutError
+
+    with work_folder(tmp_path / "work"):
+        with pytest.raises(TimeoutError), work_folder(tmp_path / "work", give_up):
+            pass
+        assert (tmp_path / "work").is_dir()
 
 
 WORK = """
 import sys
 from pathlib import Path
 from minicache_cpp.host.work_folder import work_folder
-with work_folder(Path(sys.argv[1])) as folder:
-    print(folder)
+with work_folder(Path(sys.argv[1]), lambda: print("waiting", flush=True)) as folder:
+    print([path.name for path in folder.iterdir()])
+"""
+
+COUNT = """
+import sys, time
+from pathlib import Path
+from minicache_cpp.host import work_folder
+work_folder.WAIT = 0.01
+folder = Path(sys.argv[1])
+for _ in range(5):
+    with work_folder.locked(folder / "lock"):
+        count = folder / "count"
+        number = int(count.read_text()) if count.exists() else 0
+        time.sleep(0.005)
+        count.write_text(str(number + 1))
 """

@@ -19,7 +19,7 @@ import llama_cpp  # isort: skip  (after minicache_cpp, so that it loads our libr
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"minicache": "auto", "calibrate": "always"}, "'once' nor 'never'"),
+        ({"minicache": "auto", "calibrate": "always"}, "'once', 'background' and 'never'"),
         ({"minicache": "plan.gguf"}, "does not exist"),
         ({"minicache": 0.5}, "MiniCache"),
         ({"minicache": MiniCache(), "flash_attn": False}, "flash"),

@@ -43,8 +43,8 @@ def test_a_cache_may_be_named(
         ({"minicache": ""}, "is not a cache"),
         ({"minicache": "none.gguf"}, "none.gguf does not exist"),
         ({"minicache": Path("none")}, "none does not exist"),
-        ({"calibrate": "nonsense"}, "neither 'once' nor 'never'"),
-        ({"minicache": MiniCache(), "calibrate": ""}, "neither 'once' nor 'never'"),
+        ({"calibrate": "nonsense"}, "none of 'once', 'background' and 'never'"),
+        ({"minicache": MiniCache(), "calibrate": ""}, "none of 'once', 'background' and 'never'"),
     ],
 )
 def test_what_contradicts_itself_is_refused(

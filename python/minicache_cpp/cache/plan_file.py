@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MiniCacheError
 from ..host.files import replacing
 from ..modelfile.ggml_types import BY_NUMBER, GGML_TYPES
-from ..modelfile.gguf_file import GGUFFile, gguf_header
+from ..modelfile.gguf_file import GGUFFile, gguf_header, read_gguf
 from .code_format import WIDTHS, GroupFormat, Layout
 from .plan import DEFAULT_T, BasisMatrices, PlainLayer, Plan, basis_name, codec_name
 
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 
 VERSION = 3
 TYPE = "minicache-plan"  # general.type of a plan
+
+
+def is_plan(path: Path) -> bool:
+    """Whether a file is a plan, of any version."""
+    try:
+        return read_gguf(path).keys.get("general.type") == TYPE
+    except (MiniCacheError, OSError):
+        return False
 
 
 def write_plan(path: str | Path, plan: Plan, parts: Mapping[int, NDArray[np.int8] | BasisMatrices]) -> None:

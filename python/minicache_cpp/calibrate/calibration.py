@@ -6,6 +6,7 @@ folder with the captured chunks and everything that was measured, and the next r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from .layer_weights import layer_weights, output_gains
 from .material import FAST, THOROUGH, Chunk, Material, make_material
 from .meter import Meter
 from .options import GROUP_SIZES, Options, check_options, check_output, threads_for
+from .phases import FITTING, PROBING, READING, Phases, phases_of
 from .plain_fit import PlainFit, fit_plain
 from .planner import Planner
 from .plans import PlanBuilder, write_fitted
@@ -52,7 +54,10 @@ class Job:
     file: GGUFFile
     shape: ModelShape
     options: Options
-    progress: Progress
+    # tells how far the calibration is
+    phases: Phases
+    # prints a line that stays
+    note: Callable[[str], None]
 
     @property
     def threads(self) -> int:
@@ -93,11 +98,15 @@ def calibrate(
     options: Options,
     output: Path | None = None,
     progress: Progress | None = None,
+    loaded: NativeModel | None = None,
 ) -> dict[str, Any]:
     """Makes a model's plan and writes it, to the user's cache directory where there is no `output`.
 
+    loaded: the model, where the caller has it; it stays open.
+
     Returns what was chosen and measured as a JSON-ready object (report.py). Raises MiniCacheError where an option, the
-    text or the path cannot be used, or the target cannot be reached.
+    text or the path cannot be used, or the target cannot be reached, and CancelledError where `progress` is cancelled.
+    What was done until then is kept for the next calibration with the same text.
     """
     check_options(options)
     progress = progress or Progress("calibrate", silent=True)
@@ -107,29 +116,31 @@ def calibrate(
         raise MiniCacheError(
             f"cannot calibrate {file.path}: {shape.unknown}; use a plain cache, such as --config q8_0"
         )
-    check_output(output)
-    job = Job(file, shape, options, progress)
-    try:
-        material = read_text(job)
+    check_output(output, file)
+    with contextlib.closing(progress):
+        progress(0, "text")
+        material = read_text(file, shape, options)
+        n_layer = sum(layer.n_head_kv > 0 for layer in shape.layers)
+        phases = phases_of(progress, material, options, n_layer)
+        job = Job(file, shape, options, phases, progress.note)
         with (
-            work_folder(cache_dir() / "calibrations" / work_key(job, material)) as folder,
-            NativeModel(file.path, options.gpu_layers) as model,
+            work_folder(
+                cache_dir() / "calibrations" / work_key(job, material),
+                lambda: progress(0, "waiting for another calibration of this model"),
+            ) as folder,
+            contextlib.nullcontext(loaded) if loaded else NativeModel(file.path, options.gpu_layers) as model,
         ):
             return make_plan(job, material, model, folder, output or plan_path(file))
-    finally:
-        progress.close()
 
 
-def read_text(job: Job) -> Material:
+def read_text(file: GGUFFile, shape: ModelShape, options: Options) -> Material:
     """The chunks to fit to, to measure on and to check with."""
-    options = job.options
     paths: Sequence[Path] = options.texts or bundled.calibration_files()
     names = ", ".join(path.name for path in options.texts) or "the package's own text"
-    job.progress(0, "text")
-    with Vocabulary(job.file.path) as vocabulary:
+    with Vocabulary(file.path) as vocabulary:
         cut = THOROUGH if options.thorough else FAST
         return make_material(
-            vocabulary, paths, options.n_token, job.shape.n_ctx_train, names, options.window, cut
+            vocabulary, paths, options.n_token, shape.n_ctx_train, names, options.window, cut
         )
 
 
@@ -143,13 +154,13 @@ def work_key(job: Job, material: Material) -> str:
 def make_plan(job: Job, material: Material, model: NativeModel, folder: Path, output: Path) -> dict[str, Any]:
     """Goes through the phases from capture to report, and writes the plan to `output`."""
     fits = fit_layers(job, observe(job, material, model, folder))
-    memory, on_run = folder / "measured.json", run_counter(job, fits)
-    with Meter(model, measured_chunks(job, material), job.threads, memory, on_run) as meter:
+    memory = folder / "measured.json"
+    with Meter(model, measured_chunks(job, material), job.threads, memory, job.phases.on_run) as meter:
         builder = PlanBuilder(job.shape, plan_template(job, material, fits), fits.source.samples.ropes)
         planner = Planner(builder, fits.source, fits.weights, Trials(meter, folder), fits.plain)
-        search = Search(planner, GROUP_SIZES[job.options.group], job.progress.note)
+        search = Search(planner, GROUP_SIZES[job.options.group], job.note)
         search.refuse(job.target)
-        search.planner = informed(job, planner, material, model)
+        search.planner = informed(job, planner, material, model, folder)
         checked = choose(job, search)
         choices = choice_rows(search.planner, checked.found)
         compared = comparison(search, checked, job.n_ctx)
@@ -168,15 +179,15 @@ def observe(job: Job, material: Material, model: NativeModel, folder: Path) -> C
     samples = Samples(folder, shape, material.fit, output_gains(job.file, shape), job.options.window)
 
     def on_chunk(n: int) -> None:
-        job.progress(0.02 + 0.2 * n / n_chunk, "reading the text", f"chunk {n} of {n_chunk}")
+        job.phases(READING, n / n_chunk, f"chunk {n} of {n_chunk}")
 
     if shape.window:
-        job.progress.note("the layers of this model cannot be coded, so it gets a plain cache")
+        job.note("the layers of this model cannot be coded, so it gets a plain cache")
         return Captured(samples, [])
     try:
         capture(model, samples, job.threads, on_chunk)
     except NotObservedError as error:
-        job.progress.note(f"{error}, so it gets a plain cache")
+        job.note(f"{error}, so it gets a plain cache")
         return Captured(samples, [])
     return Captured(samples, [number for number, layer in enumerate(shape.layers) if layer.n_head_kv])
 
@@ -185,7 +196,7 @@ def fit_layers(job: Job, captured: Captured) -> Fits:
     """The weights of errors in each captured layer, and what each plain type loses of it."""
     samples, weights, plain = captured.samples, {}, {}
     for number in captured.layers:
-        job.progress(0.22 + 0.02 * number / len(job.shape.layers), "fitting", f"layer {number}")
+        job.phases(FITTING, number / len(job.shape.layers), f"layer {number}")
         weights[number] = layer_weights(samples, number)
         plain[number] = fit_plain(samples, weights[number], number)
     return Fits(Source(samples, job.options.rope_block), weights, plain)
@@ -215,7 +226,7 @@ def measured_chunks(job: Job, material: Material) -> dict[str, Sequence[Chunk]]:
     return {"measure": material.check if alike else material.measure, "check": material.check}
 
 
-def informed(job: Job, planner: Planner, material: Material, model: NativeModel) -> Planner:
+def informed(job: Job, planner: Planner, material: Material, model: NativeModel, folder: Path) -> Planner:
     """The planner, with the layers' sensitivities: from probes, or from a whole cache for each layer."""
     if not planner.weights:
         return planner
@@ -228,10 +239,11 @@ def informed(job: Job, planner: Planner, material: Material, model: NativeModel)
         singles,
         material.measure,
         job.threads,
-        lambda done: job.progress(0.45 + 0.2 * done, "probing the layers"),
+        folder / "probes.json",
+        lambda share: job.phases(PROBING, share),
     )
     if found is None:
-        job.progress.note(
+        job.note(
             "this model's attention differs from what probes assume, so all layers are taken to count alike; "
             "--thorough measures each"
         )
@@ -257,15 +269,3 @@ def choose(job: Job, search: Search) -> Checked:
         stricter = chosen.found.measured.kl * 0.95 * min(1.0, max_kl / chosen.measured.kl)
         chosen = checked(replace(job.target, max_kl=stricter))
     return chosen
-
-
-def run_counter(job: Job, fits: Fits) -> Callable[[str], None]:
-    """Returns a callback that reports each run of the model as a share of the expected number of runs."""
-    done, expected = 0, 2 * len(fits.weights) * (1 + job.options.refine) + 8
-
-    def on_run(name: str) -> None:
-        nonlocal done
-        job.progress(0.3 + 0.7 * min(done / expected, 1), "measuring", name)
-        done += 1
-
-    return on_run

@@ -31,7 +31,8 @@ class Measured:
 class Meter:
     """Measures configurations on chunks of several kinds, and keeps the results in the file `memory`.
 
-    Calls `on_run` with the name of a configuration before the model is run with it.
+    While the model is run, `on_run` is called with the name of the configuration and the share of the text that it has
+    read.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Meter:
         chunks: Mapping[str, Sequence[Chunk]],
         threads: int,
         memory: Path,
-        on_run: Callable[[str], None] = lambda name: None,
+        on_run: Callable[[str, float], None] = lambda name, share: None,
     ) -> None:
         self.model, self.chunks, self.threads, self.memory = model, chunks, threads, memory
         # kinds of the same chunks are measured once, under the name of the first
@@ -64,10 +65,9 @@ class Meter:
         kind = self.same[kind]
         key = f"{kind} {_identity(spec)}"
         if key not in self.known:
-            self.on_run(name or spec.name)
             references = self._references(kind)
             kl, same = [], []
-            for numbers, at, rows in self._read(spec, kind):
+            for numbers, at, rows in self._read(spec, kind, name or spec.name):
                 reference = np.stack(
                     [references[number].rows[self._row(kind, number, at)] for number in numbers]
                 )
@@ -83,7 +83,7 @@ class Meter:
             self.references[kind] = [
                 Reference(len(chunk.tokens) - chunk.first, self.model.n_vocab) for chunk in chunks
             ]
-            for numbers, at, rows in self._read(F16, kind):
+            for numbers, at, rows in self._read(F16, kind, "f16, the reference"):
                 for number, row in zip(numbers, rows, strict=True):
                     self.references[kind][number].rows[self._row(kind, number, at)] = row
         return self.references[kind]
@@ -92,10 +92,10 @@ class Meter:
         """The row in the reference of chunk `number` for its token `at`."""
         return at - self.chunks[kind][number].first
 
-    def _read(self, spec: CacheSpec, kind: str) -> Iterator[tuple[list[int], int, Floats]]:
+    def _read(self, spec: CacheSpec, kind: str, name: str) -> Iterator[tuple[list[int], int, Floats]]:
         """Yields (chunk numbers, index of a token, log-probabilities after it, [chunks, n_vocab])."""
         with ParallelContext(self.model, spec, self.chunks[kind], self.threads) as context:
-            for numbers, at, logits in context.read():
+            for numbers, at, logits in context.read(lambda share: self.on_run(name, share)):
                 yield numbers, at, log_probabilities(logits)
 
     def _save(self) -> None:

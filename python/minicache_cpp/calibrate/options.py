@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..cache.plan_file import is_plan
 from ..errors import MiniCacheError
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile
@@ -86,10 +87,18 @@ def check_options(options: Options) -> None:
         )
 
 
-def check_output(output: Path | None) -> None:
-    """Raises MiniCacheError for a path that cannot be written, before minutes of work rather than after."""
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+def check_output(output: Path | None, file: GGUFFile) -> None:
+    """Raises MiniCacheError for a path that cannot be written, before minutes of work rather than after.
+
+    `file` is the model's. A file that is there already is replaced only if it is a plan.
+    """
+    if output is None:
+        return
+    if output.is_dir() or not output.absolute().parent.is_dir():
         raise MiniCacheError(f"cannot write {output}: give the path of a file in a folder that exists")
+    if output.exists() and not is_plan(output):
+        what = "the model itself" if output.samefile(file.path) else "a file that is not a plan"
+        raise MiniCacheError(f"cannot write {output}: it is {what}; give the path of a new file")
 
 
 def threads_for(file: GGUFFile) -> int:

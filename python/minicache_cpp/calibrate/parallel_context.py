@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 
 import numpy as np
 
@@ -39,8 +39,12 @@ class ParallelContext:
         )
         self.batch = TokenBatch(n_batch)
 
-    def read(self) -> Iterator[tuple[list[int], int, Floats]]:
+    def read(
+        self, on_step: Callable[[float], None] = lambda share: None
+    ) -> Iterator[tuple[list[int], int, Floats]]:
         """Reads all chunks; yields (chunk numbers, index of a token, logits after it, [chunks, n_vocab]).
+
+        Calls `on_step` with the share that has been read, before each step.
 
         It yields at each token from a chunk's `first` on. The logits are llama.cpp's memory: they last until the next
         step.
@@ -49,6 +53,7 @@ class ParallelContext:
         longest = max(len(chunk.tokens) for chunk in self.chunks)
         starts = [*range(0, first, PROMPT_STEP), *range(first, longest, self.step), longest]
         for start, end in itertools.pairwise(starts):
+            on_step(start / longest)
             tokens = [
                 (number, at)
                 for number, chunk in enumerate(self.chunks)

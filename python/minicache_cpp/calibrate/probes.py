@@ -11,13 +11,16 @@ tokens, probes of single layers tell more of the tokens than of the layers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..cache.code_format import KINDS, Kind, Layout
+from ..host.files import replacing
 from ..native import binding
 from ..native.batch import BatchToken
 from ..native.binding import llama_h
@@ -108,6 +111,11 @@ class Probing:
         return max(sum(shares), 1e-6)
 
 
+def tokens_read(texts: Sequence[Chunk]) -> int:
+    """The tokens that the model reads for the probes on these texts, in a model of many layers."""
+    return sum(len(chunk.tokens) + (1 + len(KINDS) * RUNS) * PROBED for chunk in texts)
+
+
 def usual_sensitivities(fits: Mapping[int, GroupFit]) -> Sensitivities:
     """Sensitivities for which every layer's K counts alike, and every layer's V; `fits` are codes of single layers."""
     return sensitivities_of(fits, {(kind, layer): USUAL[kind] for kind in KINDS for layer in fits})
@@ -130,30 +138,38 @@ def probe_sensitivities(
     fits: Mapping[int, GroupFit],
     texts: Sequence[Chunk],
     threads: int,
+    memory: Path,
     on_step: Callable[[float], None] = lambda done: None,
 ) -> Sensitivities | None:
     """Measures the sensitivities of all layers on the last tokens of each text; `fits` are codes of single layers.
 
-    Calls `on_step` with the share that is done. Returns None where the model's attention is not what attention.py
-    computes.
+    Calls `on_step` with the share that is done, after each step. The losses of each text go to the file `memory`, and
+    the texts that are there already are not read again. Returns None where the model's attention is not what
+    attention.py computes.
     """
     probing = Probing(fits)
+    known: list[list[float]] = json.loads(memory.read_text()) if memory.exists() else []
+    for losses in known:
+        probing.add(dict(zip([NOISE, *probing.probes], losses, strict=True)))
     length = max(len(chunk.tokens) for chunk in texts)
     n_at_once = STEP // PROBED
     with observing(model, length + STEP, threads, n_at_once + 1, max(length, STEP)) as observed:
-        for number, chunk in enumerate(texts):
+        for number, chunk in enumerate(texts[len(known) :], len(known)):
+            on_step(number / len(texts))
             text = ProbedText(observed, chunk, model.n_vocab)
             changes = attention_changes(text.begin(), text.positions, source, fits)
             if changes is None:
                 return None
-            losses: dict[Probe, float] = {}
-            todo = [NOISE, *probing.probes]
+            todo, found = [NOISE, *probing.probes], []
             for begin in range(0, len(todo), n_at_once):
                 part = todo[begin : begin + n_at_once]
                 moves = [changes.move(probe, probing) for probe in part]
-                losses |= dict(zip(part, text.losses(moves), strict=True))
-                on_step((number + len(losses) / len(todo)) / len(texts))
-            probing.add(losses)
+                found += text.losses(moves)
+                on_step((number + len(found) / len(todo)) / len(texts))
+            probing.add(dict(zip(todo, found, strict=True)))
+            known.append(found)
+            with replacing(memory) as unfinished:
+                unfinished.write_text(json.dumps(known))
     return probing.sensitivities()
 
 

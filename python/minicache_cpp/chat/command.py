@@ -13,6 +13,7 @@ from ..cache.room import refuse_too_large
 from ..cache.settings import SPEC_HELP, CacheSpec
 from ..cache.size import n_cells
 from ..errors import MiniCacheError
+from ..host.progress import Progress
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..modelfile.shape import model_shape
@@ -31,15 +32,13 @@ DEFAULT_CTX = 4096
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     cache = parser.add_argument_group("KV cache").add_mutually_exclusive_group()
-    cache.add_argument(
-        "--config", metavar="SPEC", help=f"{SPEC_HELP}; default: this model's plan, made now if there is none"
-    )
+    cache.add_argument("--config", metavar="SPEC", help=f"{SPEC_HELP}; default: this model's plan")
     cache.add_argument("--no-minicache", action="store_true", help="a plain f16 cache, for comparison")
     parser.add_argument(
         "--calibrate",
         choices=auto.CHOICES,
-        help="without --config and a plan of the model: make one, or take plain q8_0 "
-        f"(default: as {auto.VARIABLE} says, once without it)",
+        help="without --config and a plan of the model: make one first, or take plain q8_0, and make one while you "
+        f"type or read, or none (default: as {auto.VARIABLE} says, background without it)",
     )
     parser.add_argument(
         "--ctx",
@@ -114,6 +113,13 @@ def given_spec(args: argparse.Namespace) -> CacheSpec | None:
     return CacheSpec.parse(args.config) if args.config not in (None, "auto") else None
 
 
+def calibrate_choice(args: argparse.Namespace) -> str:
+    """When a missing plan is made. One answer leaves no idle time to make it in."""
+    choice = auto.calibrate_choice(args.calibrate, "background")
+    one_answer = args.prompt is not None or args.json
+    return "never" if choice == "background" and one_answer else choice
+
+
 def context_size(wanted: int | None, file: GGUFFile) -> int:
     trained = model_shape(file).n_ctx_train
     n_ctx = wanted or min(trained or DEFAULT_CTX, DEFAULT_CTX)
@@ -133,6 +139,8 @@ def open_model(
     from ..runtime.llama import Llama
 
     log = NativeLog(args.verbose).install()
+    choice = calibrate_choice(args)
+    progress = Progress("calibrate") if choice == "once" else None
     threads = args.threads or default_threads()
     try:
         llm = Llama(
@@ -142,7 +150,8 @@ def open_model(
             n_threads_batch=threads,
             n_gpu_layers=args.gpu_layers,
             minicache=spec or "auto",
-            calibrate=args.calibrate,
+            calibrate=choice,
+            on_progress=progress,
             verbose=args.verbose,
         )
     except MiniCacheError:
@@ -152,5 +161,8 @@ def open_model(
     except (ValueError, RuntimeError, AssertionError) as error:
         reason = log.reason()
         raise MiniCacheError(f"{file.path} cannot be used: {reason or error}") from error
+    finally:
+        if progress:
+            progress.close()
     with llm:
         yield llm

@@ -48,6 +48,7 @@ class Chat:
         self.max_tokens = args.max_tokens
         self.conversation: Conversation = Conversation(llm, template, args.system, sampling)
         self.interactive = sys.stdin.isatty()
+        self.calibration_told = False
 
     def talk(self) -> int:
         if self.interactive:
@@ -55,6 +56,7 @@ class Chat:
                 import readline  # noqa: F401  (line editing for input())
             note(f"{Path(self.llm.model_path).name}, cache {self.cache}; /help lists the commands")
         while True:
+            self.tell_calibration()
             try:
                 line = input("> " if self.interactive else "")
             except EOFError:
@@ -72,6 +74,17 @@ class Chat:
                 except MiniCacheError as error:
                     note(str(error))
         return 0
+
+    def tell_calibration(self) -> None:
+        """Says once how a calibration in the background has ended."""
+        calibration = self.llm.calibration
+        if calibration is None or self.calibration_told or not calibration.done:
+            return
+        self.calibration_told = True
+        if calibration.plan is not None:
+            note("a plan of this model is ready; the next start keeps a longer context in the same memory")
+        else:
+            note(f"the model cannot be calibrated: {calibration.error}")
 
     def answer_once(self, question: str) -> int:
         answer = self.answer(question)

@@ -1,13 +1,22 @@
-"""Progress on stderr: one line that is overwritten on a terminal, a line for each stage or step elsewhere."""
+"""Progress on stderr: one line that is overwritten on a terminal; elsewhere a line for each stage or step, and one
+every ten seconds.
+"""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
+
+from ..errors import CancelledError
 
 BAR = 30  # characters of the bar
 WIDTH = 118  # of the line on a terminal
+SECONDS = 10.0  # between two lines of one stage, without a terminal
+LEAST_DONE = 0.03  # of all the work, before the time that is left is told
 
+# is called with the fraction that is done, the stage and a detail; the work ends if it returns False
+OnProgress = Callable[[float, str, str], object]
 OnStep = Callable[[str], None]  # is called with what is done now; StepProgress is one
 
 
@@ -32,30 +41,62 @@ class ProgressLine:
 
 
 class Progress(ProgressLine):
-    """Shows which stage a long command is in, and how much of all the work is done."""
+    """Shows which stage a long command is in, how much of all the work is done, and the time that is left.
 
-    def __init__(self, title: str, silent: bool = False) -> None:
+    on_progress: called with the fraction that is done (0 to 1), the stage and a detail of it, in the thread that works;
+        if it returns False, the work ends with CancelledError.
+    """
+
+    def __init__(self, title: str, silent: bool = False, on_progress: OnProgress | None = None) -> None:
         super().__init__()
-        self.title, self.silent = title, silent
+        self.title, self.silent, self.on_progress = title, silent, on_progress
         self.last_stage = ""
+        self.started = self.last_line = time.monotonic()
+        self.first_fraction: float | None = None
 
     def __call__(self, fraction: float, stage: str, detail: str = "") -> None:
         """`fraction` of all the work is done; `stage` is what comes now."""
+        fraction = min(max(fraction, 0.0), 1.0)
+        if self.on_progress is not None and self.on_progress(fraction, stage, detail) is False:
+            raise CancelledError(f"{self.title}: cancelled; what was done so far is kept for the next time")
         if self.silent:
             return
+        now = time.monotonic()
+        left = self._time_left(fraction, now)
         if self.terminal:
-            full = round(BAR * min(max(fraction, 0), 1))
+            full = round(BAR * fraction)
             bar = "#" * full + "-" * (BAR - full)
-            self.draw(f"{self.title} [{bar}] {fraction:4.0%} {stage} {detail}")
-        elif stage != self.last_stage:
-            print(f"{self.title}: {stage}", file=sys.stderr, flush=True)
+            self.draw(f"{self.title} [{bar}] {fraction:4.0%}{left} {stage} {detail}")
+        elif stage != self.last_stage or now - self.last_line >= SECONDS:
+            done = f", {fraction:.0%} done{left}" if stage == self.last_stage else ""
+            print(f"{self.title}: {stage}{done}", file=sys.stderr, flush=True)
+            self.last_line = now
         self.last_stage = stage
+
+    def _time_left(self, fraction: float, now: float) -> str:
+        """The time left at the pace so far; nothing as long as that says little.
+
+        What an earlier, interrupted run has done already counts for no time.
+        """
+        if self.first_fraction is None:
+            self.first_fraction = fraction
+        done, seconds = fraction - self.first_fraction, now - self.started
+        if done < LEAST_DONE or seconds < 1:
+            return ""
+        return f", {duration(seconds / done * (1 - fraction))} left"
 
     def note(self, text: str) -> None:
         """Prints a line that stays."""
         if not self.silent:
             self.close()
             print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class StepProgress(ProgressLine):

@@ -6,33 +6,51 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+WAIT = 0.5  # seconds between two looks at a lock
+
 
 @contextlib.contextmanager
-def work_folder(path: Path) -> Iterator[Path]:
-    """The folder, or another one beside it while another process uses it.
+def work_folder(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """The folder, once no other process uses it; `on_wait` is called every half second until then.
 
     It is removed when the block succeeds, and kept for the next run when it fails.
     """
+    with locked(path.with_name(f"{path.name}.lock"), on_wait):
+        path.mkdir(exist_ok=True)
+        yield path
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds the lock that the file `path` is, for this process alone; `on_wait` is called until it is free."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock_path = path.with_name(f"{path.name}.lock")
-    with lock_path.open("w") as lock:
-        alone = _locked(lock)
-        folder = path if alone else path.with_name(f"{path.name}-{os.getpid()}")
-        folder.mkdir(exist_ok=True)
-        try:
-            yield folder
-        except BaseException:
-            if not alone:  # no later run would look for it
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-        shutil.rmtree(folder, ignore_errors=True)
-    if alone:
-        with contextlib.suppress(OSError):
-            lock_path.unlink()
+    while True:
+        with path.open("w") as lock:
+            while not _locked(lock):
+                on_wait()
+                time.sleep(WAIT)
+            # whoever held the lock has removed the file, and another process may hold a new one by now
+            if not _is_file(lock, path):
+                continue
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            return
+
+
+def _is_file(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _locked(file: IO[str]) -> bool:

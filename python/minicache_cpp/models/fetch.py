@@ -77,10 +77,11 @@ def work_alone(model: Model) -> Iterator[Path]:
 
     It stays for the next fetch where this one fails. Raises MiniCacheError while another process uses it.
     """
-    wanted = _work_path(model)
-    with work_folder(wanted) as folder:
-        if folder != wanted:
-            raise MiniCacheError(f"another process is fetching {model.name}; wait until it is done")
+
+    def refuse() -> None:
+        raise MiniCacheError(f"another process is fetching {model.name}; wait until it is done")
+
+    with work_folder(_work_path(model), refuse) as folder:
         # what a process that was killed has left
         for unfinished in models_folder().glob(f"{model_path(model).name}.*.part"):
             unfinished.unlink()

@@ -21,10 +21,21 @@ class NativeModel:
     """A model that several contexts share, with so many layers on the GPU, -1 for all."""
 
     def __init__(self, path: Path, gpu_layers: int = 0) -> None:
-        self.log = NativeLog().install()
+        log = NativeLog().install()
         n_gpu_layers = ALL_LAYERS if gpu_layers == -1 else gpu_layers
-        self.model = load_model(path, self.log, n_gpu_layers=n_gpu_layers)
-        self.n_vocab = llama_h.llama_vocab_n_tokens(llama_h.llama_model_get_vocab(self.model))
+        self._set(load_model(path, log, n_gpu_layers=n_gpu_layers), log, True)
+
+    @classmethod
+    def borrowed(cls, model: Any) -> NativeModel:
+        """A llama_model that somebody else has loaded, and will free."""
+        self = cls.__new__(cls)
+        # the log is the owner's
+        self._set(model, NativeLog(), False)
+        return self
+
+    def _set(self, model: Any, log: NativeLog, owned: bool) -> None:
+        self.model, self.log, self.owned = model, log, owned
+        self.n_vocab = llama_h.llama_vocab_n_tokens(llama_h.llama_model_get_vocab(model))
 
     def open_context(self, spec: CacheSpec, n_batch: int, threads: int, **settings: Any) -> Any:
         """A llama_context with this cache, which the caller frees; settings: other llama_context_params, by name.
@@ -51,4 +62,5 @@ class NativeModel:
         return self
 
     def __exit__(self, *_: object) -> None:
-        binding.free_model(self.model)
+        if self.owned:
+            binding.free_model(self.model)

@@ -7,6 +7,8 @@ from typing import Any
 from ..native import binding  # isort: skip  (it sees to it that llama_cpp, below, loads our library)
 from llama_cpp import _internals
 
+from .usage import Usage
+
 
 class GuardedContext(_internals.LlamaContext):
     """Raises MiniCacheError where a device fails or an assertion of llama.cpp does not hold.
@@ -14,17 +16,26 @@ class GuardedContext(_internals.LlamaContext):
     Afterwards the context refuses every batch, state and clearing with that reason; it can still be closed.
     """
 
+    usage: Usage
+
     @classmethod
-    def take_over(cls, context: _internals.LlamaContext) -> None:
-        """Guards a context that llama_cpp has made."""
+    def take_over(cls, context: _internals.LlamaContext) -> Usage:
+        """Guards a context that llama_cpp has made; returns what tells its use."""
         context.__class__ = cls
+        assert isinstance(context, GuardedContext)
+        context.usage = Usage()
+        return context.usage
 
     def decode(self, batch: Any) -> None:
-        if status := binding.decode(self.ctx, batch.batch):
+        with self.usage:
+            status = binding.decode(self.ctx, batch.batch)
+        if status:
             raise RuntimeError(f"llama_decode returned {status}")
 
     def encode(self, batch: Any) -> None:
-        if status := binding.encode(self.ctx, batch.batch):
+        with self.usage:
+            status = binding.encode(self.ctx, batch.batch)
+        if status:
             raise RuntimeError(f"llama_encode returned {status}")
 
     def kv_cache_clear(self) -> None:

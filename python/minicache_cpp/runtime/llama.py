@@ -17,8 +17,11 @@ from ..cache.contexts import creating_contexts
 from ..cache.report import KVReport
 from ..cache.settings import CacheSpec, MiniCache
 from ..errors import MiniCacheError, MiniCacheWarning
+from ..host.progress import OnProgress
 from ..modelfile.gguf_file import GGUFFile
 from ..native.binding import llama_h
+from .auto import machine
+from .background import BackgroundCalibration
 from .guarded_context import GuardedContext
 from .request import Given, resolve
 
@@ -39,11 +42,15 @@ class Llama(llama_cpp.Llama):
         which may also be a plain cache; the path of a plan; or "auto" for the plan of this model, which is made
         once where there is none. MiniCache needs flash attention and names the cache types: leave flash_attn, type_k
         and type_v out.
-    calibrate: with "auto", "once" to make a missing plan (seconds for a small model, minutes for one of 8 billion
-        weights), or "never" to use plain q8_0 instead. None: as MINICACHE_CALIBRATE says, or "once".
+    calibrate: with "auto", "once" to make a missing plan first (a minute for a small model, minutes for one of 8
+        billion weights); "background" to start with plain q8_0 and make the plan while the model is idle, for the next
+        start; or "never" to use plain q8_0 and make none. None: as MINICACHE_CALIBRATE says, or "once".
+    on_progress: called with (fraction, stage, detail) while a plan is made, with "background" in another thread; if it
+        returns False, the calibration ends, the cache is plain, and the next calibration goes on from there.
     type_k, type_v: cache types by name ("q8_0") or, as in llama_cpp, by number.
 
-    All other arguments and all methods are those of llama_cpp.Llama. `cache_spec` has the cache that was settled on.
+    All other arguments and all methods are those of llama_cpp.Llama. `cache_spec` has the cache that was settled on,
+    and `calibration` the BackgroundCalibration where there is one, else None.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class Llama(llama_cpp.Llama):
         *,
         minicache: MiniCache | CacheSpec | str | os.PathLike[str] | None = None,
         calibrate: str | None = None,
+        on_progress: OnProgress | None = None,
         type_k: str | int | None = None,
         type_v: str | int | None = None,
         flash_attn: bool | None = None,
@@ -59,7 +67,8 @@ class Llama(llama_cpp.Llama):
     ) -> None:
         self._stack = ExitStack()  # close() is called even where what follows raises
         given = Given(minicache, calibrate, type_k, type_v, flash_attn)
-        request = resolve(model_path, given, arguments, _warn)
+        request = resolve(model_path, given, arguments, _warn, on_progress)
+        self.calibration: BackgroundCalibration | None = None
         self.cache_spec = request.spec
         self.minicache = request.spec.minicache
         self._distance_checked = self.minicache is None or self.minicache.plan_file is not None
@@ -73,7 +82,17 @@ class Llama(llama_cpp.Llama):
                 if not reason or "alloc" in reason:
                     reason = f"{reason or 'the log of llama.cpp says why'}; {request.memory}"
                 raise MiniCacheError(f"{error}: {reason}") from error
-        GuardedContext.take_over(self._ctx)
+        usage = GuardedContext.take_over(self._ctx)
+        if request.calibrated_later is not None:
+            self.calibration = BackgroundCalibration(
+                request.calibrated_later,
+                self._model.model,
+                usage,
+                *machine(arguments),
+                on_progress,
+            )
+            # before the model is freed
+            self._stack.callback(self.calibration.cancel)
 
     def __enter__(self) -> Llama:
         return self

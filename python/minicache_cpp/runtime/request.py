@@ -15,6 +15,7 @@ from ..cache.checked import refuse_other_models
 from ..cache.plan_file import PlanFile
 from ..cache.settings import CacheSpec, MiniCache
 from ..errors import MiniCacheError
+from ..host.progress import OnProgress
 from ..modelfile.ggml_types import GGML_TYPES, is_quantized, plain_cache_type
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..models.store import file_of
@@ -53,6 +54,8 @@ class Request:
     spec: CacheSpec
     flash_attn: bool
     memory: ContextMemory
+    # the model, if a plan of it is to be made while the context is idle
+    calibrated_later: GGUFFile | None = None
 
     @property
     def types(self) -> dict[str, Any]:
@@ -65,25 +68,27 @@ def resolve(
     given: Given,
     arguments: dict[str, Any],
     on_note: Callable[[str], None] = lambda text: None,
+    on_progress: OnProgress | None = None,
 ) -> Request:
     """Settle how the context is made; with minicache="auto" that may calibrate the model.
 
     model: the path or the name of a model, or its file where the header has been read already.
     arguments: the other arguments of llama_cpp.Llama.
-    on_note: called with what "auto" has to say.
+    on_note: called with what "auto" has to say. on_progress: called while it calibrates.
     """
     if isinstance(model, str):
         model = file_of(model)
     path = str(model.path) if isinstance(model, GGUFFile) else os.fspath(model)
     file = _header(model)
     types = given.types()
-    spec = None if given.automatic else _spec_of(given.minicache)
+    spec, later = None if given.automatic else _spec_of(given.minicache), None
     if given.calibrate is not None:
         auto.calibrate_choice(given.calibrate)
     if given.automatic:
         _refuse_without_flash(given)
         readable = read_gguf(model) if file is None else file
-        spec = auto.resolve(readable, given.calibrate, on_note, arguments, types)
+        settled = auto.resolve(readable, given.calibrate, on_note, arguments, types, on_progress)
+        spec, later = settled.spec, readable if settled.in_background else None
     elif spec is None:
         spec = CacheSpec(types.get("type_k", "f16"), types.get("type_v", "f16"))
         if is_quantized(GGML_TYPES[spec.type_v]) and not given.flash_attn:
@@ -97,7 +102,7 @@ def resolve(
     memory = ContextMemory(file, spec, arguments)
     memory.refuse_too_large()
     flash_attn = bool(given.flash_attn) if given.minicache is None else True
-    return Request(path, spec, flash_attn, memory)
+    return Request(path, spec, flash_attn, memory, later)
 
 
 def _header(model: str | os.PathLike[str] | GGUFFile) -> GGUFFile | None:

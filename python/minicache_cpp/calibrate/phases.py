@@ -1,0 +1,66 @@
+"""How far a calibration is: each phase has a share of the whole, by the tokens that the model reads in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..host.progress import Progress
+from .material import Material
+from .options import Options
+from .probes import tokens_read
+
+READING, FITTING, PROBING, MEASURING = "reading the text", "fitting", "probing the layers", "measuring"
+# what fits take, relative to all that the model reads
+FITS = 0.15
+# runs of a whole text: a plan with and without retained tokens, q8_0, q4_0, and f16 as the reference
+RUNS = 5
+# and those of a search for --max-kl, which tries two plans at each of its ratios
+RUNS_OF_A_SEARCH = 16
+
+
+class Phases:
+    """Tells `progress` what share of all is done.
+
+    `work` has what each phase takes, in any unit, by its name and in their order; `expected_runs` are those of the
+    model in the last one.
+    """
+
+    def __init__(self, progress: Progress, work: Mapping[str, float], expected_runs: float) -> None:
+        self.progress, self.work, self.expected_runs = progress, work, expected_runs
+        # the run of the model that is measured now, and those that are complete
+        self.run, self.n_run = "", 0
+
+    def __call__(self, phase: str, share: float, detail: str = "") -> None:
+        """`share` of a phase is done. Raises CancelledError where the progress is cancelled."""
+        names = list(self.work)
+        before = sum(self.work[name] for name in names[: names.index(phase)])
+        self.progress(
+            (before + min(share, 1.0) * self.work[phase]) / max(sum(self.work.values()), 1e-9), phase, detail
+        )
+
+    def on_run(self, name: str, share: float) -> None:
+        """`share` of a run of the model is done."""
+        if name != self.run and self.run:
+            self.n_run += 1
+        self.run = name
+        self(MEASURING, (self.n_run + share) / max(self.expected_runs, self.n_run + 1), name)
+
+
+def phases_of(progress: Progress, material: Material, options: Options, n_layer: int) -> Phases:
+    """The phases of a calibration of a model with so many layers that may be coded."""
+    runs = RUNS + (RUNS_OF_A_SEARCH if options.max_kl is not None else 0)
+    if options.thorough:
+        runs += 2 * n_layer * (1 + options.refine)
+    measured = material.measure if options.thorough else material.check
+    reads = {
+        READING: sum(len(chunk.tokens) for chunk in material.fit),
+        PROBING: 0 if options.thorough else tokens_read(material.measure),
+        MEASURING: runs * sum(len(chunk.tokens) for chunk in measured),
+    }
+    work = {
+        READING: reads[READING],
+        FITTING: FITS * sum(reads.values()),
+        PROBING: reads[PROBING],
+        MEASURING: reads[MEASURING],
+    }
+    return Phases(progress, work, runs)
