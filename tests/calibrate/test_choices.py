@@ -90,7 +90,7 @@ def test_an_odd_layer_has_a_code_of_its_own(models: dict[str, Path], text: Path,
     assert row["bits_k"] == plan.groups[1].layout_k.bits / plan.groups[1].d_k
     assert min(row["sensitivity_k"] + row["sensitivity_v"]) > 0
     with Llama(str(models["odd"]), n_ctx=4096, minicache=found["plan"], verbose=False) as llm:
-        assert 6.0 <= llm.kv_report().ratio < 6.1
+        assert 6.0 <= llm.kv_report().ratio < 6.3
 
 
 @pytest.mark.parametrize("group", ["4", "auto"])

@@ -39,7 +39,7 @@ from .plans import PlanBuilder, write_fitted
 from .probes import probe_sensitivities, usual_sensitivities
 from .report import Checked, choice_rows, comparison, notes, report
 from .samples import Samples
-from .search import Search
+from .search import RETAIN, Search
 from .target import Target
 from .trials import Trials
 
@@ -158,7 +158,8 @@ def make_plan(job: Job, material: Material, model: NativeModel, folder: Path, ou
     with Meter(model, measured_chunks(job, material), job.threads, memory, job.phases.on_run) as meter:
         builder = PlanBuilder(job.shape, plan_template(job, material, fits), fits.source.samples.ropes)
         planner = Planner(builder, fits.source, fits.weights, Trials(meter, folder), fits.plain)
-        search = Search(planner, GROUP_SIZES[job.options.group], job.note)
+        retain = RETAIN if job.options.thorough else 0.0
+        search = Search(planner, GROUP_SIZES[job.options.group], job.note, retain)
         search.refuse(job.target)
         search.planner = informed(job, planner, material, model, folder)
         checked = choose(job, search)

@@ -38,7 +38,11 @@ class Cut:
 
 # of the way that measures on probes.py's short texts, and of the way that measures whole caches
 FAST = Cut(
-    256, 256, 512, False, tuple({"f": "fit", "m": "measure", "c": "check"}[one] for one in "fmfcffmfffcffmf")
+    256,
+    256,
+    512,
+    False,
+    tuple({"f": "fit", "m": "measure", "c": "check"}[one] for one in "fmfcfmffmffmfcfmf"),
 )
 THOROUGH = Cut(512, 1024, 1024, True, ("fit", "measure", "fit", "check"))
 

@@ -12,9 +12,9 @@ from .probes import tokens_read
 READING, FITTING, PROBING, MEASURING = "reading the text", "fitting", "probing the layers", "measuring"
 # what fits take, relative to all that the model reads
 FITS = 0.15
-# runs of a whole text: a plan with and without retained tokens, q8_0, q4_0, and f16 as the reference
-RUNS = 5
-# and those of a search for --max-kl, which tries two plans at each of its ratios
+# runs of a whole text: the plan, q8_0, q4_0, and f16 as the reference
+RUNS = 4
+# and those of a search for --max-kl, which tries a plan at each of its ratios, and all plain types
 RUNS_OF_A_SEARCH = 16
 
 

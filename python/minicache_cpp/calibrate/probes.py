@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,16 +35,17 @@ from .sensitivity import PROBE_WIDTH, Sensitivities, uniform
 
 Floats = NDArray[np.float32]
 
-# the tokens at the end of a text that are read again in each probe
-PROBED = 32
+# the tokens of a text: those that are read once, beside the window, and those that are read again in each probe. What
+# one text is sensitive to another is not, so many short texts are better than few long ones
+PREFIX = 112
+PROBED = 16
 # the tokens of all probes that are read in one step
-STEP = 256
+STEP = 9 * PROBED
 # for K and for V, the runs of layers that are probed, however many layers there are
 RUNS = 8
-# the KL divergence that a probe is to cause: far above the noise, and small enough to go with the square of the error
+# the KL divergence that a probe is expected to cause: far above the noise, and small enough to go with the square of
+# the error
 WANTED_KL = 0.04
-# by how much the loss in a text may change the enlargement for the next one: further up, it is no longer linear
-CORRECTIONS = (1 / 3, 1.5)
 # the largest part of attention's result that may differ from what is computed here
 MOST_DIFFERENCE = 0.1
 # the least loss that is counted, relative to the noise
@@ -77,26 +78,23 @@ class Probing:
     def __init__(self, fits: Mapping[int, GroupFit]) -> None:
         self.fits = fits
         self.probes = probes_of(list(fits))
-        # how much the changes of attention's result are enlarged in the next text
+        # how much the changes of attention's result are enlarged: in all texts alike, so that they can be compared
         self.scales = {
             probe: (WANTED_KL / (USUAL[probe.kind] * self._error(probe))) ** 0.5 for probe in self.probes
         }
-        # the losses of each text over the squares of its scales
+        # the losses of each text
         self.losses: dict[Probe, list[float]] = {probe: [] for probe in self.probes}
 
     def add(self, losses: Mapping[Probe, float]) -> None:
-        """Takes the losses of a text, the noise among them, and corrects the scales."""
+        """Takes the losses of a text, the noise among them."""
         noise = losses[NOISE]
         for probe in self.probes:
-            loss, scale = max(losses[probe] - noise, LEAST_KL * noise, 1e-9), self.scales[probe]
-            self.losses[probe].append(loss / scale**2)
-            least, most = CORRECTIONS
-            self.scales[probe] = scale * min(max((WANTED_KL / loss) ** 0.5, least), most)
+            self.losses[probe].append(max(losses[probe] - noise, LEAST_KL * noise, 1e-9))
 
     def sensitivities(self) -> Sensitivities:
         # one text may be a hundred times as sensitive as another, so the mean is that of the logarithms
         means = {
-            probe: float(np.exp(np.mean(np.log(losses)))) / self._error(probe)
+            probe: float(np.exp(np.mean(np.log(losses)))) / self.scales[probe] ** 2 / self._error(probe)
             for probe, losses in self.losses.items()
         }
         whole = {(probe.kind, layer): mean for probe, mean in means.items() for layer in probe.layers}
@@ -113,7 +111,12 @@ class Probing:
 
 def tokens_read(texts: Sequence[Chunk]) -> int:
     """The tokens that the model reads for the probes on these texts, in a model of many layers."""
-    return sum(len(chunk.tokens) + (1 + len(KINDS) * RUNS) * PROBED for chunk in texts)
+    return sum(len(short(chunk).tokens) + (1 + len(KINDS) * RUNS) * PROBED for chunk in texts)
+
+
+def short(chunk: Chunk) -> Chunk:
+    """As much of a text as is read."""
+    return replace(chunk, tokens=chunk.tokens[: chunk.window + PREFIX + PROBED])
 
 
 def usual_sensitivities(fits: Mapping[int, GroupFit]) -> Sensitivities:
@@ -151,6 +154,7 @@ def probe_sensitivities(
     known: list[list[float]] = json.loads(memory.read_text()) if memory.exists() else []
     for losses in known:
         probing.add(dict(zip([NOISE, *probing.probes], losses, strict=True)))
+    texts = [short(chunk) for chunk in texts]
     length = max(len(chunk.tokens) for chunk in texts)
     n_at_once = STEP // PROBED
     with observing(model, length + STEP, threads, n_at_once + 1, max(length, STEP)) as observed:

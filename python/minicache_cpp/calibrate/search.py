@@ -41,17 +41,21 @@ class Found:
 
 
 class Search:
-    """Searches for plans among codes in groups of at most `group_sizes` layers, types by layer, and plain types."""
+    """Searches for plans among codes in groups of at most `group_sizes` layers, types by layer, and plain types.
+
+    `retain` is the fraction of retained tokens that is tried beside none; with 0 it is not tried.
+    """
 
     def __init__(
         self,
         planner: Planner,
         group_sizes: Sequence[int],
         on_note: Callable[[str], None] = lambda text: None,
+        retain: float = RETAIN,
     ) -> None:
         # replaced by one with better sensitivities where refining finds a better plan
         self.planner = planner
-        self.group_sizes, self.on_note = group_sizes, on_note
+        self.group_sizes, self.on_note, self.retain = group_sizes, on_note, retain
         self.builder, self.trials, self.shape = planner.builder, planner.trials, planner.builder.shape
 
     def choose(self, target: Target, refine: int = 0) -> Found:
@@ -112,9 +116,9 @@ class Search:
         fits = planner.grouping(most)
         called = f"codes of {most} layers" if len(self.group_sizes) > 1 else "codes"
         tried = [(called, "the least measured loss", planner.coded(fits, target))]
-        if self.builder.can_retain():
+        if self.retain and self.builder.can_retain():
             why = "the least measured loss; retained tokens lower it"
-            tried.append((f"{called} and retained tokens", why, planner.coded(fits, target, RETAIN)))
+            tried.append((f"{called} and retained tokens", why, planner.coded(fits, target, self.retain)))
         if most == self.group_sizes[0]:
             why = "plain types by layer measure best"
             mixed, coded = planner.mixed(fits, target), tried[0][2]
