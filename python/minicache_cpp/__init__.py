@@ -14,22 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 from .cache.report import KVReport
 from .cache.settings import CacheSpec, MiniCache
-from .errors import MiniCacheError, MiniCacheWarning
+from .errors import CancelledError, MiniCacheError, MiniCacheWarning
 from .native import library
 from .version import __version__
 
 if TYPE_CHECKING:
     from . import kernels
+    from .calibrate.calibration import calibrate_model
     from .runtime.llama import Llama
 
 __all__ = [
     "CacheSpec",
+    "CancelledError",
     "KVReport",
     "Llama",
     "MiniCache",
     "MiniCacheError",
     "MiniCacheWarning",
     "__version__",
+    "calibrate_model",
     "kernels",
 ]
 
@@ -41,6 +44,10 @@ def __getattr__(name: str) -> Any:
         from .runtime.llama import Llama
 
         return Llama
+    if name == "calibrate_model":
+        from .calibrate.calibration import calibrate_model
+
+        return calibrate_model
     if name == "kernels":
         return importlib.import_module(".kernels", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from minicache_cpp import CancelledError, MiniCacheError, calibrate_model
 from minicache_cpp.cache.plan import Plan
 from minicache_cpp.cache.plan_file import write_plan
 from minicache_cpp.cache.plan_store import plan_beside, plan_path
@@ -18,6 +20,7 @@ from minicache_cpp.calibrate.command import note_earlier_plan
 from minicache_cpp.modelfile.fingerprint import fingerprint
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.modelfile.shape import model_shape
+from support.calibrations import made
 
 
 def run(*arguments: object, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -96,3 +99,43 @@ def test_a_plan_that_comes_before_the_one_written_is_named(
     write_plan(plan_beside(file), plan, {})
     note_earlier_plan(file)
     assert f"finds {plan_beside(file)} first" in capsys.readouterr().err
+
+
+def test_a_program_calibrates_without_a_word(
+    models: dict[str, Path], text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[float] = []
+    found = calibrate_model(
+        models["plain"],
+        tmp_path / "plan.gguf",
+        on_progress=lambda fraction, stage, detail: seen.append(fraction),
+        texts=(text,),
+        tokens=1024,
+    )
+    assert found["target"] == "ratio 5"
+    assert seen[0] == 0
+    assert seen == sorted(seen)
+    assert seen[-1] > 0.9
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(CancelledError, match="cancelled"):
+        calibrate_model(models["plain"], tmp_path / "other.gguf", on_progress=lambda *_: False)
+    assert not (tmp_path / "other.gguf").exists()
+    with pytest.raises(MiniCacheError, match=r"unknown.*speed"):
+        calibrate_model(models["plain"], speed=3)
+
+
+@pytest.mark.parametrize("name", ["model", "text"])
+def test_only_a_plan_is_replaced(
+    models: dict[str, Path], text: Path, tmp_path: Path, found: dict[str, Any], name: str
+) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(models["plain"].read_bytes())
+    output = model if name == "model" else tmp_path / "notes.txt"
+    (tmp_path / "notes.txt").write_text("mine")
+    before = output.read_bytes()
+    with pytest.raises(MiniCacheError, match="the model itself" if name == "model" else "not a plan"):
+        made(model, text, output)
+    assert output.read_bytes() == before
+    plan = tmp_path / "plan.gguf"
+    plan.write_bytes(Path(found["plan"]).read_bytes())
+    assert made(model, text, plan, ratio=6.0)["rows"][0]["ratio"] >= 6.0

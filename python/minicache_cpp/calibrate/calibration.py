@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..cache.plan import Plan
-from ..cache.plan_store import plan_path
+from ..cache.plan_store import DEFAULT_RATIO, plan_path
 from ..errors import MiniCacheError
-from ..host.progress import Progress
+from ..host.progress import OnProgress, Progress
 from ..host.user_cache import cache_dir
 from ..host.work_folder import work_folder
 from ..modelfile.fingerprint import fingerprint
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..modelfile.shape import ModelShape, model_shape
+from ..models.store import file_of
 from ..reading.model import NativeModel
 from ..text import bundled
 from ..text.vocabulary import Vocabulary
@@ -131,6 +133,35 @@ def calibrate(
             contextlib.nullcontext(loaded) if loaded else NativeModel(file.path, options.gpu_layers) as model,
         ):
             return make_plan(job, material, model, folder, output or plan_path(file))
+
+
+def calibrate_model(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """calibrate() for programs: nothing is printed.
+
+    model: a path, or the name of a model that has been fetched. output: the plan, by default in the user's cache
+        directory, where minicache="auto" finds it.
+    on_progress: called with (fraction, stage, detail) before every step, in the thread of the caller; if it returns
+        False, the calibration ends with CancelledError, and the next one goes on from there.
+    options: the fields of Options, such as ratio=8.0, max_kl=0.01, texts=(Path("mine.txt"),) or thorough=True; without
+        a target, the ratio is 5.
+
+    Returns what `minicache calibrate --json` prints. Raises MiniCacheError where something cannot be used.
+    """
+    if not {"ratio", "max_kl", "budget"} & set(options):
+        options["ratio"] = DEFAULT_RATIO
+    try:
+        chosen = Options(**options)
+    except TypeError as error:
+        raise MiniCacheError(f"an option of calibrate_model() is unknown: {error}") from None
+    path = file_of(model) if isinstance(model, str) else Path(model)
+    progress = Progress("calibrate", silent=True, on_progress=on_progress)
+    return calibrate(path, chosen, Path(output) if output is not None else None, progress)
 
 
 def read_text(file: GGUFFile, shape: ModelShape, options: Options) -> Material:
