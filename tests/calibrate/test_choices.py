@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from minicache_cpp import Llama
+from minicache_cpp import CacheSpec, Llama, MiniCacheWarning
 from minicache_cpp.cache.plan_file import PlanFile
+from minicache_cpp.cache.size import kv_bytes
 from minicache_cpp.calibrate import code_fit
 from minicache_cpp.calibrate.calibration import calibrate
 from minicache_cpp.calibrate.options import Options
 from minicache_cpp.calibrate.table import table
 from minicache_cpp.host.progress import Progress
 from minicache_cpp.modelfile.ggml_types import GGML_TYPES
+from minicache_cpp.modelfile.gguf_file import read_gguf
+from minicache_cpp.modelfile.shape import model_shape
+from minicache_cpp.text import bundled
 from support import tiny_models
 from support.calibrations import made
 
@@ -122,3 +126,33 @@ def test_a_model_whose_layers_cannot_be_coded_gets_a_plain_cache(
     assert "gets a plain cache" in capsys.readouterr().err
     with Llama(str(models["window"]), n_ctx=512, minicache=found["plan"], verbose=False) as llm:
         assert llm.kv_report().type_k == found["plain"]["type_k"]
+
+
+@pytest.mark.parametrize("head_size", [16, 20, 40, 80])
+def test_heads_that_no_block_divides_are_coded(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head_size: int
+) -> None:
+    """Their window is f16, as q8_0 has blocks of 32; "auto" makes their plan like any other."""
+    monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(bundled, "calibration_files", lambda: [text])
+    path = tiny_models.random_model(n_layer=3, head_size=head_size).write(tmp_path / "model.gguf")
+    with pytest.warns(MiniCacheWarning, match="one is made now"):
+        llm = Llama(str(path), n_ctx=512, minicache="auto", calibrate="once", verbose=False)
+    with llm:
+        llm.eval(tiny_models.prompt(100))
+        report = llm.kv_report()
+    assert report.mode == "code"
+    assert report.pool_type == "f16"
+    assert report.ratio >= 5.0
+
+
+@pytest.mark.filterwarnings("ignore:the layers merged here")
+@pytest.mark.parametrize("pool", ["", ",pool=q8_0", ",pool=f16"])
+def test_heads_that_no_block_divides_are_merged(tmp_path: Path, pool: str) -> None:
+    path = tiny_models.random_model(n_layer=4, head_size=40).write(tmp_path / "model.gguf")
+    spec = CacheSpec.parse(f"slerp:start=0,window=8{pool}")
+    with Llama(str(path), n_ctx=512, minicache=spec, verbose=False) as llm:
+        llm.eval(tiny_models.prompt(60))
+        report = llm.kv_report()
+    assert report.pool_type == "f16"
+    assert report.bytes == kv_bytes(model_shape(read_gguf(path)), spec, 512)

@@ -72,14 +72,22 @@ static void check_types(const llama_model & model, const llama_memory_params & p
                              model.hparams.n_embd_head_v() % ggml_blck_size(params.type_v) != 0)) {
         throw std::invalid_argument("the plan's cache types do not fit the model's head sizes");
     }
-    if (settings.retain_block() + settings.window == 0 || settings.pool_type == GGML_TYPE_COUNT) {
-        return;
+}
+
+// The type of retained K and V: as asked for, or f16 where the heads cannot have that, so that what works with an f16
+// cache works without a word about the pool.
+static ggml_type fitting_pool_type(const llama_model & model, ggml_type wanted) {
+    if (wanted == GGML_TYPE_COUNT) {
+        return wanted;
     }
-    const int64_t n = ggml_blck_size(settings.pool_type);
-    if (model.hparams.n_embd_head_k() % n != 0 || model.hparams.n_embd_head_v() % n != 0) {
-        throw std::invalid_argument(std::string("pool type ") + ggml_type_name(settings.pool_type) +
-                                    " needs head sizes that are multiples of " + std::to_string(n) + ": use f16");
+    const int64_t n = ggml_blck_size(wanted);
+    for (uint32_t il = 0; il < model.hparams.n_layer_all; il++) {
+        if (model.hparams.n_head_kv(il) > 0 &&
+            (model.hparams.n_embd_head_k(il) % n != 0 || model.hparams.n_embd_head_v(il) % n != 0)) {
+            return GGML_TYPE_F16;
+        }
     }
+    return wanted;
 }
 
 // The settings for this context. A draft head keeps a plain cache of its own, of a layer or two.
@@ -94,11 +102,12 @@ static std::optional<minicache_settings> requested(const llama_memory_params & p
 
 llama_kv_cache_minicache * llama_kv_cache_minicache::create(
     const llama_model & model, const llama_memory_params & given, const llama_cparams & cparams, const layer_filter_cb & filter) {
-    const auto settings = requested(given);
+    auto settings = requested(given);
 
     if (!settings || model.hparams.is_mla()) {
         return nullptr;
     }
+    settings->pool_type        = fitting_pool_type(model, settings->pool_type);
     llama_memory_params params = given;
     if (settings->plan) {
         params.type_k = settings->plan->type_k;

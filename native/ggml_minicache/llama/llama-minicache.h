@@ -66,7 +66,9 @@ struct llama_minicache_params {
     // how many of the latest tokens of each stream stay unmerged, 0 to LLAMA_MINICACHE_WINDOW_MAX; independent of the context
     int32_t window;
 
-    enum ggml_type pool_type;  // type of retained K and V: GGML_TYPE_F16, GGML_TYPE_Q8_0, or GGML_TYPE_COUNT for the cache types
+    // type of retained K and V: GGML_TYPE_F16, GGML_TYPE_Q8_0 (f16 where head sizes are not multiples of 32), or
+    // GGML_TYPE_COUNT for the cache types
+    enum ggml_type pool_type;
 
     bool strict;  // refuse to make a context in which no pair, or not every explicit pair, can be merged
 

@@ -76,7 +76,7 @@ def kv_bytes(shape: ModelShape, spec: CacheSpec, n_ctx: int, n_stream: int = 1) 
         total += _row_bytes(layer, types, cells)
         total += _magnitude_bytes(layer, cells) if minicache.mode == "slerp" else 0
         n_exact = minicache.window + n_slots(minicache.retain_block, cells)
-        total += _exact_bytes(layer, len(group), _pool_types(types, minicache.pool_type), n_exact)
+        total += _exact_bytes(layer, len(group), _pool_types(shape, types, minicache.pool_type), n_exact)
     return total
 
 
@@ -155,8 +155,13 @@ def _row_bytes(layer: Layer, types: tuple[str, str], n_rows: int) -> int:
     return _rows(GGML_TYPES[types[0]], layer.n_k, n_rows) + _rows(GGML_TYPES[types[1]], layer.n_v, n_rows)
 
 
-def _pool_types(types: tuple[str, str], pool_type: str) -> tuple[str, str]:
-    return types if pool_type == "cache" else (pool_type, pool_type)
+def _pool_types(shape: ModelShape, types: tuple[str, str], pool_type: str) -> tuple[str, str]:
+    """The types of retained K and V; where heads of the model cannot have the pool's type, it is f16."""
+    if pool_type == "cache":
+        return types
+    sizes = {size for layer in shape.attention_layers for size in (layer.head_size_k, layer.head_size_v)}
+    fits = all(size % GGML_TYPES[pool_type].block == 0 for size in sizes)
+    return (pool_type, pool_type) if fits else ("f16", "f16")
 
 
 def _rows(ggml_type: GGMLType, n: int, n_rows: int) -> int:
