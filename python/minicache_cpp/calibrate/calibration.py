@@ -169,10 +169,10 @@ def read_text(file: GGUFFile, shape: ModelShape, options: Options) -> Material:
     paths: Sequence[Path] = options.texts or bundled.calibration_files()
     names = ", ".join(path.name for path in options.texts) or "the package's own text"
     with Vocabulary(file.path) as vocabulary:
-        cut = THOROUGH if options.thorough else FAST
-        return make_material(
-            vocabulary, paths, options.n_token, shape.n_ctx_train, names, options.window, cut
-        )
+        usual = THOROUGH if options.thorough else FAST
+        cut = usual.at(options.n_ctx) if options.n_ctx else usual
+        n_token = options.n_token + (len(cut.turns) - len(usual.turns)) * cut.chunk
+        return make_material(vocabulary, paths, n_token, shape.n_ctx_train, names, options.window, cut)
 
 
 def work_key(job: Job, material: Material) -> str:
@@ -286,7 +286,8 @@ def informed(job: Job, planner: Planner, material: Material, model: NativeModel,
 def choose(job: Job, search: Search) -> Checked:
     """Finds the plan for the target, and checks it on held-out text.
 
-    A plan that exceeds --max-kl there is replaced by one that measured a lower KL, at most MOST_RETRIES times.
+    A plan that exceeds --max-kl there, its error included, is replaced by one that measured a lower KL, at most
+    MOST_RETRIES times; if the last one exceeds it too, a note says so.
     """
 
     def checked(target: Target) -> Checked:
@@ -296,8 +297,13 @@ def choose(job: Job, search: Search) -> Checked:
 
     chosen, max_kl = checked(job.target), job.target.max_kl
     for _ in range(MOST_RETRIES):
-        if max_kl is None or chosen.measured.kl <= max_kl or chosen.found.choices is None:
+        if max_kl is None or chosen.measured.kl_most <= max_kl or chosen.found.choices is None:
             break
-        stricter = chosen.found.measured.kl * 0.95 * min(1.0, max_kl / chosen.measured.kl)
+        stricter = chosen.found.measured.kl * 0.95 * min(1.0, max_kl / chosen.measured.kl_most)
         chosen = checked(replace(job.target, max_kl=stricter))
+    if max_kl is not None and chosen.measured.kl_most > max_kl:
+        job.note(
+            f"on held-out text the plan loses {chosen.measured.kl:.4f} ± {chosen.measured.kl_error:.4f}, "
+            f"which may be more than {max_kl:g}; --tokens makes the error smaller"
+        )
     return chosen

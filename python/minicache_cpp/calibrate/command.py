@@ -15,6 +15,7 @@ from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..models.requested import requested_model
 from ..options import add_json_option, add_machine_options, add_model_argument
 from . import aligned_command
+from .material import MOST_CHECKED
 from .options import (
     DEFAULT_BLOCK,
     DEFAULT_GROUP,
@@ -84,7 +85,13 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--budget", metavar="SIZE", help="bytes of the whole cache at --ctx tokens, such as 512MiB"
     )
-    group.add_argument("--ctx", type=int, metavar="N", help="the context that --budget is for, in tokens")
+    group.add_argument(
+        "--ctx",
+        type=int,
+        metavar="N",
+        help="the context that --budget or --max-kl is for, in tokens; the loss is checked at this context, or at "
+        f"{MOST_CHECKED} tokens if it is longer",
+    )
 
 
 def add_fit_options(parser: argparse.ArgumentParser) -> None:
@@ -154,10 +161,10 @@ def note_earlier_plan(file: GGUFFile) -> None:
 def options_of(args: argparse.Namespace) -> Options:
     """Returns the options that the arguments give, with DEFAULT_RATIO as the target if they name none."""
     budget = parse_size(args.budget) if args.budget is not None else None
-    if (budget is None) != (args.ctx is None):
-        raise MiniCacheError(
-            "--budget and --ctx go together: the size of the cache, and its context in tokens"
-        )
+    if budget is not None and args.ctx is None:
+        raise MiniCacheError("--budget needs --ctx, the context in tokens that the cache is for")
+    if args.ctx is not None and budget is None and args.max_kl is None:
+        raise MiniCacheError("--ctx goes with --budget or --max-kl; a ratio is the same at every context")
     given = args.ratio is not None or args.max_kl is not None or budget is not None
     return Options(
         texts=tuple(args.text or ()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import MiniCacheError
@@ -17,6 +17,8 @@ SHORTEST = 16
 # more bytes than a token of any text takes on average
 TOKEN_BYTES = 16
 LEAST_CHUNKS = 4
+# the longest context that a plan is checked at, whatever it is for
+MOST_CHECKED = 4096
 # multiples of the golden ratio, modulo 1, are spread evenly however many there are
 GOLDEN = 0.6180339887498949
 
@@ -34,6 +36,12 @@ class Cut:
     swapped: bool
     # what the chunks are for, in turn, so that each purpose gets some of every part of the text
     turns: tuple[str, ...]
+
+    def at(self, n_ctx: int) -> Cut:
+        """The same cut, with contexts to check with of n_ctx tokens, but at most MOST_CHECKED."""
+        check = min(n_ctx, MOST_CHECKED)
+        more = max(0, (check - self.check) // self.chunk)
+        return replace(self, check=max(check, self.chunk), turns=self.turns + ("check",) * more)
 
 
 # of the way that measures on probes.py's short texts, and of the way that measures whole caches

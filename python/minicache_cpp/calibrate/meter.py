@@ -18,6 +18,7 @@ from .material import Chunk
 from .parallel_context import ParallelContext
 
 F16 = CacheSpec("f16", "f16")
+ERROR_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,13 @@ class Measured:
     kl: float
     # the share of tokens after which both caches make the same token the most likely one
     top1: float
+    # the standard error of kl, over stretches of ERROR_TOKENS tokens, as neighbouring tokens are alike
+    kl_error: float = 0.0
+
+    @property
+    def kl_most(self) -> float:
+        """What kl is at most, as far as its error tells."""
+        return self.kl + self.kl_error
 
 
 class Meter:
@@ -66,14 +74,17 @@ class Meter:
         key = f"{kind} {_identity(spec)}"
         if key not in self.known:
             references = self._references(kind)
-            kl, same = [], []
+            kl: list[list[float]] = [[] for _ in references]
+            same: list[bool] = []
             for numbers, at, rows in self._read(spec, kind, name or spec.name):
                 reference = np.stack(
                     [references[number].rows[self._row(kind, number, at)] for number in numbers]
                 )
-                kl.append(kl_divergence(reference, rows))
-                same.append(reference.argmax(axis=1) == rows.argmax(axis=1))
-            self.known[key] = [float(np.concatenate(one).mean()) for one in (kl, same)]
+                for number, one in zip(numbers, kl_divergence(reference, rows), strict=True):
+                    kl[number].append(float(one))
+                same += (reference.argmax(axis=1) == rows.argmax(axis=1)).tolist()
+            mean = float(np.mean(np.concatenate([np.array(one) for one in kl])))
+            self.known[key] = [mean, float(np.mean(same)), standard_error(kl)]
             self._save()
         return Measured(*self.known[key])
 
@@ -101,6 +112,16 @@ class Meter:
     def _save(self) -> None:
         with replacing(self.memory) as unfinished:
             unfinished.write_text(json.dumps(self.known))
+
+
+def standard_error(texts: Sequence[Sequence[float]]) -> float:
+    """The standard error of the mean of all values, from the means of stretches of neighbouring ones."""
+    means = [
+        float(np.mean(values[begin : begin + ERROR_TOKENS]))
+        for values in texts
+        for begin in range(0, len(values), ERROR_TOKENS)
+    ]
+    return float(np.std(means, ddof=1) / len(means) ** 0.5) if len(means) > 1 else 0.0
 
 
 def _identity(spec: CacheSpec) -> str:

@@ -93,6 +93,7 @@ def comparison(search: Search, checked: Checked, n_ctx: int) -> list[dict[str, A
                 "ratio": ratio(shape, plan),
                 "total_ratio": f16 / n_bytes,
                 "kl": measured.kl,
+                "kl_error": measured.kl_error,
                 "top1": measured.top1,
             }
         )
@@ -108,7 +109,11 @@ def notes(target: Target, checked: Checked, choices: list[dict[str, Any]]) -> di
         "choices": choices,
         "window": checked.found.plan.window,
         "measured": {"kl": measured.kl, "top1": measured.top1},
-        "checked": {"kl": checked.measured.kl, "top1": checked.measured.top1},
+        "checked": {
+            "kl": checked.measured.kl,
+            "kl_error": checked.measured.kl_error,
+            "top1": checked.measured.top1,
+        },
     }
 
 
@@ -135,6 +140,8 @@ def report(
             for kind in ("fit", "measure", "check")
         },
         "context": n_ctx,
+        # the longest context that the loss was measured at
+        "checked_at": max(len(one.tokens) for one in material.check),
         "kl_measured": checked.found.measured.kl,
         "rows": compared,
     }

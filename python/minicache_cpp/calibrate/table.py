@@ -23,14 +23,14 @@ def table(found: dict[str, Any]) -> str:
         lines.append(
             f"the latest {found['window']} tokens are kept as {found['pool_type']}, whatever the context"
         )
-    lines += ["", f"cache at {found['context']} tokens      taken   ratio  total      KL    top-1"]
+    lines += ["", f"cache at {found['context']} tokens      taken   ratio  total      KL   ± error    top-1"]
     for row in found["rows"]:
         lines.append(
             f"{row['name']:<16} {mib(row['bytes']):>16}  {row['ratio']:>6.2f} {row['total_ratio']:>6.2f}  "
-            f"{row['kl']:>6.4f}  {row['top1']:>6.1%}"
+            f"{row['kl']:>6.4f}  {row['kl_error']:>8.4f}  {row['top1']:>7.1%}"
         )
     lines.append(
-        f"measured on {found['tokens']['check']} tokens of held-out text, "
+        f"measured on {found['tokens']['check']} tokens of held-out text in contexts of {found['checked_at']}, "
         "with all earlier tokens read from the cache"
     )
     lines.append(f"plan: {found['plan']}")
