@@ -34,7 +34,7 @@ PIECES = [
     "\u2581a",
 ]
 N_VOCAB = len(PIECES)
-EOS = 2
+BOS, EOS = 1, 2
 FIRST_TOKEN = 3  # prompts use no control tokens
 PLANTED = (200, 201, 202, 203)  # the tokens that a `planted` model treats differently
 
@@ -59,7 +59,13 @@ class Shape:
     @property
     def rope(self) -> str:
         """How RoPE pairs the numbers of a head: neighbours, halves, or none (ALiBi)."""
-        return {"llama": "neighbours", "deci": "neighbours", "qwen2": "halves", "refact": "none"}[self.arch]
+        return {
+            "llama": "neighbours",
+            "deci": "neighbours",
+            "qwen2": "halves",
+            "qwen3": "halves",
+            "refact": "none",
+        }[self.arch]
 
     @property
     def max_bias(self) -> float:
@@ -251,7 +257,7 @@ def add_tokenizer(writer: gguf.GGUFWriter) -> None:
     writer.add_token_list(PIECES)
     writer.add_token_scores([-float(i) for i in range(N_VOCAB)])
     writer.add_token_types([*types, *[kind.NORMAL] * (N_VOCAB - len(types))])
-    writer.add_bos_token_id(1)
+    writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
     writer.add_unk_token_id(0)
 
