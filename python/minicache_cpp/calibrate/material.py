@@ -40,17 +40,17 @@ class Cut:
     def at(self, n_ctx: int) -> Cut:
         """The same cut, with contexts to check with of n_ctx tokens, but at most MOST_CHECKED."""
         check = min(n_ctx, MOST_CHECKED)
-        more = max(0, (check - self.check) // self.chunk)
+        more = max(0, -(-(check - self.check) // self.chunk))
         return replace(self, check=max(check, self.chunk), turns=self.turns + ("check",) * more)
 
 
 # of the way that measures on probes.py's short texts, and of the way that measures whole caches
 FAST = Cut(
-    256,
-    256,
+    512,
+    512,
     512,
     False,
-    tuple({"f": "fit", "m": "measure", "c": "check"}[one] for one in "fmfcfmffmffmfcfmf"),
+    ("fit", "measure", "fit", "check", "fit", "measure", "fit", "measure", "fit"),
 )
 THOROUGH = Cut(512, 1024, 1024, True, ("fit", "measure", "fit", "check"))
 
@@ -129,7 +129,8 @@ def make_material(
         for kind in ("fit", "measure", "check")
     }
     for kind, context in (("measure", cut.measure), ("check", cut.check)):
-        kinds[kind] = joined(kinds[kind], max(length, min(context, n_ctx_train or context)))
+        most = max(length, min(context, n_ctx_train or context))
+        kinds[kind] = [text[:most] for text in joined(kinds[kind], -(-most // length) * length)]
     if cut.swapped:
         kinds["check"] = [one for text in kinds["check"] for one in (text, halves_swapped(text))]
     found: dict[str, list[Chunk]] = {}

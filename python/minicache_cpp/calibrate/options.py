@@ -11,7 +11,7 @@ from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile
 
 # tokens of text, by whether the calibration is thorough
-DEFAULT_TOKENS = {False: 4352, True: 12288}
+DEFAULT_TOKENS = {False: 4608, True: 12288}
 DEFAULT_BLOCK = 128
 DEFAULT_WINDOW = 64
 DEFAULT_GROUP = "2"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -111,12 +111,17 @@ class Probing:
 
 def tokens_read(texts: Sequence[Chunk]) -> int:
     """The tokens that the model reads for the probes on these texts, in a model of many layers."""
-    return sum(len(short(chunk).tokens) + (1 + len(KINDS) * RUNS) * PROBED for chunk in texts)
+    return sum(len(text.tokens) + (1 + len(KINDS) * RUNS) * PROBED for text in cut(texts))
 
 
-def short(chunk: Chunk) -> Chunk:
-    """As much of a text as is read."""
-    return replace(chunk, tokens=chunk.tokens[: chunk.window + PREFIX + PROBED])
+def cut(texts: Sequence[Chunk]) -> list[Chunk]:
+    """What is read of these texts: the beginning of each and, where it is long enough, as much from its middle on."""
+    pieces = []
+    for text in texts:
+        n_text, length = len(text.tokens), text.window + PREFIX + PROBED
+        for begin in (0, n_text // 2) if n_text >= 2 * length else (0,):
+            pieces.append(Chunk(text.tokens[begin : begin + length], text.position + begin, text.window))
+    return pieces
 
 
 def usual_sensitivities(fits: Mapping[int, GroupFit]) -> Sensitivities:
@@ -154,7 +159,7 @@ def probe_sensitivities(
     known: list[list[float]] = json.loads(memory.read_text()) if memory.exists() else []
     for losses in known:
         probing.add(dict(zip([NOISE, *probing.probes], losses, strict=True)))
-    texts = [short(chunk) for chunk in texts]
+    texts = cut(texts)
     length = max(len(chunk.tokens) for chunk in texts)
     n_at_once = STEP // PROBED
     with observing(model, length + STEP, threads, n_at_once + 1, max(length, STEP)) as observed:
