@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import MiniCacheError, MiniCacheWarning
@@ -57,7 +57,7 @@ def find_plan(file: GGUFFile, on_note: Callable[[str], None] = warn) -> PlanFile
     """The plan of a model, opened: the one beside it, or one that ships, or the one in the user's cache directory.
 
     on_note: called with the reason where there is a plan beside the model that cannot be used. Other plans that are
-        damaged, of another version or of another model count as none.
+        damaged, of another version or of another model count as none, and so do folders that cannot be read.
     """
     beside = plan_beside(file)
     if beside.exists():
@@ -65,11 +65,17 @@ def find_plan(file: GGUFFile, on_note: Callable[[str], None] = warn) -> PlanFile
             return _usable(beside, file)
         except MiniCacheError as error:
             on_note(f"the plan beside the model is not used: {error}")
-    for path in (*shipped_plans(file), plan_path(file)):
-        if path.exists():
-            with contextlib.suppress(MiniCacheError):
+    for path in _usual_places(file):
+        with contextlib.suppress(MiniCacheError, OSError):
+            if path.exists():
                 return _usable(path, file)
     return None
+
+
+def _usual_places(file: GGUFFile) -> Iterator[Path]:
+    yield from shipped_plans(file)
+    with contextlib.suppress(MiniCacheError):
+        yield plan_path(file)
 
 
 def _usable(path: Path, file: GGUFFile) -> PlanFile:

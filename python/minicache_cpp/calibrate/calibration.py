@@ -18,8 +18,6 @@ from ..cache.plan import Plan
 from ..cache.plan_store import DEFAULT_RATIO, plan_path
 from ..errors import MiniCacheError
 from ..host.progress import OnProgress, Progress
-from ..host.user_cache import cache_dir
-from ..host.work_folder import work_folder
 from ..modelfile.fingerprint import fingerprint
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..modelfile.shape import ModelShape, model_shape
@@ -44,6 +42,7 @@ from .samples import Samples
 from .search import RETAIN, Search
 from .target import Target
 from .trials import Trials
+from .work_place import working
 
 # how many times a plan that misses --max-kl on the check's text is replaced by a stricter one
 MOST_RETRIES = 3
@@ -126,10 +125,7 @@ def calibrate(
         phases = phases_of(progress, material, options, n_layer)
         job = Job(file, shape, options, phases, progress.note)
         with (
-            work_folder(
-                cache_dir() / "calibrations" / work_key(job, material),
-                lambda: progress(0, "waiting for another calibration of this model"),
-            ) as folder,
+            working(work_key(job, material), output, progress) as folder,
             contextlib.nullcontext(loaded) if loaded else NativeModel(file.path, options.gpu_layers) as model,
         ):
             return make_plan(job, material, model, folder, output or plan_path(file))

@@ -6,11 +6,25 @@ import os
 import sys
 from pathlib import Path
 
+from ..errors import MiniCacheError
+
 VARIABLE = "MINICACHE_CACHE_DIR"
 
 
 def cache_dir() -> Path:
-    """The folder that MINICACHE_CACHE_DIR names, or one in the user's cache directory."""
+    """The folder that MINICACHE_CACHE_DIR names, or one in the user's cache directory.
+
+    Raises MiniCacheError where there is no home folder for one.
+    """
+    try:
+        return _cache_dir()
+    except RuntimeError:  # of Path.home()
+        raise MiniCacheError(
+            f"there is no home folder to keep plans and models in; name a folder with {VARIABLE}"
+        ) from None
+
+
+def _cache_dir() -> Path:
     if override := os.environ.get(VARIABLE):
         return Path(override)
     if base := os.environ.get("XDG_CACHE_HOME"):

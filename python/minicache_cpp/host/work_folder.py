@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,12 +20,27 @@ WAIT = 0.5  # seconds between two looks at a lock
 def work_folder(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """The folder, once no other process uses it; `on_wait` is called every half second until then.
 
-    It is removed when the block succeeds, and kept for the next run when it fails.
+    It is removed when the block succeeds, and kept for the next run when it fails, unless the disk is full.
     """
     with locked(path.with_name(f"{path.name}.lock"), on_wait):
         path.mkdir(exist_ok=True)
-        yield path
+        try:
+            yield path
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                shutil.rmtree(path, ignore_errors=True)
+            raise
         shutil.rmtree(path, ignore_errors=True)
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is made if there is none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

@@ -29,9 +29,12 @@ class ContextMemory:
         layers = arguments.get("n_gpu_layers", 0)
         self.on_host = layers == 0 or not arguments.get("offload_kqv", True) or not devices.gpus()
 
-    def refuse_too_large(self) -> None:
-        """Raises if main memory cannot hold what must be there; weights are mapped files and not counted."""
-        needed = self.kv_bytes if self.on_host else 0
+    def refuse_too_large(self, share: float = 1.0) -> None:
+        """Raises if main memory cannot hold what must be there, or a share of it.
+
+        Weights are mapped files and not counted.
+        """
+        needed = int(share * self.kv_bytes) if self.on_host else 0
         require_room(self.n_ctx, needed, advice="take a smaller n_ctx, or a smaller cache")
 
     def __str__(self) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ..cache.plan_file import PlanFile
 from ..cache.plan_store import DEFAULT_RATIO, find_plan
+from ..errors import MiniCacheError
 from ..host.progress import Progress
-from ..host.user_cache import cache_dir
+from ..host.user_cache import VARIABLE, cache_dir
 from ..host.work_folder import locked
 from ..modelfile.fingerprint import fingerprint
 from ..modelfile.gguf_file import GGUFFile
@@ -29,7 +30,12 @@ def make_plan(
     def on_wait() -> None:
         progress(0, "waiting for another process, which calibrates this model")
 
-    with locked(cache_dir() / "calibrations" / f"{fingerprint(file)}.lock", on_wait):
-        # what another process has made meanwhile
-        found = find_plan(file, lambda text: None)
-        return found or PlanFile.open(calibrate(file, options, None, progress, loaded)["plan"])
+    try:
+        with locked(cache_dir() / "calibrations" / f"{fingerprint(file)}.lock", on_wait):
+            # what another process has made meanwhile
+            found = find_plan(file, lambda text: None)
+            return found or PlanFile.open(calibrate(file, options, None, progress, loaded)["plan"])
+    except OSError as error:
+        raise MiniCacheError(
+            f"a plan cannot be kept: {error}; name a folder that can be written with {VARIABLE}"
+        ) from error

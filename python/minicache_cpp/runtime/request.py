@@ -24,6 +24,8 @@ from .context_memory import ContextMemory
 
 NAMES = ("type_k", "type_v")
 AUTO = "auto"
+# f16 bytes over those of any plan that "auto" finds or makes
+LARGEST_RATIO = 16.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,9 @@ def resolve(
     if given.automatic:
         _refuse_without_flash(given)
         readable = read_gguf(model) if file is None else file
+        # what no plan makes small enough is refused before one is made
+        f16 = ContextMemory(readable, CacheSpec("f16", "f16"), arguments)
+        f16.refuse_too_large(share=1 / LARGEST_RATIO)
         settled = auto.resolve(readable, given.calibrate, on_note, arguments, types, on_progress)
         spec, later = settled.spec, readable if settled.in_background else None
     elif spec is None:

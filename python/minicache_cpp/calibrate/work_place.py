@@ -1,0 +1,46 @@
+"""The folder that a calibration works in."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import MiniCacheError
+from ..host.progress import Progress
+from ..host.user_cache import VARIABLE, cache_dir
+from ..host.work_folder import is_writable, work_folder
+
+
+@contextlib.contextmanager
+def working(key: str, output: Path | None, progress: Progress) -> Iterator[Path]:
+    """The folder of the calibrations with this key, whose work the next one continues.
+
+    Where no such folder can be written and the plan goes to `output`, it is a temporary one. Raises MiniCacheError
+    where the plan could not be written either, and where the disk is full; then what was begun is removed.
+    """
+
+    def on_wait() -> None:
+        progress(0, "waiting for another calibration of this model")
+
+    try:
+        with contextlib.ExitStack() as stack:
+            if output is not None and not _is_kept():
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minicache-")))
+            else:
+                folder = stack.enter_context(work_folder(cache_dir() / "calibrations" / key, on_wait))
+            yield folder
+    except OSError as error:
+        raise MiniCacheError(
+            f"the calibration cannot write its files: {error}; name a folder that has room for them with "
+            f"{VARIABLE}, or give -o PLAN"
+        ) from error
+
+
+def _is_kept() -> bool:
+    """Whether work can be kept for the next calibration."""
+    try:
+        return is_writable(cache_dir() / "calibrations")
+    except MiniCacheError:
+        return False
