@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from .errors import MiniCacheError
 
+MOST_THREADS = 512  # ggml.h's GGML_MAX_N_THREADS
+
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """The model: a path or a name."""
@@ -32,7 +34,10 @@ def add_json_option(parser: argparse.ArgumentParser, what: str = "print one JSON
 
 
 def check_numbers(name: str, values: Sequence[int | None] | None, least: int) -> None:
-    """Raises MiniCacheError if a value of the option `name` is below the least that it takes; None is skipped."""
+    """Raises MiniCacheError if a value of the option `name` is outside its range; None is skipped."""
+    most = MOST_THREADS if name == "--threads" else None
     for value in values or ():
         if value is not None and value < least:
             raise MiniCacheError(f"{name} {value}: it must be {least} or more")
+        if value is not None and most is not None and value > most:
+            raise MiniCacheError(f"{name} {value}: it must be {most} or less")

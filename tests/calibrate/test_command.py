@@ -51,6 +51,7 @@ def test_the_command_writes_where_auto_looks(models: dict[str, Path], text: Path
         (["{model}", "--ratio", "0.5"], "1 or more"),
         (["{model}", "--ratio", "nan"], "1 or more"),
         (["{model}", "--max-kl", "0"], "more than 0"),
+        (["{model}", "--threads", "100000"], "from 0 to 512"),
         (["{model}", "--budget", "many", "--ctx", "100"], "512MiB"),
         (["{model}", "--budget", "1MiB"], "--budget needs --ctx"),
         (["{model}", "--ctx", "100"], "goes with --budget or --max-kl"),

@@ -118,6 +118,7 @@ def test_without_a_plan_and_calibration_the_cache_is_q8_0(models: dict[str, Path
         (["{model}", "--ctx", "2000000000"], "of memory is free; take a smaller --ctx"),
         (["{model}", "--ctx", "0"], "1 or more"),
         (["{model}", "--threads", "-1"], "1 or more"),
+        (["{model}", "--threads", "100000"], "512 or less"),
         (["{model}", "--temp", "nan"], "--temp"),
         (["{model}", "--top-p", "2"], "from 0 to 1"),
         (["{model}", "--config", "q3"], "not a cache"),

@@ -43,6 +43,7 @@ def test_a_cache_may_be_named(
         ({"minicache": ""}, "is not a cache"),
         ({"minicache": "none.gguf"}, "none.gguf does not exist"),
         ({"minicache": Path("none")}, "none does not exist"),
+        ({"n_threads_batch": 100_000}, "512 or less"),
         ({"calibrate": "nonsense"}, "none of 'once', 'background' and 'never'"),
         ({"minicache": MiniCache(), "calibrate": ""}, "none of 'once', 'background' and 'never'"),
     ],

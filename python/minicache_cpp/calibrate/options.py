@@ -9,6 +9,7 @@ from ..cache.plan_file import is_plan
 from ..errors import MiniCacheError
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile
+from ..options import MOST_THREADS
 
 # tokens of text, by whether the calibration is thorough
 DEFAULT_TOKENS = {False: 4608, True: 12288}
@@ -71,7 +72,7 @@ def check_options(options: Options) -> None:
         ("window", 0, MAX_WINDOW),
         ("n_token", 128, 2**24),
         ("refine", 0, 10),
-        ("threads", 0, 4096),
+        ("threads", 0, MOST_THREADS),
         ("gpu_layers", -1, 2**31 - 1),
     ):
         if not least <= getattr(options, name) <= most:

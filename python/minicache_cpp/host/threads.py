@@ -7,11 +7,30 @@ import os
 import platform
 from pathlib import Path
 
+CGROUPS = Path("/sys/fs/cgroup")
+
 
 def default_threads() -> int:
-    """The cores that this process may use; half of them above four, as the rest are mostly hyper-threads."""
+    """The cores that this process may use; half of them above four, as the rest are mostly hyper-threads.
+
+    More threads than a container's CPU quota has cores would wait for each other most of the time.
+    """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return available if available <= 4 else available // 2
+    threads = available if available <= 4 else available // 2
+    quota = cpu_quota()
+    return threads if quota is None else max(1, min(threads, int(quota)))
+
+
+def cpu_quota() -> float | None:
+    """The cores that the control group of this process may use up at a time; None where there is no limit."""
+    with contextlib.suppress(OSError, ValueError):  # version 2: "200000 100000", or "max 100000"
+        quota, period = (CGROUPS / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):
+        folder = CGROUPS / "cpu"
+        quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return None if int(quota) <= 0 else int(quota) / int(period)
+    return None
 
 
 def cpu_name() -> str:

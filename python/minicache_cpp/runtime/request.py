@@ -19,6 +19,7 @@ from ..host.progress import OnProgress
 from ..modelfile.ggml_types import GGML_TYPES, is_quantized, plain_cache_type
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..models.store import file_of
+from ..options import MOST_THREADS
 from . import auto
 from .context_memory import ContextMemory
 
@@ -80,6 +81,9 @@ def resolve(
     """
     if isinstance(model, str):
         model = file_of(model)
+    for name in ("n_threads", "n_threads_batch"):
+        if (arguments.get(name) or 0) > MOST_THREADS:
+            raise MiniCacheError(f"{name}={arguments[name]}: it must be {MOST_THREADS} or less")
     path = str(model.path) if isinstance(model, GGUFFile) else os.fspath(model)
     file = _header(model)
     types = given.types()
