@@ -162,6 +162,24 @@ def bad_files(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
+def test_text_of_another_encoding_is_refused(models: dict[str, Path]) -> None:
+    for name in ("--prompt", "--system"):
+        done = run(models["chat"], "--calibrate", "never", name, "caf\udce9")
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].endswith(f"{name} is not UTF-8 text; convert it, or pipe it in")
+        assert "Traceback" not in done.stderr
+
+
+def test_a_piped_message_without_an_answer_is_an_error_and_the_next_is_answered(
+    models: dict[str, Path],
+) -> None:
+    arguments = ("--calibrate", "never", "--ctx", 256, "--max-tokens", 4)
+    done = run(models["chat"], *arguments, stdin=f"{'long ' * 200}\nshort\n")
+    assert done.returncode == 2
+    assert len([line for line in notes(done) if "tokens/s" in line]) == 1
+    assert run(models["chat"], *arguments, stdin="short\n").returncode == 0
+
+
 def test_arguments_that_exclude_each_other_are_a_usage_error(models: dict[str, Path]) -> None:
     done = run(models["chat"], "--no-minicache", "--config", "q8_0")
     assert done.returncode == 2

@@ -102,6 +102,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise MiniCacheError(f"--temp {args.temp}: it must be 0 or more")
     if not 0 < args.repeat_penalty < float("inf"):
         raise MiniCacheError(f"--repeat-penalty {args.repeat_penalty}: it must be more than 0; 1 is none")
+    for name in ("prompt", "system"):
+        try:
+            (getattr(args, name) or "").encode()
+        except UnicodeEncodeError:  # bytes of another encoding, as Python hands them on
+            raise MiniCacheError(f"--{name} is not UTF-8 text; convert it, or pipe it in") from None
     if args.json and args.prompt is None and sys.stdin.isatty():
         raise MiniCacheError("--json answers one message; give it with --prompt, or pipe it in")
 

@@ -55,6 +55,7 @@ class Chat:
             with suppress(ImportError):
                 import readline  # noqa: F401  (line editing for input())
             note(f"{Path(self.llm.model_path).name}, cache {self.cache}; /help lists the commands")
+        all_answered = True
         while True:
             self.tell_calibration()
             try:
@@ -72,8 +73,10 @@ class Chat:
                 try:
                     self.answer(line)
                 except MiniCacheError as error:
+                    all_answered = False
                     note(str(error))
-        return 0
+        # who types sees the note; a program that pipes messages in looks at the exit code
+        return 0 if all_answered or self.interactive else 2
 
     def tell_calibration(self) -> None:
         """Says once how a calibration in the background has ended."""
@@ -155,10 +158,10 @@ class Chat:
             elif name in ("/save", "/load") and not argument:
                 note(f"{name} needs a file: {name} FILE")
             elif name == "/save":
-                size = save_chat(Path(argument), self.conversation, self.cache)
+                size = save_chat(Path(argument).expanduser(), self.conversation, self.cache)
                 note(f"saved {mib(size)} to {argument}")
             elif name == "/load":
-                load_chat(Path(argument), self.conversation, self.cache)
+                load_chat(Path(argument).expanduser(), self.conversation, self.cache)
                 note(f"loaded {len(self.conversation.messages)} messages, {self.llm.n_tokens} tokens")
             else:
                 note(f"{name} is not a command; /help lists them")
