@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ..native import binding  # isort: skip  (it sees to it that llama_cpp, below, loads our library)
@@ -66,6 +67,7 @@ class Llama(llama_cpp.Llama):
         **arguments: Any,
     ) -> None:
         self._stack = ExitStack()  # close() is called even where what follows raises
+        self._used = threading.Lock()
         given = Given(minicache, calibrate, type_k, type_v, flash_attn)
         request = resolve(model_path, given, arguments, _warn, on_progress)
         self.calibration: BackgroundCalibration | None = None
@@ -104,14 +106,42 @@ class Llama(llama_cpp.Llama):
         state = super().__getstate__()  # type: ignore[no-untyped-call]
         return {**state, "minicache": self.minicache}
 
+    def close(self) -> None:
+        """Frees the context and the model; whatever is called afterwards raises MiniCacheError."""
+        with self._used:  # a step of another thread ends first
+            super().close()
+        self._ctx = self._model = self.tokenizer_ = Closed()  # type: ignore[assignment]
+
     def kv_report(self) -> KVReport:
         """What the KV cache takes, as allocated, and which layers are merged."""
-        if self.__dict__.get("_ctx") is None or self._ctx.ctx is None:
-            raise MiniCacheError("this Llama is closed; ask for kv_report() before close()")
         return read_report(self._ctx.ctx)
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Inside, no other thread uses the context, which has room for one step's tokens and logits."""
+        if not self._used.acquire(blocking=False):
+            raise MiniCacheError(
+                "another thread is using this Llama; use it in one thread at a time, or make one for each thread"
+            )
+        try:
+            yield
+        finally:
+            self._used.release()
+
+    def sample(self, *args: Any, **kwargs: Any) -> int:
+        with self._alone():
+            return int(super().sample(*args, **kwargs))
+
+    def embed(self, input: str | list[str], *args: Any, **kwargs: Any) -> Any:
+        for text in [input] if isinstance(input, str) else input:
+            if not self.tokenize(text.encode()):
+                raise MiniCacheError("a text without any token has no embedding; leave it out")
+        with self._alone():
+            return super().embed(input, *args, **kwargs)
+
     def eval(self, tokens: Sequence[int]) -> None:
-        super().eval(tokens)
+        with self._alone():
+            super().eval(tokens)
         if not self._distance_checked and self.n_tokens >= WARN_TOKENS:
             self._distance_checked = True
             distance = self.kv_report().distance
@@ -120,7 +150,8 @@ class Llama(llama_cpp.Llama):
 
     def save_state(self) -> llama_cpp.LlamaState:
         """As in llama_cpp, but device errors are MiniCacheErrors."""
-        state = bytes(binding.get_state(self._ctx.ctx))
+        with self._alone():
+            state = bytes(binding.get_state(self._ctx.ctx))
         return llama_cpp.LlamaState(
             scores=self._scores.copy(),
             input_ids=self.input_ids.copy(),
@@ -139,12 +170,22 @@ class Llama(llama_cpp.Llama):
                 f"the saved state has {n_tokens} tokens and scores of shape {state.scores.shape}, which do "
                 "not fit this Llama; load it with the n_ctx, n_batch and logits_all it was saved with"
             )
-        set_state(self, state.llama_state[: state.llama_state_size])
+        with self._alone():
+            set_state(self, state.llama_state[: state.llama_state_size])
         scores[:] = state.scores
         self.input_ids[:n_tokens] = state.input_ids[:n_tokens]
         self.n_tokens = n_tokens
         self._requires_eval = True
         self._seed = state.seed
+
+
+class Closed:
+    """Stands for the parts of a Llama that has been closed, through which native code would be called."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise MiniCacheError("this Llama is closed; make another one")
 
 
 def _warn(text: str) -> None:
