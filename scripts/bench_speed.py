@@ -15,7 +15,8 @@ Parts, each by commands that can be given alone and that are shown:
     batched      the same by upstream's llama-batched-bench
 
 Nothing else should run meanwhile. Models and plans that are in the folder already are not made again. A part that fails
-is told, and the others are measured all the same; --only measures it anew and leaves what else was found in the report.
+is reported, and the others are measured all the same; --only measures it anew and leaves what else was found in the
+report.
 Without --bin, the programs are built as bootstrap.py does.
 """
 
@@ -113,7 +114,7 @@ class Run:
 
 
 class PartError(Exception):
-    """A part that can't be measured."""
+    """A part that cannot be measured."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -126,7 +127,7 @@ def main(argv: Sequence[str]) -> int:
         action="append",
         choices=PARTS,
         metavar="PART",
-        help=f"one of {', '.join(PARTS)}; again and again",
+        help=f"one of {', '.join(PARTS)}; may be repeated",
     )
     parser.add_argument("--quick", action="store_true", help="little of everything, to see that it runs")
     parser.add_argument(
@@ -313,7 +314,7 @@ def measure_batched(run: Run) -> tuple[Any, str]:
             spec = CacheSpec.parse(specs[name])
             n = n_sequences(shape, spec, cells, budget_of(run))
             words: list[object] = [program, "-m", model, "-c", n * cells, "-b", 2048, "-ub", 512, "-fa", "on"]
-            # behind what is told comes a short prompt: the log's thread loses what it has not printed at the end
+            # a short prompt comes last, because the log's thread loses what it has not printed at the end
             words += ["-pps", "-npp", f"{cells - ROOM},1", "-ntg", STEPS, "-npl", n]
             words += ["-t", run.threads, "-tb", run.threads, "--output-format", "jsonl", "-lv", 4]
             plan = {"LLAMA_MINICACHE": f"plan={specs[name]}"} if spec.minicache else {}

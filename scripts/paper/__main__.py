@@ -1,10 +1,10 @@
 """Measure the figures of the MiniCache paper (Liu et al. 2024, arXiv 2405.14366) on GGUF models.
 
 Quality (KL divergence from the model's own f16 cache, top-1 agreement, perplexity, recall of planted facts) over the
-number of merged layers, for averaging, SLERP, SLERP in aligned bases, and calibrated codes of no more bytes; over the
-SLERP parameter t; over the fraction of retained tokens; and over the ratio, with 4-bit caches. Each model gets a folder
-with results.json, results.md and, where matplotlib is installed, the plots. What is in results.json is not measured
-again, so a run that was interrupted continues where it stopped.
+number of merged layers, for averaging, SLERP, SLERP after a change of basis, and calibrated codes of no more bytes;
+over the SLERP parameter t; over the fraction of retained tokens; and over the ratio, with 4-bit caches. Each model gets
+a folder with results.json, results.md and, where matplotlib is installed, the plots. What is in results.json is not
+measured again, so a run that was interrupted continues where it stopped.
 
 Example:
 
@@ -31,7 +31,7 @@ NUMBERS = {
     "chunks": ("--chunks", 1, "chunks of text that are measured on"),
     "ubatch": ("--ubatch", 1, "tokens read at a time; these are seen exactly while earlier ones are merged"),
     "rounds": ("--rounds", 0, "rounds of 8 planted facts, 0 for none"),
-    "tokens": ("--tokens", 512, "tokens of text that bases and codes are fitted to"),
+    "tokens": ("--tokens", 512, "tokens of text that basis matrices and codes are fitted to"),
 }
 
 

@@ -145,7 +145,7 @@ class Lab:
 
 @contextmanager
 def opened(file: GGUFFile, settings: Settings, threads: int, on_step: OnStep) -> Iterator[Lab]:
-    """A lab with the text read that bases and codes are fitted to."""
+    """A lab with the text read that basis matrices and codes are fitted to."""
     on_step("reading the text to fit to")
     with (
         tempfile.TemporaryDirectory(prefix="minicache-paper-") as folder,
@@ -174,7 +174,7 @@ def measure(
     file = read_gguf(path)
     shape = model_shape(file)
     if shape.unknown:
-        raise MiniCacheError(f"{path} can't be used: {shape.unknown}")
+        raise MiniCacheError(f"{path} cannot be used: {shape.unknown}")
     text = read_texts(list(paths) or bundled.evaluation_files())
     settings = replace(settings, text=hashlib.sha256(text.encode()).hexdigest()[:16])
     figures = list(figures_of(len(shape.layers)))

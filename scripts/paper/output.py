@@ -82,7 +82,7 @@ def name_of(curve: Curve, config: Config) -> str:
 def distances(pairs: dict[str, Any]) -> list[str]:
     lines = [
         "Mean Ω/π of the two layers' vectors, before and after turning layer b's into layer a's basis, on text that "
-        "the bases were not fitted to.",
+        "the basis matrices were not fitted to.",
         "",
         _row(["layers", "K", "K aligned", "V", "V aligned"]),
         _row(["---"] * 5),

@@ -25,7 +25,7 @@ class Settings:
     chunks: int = 2
     ubatch: int = 32
     rounds: int = 4
-    tokens: int = 8192  # of text that bases and codes are fitted to
+    tokens: int = 8192  # of text that basis matrices and codes are fitted to
     text: str = ""  # digest of the text that is measured on
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from minicache_cpp import CacheSpec, MiniCacheError
+from minicache_cpp.cache import room
 from minicache_cpp.cache.room import CELL_BYTES, known_kv_bytes, refuse_too_large
 from minicache_cpp.host import memory
 from minicache_cpp.modelfile.gguf_file import GGUFFile
@@ -46,6 +47,9 @@ def test_caches_cells_and_weights_count(monkeypatch: pytest.MonkeyPatch, specs: 
 
 
 def test_on_a_gpu_the_cells_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = WEIGHTS + known_kv_bytes(header(), F16, N_CTX) + N_CTX * CELL_BYTES
+    assert refused(monkeypatch, needed - 1, [F16], -1)  # there is none
+    monkeypatch.setattr(room.devices, "gpus", lambda: ["one"])
     assert not refused(monkeypatch, 2 * N_CTX * CELL_BYTES, [F16, Q8_0], -1)
     assert refused(monkeypatch, 2 * N_CTX * CELL_BYTES - 1, [F16, Q8_0], -1)
 

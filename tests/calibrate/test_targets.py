@@ -65,7 +65,7 @@ def test_the_loss_is_checked_at_the_context_it_is_for(
     models: dict[str, Path], text: Path, tmp_path: Path, n_ctx: int, checked_at: int
 ) -> None:
     found = made(
-        models["plain"], text, tmp_path / "plan.gguf", ratio=None, max_kl=0.02, n_ctx=n_ctx, tokens=4608
+        models["plain"], text, tmp_path / "plan.gguf", ratio=None, max_kl=0.02, n_ctx=n_ctx, tokens=5120
     )
     assert found["checked_at"] == checked_at
     assert f"in contexts of {found['checked_at']}," in table(found)

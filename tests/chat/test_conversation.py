@@ -30,9 +30,8 @@ def test_history_is_not_read_again(llm: Llama) -> None:
 def test_a_template_that_rewrites_history_costs_only_what_it_changes(llm: Llama) -> None:
     conversation = talk(llm)
     conversation.ask("hello", 10)
-    conversation.messages[-1]["content"] = (
-        "something else"  # as a template does that drops a model's thoughts
-    )
+    # as a template does that drops a model's thoughts
+    conversation.messages[-1]["content"] = "something else"
     opening = len(llm.tokenize(b"<s>system: be kind</s><s>user: hello</s><s>assistant: ", False, True))
     answer = conversation.ask("more", 4)
     whole = llm.n_tokens - 4

@@ -24,5 +24,5 @@ def test_the_demo_model_is_found_where_it_may_be(tmp_path: Path, monkeypatch: py
         (root / "models").mkdir()
         (root / "models" / demo_model.NAME).write_bytes(b"GGUF")
         assert demo_model.demo_model() == root / "models" / demo_model.NAME
-        with pytest.raises(MiniCacheError, match=demo_model.MHA_NAME):
-            demo_model.demo_model(demo_model.MHA_NAME)
+        with pytest.raises(MiniCacheError, match=r"other\.gguf"):
+            demo_model.demo_model("other.gguf")

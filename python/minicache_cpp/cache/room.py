@@ -9,6 +9,7 @@ from ..host import memory
 from ..host.units import mib
 from ..modelfile.gguf_file import GGUFFile
 from ..modelfile.shape import model_shape
+from ..native import devices
 from .settings import CacheSpec
 from .size import kv_bytes, n_cells
 
@@ -20,14 +21,19 @@ ADVICE = "take a smaller --ctx, or a smaller cache with --config"
 def refuse_too_large(file: GGUFFile, n_ctx: int, specs: Sequence[CacheSpec], gpu_layers: int = 0) -> None:
     """Raises if memory cannot hold one context of `n_ctx` tokens for each of these caches at the same time.
 
-    The weights count too. With layers on the GPU (`gpu_layers` other than 0) K, V and the weights are assumed to lie
-    there, and only the cells count. Raises MiniCacheError if memory is short or a cache does not fit the model.
+    The weights count too. With layers on a GPU, K, V and the weights are assumed to lie there, and only the cells
+    count. Raises MiniCacheError if memory is short or a cache does not fit the model.
     """
-    if gpu_layers:
+    if not on_host(gpu_layers):
         require_room(n_ctx, 0, n_contexts=len(specs))
     else:
         taken = sum(known_kv_bytes(file, spec, n_ctx) for spec in specs)
         require_room(n_ctx, taken, file.weight_bytes, n_contexts=len(specs))
+
+
+def on_host(gpu_layers: int, offload_kqv: bool = True) -> bool:
+    """Whether K and V lie in main memory: no layer is on a GPU, or they do not follow the layers, or there is none."""
+    return gpu_layers == 0 or not offload_kqv or not devices.gpus()
 
 
 def require_room(

@@ -40,6 +40,7 @@ from .probes import probe_sensitivities, usual_sensitivities
 from .report import Checked, choice_rows, comparison, notes, report
 from .samples import Samples
 from .search import RETAIN, Search
+from .sensitivity import PROBE_WIDTH
 from .target import Target
 from .trials import Trials
 from .work_place import working
@@ -260,7 +261,7 @@ def informed(job: Job, planner: Planner, material: Material, model: NativeModel,
         return planner
     if job.options.thorough:
         return planner.measured()
-    singles = planner.singles()
+    singles = planner.singles([PROBE_WIDTH])
     found = probe_sensitivities(
         model,
         planner.source,

@@ -8,7 +8,7 @@ can be allocated (allocation.py). The codec that results is laid out as minicach
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,15 +95,21 @@ class PartCodec:
     decoder: NDArray[np.float16]
 
 
-def fit_part(layers: Sequence[Floats], weight: Doubles, tokens: Doubles | None = None) -> PartFit:
+def fit_part(
+    layers: Sequence[Floats],
+    weight: Doubles,
+    tokens: Doubles | None = None,
+    widths: Collection[int] = CHOICES,
+) -> PartFit:
     """Fits the code of n layers' samples, [tokens, n_head_kv, d] each.
 
     Squared errors are weighted by `weight` [n_head_kv, n*d], and by `tokens` [tokens, n_head_kv], of mean 1, if given.
+    Steps are searched for the given widths; the errors of others but 0 are infinite.
     """
     heads = range(layers[0].shape[1])
     counts = tokens if tokens is not None else np.ones(layers[0].shape[:2])
     fits = [
-        _fit_head(_weighted(layers, weight, head), counts[:, head], float(weight[head].mean()))
+        _fit_head(_weighted(layers, weight, head), counts[:, head], float(weight[head].mean()), widths)
         for head in heads
     ]
     vectors, steps, errors = (np.stack(parts) for parts in zip(*fits, strict=True))
@@ -178,7 +184,9 @@ def _weighted(layers: Sequence[Floats], weight: Doubles, head: int) -> Floats:
     return np.asarray(unit * np.sqrt(weight[head]), dtype=np.float32)
 
 
-def _fit_head(y: Floats, counts: Doubles, weight: float) -> tuple[Floats, Doubles, Doubles]:
+def _fit_head(
+    y: Floats, counts: Doubles, weight: float, widths: Collection[int]
+) -> tuple[Floats, Doubles, Doubles]:
     """The components [n*d, r], steps and errors [choice, r] of weighted unit vectors y [tokens, n*d].
 
     `counts` [tokens] says how much each token counts, and `weight` is the mean weight of a number.
@@ -193,7 +201,7 @@ def _fit_head(y: Floats, counts: Doubles, weight: float) -> tuple[Floats, Double
     t = double @ vectors
     deviation = np.sqrt((t**2 * counts[:, None]).mean(axis=0))
     floor = SMALLEST * np.sqrt(weight)
-    steps, errors = _best_steps(_histograms(t / np.maximum(deviation, floor), counts))
+    steps, errors = _best_steps(_histograms(t / np.maximum(deviation, floor), counts), widths)
     steps *= np.maximum(deviation, floor)
     errors *= deviation**2
     errors[0] = deviation**2
@@ -208,13 +216,16 @@ def _histograms(t: Doubles, counts: Doubles) -> Doubles:
     return np.asarray(shares.reshape(r, BINS))
 
 
-def _best_steps(histograms: Doubles) -> tuple[Doubles, Doubles]:
+def _best_steps(histograms: Doubles, widths: Collection[int]) -> tuple[Doubles, Doubles]:
     """The best step of each choice and coefficient and its squared error, for deviation 1, [choice, r] each."""
     middles = (np.arange(BINS) + 0.5) * BIN
     r = len(histograms)
     steps, errors = np.ones((len(CHOICES), r)), np.ones((len(CHOICES), r))
     for choice, width in enumerate(CHOICES):
         if width == 0:
+            continue
+        if width not in widths:
+            errors[choice] = np.inf
             continue
         tried = GAUSSIAN_STEPS[width] * np.array(FACTORS)
         top = 2.0**width - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..cache.code_format import KINDS, GroupFormat, Kind, Layout
 from ..modelfile.shape import ModelShape
-from .code_fit import PartCodec, PartFit, codec_array, fit_part, make_codec
+from .code_fit import CHOICES, PartCodec, PartFit, codec_array, fit_part, make_codec
 from .rope import Rope
 from .samples import Samples
 
@@ -90,18 +90,24 @@ class GroupFit:
         return self.codecs[kind, layout]
 
 
-def fit_group(source: Source, weights: LayerWeights, layers: Sequence[int]) -> GroupFit:
-    """Fits the code that `layers` share; their weights say how much the errors of each count."""
-    k, v = (_fit(source, weights, layers, kind) for kind in KINDS)
+def fit_group(
+    source: Source, weights: LayerWeights, layers: Sequence[int], widths: Collection[int] = CHOICES
+) -> GroupFit:
+    """Fits the code that `layers` share, for these widths; their weights say how much the errors of each count."""
+    k, v = (_fit(source, weights, layers, kind, widths) for kind in KINDS)
     return GroupFit(tuple(layers), k, v, source)
 
 
-def _fit(source: Source, weights: LayerWeights, layers: Sequence[int], kind: Kind) -> PartFit:
+def _fit(
+    source: Source, weights: LayerWeights, layers: Sequence[int], kind: Kind, widths: Collection[int]
+) -> PartFit:
     weight = np.concatenate([weights[layer][kind] for layer in layers], axis=1)
     # a token's weight in a code is the mean over its layers, each by how much its errors count
     shares = [weights[layer][kind].sum(axis=1) * source.samples.tokens(kind, layer) for layer in layers]
     tokens = np.minimum(sum(shares) / sum(shares).mean(axis=0), MOST_OF_TOKEN)
-    return fit_part([source.read(kind, layer) for layer in layers], weight, tokens / tokens.mean(axis=0))
+    return fit_part(
+        [source.read(kind, layer) for layer in layers], weight, tokens / tokens.mean(axis=0), widths
+    )
 
 
 def cut_into_groups(shape: ModelShape, ropes: Sequence[Rope | None], most: int) -> list[tuple[int, ...]]:

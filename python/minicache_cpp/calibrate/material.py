@@ -50,7 +50,7 @@ FAST = Cut(
     512,
     512,
     False,
-    ("fit", "measure", "fit", "check", "fit", "measure", "fit", "measure", "fit"),
+    ("fit", "measure", "fit", "check", "fit", "measure", "fit", "measure", "fit", "measure"),
 )
 THOROUGH = Cut(512, 1024, 1024, True, ("fit", "measure", "fit", "check"))
 

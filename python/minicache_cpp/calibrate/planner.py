@@ -8,13 +8,14 @@ measures the resulting plans and plain caches and compares them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..cache.code_format import Kind
 from ..cache.plan import Plan
 from ..modelfile.ggml_types import GGML_TYPES
 from .allocation import Candidate, Choice, Part, PlainPart, allocate
+from .code_fit import CHOICES
 from .group_fit import GroupFit, LayerWeights, Source, cut_into_groups, fit_group
 from .plain_fit import PlainFit
 from .plans import PlanBuilder
@@ -57,9 +58,9 @@ class Planner:
     # the groups that were fitted with these sensitivities, by their layers
     fitted: dict[tuple[int, ...], GroupFit] = field(default_factory=dict)
 
-    def singles(self) -> dict[int, GroupFit]:
-        """The codes of the layers by themselves."""
-        return {layer: fit_group(self.source, self.weights, (layer,)) for layer in self.weights}
+    def singles(self, widths: Collection[int] = CHOICES) -> dict[int, GroupFit]:
+        """The codes of the layers by themselves, for these widths."""
+        return {layer: fit_group(self.source, self.weights, (layer,), widths) for layer in self.weights}
 
     def knowing(self, found: Sensitivities) -> Planner:
         """The same planner with these sensitivities; what plain types lose beside them is measured."""

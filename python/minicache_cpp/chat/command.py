@@ -162,7 +162,7 @@ def open_model(
     except MiniCacheError:
         raise
     except jinja2.TemplateError as error:
-        raise MiniCacheError(f"the model's chat template can't be read: {error}") from error
+        raise MiniCacheError(f"the model's chat template cannot be read: {error}") from error
     except (ValueError, RuntimeError, AssertionError) as error:
         reason = log.reason()
         raise MiniCacheError(f"{file.path} cannot be used: {reason or error}") from error

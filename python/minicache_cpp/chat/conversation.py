@@ -171,9 +171,8 @@ class Conversation:
         # at least one token has to be evaluated, because the answer begins from its logits
         held = self.llm.input_ids[: self.llm.n_tokens].tolist()
         same = min(common_length(held, tokens), len(tokens) - 1)
-        if (
-            len(tokens) - same + self.n_keep < self.n_ctx
-        ):  # otherwise the prompt is refused, and nothing changes
+        # otherwise the prompt is refused, and nothing changes
+        if len(tokens) - same + self.n_keep < self.n_ctx:
             self.text = ""
             self._cut(same)
             same = self.llm.n_tokens

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from ..reading.divergence import Doubles, Floats, kl_divergence
 
-FIRST_EDGE = (
-    256  # tokens of context at which the second bucket begins; each later one begins at twice as many
-)
+# tokens of context at which the second bucket begins; each later one begins at twice as many
+FIRST_EDGE = 256
 
 Integers = NDArray[np.int64]
 

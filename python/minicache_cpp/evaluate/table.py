@@ -12,9 +12,8 @@ from ..host.tables import aligned
 from ..host.units import digits, mib
 from .facts import VALUES
 
-LONGEST_NAME = (
-    24  # characters of a cache's name in a table; a longer name is numbered and listed below the heading
-)
+# characters of a cache's name in a table; a longer name is numbered and listed below the heading
+LONGEST_NAME = 24
 
 Row = dict[str, Any]
 

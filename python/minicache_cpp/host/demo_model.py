@@ -8,8 +8,6 @@ from pathlib import Path
 from ..errors import MiniCacheError
 
 NAME = "minicache-demo-q8_0.gguf"
-# with as many KV heads as query heads, of size 128
-MHA_NAME = "minicache-demo-mha-q8_0.gguf"
 
 
 def demo_model(name: str = NAME) -> Path:

@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
     files = find_files(args.data, list(dict.fromkeys(args.task or [])))
     tasks = {name: prompts[task_of(name)] for name in files}
     items = {name: read_items(path, args.limit) for name, path in files.items()}
-    model = requested_model(args.model)
-    specs = checked_specs(read_gguf(model), specs)
+    file = read_gguf(requested_model(args.model))
+    specs = checked_specs(file, specs)
 
     from ..reading.text_model import TextModel
     from .asking import Asking, mean_score
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     n_ctx = 0
     with StepProgress() as progress:
         for spec in specs:
-            with TextModel(model, spec, *arguments) as text_model:
+            with TextModel(file, spec, *arguments) as text_model:
                 asking = Asking(text_model, spec.name, progress)
                 answers = {name: asking.answers(name, task, items[name]) for name, task in tasks.items()}
                 report, n_ctx, truncated = text_model.report(), text_model.n_ctx, asking.truncated
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
             scores = {name: mean_score(task, answers[name], items[name]) for name, task in tasks.items()}
             rows.append(row_of(spec, report, scores))
     found = {
-        "model": str(model),
+        "model": str(file.path),
         "context": n_ctx,
         "ubatch": args.ubatch,
         "prompts": str(args.prompts) if args.prompts else "ours",

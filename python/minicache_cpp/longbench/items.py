@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MiniCacheError
+from ..text.files import read_text
 from .tasks import TASKS, task_of
 
 
@@ -61,16 +62,15 @@ def read_items(path: Path, limit: int | None = None) -> list[Item]:
 
 def _items(path: Path, limit: int | None) -> Iterator[Item]:
     n = 0
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if limit is not None and n >= limit:
-                return
-            if not line.strip():
-                continue
-            try:
-                yield Item.of(json.loads(line))
-            except (ValueError, KeyError, TypeError):
-                raise MiniCacheError(
-                    f"{path}, line {number}: not an object with context, input and answers"
-                ) from None
-            n += 1
+    for number, line in enumerate(read_text(path, "task").split("\n"), 1):
+        if limit is not None and n >= limit:
+            return
+        if not line.strip():
+            continue
+        try:
+            yield Item.of(json.loads(line))
+        except (ValueError, KeyError, TypeError):
+            raise MiniCacheError(
+                f"{path}, line {number}: not an object with context, input and answers"
+            ) from None
+        n += 1

@@ -14,7 +14,7 @@ from ..cache.room import refuse_too_large
 from ..cache.settings import CacheSpec
 from ..errors import MiniCacheError
 from ..host.threads import default_threads
-from ..modelfile.gguf_file import read_gguf
+from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..modelfile.shape import model_shape
 from ..text.vocabulary import Vocabulary
 from .divergence import log_probabilities
@@ -31,7 +31,7 @@ class TextModel:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | GGUFFile,
         spec: CacheSpec,
         n_ctx: int = 0,
         ubatch: int = 64,

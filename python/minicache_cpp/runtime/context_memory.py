@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..cache.room import known_kv_bytes, require_room
+from ..cache.room import known_kv_bytes, on_host, require_room
 from ..cache.settings import CacheSpec
 from ..errors import MiniCacheError
 from ..host.memory import available_bytes
@@ -26,8 +26,9 @@ class ContextMemory:
             shape = model_shape(file)
             self.n_ctx = self.n_ctx or shape.n_ctx_train
             self.kv_bytes = 0 if shape.window else _bytes_or_unknown(file, spec, self.n_ctx)
-        layers = arguments.get("n_gpu_layers", 0)
-        self.on_host = layers == 0 or not arguments.get("offload_kqv", True) or not devices.gpus()
+        self.on_host = on_host(
+            int(arguments.get("n_gpu_layers", 0)), bool(arguments.get("offload_kqv", True))
+        )
 
     def refuse_too_large(self, share: float = 1.0) -> None:
         """Raises if main memory cannot hold what must be there, or a share of it.

@@ -29,6 +29,11 @@ class Texts:
         return "\n\n".join(pieces)
 
 
+def read_text(path: Path, what: str = "text") -> str:
+    """All of a file, which messages call `what`. Raises MiniCacheError where it cannot be read or is not UTF-8."""
+    return _read(path, 0, _size(path, what), what)
+
+
 def read_texts(paths: Sequence[str | Path]) -> str:
     """The texts one after the other; of one above MOST_BYTES the beginning, up to the end of a line if it has lines."""
     return "\n\n".join(_beginning(Path(path)) for path in paths)
@@ -40,15 +45,15 @@ def _beginning(path: Path) -> str:
     return text if size <= MOST_BYTES else text.rpartition("\n")[0] or text
 
 
-def _size(path: Path) -> int:
-    with _explained(path):
+def _size(path: Path, what: str = "text") -> int:
+    with _explained(path, what):
         if path.is_dir():
-            raise MiniCacheError(f"the text {path} is a directory; name its files")
+            raise MiniCacheError(f"the {what} {path} is a directory; name its files")
         return path.stat().st_size
 
 
-def _read(path: Path, start: int, n_bytes: int) -> str:
-    with _explained(path), path.open("rb") as file:
+def _read(path: Path, start: int, n_bytes: int, what: str = "text") -> str:
+    with _explained(path, what), path.open("rb") as file:
         file.seek(start)
         data = file.read(n_bytes)
     first = 0  # of the bytes that do not belong to a character before `start`
@@ -60,15 +65,15 @@ def _read(path: Path, start: int, n_bytes: int) -> str:
         if error.reason == "unexpected end of data" and error.end == len(data) - first:
             return data[first : first + error.start].decode("utf-8")
         raise MiniCacheError(
-            f"the text {path} is not UTF-8 (byte {start + first + error.start}); convert it first"
+            f"the {what} {path} is not UTF-8 (byte {start + first + error.start}); convert it first"
         ) from None
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explained(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise MiniCacheError(f"the text {path} does not exist") from None
+        raise MiniCacheError(f"the {what} {path} does not exist") from None
     except OSError as error:
-        raise MiniCacheError(f"the text {path} cannot be read: {error.strerror or error}") from None
+        raise MiniCacheError(f"the {what} {path} cannot be read: {error.strerror or error}") from None

@@ -154,7 +154,7 @@ def test_a_cache_that_changes_answers_is_seen_in_the_table(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--task", "nowhere.jsonl"], "nowhere.jsonl can't be read"),
+        (["--task", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["--task", "BAD"], "bad.jsonl, line 2: 'choices' is not a list of two texts or more"),
         (
             ["--task", "CHOICES", "--shots", 6],

@@ -6,11 +6,12 @@ import argparse
 import json
 from pathlib import Path
 
+from ...cache.checked import checked_specs
 from ...errors import MiniCacheError
-from ...host.demo_model import demo_model
 from ...host.progress import StepProgress
 from ...host.threads import default_threads
 from ...modelfile.gguf_file import read_gguf
+from ...models.requested import requested_model
 from ...options import check_numbers
 from ...text import bundled
 from ...text.files import read_texts
@@ -65,7 +66,8 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Put every task to every cache, and print the table or the object."""
     settings = settings_of(args)
-    file = read_gguf(args.model or demo_model())
+    file = read_gguf(requested_model(args.model))
+    checked_specs(file, settings.specs)
     paths = args.text or bundled.evaluation_files()
 
     from .asking import measure

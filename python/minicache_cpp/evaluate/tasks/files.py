@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import MiniCacheError
+from ...text.files import read_text
 from . import babi
 from .kind import BadItem, FileKind
 from .registry import FILE_KINDS
@@ -25,12 +26,7 @@ class TaskFile:
 
 def read_task(path: Path) -> TaskFile:
     """Reads a file; MiniCacheError with the line and what was wrong where an item cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise MiniCacheError(f"the task {path} can't be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise MiniCacheError(f"the task {path} is not UTF-8; convert it first") from None
+    text = read_text(path, "task")
     kind: FileKind | None = None
     items = []
     place = ""

@@ -11,9 +11,8 @@ from ...text.vocabulary import Vocabulary
 from .retrieval import Buried, Planted, n_most
 
 BOUNDARY = re.compile(r"(?<=[.!?])\s+|\n+")  # a sentence may begin after it
-MOST_TRIES = (
-    8  # to reach the length; each comes closer, as the pieces of a text are made into tokens in other ways
-)
+# tries to reach the length; each comes closer, as the pieces of a text are made into tokens in other ways
+MOST_TRIES = 8
 
 
 class Haystack:

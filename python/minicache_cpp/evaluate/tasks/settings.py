@@ -18,9 +18,8 @@ class TaskSettings:
     files: Sequence[Path]
     retrievals: Sequence[str]  # names of registry.RETRIEVALS
     contexts: Sequence[int]  # tokens of the texts of a retrieval
-    depths: Sequence[
-        float
-    ]  # where the hidden sentence is asked for: 0 is the beginning of the text, 1 its end
+    # where the hidden sentence is asked for: 0 is the beginning of the text, 1 its end
+    depths: Sequence[float]
     specs: Sequence[CacheSpec]
     limit: int | None = None  # items of each task, None for all of a file and a few of each retrieval
     shots: int = 0  # examples before each item, which are the first items of its file
