@@ -90,7 +90,7 @@ def test_probes_cover_each_layer_once_for_each_kind() -> None:
     for n_layer in (1, 3, 8, 30, 61):
         layers = [3 * number for number in range(n_layer)]
         probes = probes_of(layers)
-        assert len(probes) <= 16
+        assert len(probes) <= 12
         for kind in KINDS:
             assert [layer for probe in probes if probe.kind == kind for layer in probe.layers] == layers
     assert probes_of([0, 1]) == [Probe("k", (0,)), Probe("k", (1,)), Probe("v", (0,)), Probe("v", (1,))]

@@ -36,13 +36,13 @@ from .sensitivity import PROBE_WIDTH, Sensitivities, uniform
 Floats = NDArray[np.float32]
 
 # the tokens of a text: those that are read once, beside the window, and those that are read again in each probe. Early
-# layers look far back: with 112 tokens in place of 432 they seem to count several times less than they do
-PREFIX = 432
+# layers look far back: with 112 tokens in place of 400 they seem to count several times less than they do
+PREFIX = 368
 PROBED = 16
 # the tokens of all probes that are read in one step
-STEP = 9 * PROBED
+STEP = 7 * PROBED
 # for K and for V, the runs of layers that are probed, however many layers there are
-RUNS = 8
+RUNS = 6
 # the KL divergence that a probe is expected to cause: far above the noise, and small enough to go with the square of
 # the error
 WANTED_KL = 0.04
@@ -50,6 +50,9 @@ WANTED_KL = 0.04
 MOST_DIFFERENCE = 0.1
 # the least loss that is counted, relative to the noise
 LEAST_KL = 0.2
+# how far the logarithms of the sensitivities stay from the mean of their kind: a part of each difference is chance, and
+# layers are more alike in contexts that are longer than a probe's text
+KEPT = 0.75
 # the expected loss, were all of a layer's K or V lost, where a model's attention cannot be computed here: what small
 # models have on average
 USUAL: Mapping[Kind, float] = {"k": 0.13, "v": 0.008}
@@ -93,11 +96,18 @@ class Probing:
 
     def sensitivities(self) -> Sensitivities:
         # one text may be a hundred times as sensitive as another, so the mean is that of the logarithms
-        means = {
-            probe: float(np.exp(np.mean(np.log(losses)))) / self.scales[probe] ** 2 / self._error(probe)
+        logs = {
+            (probe.kind, layer): float(
+                np.mean(np.log(losses)) - np.log(self.scales[probe] ** 2 * self._error(probe))
+            )
             for probe, losses in self.losses.items()
+            for layer in probe.layers
         }
-        whole = {(probe.kind, layer): mean for probe, mean in means.items() for layer in probe.layers}
+        means = {kind: np.mean([one for (of, _), one in logs.items() if of == kind]) for kind in KINDS}
+        whole = {
+            (kind, layer): float(np.exp(means[kind] + KEPT * (one - means[kind])))
+            for (kind, layer), one in logs.items()
+        }
         return sensitivities_of(self.fits, whole)
 
     def _error(self, probe: Probe) -> float:
