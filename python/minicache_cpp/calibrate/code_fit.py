@@ -216,7 +216,7 @@ def _histograms(t: Doubles, counts: Doubles) -> Doubles:
     return np.asarray(shares.reshape(r, BINS))
 
 
-def _best_steps(histograms: Doubles, widths: Collection[int]) -> tuple[Doubles, Doubles]:
+def _best_steps(histograms: Doubles, widths: Collection[int] = CHOICES) -> tuple[Doubles, Doubles]:
     """The best step of each choice and coefficient and its squared error, for deviation 1, [choice, r] each."""
     middles = (np.arange(BINS) + 0.5) * BIN
     r = len(histograms)
