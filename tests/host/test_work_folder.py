@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from minicache_cpp.host.work_folder import work_folder
+from minicache_cpp.host.work_folder import locked, remove_stale, work_folder
 
 
 def test_two_users_take_turns(tmp_path: Path) -> None:
@@ -44,6 +45,21 @@ def test_each_of_many_waits_for_its_turn(tmp_path: Path) -> None:
     others = [subprocess.Popen(command) for _ in range(4)]
     assert [other.wait(timeout=60) for other in others] == [0] * 4
     assert (tmp_path / "count").read_text() == "20"
+
+
+def test_what_killed_processes_left_is_removed_after_a_while(tmp_path: Path) -> None:
+    old, fresh, used = (tmp_path / name for name in ("old", "fresh", "used"))
+    for folder in (old, fresh, used):
+        folder.mkdir()
+        (folder / "file").write_text("half")
+    (tmp_path / "notes.txt").write_text("no folder")
+    for folder in (old, used):
+        for path in (folder / "file", folder):
+            os.utime(path, (0, 0))
+    with locked(tmp_path / "used.lock"):
+        remove_stale(tmp_path, 3600.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "notes.txt", "used"]
+    remove_stale(tmp_path / "none", 3600.0)
 
 
 def test_waiting_can_be_given_up(tmp_path: Path) -> None:

@@ -10,7 +10,10 @@ from pathlib import Path
 from ..errors import MiniCacheError
 from ..host.progress import Progress
 from ..host.user_cache import VARIABLE, cache_dir
-from ..host.work_folder import is_writable, work_folder
+from ..host.work_folder import is_writable, remove_stale, work_folder
+
+# seconds after which nobody is taken to continue an interrupted calibration
+STALE = 7 * 24 * 3600.0
 
 
 @contextlib.contextmanager
@@ -29,6 +32,7 @@ def working(key: str, output: Path | None, progress: Progress) -> Iterator[Path]
             if output is not None and not _is_kept():
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minicache-")))
             else:
+                remove_stale(cache_dir() / "calibrations", STALE)
                 folder = stack.enter_context(work_folder(cache_dir() / "calibrations" / key, on_wait))
             yield folder
     except OSError as error:

@@ -33,6 +33,20 @@ def work_folder(path: Path, on_wait: Callable[[], None] = lambda: None) -> Itera
         shutil.rmtree(path, ignore_errors=True)
 
 
+def remove_stale(parent: Path, seconds: float) -> None:
+    """Removes the work folders in `parent` in which nothing has changed for so long: killed processes leave them."""
+
+    def in_use() -> None:
+        raise BlockingIOError
+
+    for folder in parent.iterdir() if parent.is_dir() else ():
+        with contextlib.suppress(OSError):
+            changed = max(one.stat().st_mtime for one in (folder, *folder.iterdir()))
+            if time.time() - changed > seconds:
+                with locked(folder.with_name(f"{folder.name}.lock"), in_use):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
 def is_writable(folder: Path) -> bool:
     """Whether files can be made in a folder, which is made if there is none."""
     try:
