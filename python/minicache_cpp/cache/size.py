@@ -159,9 +159,8 @@ def _pool_types(shape: ModelShape, types: tuple[str, str], pool_type: str) -> tu
     """The types of retained K and V; where heads of the model cannot have the pool's type, it is f16."""
     if pool_type == "cache":
         return types
-    sizes = {size for layer in shape.attention_layers for size in (layer.head_size_k, layer.head_size_v)}
-    fits = all(size % GGML_TYPES[pool_type].block == 0 for size in sizes)
-    return (pool_type, pool_type) if fits else ("f16", "f16")
+    fitting = pool_type if shape.divides_into(GGML_TYPES[pool_type].block) else "f16"
+    return fitting, fitting
 
 
 def _rows(ggml_type: GGMLType, n: int, n_rows: int) -> int:

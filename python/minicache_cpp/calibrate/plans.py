@@ -32,8 +32,7 @@ class PlanBuilder:
 
     def types(self) -> list[str]:
         """The cache types that all heads of this model can have."""
-        sizes = {size for one in self.shape.attention_layers for size in (one.head_size_k, one.head_size_v)}
-        return [name for name in CACHE_TYPES if all(size % GGML_TYPES[name].block == 0 for size in sizes)]
+        return [name for name in CACHE_TYPES if self.shape.divides_into(GGML_TYPES[name].block)]
 
     def can_retain(self) -> bool:
         """Whether heads of this model can be kept in the pool's type."""

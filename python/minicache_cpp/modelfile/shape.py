@@ -51,6 +51,14 @@ class ModelShape:
         """The layers that have a KV cache."""
         return [layer for layer in self.layers if layer.n_head_kv]
 
+    def divides_into(self, block: int) -> bool:
+        """Whether all heads of K and V are whole blocks of so many numbers, as a cache type of such blocks needs."""
+        return all(
+            size % block == 0
+            for layer in self.attention_layers
+            for size in (layer.head_size_k, layer.head_size_v)
+        )
+
 
 def model_shape(file: GGUFFile) -> ModelShape:
     """Returns the shape from a file's header. Raises MiniCacheError if it is not that of a language model."""

@@ -85,9 +85,7 @@ def machine(arguments: Mapping[str, Any]) -> tuple[int, int]:
 
 def without_plan(shape: ModelShape) -> CacheSpec:
     """The cache of a model that has no plan: q8_0 where its heads can have that."""
-    block = GGML_TYPES[WITHOUT_PLAN.type_k].block
-    sizes = {size for layer in shape.attention_layers for size in (layer.head_size_k, layer.head_size_v)}
-    fits = not shape.unknown and all(size % block == 0 for size in sizes)
+    fits = not shape.unknown and shape.divides_into(GGML_TYPES[WITHOUT_PLAN.type_k].block)
     return WITHOUT_PLAN if fits else CacheSpec("f16", "f16")
 
 
