@@ -38,17 +38,18 @@ class Source:
 
     def coded(self, layer: int, k: Floats, positions: NDArray[np.int64]) -> Floats:
         """The K of a layer at these positions, [tokens, n_head_kv, d], in the form that is coded."""
-        return self._turned(layer, k, -positions)
+        return self._turned(layer, k, positions, -1)
 
     def cached(self, layer: int, k: Floats, positions: NDArray[np.int64]) -> Floats:
         """The K of a layer as attention reads it, from the form that is coded."""
-        return self._turned(layer, k, positions)
+        return self._turned(layer, k, positions, 1)
 
-    def _turned(self, layer: int, k: Floats, positions: NDArray[np.int64]) -> Floats:
+    def _turned(self, layer: int, k: Floats, positions: NDArray[np.int64], direction: int) -> Floats:
+        """K turned by its base positions, forwards (1) or back (-1)."""
         rope, block = self.samples.ropes[layer], self.block(layer)
         if rope is None or not block:
             return k
-        return rope.turn(k, np.sign(positions) * (np.abs(positions) // block * block))
+        return rope.turn(k, direction * (positions // block * block))
 
     def block(self, layer: int) -> int:
         """The distance between a layer's base positions; 0 where RoPE does not turn its K, which then has none."""
