@@ -43,6 +43,8 @@ from minicache_cpp.errors import MiniCacheError
 from minicache_cpp.host.threads import cpu_name
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.modelfile.shape import model_shape
+from minicache_cpp.models.requested import requested_model
+from minicache_cpp.models.store import DEMO
 
 RATIOS = (5, 8)
 BUDGET = 256 << 20  # bytes of the KV cache, of `throughput` and `batched`
@@ -59,7 +61,7 @@ class Run:
         self.quick: bool = args.quick
         self.threads: int = args.threads
         self.bin: Path = args.bin or RELEASE.bin
-        self.demo: Path = args.demo
+        self.demo: Path = requested_model(args.demo)
         self.environment = {name: value for name, value in os.environ.items() if name != "LLAMA_MINICACHE"}
         if args.bin:
             self.environment["MINICACHE_LIB_PATH"] = str(args.bin.resolve())
@@ -138,10 +140,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--demo",
-        type=Path,
-        default=ROOT / "models/minicache-demo-q8_0.gguf",
+        default=DEMO,
         metavar="MODEL",
-        help="the model of `demo` (default: the bundled one)",
+        help="the model of `demo`, a GGUF file or a name of `minicache models` (default %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print the object of speed.json, not the tables")
     args = parser.parse_args(argv)
@@ -242,7 +243,7 @@ def measure_demo(run: Run) -> tuple[Any, str]:
     found, text = bench_table(run, run.demo, specs, (64,) if run.quick else (512, 1024, 4096), False, reps)
     if run.quick:
         return found, text
-    far, far_text = bench_table(run, run.demo, specs, (16384,), copies=True, reps=reps)
+    far, far_text = bench_table(run, run.demo, specs, (8192,), copies=True, reps=reps)
     return [found, far], f"{text}\n\n{far_text}"
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from minicache_cpp.cache.context_report import read_report
 from minicache_cpp.cache.settings import CacheSpec
 from minicache_cpp.errors import MiniCacheError
-from minicache_cpp.host.demo_model import demo_model
+from minicache_cpp.models.requested import requested_model
 from minicache_cpp.native import devices
 from minicache_cpp.native.binding import llama_h
 from minicache_cpp.reading.context import SequenceContext
@@ -43,7 +43,9 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", nargs="?", type=Path, help="a GGUF file (default: the demo model)")
+    parser.add_argument(
+        "model", nargs="?", help="a GGUF file, or a name of `minicache models` (default: the demo model)"
+    )
     parser.add_argument(
         "--config", action="append", metavar="SPEC", help="a cache or a plan; may be repeated"
     )
@@ -54,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
 
     device = devices.require_gpu()
-    path = args.model or demo_model()
+    path = requested_model(args.model)
     specs = [CacheSpec.parse(text) for text in args.config or DEFAULT_SPECS]
     rows = compare(path, specs, args.gpu_layers)
     if args.json:

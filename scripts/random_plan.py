@@ -33,7 +33,7 @@ from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.modelfile.shape import Layer, model_shape
 
 ROPE_BLOCK, WINDOW = 128, 64  # calibrate's defaults
-# as in the demo models' plans: K's share of the bytes, and by how many bits units of 16 coefficients get narrower
+# as in plans that were calibrated: K's share of the bytes, and by how many bits units of 16 coefficients get narrower
 SHARE_K = 0.6
 SLOPE_K, SLOPE_V = 0.27, 0.4
 

@@ -16,7 +16,7 @@ from minicache_cpp.models import store
 from minicache_cpp.native.binding import llama_h
 from support import contexts, tiny_models
 from support.loaded import Loaded
-from support.paths import ROOT, required
+from support.paths import required
 from support.tiny_models import TinyModel
 
 SMOLLM2 = f"{store.DEMO}.gguf"
@@ -55,12 +55,6 @@ def tools_dir() -> Path:
     return required(
         "MINICACHE_TOOLS_BIN", "the directory of upstream's tools, built with -DMINICACHE_TOOLS=ON"
     )
-
-
-@pytest.fixture(scope="session")
-def demo_model() -> Path:
-    default = ROOT / "models" / "minicache-demo-q8_0.gguf"
-    return required("MINICACHE_DEMO_MODEL", "the demo model", default)
 
 
 @pytest.fixture(scope="session")

@@ -91,26 +91,26 @@ metric_list:
 """
 
 
-def test_a_local_task_runs_from_the_command_line(demo_model: Path, tmp_path: Path) -> None:
+def test_a_local_task_runs_from_the_command_line(smollm2: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
-    told = "The color of the harbor is red. The color of the mill is blue. The color of the tower is green."
+    colors = ["red", "blue", "green", "gold"]
     rows = [
-        {"question": f"{told} What is the color of the {place}? The color of the {place} is",
-         "choices": ["red", "blue", "green", "gold"], "answer": answer}
+        {"question": f"The color of the {place} is {colors[answer]}. Again: the color of the {place} is",
+         "choices": colors, "answer": answer}
         for answer, place in enumerate(("harbor", "mill", "tower"))
     ]  # fmt: skip
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path / "local_capitals.yaml").write_text(TASK.format(data=data), encoding="utf-8")
     command = [sys.executable, "-m", "minicache_cpp.lm_eval_model", "--model", "minicache", "--model_args",
-               f"pretrained={demo_model},config=q8_0,ctx=256,threads=1", "--tasks", "local_capitals",
+               f"pretrained={smollm2},config=q8_0,ctx=256,threads=1", "--tasks", "local_capitals",
                "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]  # fmt: skip
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     (result,) = (tmp_path / "out").rglob("results_*.json")
     found = json.loads(result.read_text())["results"]["local_capitals"]
-    assert found["acc,none"] == 1  # the demo model recalls facts
+    assert found["acc,none"] == 1
 
 
 def test_without_the_harness_it_says_what_to_install() -> None:

@@ -1,15 +1,15 @@
 """Measure the figures of the MiniCache paper (Liu et al. 2024, arXiv 2405.14366) on GGUF models.
 
-Quality (KL divergence from the model's own f16 cache, top-1 agreement, perplexity, recall of planted facts) over the
-number of merged layers, for averaging, SLERP, SLERP after a change of basis, and calibrated codes of no more bytes;
-over the SLERP parameter t; over the fraction of retained tokens; and over the ratio, with 4-bit caches. Each model gets
-a folder with results.json, results.md and, where matplotlib is installed, the plots. What is in results.json is not
-measured again, so a run that was interrupted continues where it stopped.
+Quality (KL divergence from the model's own f16 cache, top-1 agreement, perplexity) over the number of merged layers,
+for averaging, SLERP, SLERP after a change of basis, and calibrated codes of no more bytes; over the SLERP parameter t;
+over the fraction of retained tokens; and over the ratio, with 4-bit caches. Each model gets a folder with results.json,
+results.md and, where matplotlib is installed, the plots. What is in results.json is not measured again, so a run that
+was interrupted continues where it stopped.
 
 Example:
 
-    python scripts/paper models/minicache-demo-q8_0.gguf --out paper
-    python scripts/paper a.gguf b.gguf --out paper --ctx 2048 --chunks 4 --rounds 8
+    python scripts/paper smollm2-135m.gguf --out paper
+    python scripts/paper a.gguf b.gguf --out paper --ctx 2048 --chunks 4
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ NUMBERS = {
     "n_ctx": ("--ctx", 64, "tokens of a chunk, and of the cache"),
     "chunks": ("--chunks", 1, "chunks of text that are measured on"),
     "ubatch": ("--ubatch", 1, "tokens read at a time; these are seen exactly while earlier ones are merged"),
-    "rounds": ("--rounds", 0, "rounds of 8 planted facts, 0 for none"),
     "tokens": ("--tokens", 512, "tokens of text that basis matrices and codes are fitted to"),
 }
 

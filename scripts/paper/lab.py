@@ -189,10 +189,7 @@ def measure(
         offsets=[0],
         specs=[],
         ubatch=settings.ubatch,
-        prompt_ubatch=settings.ubatch,
         chunks=settings.chunks,
-        recall=[settings.n_ctx // 2] if settings.rounds else None,
-        rounds=settings.rounds,
         threads=threads,
     )
     material = prepare(path, text, common)

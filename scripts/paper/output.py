@@ -12,7 +12,7 @@ from .figures import Config, Curve, Figure
 
 Rows = dict[str, dict[str, Any]]
 
-COLUMNS = ("cache", "ratio", "total", "bits", "mean KL", "±", "top-1", "perplexity", "recall")
+COLUMNS = ("cache", "ratio", "total", "bits", "mean KL", "±", "top-1", "perplexity")
 
 
 def markdown(data: dict[str, Any], figures: Sequence[Figure], plots: Sequence[str]) -> str:
@@ -27,9 +27,6 @@ def markdown(data: dict[str, Any], figures: Sequence[Figure], plots: Sequence[st
         "of a K or V value. Layers that are not merged have the cache type of the figure, and a code takes no more "
         "bytes than SLERP of the same layers, unless its ratio is given.",
     ]
-    asked = max((row["recall_asked"] for row in data["rows"].values()), default=0)
-    if asked:
-        lines[-1] += f" Recall is of {asked} planted facts, {settings['n_ctx'] // 2} tokens back."
     for figure in figures:
         lines += ["", f"## {figure.title}", ""]
         if f"{figure.name}.svg" in plots:
@@ -60,7 +57,6 @@ def table(rows: Rows, figure: Figure) -> list[str]:
                 digits(row["kl_mean_stderr"] or 0.0, 1),
                 f"{row['top1']:.1%}",
                 f"{row['ppl']:.3f}",
-                f"{row['recall']:.1%}" if row["recall"] is not None else "",
             ]
             lines.append(_row(([number(figure, x)] if figure.x else []) + cells))
     return lines
@@ -102,11 +98,8 @@ def plot(path: Path, rows: Rows, figure: Figure, title: str) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
 
-    measures = {"top1": "top-1 agreement (%)", "recall": "recall of planted facts (%)"}
-    if any(rows[config.label]["recall"] is None for config in figure.configs if config.label in rows):
-        del measures["recall"]
-    canvas = Canvas(figsize=(5.2 * (1 + len(measures)), 4.4), layout="constrained")
-    panels = canvas.subplots(1, 1 + len(measures))
+    canvas = Canvas(figsize=(10.4, 4.4), layout="constrained")
+    losses, agreement = canvas.subplots(1, 2)
     for curve in figure.curves:
         points = [(x, rows[config.label], config) for x, config in curve.points if config.label in rows]
         if not figure.x:
@@ -117,23 +110,26 @@ def plot(path: Path, rows: Rows, figure: Figure, title: str) -> None:
         style = "--" if all(config.mode == "plain" for _, _, config in points) and figure.x else "-"
         marker = None if style == "--" else "o"
         if seen:
-            panels[0].plot(
+            losses.plot(
                 [x for x, _ in seen],
                 [row["kl_mean"] for _, row in seen],
                 style,
                 marker=marker,
                 label=curve.name,
             )
-        for panel, key in zip(panels[1:], measures, strict=True):
-            shares = [100 * row[key] for _, row, _ in points]
-            panel.plot([x for x, _, _ in points], shares, style, marker=marker, label=curve.name)
+        agreement.plot(
+            [x for x, _, _ in points],
+            [100 * row["top1"] for _, row, _ in points],
+            style,
+            marker=marker,
+            label=curve.name,
+        )
     x_label = figure.x or "ratio"
-    panels[0].set(xlabel=x_label, ylabel="mean KL divergence (nats)", yscale="log")
-    for panel, label in zip(panels[1:], measures.values(), strict=True):
-        panel.set(xlabel=x_label, ylabel=label)
-    for panel in panels:
+    losses.set(xlabel=x_label, ylabel="mean KL divergence (nats)", yscale="log")
+    agreement.set(xlabel=x_label, ylabel="top-1 agreement (%)")
+    for panel in (losses, agreement):
         panel.grid(visible=True, which="both", alpha=0.3)
-    panels[1].legend()
+    agreement.legend()
     canvas.suptitle(f"{title}: {figure.title}")
     # text stays text and ids are the same each time, so that the files are small and their changes can be read
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": figure.name}):

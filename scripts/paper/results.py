@@ -24,7 +24,6 @@ class Settings:
     n_ctx: int = 1024
     chunks: int = 2
     ubatch: int = 32
-    rounds: int = 4
     tokens: int = 8192  # of text that basis matrices and codes are fitted to
     text: str = ""  # digest of the text that is measured on
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from minicache_cpp import CacheSpec, Llama, cli
-from minicache_cpp.evaluate import evaluation, facts
+from minicache_cpp.evaluate import evaluation
 from minicache_cpp.evaluate.table import to_json
 from minicache_cpp.host.units import digits
 from minicache_cpp.native.binding import llama_h
@@ -41,7 +41,6 @@ KEYS = {
     "ppl_ratio": float,
     "ppl_ratio_stderr": float,
     "top1": float,
-    "recall": (float, type(None)),
 }
 
 Run = Callable[..., dict[str, Any]]
@@ -59,18 +58,17 @@ def found(model: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def test_json_has_the_keys_that_others_rely_on(found: Run) -> None:
-    result = found("--ctx", 300, "--chunks", 2, "--no-recall", "--config", "q8_0", "--config", "slerp")
+    result = found("--ctx", 300, "--chunks", 2, "--config", "q8_0", "--config", "slerp")
     assert (result["context"], result["tokens"], result["chunks"]) == (300, 300, 2)
-    assert (result["ubatch"], result["prompt_ubatch"], result["pos_offset"]) == (1, 64, 0)
+    assert (result["ubatch"], result["pos_offset"]) == (1, 0)
     assert "runs" not in result
     assert [row["name"] for row in result["rows"]] == ["f16", "q8_0", CacheSpec.parse("slerp").name]
     for row in result["rows"]:
         assert all(isinstance(row[key], kind) for key, kind in KEYS.items())
-        assert row["recall"] is None
 
 
 def test_more_loss_shows_as_more_divergence_above_a_floor_of_nothing(found: Run) -> None:
-    rows = found("--ctx", 256, "--chunks", 2, "--no-recall", "--config", "q8_0", "--config", "q4_0")["rows"]
+    rows = found("--ctx", 256, "--chunks", 2, "--config", "q8_0", "--config", "q4_0")["rows"]
     floor, q8_0, q4_0 = rows
     assert abs(floor["kl_mean"]) < 1e-9 and floor["kl_max"] < 1e-9 and floor["top1"] == 1
     assert 0 < 10 * q8_0["kl_mean"] < q4_0["kl_mean"]
@@ -79,7 +77,7 @@ def test_more_loss_shows_as_more_divergence_above_a_floor_of_nothing(found: Run)
 
 
 def test_the_bytes_are_those_of_a_llama_of_this_context(found: Run, model: Path) -> None:
-    for row in found("--ctx", 700, "--chunks", 1, "--no-recall", "--config", "slerp:type=q8_0")["rows"]:
+    for row in found("--ctx", 700, "--chunks", 1, "--config", "slerp:type=q8_0")["rows"]:
         spec = CacheSpec.parse(row["name"])
         with Llama(str(model), n_ctx=700, minicache=spec.minicache, verbose=False) as llm:
             report = llm.kv_report()
@@ -91,9 +89,9 @@ def test_the_bytes_are_those_of_a_llama_of_this_context(found: Run, model: Path)
 
 def test_the_numbers_are_those_of_other_contexts(found: Run, model: Path, text: Path) -> None:
     # the same without the command: f16 and q4_0 read one chunk from position 500 on
-    row = found(
-        "--ctx", 200, "--chunks", 1, "--pos-offset", 500, "--no-recall", "--ubatch", 64, "--config", "q4_0"
-    )["rows"][1]
+    row = found("--ctx", 200, "--chunks", 1, "--pos-offset", 500, "--ubatch", 64, "--config", "q4_0")["rows"][
+        1
+    ]
     with Vocabulary(model) as vocabulary:
         tokens = vocabulary.begun(vocabulary.tokenize(text.read_text()))[:200]
     loaded = contexts.Model(model)
@@ -112,7 +110,7 @@ def test_the_numbers_are_those_of_other_contexts(found: Run, model: Path, text: 
 
 
 def test_the_floor_is_what_f16_costs_without_flash_attention(found: Run, model: Path, text: Path) -> None:
-    result = found("--ctx", 100, "--chunks", 1, "--no-recall", "--score", "all", "--config", "q8_0")
+    result = found("--ctx", 100, "--chunks", 1, "--score", "all", "--config", "q8_0")
     f16, q8_0 = result["rows"]
     with Vocabulary(model) as vocabulary:
         tokens = vocabulary.begun(vocabulary.tokenize(text.read_text()))[:100]
@@ -133,7 +131,7 @@ def test_the_floor_is_what_f16_costs_without_flash_attention(found: Run, model: 
 
 
 def test_all_tokens_are_scored_where_asked(found: Run) -> None:
-    arguments = ("--ctx", 600, "--chunks", 1, "--no-recall", "--ubatch", 50, "--config", "slerp")
+    arguments = ("--ctx", 600, "--chunks", 1, "--ubatch", 50, "--config", "slerp")
     half, whole = found(*arguments), found(*arguments, "--score", "all")
     assert (half["tokens"], half["score"]) == (300, "second-half")
     assert (whole["tokens"], whole["score"]) == (600, "all")
@@ -154,29 +152,27 @@ def test_positions_are_shifted_in_every_context(found: Run, monkeypatch: pytest.
         seen.add((llama_h.llama_memory_seq_pos_min(self.memory, 0), last - position - len(tokens) + 1))
 
     monkeypatch.setattr(ScoredContext, "decode", watched)
-    found("--ctx", 64, "--chunks", 1, "--pos-offset", 1000, "--recall", 8, "--rounds", 1, "--config", "slerp")
+    found("--ctx", 64, "--chunks", 1, "--pos-offset", 1000, "--config", "slerp")
     assert seen == {(1000, 0)}
 
 
 def test_several_contexts_and_positions_are_runs_of_one_object(found: Run) -> None:
     result = found("--ctx", 64, "--ctx", 128, "--pos-offset", 0, "--pos-offset", 900,
-                   "--chunks", 1, "--no-recall", "--config", "q8_0")  # fmt: skip
+                   "--chunks", 1, "--config", "q8_0")  # fmt: skip
     runs = result.pop("runs")
     assert [(run["context"], run["pos_offset"]) for run in runs] == [(64, 0), (64, 900), (128, 0), (128, 900)]
     assert runs[0] == result
 
 
-def test_several_contexts_and_distances_are_one_table(
+def test_several_contexts_and_positions_are_one_table(
     model: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["evaluate", model, "--text", text, "--threads", 1, "--chunks", 1, "--rounds", 1, "--config", "q8_0",
+    given = ["evaluate", model, "--text", text, "--threads", 1, "--chunks", 1, "--config", "q8_0",
              "--ctx", 64, "--ctx", 128, "--pos-offset", 0, "--pos-offset", 900]  # fmt: skip
     assert cli.main(list(map(str, given))) == 0
     lines = capsys.readouterr().out.splitlines()
     heads = [at for at, line in enumerate(lines) if line.startswith("cache")]
-    assert [lines[at].split()[-1] for at in heads] == ["top-1", "±", "256", "96"]
-    # the distances are a quarter and three quarters of each context
-    assert lines[heads[-1]].split() == ["cache", "context", "from", "16", "32", "48", "96"]
+    assert [lines[at].split()[-1] for at in heads] == ["top-1", "±", "256"]
     for first, end in zip(heads, [*heads[1:], len(lines)], strict=True):
         rows = [line.split() for line in lines[first:end] if line.startswith(("f16 ", "q8_0 "))]
         assert [row[:3] for row in rows] == [
@@ -186,20 +182,18 @@ def test_several_contexts_and_distances_are_one_table(
             for name in ("f16", "q8_0")
         ]
         assert all(len(line) <= 120 for line in lines[first:end])
-    assert all([cell == "-" for cell in row[-4:]] == [False, True, False, True] for row in rows[:4])
-    assert all([cell == "-" for cell in row[-4:]] == [True, False, True, False] for row in rows[4:])
 
 
 def test_decode_is_the_default(found: Run) -> None:
     """Tokens are read one at a time, so all others come from the cache and the cost of merging shows."""
-    arguments = ("--ctx", 128, "--chunks", 1, "--no-recall", "--config", "slerp")
+    arguments = ("--ctx", 128, "--chunks", 1, "--config", "slerp")
     rows = found(*arguments)["rows"]
     assert rows == found(*arguments, "--ubatch", 1)["rows"]
     assert rows[1]["kl_mean"] > found(*arguments, "--ubatch", 64)["rows"][1]["kl_mean"]
 
 
 def test_current_tokens_are_exact_so_the_ubatch_matters(found: Run) -> None:
-    arguments = ("--ctx", 128, "--chunks", 1, "--no-recall", "--config", "slerp")
+    arguments = ("--ctx", 128, "--chunks", 1, "--config", "slerp")
     assert found(*arguments, "--ubatch", 32)["rows"][1]["kl_mean"] > 1e-3
     assert found(*arguments, "--ubatch", 128)["rows"][1]["kl_mean"] < 1e-6
 
@@ -208,21 +202,11 @@ def test_a_cache_that_is_not_merged_is_noted(
     tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny_models.sliding_window_model(tmp_path / "window.gguf")
-    arguments = ["--ctx", "64", "--chunks", "1", "--no-recall", "--threads", "1", "--config", "slerp"]
+    arguments = ["--ctx", "64", "--chunks", "1", "--threads", "1", "--config", "slerp"]
     assert cli.main(["evaluate", str(model), "--text", str(text), *arguments]) == 0
     out = capsys.readouterr().out
     assert "read one token at a time, as in decode" in out
     assert "note: slerp:start=0.5" in out
-
-
-def test_recall_is_asked_at_every_distance(found: Run) -> None:
-    result = found(
-        "--ctx", 64, "--chunks", 1, "--recall", 8, "--recall", 30, "--rounds", 2, "--config", "q4_0"
-    )
-    for row in result["rows"]:
-        assert list(row["recall_by_distance"]) == ["8", "30"]
-        assert row["recall_asked"] == 2 * 2 * facts.N_FACTS
-        assert row["recall"] == np.mean(list(row["recall_by_distance"].values()))
 
 
 @pytest.mark.parametrize(
@@ -235,8 +219,6 @@ def test_recall_is_asked_at_every_distance(found: Run) -> None:
         (["--pos-offset", -1], "--pos-offset -1"),
         (["--ubatch", 0], "--ubatch 0"),
         (["--ctx", 64, "--config", "q3_9"], "not a cache"),
-        (["--ctx", 64, "--recall", 5000], "recall over 5000 tokens"),
-        (["--ctx", 64, "--recall", 5, "--no-recall"], "contradict"),
         (["--ctx", 64, "--plot", "kl.nothing"], "must end with"),
     ],
 )
@@ -262,7 +244,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(
 def test_positions_beyond_the_training_are_warned_of(
     model: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--ctx", "64", "--chunks", "1", "--pos-offset", "5000", "--no-recall", "--config", "f16"]
+    arguments = ["--ctx", "64", "--chunks", "1", "--pos-offset", "5000", "--config", "f16"]
     assert cli.main(["evaluate", str(model), "--text", str(text), *arguments]) == 0
     assert "positions 5000 to 5063 go beyond the 4096" in capsys.readouterr().err
 
@@ -286,7 +268,7 @@ def test_a_plot_needs_matplotlib(
 def test_a_plot_is_drawn(found: Run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "kl.svg"
-    found("--ctx", 64, "--ctx", 96, "--chunks", 1, "--no-recall", "--config", "q4_0", "--config", "slerp",
+    found("--ctx", 64, "--ctx", 96, "--chunks", 1, "--config", "q4_0", "--config", "slerp",
           "--plot", path)  # fmt: skip
     drawn = path.read_text()
     assert "<svg" in drawn and drawn.count("q4_0") >= 2

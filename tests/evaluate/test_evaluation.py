@@ -19,7 +19,7 @@ def test_chunks_are_spread_over_the_text() -> None:
 
 
 def test_chunks_begin_as_the_model_wants_it(model: Path, text: Path) -> None:
-    settings = Settings([50], [0], [], recall=None)
+    settings = Settings([50], [0], [])
     chunks = material.prepare(model, text.read_text(), settings).chunks[50]
     assert [len(chunk) for chunk in chunks] == [50] * 4
     assert [chunk[0] for chunk in chunks] == [1] * 4  # <s>

@@ -1,4 +1,4 @@
-"""`minicache longbench` on files made here: prompts that are cut, and answers of the demo model."""
+"""`minicache longbench` on files made here: prompts that are cut, and answers of a real model."""
 
 from __future__ import annotations
 
@@ -78,36 +78,33 @@ def found(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     return run
 
 
-def test_the_demo_model_answers_from_the_text(
-    demo_model: Path, tmp_path: Path, found: Callable[..., dict[str, Any]]
+def test_a_real_model_answers_from_the_text(
+    smollm2: Path, tmp_path: Path, found: Callable[..., dict[str, Any]]
 ) -> None:
-    told = "The color of the harbor is red. The color of the mill is blue. The color of the tower is green."
     lines = [
-        line(
-            told,
-            f"Question: What is the color of the {place}?\nAnswer:",
-            f"The color of the {place} is {color}",
-        )
-        for place, color in (("harbor", "red"), ("mill", "blue"), ("tower", "green"))
+        line(f"{name} lives in {town}, and works there too.", f"Where does {name} live?", town)
+        for name, town in (("Ann", "Paris"), ("Tom", "London"), ("Eve", "Oslo"))
     ]
-    write(tmp_path, "triviaqa", *lines)
+    write(tmp_path, "hotpotqa", *lines)
     write(tmp_path, "passage_count", line("One. Two. One.", "", "2"))
     output = tmp_path / "answers"
-    result = found(demo_model, "--data", tmp_path, "--config", "f16", "--config", "slerp:type=q8_0",
+    result = found(smollm2, "--data", tmp_path, "--config", "f16", "--config", "q8_0",
                    "--ctx", 512, "--output", output)  # fmt: skip
     assert (result["context"], result["ubatch"], result["prompts"]) == (512, 64, "ours")
     assert result["tasks"] == {
         "passage_count": {"metric": "number", "questions": 1, "truncated": 0},
-        "triviaqa": {"metric": "question_f1", "questions": 3, "truncated": 0},
+        "hotpotqa": {"metric": "question_f1", "questions": 3, "truncated": 0},
     }
-    assert [row["name"] for row in result["rows"]] == ["f16", CacheSpec.parse("slerp:type=q8_0").name]
+    assert [row["name"] for row in result["rows"]] == ["f16", "q8_0"]
+    assert result["rows"][1]["ratio"] > 1.8
     for row in result["rows"]:
-        assert row["scores"]["triviaqa"] == 100
         assert row["average"] == sum(row["scores"].values()) / 2
-    assert result["rows"][1]["ratio"] > 2
-    written = (output / "f16" / "triviaqa.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(one)["answers"] for one in written] == [one["answers"] for one in lines]
-    assert all("The color of the" in json.loads(one)["pred"] for one in written)
+        written = (output / row["name"] / "hotpotqa.jsonl").read_text(encoding="utf-8").splitlines()
+        answers = [json.loads(one) for one in written]
+        assert [one["answers"] for one in answers] == [one["answers"] for one in lines]
+        # sentences, so that some of their words are not those of the answer
+        assert all(one["answers"][0] in one["pred"] for one in answers)
+        assert 0 < row["scores"]["hotpotqa"] < 100
 
 
 def test_the_table_names_what_was_cut(

@@ -35,7 +35,7 @@ def test_a_run_and_its_continuation(
     random_model: Loaded, text: Path, tmp_path: Path, measured: list[str]
 ) -> None:
     out = tmp_path / "paper"
-    small = ["--ctx", "64", "--chunks", "1", "--rounds", "0", "--tokens", "512", "--text", str(text)]
+    small = ["--ctx", "64", "--chunks", "1", "--tokens", "512", "--text", str(text)]
     command = [str(random_model.path), "--out", str(out), *small]
     assert main([*command, "--type", "f16", "--figure", "layers", "--figure", "t"]) == 0
     folder = out / random_model.path.stem
@@ -80,7 +80,7 @@ def test_other_settings_are_refused(
     random_model: Loaded, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [str(random_model.path), "--out", str(tmp_path), "--figure", "t", "--text", str(text)]
-    small = ["--chunks", "1", "--rounds", "0", "--tokens", "512"]
+    small = ["--chunks", "1", "--tokens", "512"]
     assert main([*command, *small, "--ctx", "64"]) == 0
     capsys.readouterr()
     assert main([*command, *small, "--ctx", "128"]) == 2

@@ -11,8 +11,8 @@ from minicache_cpp.text.vocabulary import Vocabulary
 from support import tiny_models
 
 
-def test_the_vocabulary_gives_text_back(demo_model: Path) -> None:
-    with Vocabulary(demo_model) as vocabulary:
+def test_the_vocabulary_gives_text_back(smollm2: Path) -> None:
+    with Vocabulary(smollm2) as vocabulary:
         tokens = vocabulary.tokenize("Grüße,\n\tworld <|im_end|>")
         assert vocabulary.detokenize(tokens) == "Grüße,\n\tworld "
         assert (

@@ -64,10 +64,10 @@ def test_off_is_the_stock_build_bit_for_bit(
 
 
 @pytest.mark.parametrize("kind", ["f16", "q4_0"])
-def test_off_is_the_stock_build_on_the_demo_model(
-    kind: str, logits: Callable[..., Logits], stock_dir: Path, library_dir: Path, demo_model: Path
+def test_off_is_the_stock_build_on_a_real_model(
+    kind: str, logits: Callable[..., Logits], stock_dir: Path, library_dir: Path, smollm2: Path
 ) -> None:
-    assert np.array_equal(logits(stock_dir, demo_model, kind), logits(library_dir, demo_model, kind))
+    assert np.array_equal(logits(stock_dir, smollm2, kind), logits(library_dir, smollm2, kind))
 
 
 @pytest.mark.parametrize("off", ["", "0", "off"])

@@ -15,10 +15,10 @@ from ..models.requested import requested_model
 from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers
 from ..text import bundled
 from ..text.files import read_texts
-from .facts import N_FACTS
-from .settings import DEFAULT_CTX, PROMPT_UBATCH, Settings, cache_specs
+from .settings import DEFAULT_CTX, Settings, cache_specs
 from .tasks.command import add_task_options
 from .tasks.command import run as run_tasks
+from .tasks.settings import PROMPT_UBATCH
 
 EXAMPLE = "minicache evaluate model.gguf --ctx 4096 --pos-offset 0 --pos-offset 20000 --config q4_0 --json"
 DECODE_UBATCH = 1
@@ -39,9 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="tokens read at a time, which MiniCache sees exactly while earlier ones are merged (default: 1, as in "
-        f"decode, and {PROMPT_UBATCH}, as prompts are read, for facts and the text after them)",
+        f"decode, and for tasks {PROMPT_UBATCH}, as prompts are read)",
     )
-    add_recall_options(parser)
     add_task_options(parser)
     add_machine_options(parser)
     add_json_option(parser)
@@ -80,26 +79,6 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_recall_options(parser: argparse.ArgumentParser) -> None:
-    """How planted facts are asked for."""
-    parser.add_argument(
-        "--recall",
-        type=int,
-        action="append",
-        metavar="DISTANCE",
-        help="tokens between planted facts and the questions about them; may be repeated "
-        "(default: a quarter and three quarters of the context)",
-    )
-    parser.add_argument("--no-recall", action="store_true", help="plant no facts")
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=4,
-        metavar="R",
-        help=f"rounds of {N_FACTS} facts for each distance (default: 4)",
-    )
-
-
 def run(args: argparse.Namespace) -> int:
     """Measure, and print the table or the object."""
     if args.task or args.retrieve:
@@ -126,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     with StepProgress() as progress:
         runs = evaluation.measure(file, material, settings, progress)
     for found in runs:
-        found |= {"text": [Path(path).name for path in paths], "rounds": args.rounds}
+        found["text"] = [Path(path).name for path in paths]
     print(to_json(runs) if args.json else table(runs))
     if args.plot:
         from .plot import plot
@@ -143,13 +122,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
         ("--pos-offset", args.pos_offset, 0),
         ("--ubatch", [args.ubatch], 1),
         ("--chunks", [args.chunks], 1),
-        ("--recall", args.recall, 1),
-        ("--rounds", [args.rounds], 1),
         ("--threads", [args.threads], 1),
     ):
         check_numbers(name, values, least)
-    if args.recall and args.no_recall:
-        raise MiniCacheError("--recall and --no-recall contradict each other; leave one out")
     for name in ("depth", "task_limit", "shots"):
         if getattr(args, name) is not None:
             raise MiniCacheError(
@@ -160,10 +135,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         offsets=list(dict.fromkeys(args.pos_offset or [0])),
         specs=cache_specs(args.config or DEFAULT_SPECS),
         ubatch=args.ubatch or DECODE_UBATCH,
-        prompt_ubatch=args.ubatch or PROMPT_UBATCH,
         chunks=args.chunks,
-        recall=None if args.no_recall else list(dict.fromkeys(args.recall or [])),
-        rounds=args.rounds,
         score_all=args.score == "all",
         threads=args.threads or default_threads(),
         gpu_layers=args.gpu_layers,

@@ -26,7 +26,6 @@ from ..modelfile.shape import model_shape
 from ..reading.divergence import Reference, log_probabilities
 from ..reading.model import NativeModel
 from ..reading.scored_context import ScoredContext
-from . import facts
 from .losses import Losses
 from .material import Material
 from .settings import Settings
@@ -56,9 +55,8 @@ def check_positions(file: GGUFFile, settings: Settings) -> list[str]:
 
 def check_room(file: GGUFFile, material: Material, settings: Settings) -> None:
     """Refuse what memory or the temporary folder cannot hold, before anything is loaded."""
-    largest = max([*settings.contexts, *map(material.n_ctx, material.tasks)])
     # one context at a time, none of them larger than f16's
-    refuse_too_large(file, largest, [F16], settings.gpu_layers)
+    refuse_too_large(file, max(settings.contexts), [F16], settings.gpu_layers)
     needed = max(
         Reference.size(n_ctx - settings.scored_from(n_ctx), material.n_vocab) for n_ctx in settings.contexts
     )
@@ -74,20 +72,12 @@ def measure(
     file: GGUFFile, material: Material, settings: Settings, on_step: OnStep = lambda step: None
 ) -> list[dict[str, Any]]:
     """One JSON-ready object for each context and first position, with a row for each cache (docs/evaluation.md)."""
-    recalled: dict[tuple[str, int, int], tuple[int, int]] = {}  # the same at every context
     found = []
     with NativeModel(file.path, settings.gpu_layers) as model:
         for n_ctx, offset in settings.runs():
             run = Run(model, settings, n_ctx, offset, on_step)
             chunks = material.chunks[n_ctx]
             floor, rows = run.losses(chunks)
-            for spec, row in zip(settings.specs, rows, strict=True):
-                distances = settings.distances(n_ctx)
-                for distance in distances:
-                    key = (spec.name, distance, offset)
-                    if key not in recalled:
-                        recalled[key] = run.recall(spec, material, distance)
-                row.update(recall_keys({one: recalled[spec.name, one, offset] for one in distances}))
             found.append(
                 {
                     "model": str(file.path),
@@ -96,7 +86,6 @@ def measure(
                     "score": "all" if settings.score_all else "second-half",
                     "pos_offset": offset,
                     "ubatch": settings.ubatch,
-                    "prompt_ubatch": settings.prompt_ubatch,
                     "chunks": len(chunks),
                     "threads": settings.threads,
                     "floor": floor,
@@ -167,12 +156,6 @@ class Run:
         for at, logits in context.decode(tokens, self.offset, self.settings.scored_from(len(tokens))):
             yield at, log_probabilities(logits)
 
-    def recall(self, spec: CacheSpec, material: Material, distance: int) -> tuple[int, int]:
-        """(right answers, questions) of a cache over so many tokens."""
-        self.step(f"recall over {distance} tokens, {spec.name}")
-        with self.opened(spec, material.n_ctx(distance), self.settings.prompt_ubatch) as context:
-            return facts.recall(context, material.tasks[distance], self.offset)
-
 
 def size_keys(report: KVReport) -> dict[str, Any]:
     """What a cache takes, as keys of a row."""
@@ -183,16 +166,4 @@ def size_keys(report: KVReport) -> dict[str, Any]:
         "ratio": report.ratio,
         "total_ratio": report.total_ratio,
         "bits_per_value": 16 / report.ratio,  # of all K and V values of a token
-    }
-
-
-def recall_keys(answers: dict[int, tuple[int, int]]) -> dict[str, Any]:
-    """(right answers, questions) by distance, as keys of a row."""
-    right, asked = (sum(column) for column in zip(*answers.values(), strict=True)) if answers else (0, 0)
-    share = right / asked if asked else None
-    return {
-        "recall": share,
-        "recall_stderr": (share * (1 - share) / asked) ** 0.5 if share is not None else None,
-        "recall_asked": asked,
-        "recall_by_distance": {str(distance): good / n for distance, (good, n) in answers.items()},
     }

@@ -1,4 +1,4 @@
-"""The tokens of an evaluation: chunks of text that caches are compared on, and planted facts."""
+"""The tokens of an evaluation: chunks of text that caches are compared on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ..errors import MiniCacheError
 from ..text.vocabulary import Vocabulary
-from . import facts
 from .settings import Settings
 
 MOST_CHUNKS = 4  # where nobody says how many
@@ -19,11 +18,6 @@ class Material:
 
     n_vocab: int
     chunks: dict[int, list[list[int]]] = field(default_factory=dict)  # by context
-    tasks: dict[int, list[facts.RecallTask]] = field(default_factory=dict)  # by distance
-
-    def n_ctx(self, distance: int) -> int:
-        """The context that the tasks of this distance need, in tokens."""
-        return max(task.n_tokens for task in self.tasks[distance])
 
 
 def prepare(path: Path, text: str, settings: Settings) -> Material:
@@ -39,11 +33,6 @@ def prepare(path: Path, text: str, settings: Settings) -> Material:
             n_chunks = settings.chunks or min(MOST_CHUNKS, len(tokens) // n_ctx)
             parts = spread(tokens, n_ctx, n_chunks)
             material.chunks[n_ctx] = [vocabulary.begun(part)[:n_ctx] for part in parts]
-        template = vocabulary.chat_template()
-        for distance in sorted({one for n_ctx in settings.contexts for one in settings.distances(n_ctx)}):
-            material.tasks[distance] = facts.make_tasks(
-                vocabulary, template, tokens, distance, settings.rounds
-            )
     return material
 
 

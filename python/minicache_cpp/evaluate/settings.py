@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from ..cache.settings import CacheSpec
 
 DEFAULT_CTX = 1024
-PROMPT_UBATCH = 64  # tokens that are read at a time, as chat reads prompts, where nobody says how many
 
 
 @dataclass(frozen=True)
@@ -19,21 +18,10 @@ class Settings:
     offsets: Sequence[int]  # positions of the first token
     specs: Sequence[CacheSpec]
     ubatch: int = 1  # tokens read at a time
-    prompt_ubatch: int = 64  # the same for planted facts and their questions
     chunks: int | None = None  # of each context; None for as many as the text has, up to a limit
-    # tokens between facts and the questions about them; () for distances that fit, None to plant no facts
-    recall: Sequence[int] | None = ()
-    rounds: int = 4  # of facts, for each distance
     score_all: bool = False  # score every token of a chunk, not only the second half
     threads: int = 1
     gpu_layers: int = 0
-
-    def distances(self, n_ctx: int) -> list[int]:
-        """The distances between facts and questions at this context."""
-        if self.recall is None:
-            return []
-        # a quarter and three quarters leave room for the facts and the question within the context
-        return list(self.recall) or [max(1, n_ctx // 4), max(1, 3 * n_ctx // 4)]
 
     def scored_from(self, n_tokens: int) -> int:
         """The index of the first token of a chunk of so many tokens that is scored."""

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..host.tables import aligned
 from ..host.units import digits, mib
-from .facts import VALUES
 
 # characters of a cache's name in a table; a longer name is numbered and listed below the heading
 LONGEST_NAME = 24
@@ -36,18 +35,14 @@ def finite(value: Any) -> Any:
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """Four tables of all contexts and first positions: sizes and losses, their spread, KL by context, and recall."""
+    """Three tables of all contexts and first positions: sizes and losses, their spread, and KL by context."""
     labels = labels_of(row["name"] for row in runs[0]["rows"])
-    distances = _in_order(row["recall_by_distance"] for run in runs for row in run["rows"])
     buckets = _in_order(row["kl_by_position"] for run in runs for row in run["rows"])
-    lines = [*_heading(runs, distances), *legend(labels)]
+    lines = [*_heading(runs), *legend(labels)]
     lines += _block(runs, labels, SIZES_AND_LOSSES)
     lines += _block(runs, labels, SPREAD, floor=True)
     lines += ["", "mean KL of the tokens that have fewer tokens before them than"]
     lines += _block(runs, labels, {_end(one): _bucket(one) for one in buckets}, floor=True)[1:]
-    if distances:
-        lines += ["", "recall by distance in tokens"]
-        lines += _block(runs, labels, {one: _recall(one) for one in distances})[1:]
     notes = [f"note: {row['name']}: {row['note']}" for run in runs for row in run["rows"] if row["note"]]
     return "\n".join([*lines, *dict.fromkeys(notes)])
 
@@ -113,26 +108,19 @@ def _block(
     return found
 
 
-def _heading(runs: Sequence[dict[str, Any]], distances: Sequence[str]) -> list[str]:
+def _heading(runs: Sequence[dict[str, Any]]) -> list[str]:
     found = runs[0]
     scored = ", ".join(dict.fromkeys(f"{one['tokens']} at context {one['context']}" for one in runs))
     reading = (
         "one token at a time, as in decode" if found["ubatch"] == 1 else f"{found['ubatch']} tokens at a time"
     )
     part = "whole" if found["score"] == "all" else "the second halves of"
-    lines = [
+    return [
         f"{Path(found['model']).name}, read {reading}, threads {found['threads']}",
         f"tokens scored: {scored}, {part} chunks of {', '.join(found['text'])}",
         "KL in nats ± its standard error, and top-1, against the model's own f16 cache; perplexity beside that of f16",
         "floor: the f16 cache read without flash attention, which rounds otherwise; excess: mean KL above the floor",
     ]
-    if distances:
-        asked = found["rows"][0]["recall_asked"] // len(found["rows"][0]["recall_by_distance"])
-        lines.append(
-            f"recall: {asked} questions for each distance in tokens, chance 1 in {len(VALUES)} or less, "
-            f"read {found['prompt_ubatch']} tokens at a time"
-        )
-    return lines
 
 
 def _in_order(keys: Iterable[Iterable[str]]) -> list[str]:
@@ -148,13 +136,5 @@ def _bucket(bucket: str) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
         found = row["kl_by_position"].get(bucket)
         return digits(found["kl_mean"]) if found else "-"
-
-    return cell
-
-
-def _recall(distance: str) -> Callable[[Row], str]:
-    def cell(row: Row) -> str:
-        found = row["recall_by_distance"].get(distance)
-        return f"{found:.1%}" if found is not None else "-"
 
     return cell

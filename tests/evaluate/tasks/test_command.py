@@ -165,7 +165,7 @@ def test_a_cache_that_changes_answers_is_seen_in_the_table(
         (["--task", "CHOICES", "--ctx", 512], "--ctx is for --retrieve"),
         (["--task", "CHOICES", "--depth", 0.5], "--depth is for --retrieve"),
         (["--task", "CHOICES", "--pos-offset", 5], "--pos-offset is for the comparison on a text"),
-        (["--task", "CHOICES", "--no-recall"], "--no-recall is for the comparison on a text"),
+        (["--task", "CHOICES", "--score", "all"], "--score is for the comparison on a text"),
         (["--retrieve", "babi"], "give their files with --task"),
         (["--retrieve", "needle", "--shots", 1], "--shots takes its examples from the file"),
         (["--retrieve", "needle", "--depth", "0.5,1.5"], "--depth 1.5: it must be a number from 0 to 1"),

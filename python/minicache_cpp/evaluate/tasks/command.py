@@ -15,10 +15,10 @@ from ...models.requested import requested_model
 from ...options import check_numbers
 from ...text import bundled
 from ...text.files import read_texts
-from ..settings import DEFAULT_CTX, PROMPT_UBATCH, cache_specs
+from ..settings import DEFAULT_CTX, cache_specs
 from ..table import finite
 from .registry import FILE_KINDS, RETRIEVALS
-from .settings import DEFAULT_ITEMS, TaskSettings
+from .settings import DEFAULT_ITEMS, PROMPT_UBATCH, TaskSettings
 
 DEFAULT_SPECS = ("f16", "q8_0", "q4_0", "slerp:type=q4_0")
 DEFAULT_DEPTHS = "0.1,0.5,0.9"
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 def settings_of(args: argparse.Namespace) -> TaskSettings:
     """The settings that the options name; MiniCacheError where one is out of its range or says nothing to a task."""
-    for name in ("pos_offset", "chunks", "recall", "no_recall", "plot", "score"):
+    for name in ("pos_offset", "chunks", "plot", "score"):
         if getattr(args, name):
             raise MiniCacheError(
                 f"--{name.replace('_', '-')} is for the comparison on a text; leave it out, or --task and --retrieve"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...cache.settings import CacheSpec
 
+PROMPT_UBATCH = 64  # tokens that are read at a time, as chat reads prompts, where nobody says how many
 DEFAULT_ITEMS = 8  # of a retrieval at each context and depth, where nobody says how many
 
 
@@ -23,6 +24,6 @@ class TaskSettings:
     specs: Sequence[CacheSpec]
     limit: int | None = None  # items of each task, None for all of a file and a few of each retrieval
     shots: int = 0  # examples before each item, which are the first items of its file
-    ubatch: int = 64  # tokens read at a time
+    ubatch: int = PROMPT_UBATCH  # tokens read at a time
     threads: int = 1
     gpu_layers: int = 0

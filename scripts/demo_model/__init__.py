@@ -1,1 +1,0 @@
-"""How the bundled demo models are made: corpus, tokenizer, tasks, training, export and measurement."""
