@@ -39,7 +39,7 @@ from minicache_cpp.modelfile.shape import model_shape
 from minicache_cpp.native import binding, devices
 from minicache_cpp.native.batch import BatchToken, TokenBatch, filler_token
 from minicache_cpp.native.binding import llama_h
-from minicache_cpp.options import check_numbers
+from minicache_cpp.options import check_numbers, check_threads
 from minicache_cpp.reading.model import NativeModel
 
 MEAN_PROMPT, MEAN_ANSWER, DEVIATION = 161, 338, 1.0
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     check_numbers("--requests", [args.requests], 1)
     check_numbers("--cells", [args.cells], 2 * N_STEPS if args.full else 2 * LONGEST)
-    check_numbers("--threads", [args.threads], 1)
+    check_threads(args.threads)
     if not 1 <= args.steps <= N_STEPS:
         raise MiniCacheError(f"--steps {args.steps}: it must be from 1 to {N_STEPS}")
 

@@ -33,9 +33,15 @@ def add_json_option(parser: argparse.ArgumentParser, what: str = "print one JSON
     parser.add_argument("--json", action="store_true", help=what)
 
 
-def check_numbers(name: str, values: Sequence[int | None] | None, least: int) -> None:
+def check_threads(threads: int | None) -> None:
+    """Raises MiniCacheError if --threads has a number that ggml does not take; None is for the default."""
+    check_numbers("--threads", [threads], 1, MOST_THREADS)
+
+
+def check_numbers(
+    name: str, values: Sequence[int | None] | None, least: int, most: int | None = None
+) -> None:
     """Raises MiniCacheError if a value of the option `name` is outside its range; None is skipped."""
-    most = MOST_THREADS if name == "--threads" else None
     for value in values or ():
         if value is not None and value < least:
             raise MiniCacheError(f"{name} {value}: it must be {least} or more")

@@ -12,7 +12,7 @@ from ..host.progress import StepProgress
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import read_gguf
 from ..models.requested import requested_model
-from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers
+from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers, check_threads
 from ..text import bundled
 from ..text.files import read_texts
 from .settings import DEFAULT_CTX, Settings, cache_specs
@@ -122,9 +122,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
         ("--pos-offset", args.pos_offset, 0),
         ("--ubatch", [args.ubatch], 1),
         ("--chunks", [args.chunks], 1),
-        ("--threads", [args.threads], 1),
     ):
         check_numbers(name, values, least)
+    check_threads(args.threads)
     for name in ("depth", "task_limit", "shots"):
         if getattr(args, name) is not None:
             raise MiniCacheError(

@@ -12,7 +12,7 @@ from ...host.progress import StepProgress
 from ...host.threads import default_threads
 from ...modelfile.gguf_file import read_gguf
 from ...models.requested import requested_model
-from ...options import check_numbers
+from ...options import check_numbers, check_threads
 from ...text import bundled
 from ...text.files import read_texts
 from ..settings import DEFAULT_CTX, cache_specs
@@ -111,9 +111,9 @@ def settings_of(args: argparse.Namespace) -> TaskSettings:
         ("--ubatch", [args.ubatch], 1),
         ("--task-limit", [args.task_limit], 1),
         ("--shots", [args.shots], 0),
-        ("--threads", [args.threads], 1),
     ):
         check_numbers(name, values, least)
+    check_threads(args.threads)
     return TaskSettings(
         files=list(dict.fromkeys(args.task or [])),
         retrievals=list(dict.fromkeys(args.retrieve or [])),
