@@ -17,8 +17,8 @@ from minicache_cpp.text.files import read_texts
 from support.paths import ROOT
 
 # A plan used on another kind of text than it was fitted to may lose this many times as much above the floor as the plan
-# that ships, which is fitted to every kind. Measured: MEASURED. The rest is room for the rounding of other machines.
-MOST = 2.5
+# that ships, which is fitted to every kind. Measured: 1.9. The rest is room for the rounding of other machines.
+MOST = 3
 
 FITTED_TO = ("code.txt", "tables.txt", "mathematics.txt")
 USED_ON = ("narrative.txt", "history.txt", "interview.txt")
@@ -37,5 +37,4 @@ def test_a_plan_fitted_to_code_holds_on_prose(smollm2: Path, tmp_path: Path) -> 
         smollm2, read_texts([p for p in bundled.evaluation_files() if p.name in USED_ON]), settings
     )
     to_code, to_all = (row["kl_excess"] for row in evaluation.measure(file, material, settings)[0]["rows"])
-    print(to_code, to_all)
     assert 0 < to_code <= MOST * to_all, (to_code, to_all)
