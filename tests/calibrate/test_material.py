@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minicache_cpp import MiniCacheError
-from minicache_cpp.calibrate.material import Texts, make_material
+from minicache_cpp.calibrate.material import Cut, Texts, make_material
 from minicache_cpp.text.vocabulary import Vocabulary
 from support.calibrations import made
 
@@ -35,6 +35,20 @@ def test_chunks_of_a_short_text_are_disjoint_and_all_over_it(models: dict[str, P
         chunk.position for kind in (material.fit, material.measure, material.check) for chunk in kind
     )
     assert positions[0] == 0 and positions[-1] > 2500
+
+
+def test_a_text_shorter_than_asked_for_makes_fewer_chunks_and_no_shorter_ones(
+    models: dict[str, Path], text: Path
+) -> None:
+    cut = Cut(128, 128, 128, False, ("fit", "measure", "fit", "check"))
+    with Vocabulary(models["plain"]) as vocabulary:
+        material = make_material(vocabulary, [text], 32768, 4096, cut=cut)
+        n_tokens = len(vocabulary.tokenize(text.read_text()))
+    lengths = [
+        len(chunk.tokens) for kind in (material.fit, material.measure, material.check) for chunk in kind
+    ]
+    assert len(lengths) == n_tokens // 128 < 32768 // 128
+    assert set(lengths) == {128}
 
 
 def test_both_halves_of_a_check_text_are_scored(models: dict[str, Path], text: Path) -> None:

@@ -163,14 +163,14 @@ def joined(parts: Sequence[list[int]], most: int) -> list[list[int]]:
 def _cut(tokens: list[int], n_chunk: int, length: int, long: int, window: int) -> list[list[int]]:
     """Chunks of at most `length` tokens that do not overlap, spread evenly over the tokens.
 
-    Where there are too few tokens, fewer chunks of `long` tokens beyond the window are made if those are enough.
+    Where there are too few tokens, there are fewer chunks, which are as long as they can be if there are to be
+    2 * LEAST_CHUNKS of them, but no shorter than `long` tokens beyond the window.
     """
     if len(tokens) < n_chunk * length:
-        length = max(SHORTEST + window, min(length, len(tokens) // n_chunk))
-        long += window
-        # fewer chunks that are long are better, where there is text enough for them
-        if len(tokens) >= 2 * LEAST_CHUNKS * long:
-            length = max(length, long)
+        # fewer chunks that are long are better than many short ones
+        length = min(length, len(tokens) // (2 * LEAST_CHUNKS))
+        if length < long + window:
+            length = max(SHORTEST + window, len(tokens) // n_chunk)
         n_chunk = min(n_chunk, len(tokens) // length)
     step = len(tokens) // n_chunk if n_chunk else 0
     return [tokens[i * step : i * step + length] for i in range(n_chunk)]
