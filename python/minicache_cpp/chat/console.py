@@ -158,10 +158,10 @@ class Chat:
             elif name in ("/save", "/load") and not argument:
                 note(f"{name} needs a file: {name} FILE")
             elif name == "/save":
-                size = save_chat(Path(argument).expanduser(), self.conversation, self.cache)
+                size = save_chat(Path(argument).expanduser(), self.conversation)
                 note(f"saved {mib(size)} to {argument}")
             elif name == "/load":
-                load_chat(Path(argument).expanduser(), self.conversation, self.cache)
+                load_chat(Path(argument).expanduser(), self.conversation)
                 note(f"loaded {len(self.conversation.messages)} messages, {self.llm.n_tokens} tokens")
             else:
                 note(f"{name} is not a command; /help lists them")
