@@ -24,6 +24,7 @@ from ..modelfile.gguf_file import GGUFFile
 from . import states
 from .auto import machine
 from .background import BackgroundCalibration
+from .exact_window import ExactWindow
 from .guarded_context import GuardedContext
 from .request import Given, resolve
 from .states import StateCache
@@ -76,6 +77,7 @@ class Llama(llama_cpp.Llama):
         self.calibration: BackgroundCalibration | None = None
         self.cache_spec = request.spec
         self.minicache = request.spec.minicache
+        self.exact_window = ExactWindow(0 if self.minicache is None else self.minicache.window)
         self._distance_checked = self.minicache is None or self.minicache.plan_file is not None
         with creating_contexts(self.minicache):
             try:
@@ -144,12 +146,24 @@ class Llama(llama_cpp.Llama):
 
     def eval(self, tokens: Sequence[int]) -> None:
         with self._alone():
-            super().eval(tokens)
+            self._eval(tokens)
         if not self._distance_checked and self.n_tokens >= WARN_TOKENS:
             self._distance_checked = True
             distance = self.kv_report().distance
             if distance is not None and distance > WARN_DISTANCE:
                 warnings.warn(distance_warning(distance), MiniCacheWarning, stacklevel=2)
+
+    def _eval(self, tokens: Sequence[int]) -> None:
+        """Evaluates tokens and, where tokens were taken back, those before them that the window has lost by it."""
+        end = self.n_tokens
+        if len(tokens) and (again := self.exact_window.to_read_again(end)):
+            self.n_tokens -= again
+            tokens = [*self.input_ids[end - again : end].tolist(), *tokens]
+        before = self.n_tokens
+        try:
+            super().eval(tokens)
+        finally:
+            self.exact_window.read(before, self.n_tokens)
 
     @property
     def cache(self) -> StateCache | None:
@@ -174,6 +188,7 @@ class Llama(llama_cpp.Llama):
                 if isinstance(state, states.FoundState):
                     raise state.missed(error) from error
                 raise
+            self.exact_window.restored(self.n_tokens)
 
 
 class Closed:
