@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +88,12 @@ def test_without_a_window_nothing_is_read_anew(path: str) -> None:
             with batches(llm) as read:
                 llm.eval([7])
             assert read == [1]
+
+
+def test_a_model_that_stays_plain_has_no_window(tmp_path: Path) -> None:
+    model = str(tiny_models.sliding_window_model(tmp_path / "window.gguf"))
+    with Llama(model, minicache=LOSSY, **SETTINGS) as llm:
+        assert llm.exact_window.size == 0
 
 
 def test_small_rewinds_add_up() -> None:

@@ -77,7 +77,6 @@ class Llama(llama_cpp.Llama):
         self.calibration: BackgroundCalibration | None = None
         self.cache_spec = request.spec
         self.minicache = request.spec.minicache
-        self.exact_window = ExactWindow(0 if self.minicache is None else self.minicache.window)
         self._distance_checked = self.minicache is None or self.minicache.plan_file is not None
         with creating_contexts(self.minicache):
             try:
@@ -90,6 +89,8 @@ class Llama(llama_cpp.Llama):
                     reason = f"{reason or 'the log of llama.cpp says why'}; {request.memory}"
                 raise MiniCacheError(f"{error}: {reason}") from error
         usage = GuardedContext.take_over(self._ctx)
+        # 0 also where the model has a plain cache in spite of what was asked for
+        self.exact_window = ExactWindow(self.kv_report().window if self.minicache else 0)
         if request.calibrated_later is not None:
             self.calibration = BackgroundCalibration(
                 request.calibrated_later,
