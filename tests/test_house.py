@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,3 +71,10 @@ def test_modules_and_functions_are_short() -> None:
 
 def test_every_exception_is_still_needed() -> None:
     assert set(LONGER) - set(too_long()) == set()
+
+
+def test_the_tests_that_reliability_names_exist() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"(tests/[\w/]+\.py)::(\w+)", text)
+    assert len(named) > 40
+    assert [name for path, name in named if f"def {name}(" not in (ROOT / path).read_text("utf-8")] == []

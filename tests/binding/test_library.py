@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 
 from minicache_cpp.native import library
+from support.paths import ROOT
 
 
 def python(program: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -51,6 +52,30 @@ else:
 """
     done = python(program)
     assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_llama_cpp_may_come_first_where_our_library_is_named() -> None:
+    """With the command of docs/api.md."""
+    command = "import minicache_cpp, os; print(os.environ['LLAMA_CPP_LIB_PATH'])"
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert f'export LLAMA_CPP_LIB_PATH=$(python -c "{command}")' in text
+    environment = {name: value for name, value in os.environ.items() if name != "LLAMA_CPP_LIB_PATH"}
+    environment["LLAMA_CPP_LIB_PATH"] = python(command, environment).stdout.strip()
+    done = python("import llama_cpp; from minicache_cpp import Llama, kernels", environment)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_minicache_can_be_imported_after_llama_cpp_has_failed() -> None:
+    environment = {**os.environ, "LLAMA_CPP_LIB_PATH": "/nowhere"}
+    program = """
+try:
+    import llama_cpp
+except FileNotFoundError as error:
+    print(error)
+from minicache_cpp import Llama
+"""
+    done = python(program, environment)
+    assert (done.stdout, done.stderr) == ("Shared library with base name 'llama' not found\n", "")
 
 
 def test_an_empty_library_directory_is_reported(tmp_path: Path) -> None:

@@ -68,6 +68,20 @@ def test_piped_messages_and_commands(models: dict[str, Path], tmp_path: Path) ->
     assert used[1] == used[2]  # the second "again" continued from the file
 
 
+def test_a_tilde_is_the_home_folder(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lines = ["hello", "/save ~/chat.saved", "/load ~/chat.saved", "/save ~nobody-of-this-name/x", "again"]
+    done = run(models["chat"], "--calibrate", "never", "--max-tokens", 4, stdin="\n".join(lines))
+    assert done.returncode == 0
+    assert (tmp_path / "chat.saved").is_file()
+    said = notes(done)
+    assert any(line.startswith("loaded 2 messages") for line in said)
+    assert any("is not known; write the path in full" in line for line in said)
+    assert sum(line.startswith("KV ") for line in said) == 2
+
+
 def test_the_end_of_a_pipe_is_the_end(models: dict[str, Path]) -> None:
     done = run(models["chat"], "--max-tokens", 4, stdin="hello\n\n  \nhow are you")
     assert done.returncode == 0

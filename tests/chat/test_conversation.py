@@ -11,6 +11,7 @@ from minicache_cpp.chat.console import template_of
 from minicache_cpp.chat.conversation import Conversation
 from minicache_cpp.native.binding import llama_h
 from support.chats import QUIET, SMALL, talk
+from support.llamas import batches
 
 
 @QUIET
@@ -37,6 +38,29 @@ def test_a_template_that_rewrites_history_costs_only_what_it_changes(llm: Llama)
     whole = llm.n_tokens - 4
     assert answer.n_prompt == whole - opening
     assert llm.detokenize(llm.input_ids[opening:whole].tolist()).startswith(b"something else")
+
+
+@QUIET
+def test_what_a_rewritten_history_takes_out_of_the_window_is_read_anew(models: dict[str, Path]) -> None:
+    with Llama(str(models["chat"]), n_batch=256, minicache=MiniCache(window=16), **SMALL) as llm:
+        conversation = talk(llm)
+        conversation.ask("hello", 40)
+        conversation.messages[-1]["content"] = "something else"
+        with batches(llm) as read:
+            answer = conversation.ask("more", 4)
+        assert read == [16 + answer.n_prompt, 1, 1, 1, 1]
+
+
+@QUIET
+def test_a_shift_reads_nothing_anew(models: dict[str, Path]) -> None:
+    with Llama(str(models["chat"]), n_batch=256, minicache=MiniCache(window=16), **SMALL) as llm:
+        conversation = talk(llm)
+        for i in range(3):
+            conversation.ask(f"question {i}", 60)
+        with batches(llm) as read:
+            answer = conversation.ask("more", 60)
+        assert answer.dropped > 16
+        assert read == [answer.n_prompt, *[1] * 60]
 
 
 @QUIET

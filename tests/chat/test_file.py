@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,18 +12,21 @@ from minicache_cpp.chat.console import template_of
 from minicache_cpp.chat.conversation import Conversation
 from minicache_cpp.chat.file import load_chat, save_chat
 from minicache_cpp.chat.sampling import Sampling
+from oracle.model import Config
 from support.chats import QUIET, SMALL, talk
+from support.loaded import Loaded
+from support.plans import ALL_PAIRS, coded
 
 
 @QUIET
 def test_a_saved_chat_continues_as_before(llm: Llama, tmp_path: Path) -> None:
     conversation = talk(llm)
     conversation.ask("hello", 30)
-    save_chat(tmp_path / "saved", conversation, "cache")
+    save_chat(tmp_path / "saved", conversation)
     expected = conversation.ask("and?", 30)
     conversation.reset()
     conversation.ask("something else", 5)
-    load_chat(tmp_path / "saved", conversation, "cache")
+    load_chat(tmp_path / "saved", conversation)
     answer = conversation.ask("and?", 30)
     assert answer.text == expected.text
     assert answer.n_prompt == expected.n_prompt
@@ -35,26 +39,54 @@ def test_a_saved_chat_that_does_not_fit_changes_nothing(
     conversation = talk(llm)
     conversation.ask("hello", 10)
     saved = tmp_path / "saved"
-    save_chat(saved, conversation, "cache")
+    save_chat(saved, conversation)
     data = saved.read_bytes()
     (tmp_path / "short").write_bytes(data[:-10])
     (tmp_path / "other").write_bytes(b"GGUF" + data)
     (tmp_path / "wrong").write_bytes(data.replace(b'"n_keep": ', b'"n_kept": '))
     with Llama(str(models["no system"]), **SMALL) as other:
-        save_chat(tmp_path / "model", Conversation(other, template_of(other), None, Sampling()), "cache")
+        save_chat(tmp_path / "model", Conversation(other, template_of(other), None, Sampling()))
+    with Llama(str(models["chat"]), minicache="q4_0", **SMALL) as other:
+        save_chat(tmp_path / "cache", Conversation(other, template_of(other), None, Sampling()))
     before, messages = llm.input_ids[: llm.n_tokens].tolist(), list(conversation.messages)
-    for name, cache, words in (
-        ("saved", "q4_0", "saved with the cache"),
-        ("short", "cache", "incomplete"),
-        ("other", "cache", "is not a saved chat"),
-        ("wrong", "cache", "damaged"),
-        ("model", "cache", "another model"),
-        ("none", "cache", "cannot be read"),
+    for name, words in (
+        ("cache", "saved with the cache q4_0, and this chat has slerp:"),
+        ("short", "incomplete"),
+        ("other", "is not a saved chat"),
+        ("wrong", "damaged"),
+        ("model", "another model"),
+        ("none", "cannot be read"),
     ):
         with pytest.raises(MiniCacheError, match=words):
-            load_chat(tmp_path / name, conversation, cache)
+            load_chat(tmp_path / name, conversation)
         assert llm.input_ids[: llm.n_tokens].tolist() == before
         assert conversation.messages == messages
     with pytest.raises(MiniCacheError, match="cannot be written"):
-        save_chat(tmp_path / "no" / "such", conversation, "cache")
+        save_chat(tmp_path / "no" / "such", conversation)
     assert conversation.ask("hello", 4).n_tokens == 4
+
+
+def test_a_saved_chat_goes_by_what_is_in_the_plan(random_model: Loaded, tmp_path: Path) -> None:
+    """A plan that was moved or copied is the same plan, and another one under the same path is another plan."""
+    plan, moved, saved = tmp_path / "a.plan.gguf", tmp_path / "moved.plan.gguf", tmp_path / "saved"
+    coded(random_model, Config(ALL_PAIRS, window=16), plan)
+    with Llama(str(random_model.path), minicache=plan, **SMALL) as llm:
+        conversation = talk(llm)
+        conversation.ask("hello", 20)
+        save_chat(saved, conversation)
+        expected = conversation.ask("and?", 10)
+    shutil.move(plan, moved)
+    coded(random_model, Config(ALL_PAIRS, window=16), plan, seed=1)
+    with Llama(str(random_model.path), minicache=moved, **SMALL) as llm:
+        conversation = talk(llm)
+        load_chat(saved, conversation)
+        assert conversation.ask("and?", 10).text == expected.text
+    with Llama(str(random_model.path), minicache=plan, **SMALL) as llm:
+        conversation = talk(llm)
+        with pytest.raises(MiniCacheError, match=r"a\.plan\.gguf: .*nothing has changed: .*another plan"):
+            load_chat(saved, conversation)
+    with (
+        Llama(str(random_model.path), minicache="q8_0", **SMALL) as llm,
+        pytest.raises(MiniCacheError, match=r"saved with the cache .*, and this chat has q8_0"),
+    ):
+        load_chat(saved, talk(llm))

@@ -43,7 +43,9 @@ def test_a_cache_may_be_named(
         ({"minicache": ""}, "is not a cache"),
         ({"minicache": "none.gguf"}, "none.gguf does not exist"),
         ({"minicache": Path("none")}, "none does not exist"),
-        ({"n_threads_batch": 100_000}, "512 or less"),
+        ({"n_threads_batch": 100_000}, "n_threads_batch=100000: it must be a whole number from 0 to 512"),
+        ({"minicache": MiniCache(), "vocab_only": True}, "leave it or minicache out"),
+        ({"minicache": "auto", "vocab_only": True}, "leave it or minicache out"),
         ({"calibrate": "nonsense"}, "none of 'once', 'background' and 'never'"),
         ({"minicache": MiniCache(), "calibrate": ""}, "none of 'once', 'background' and 'never'"),
     ],
@@ -54,6 +56,42 @@ def test_what_contradicts_itself_is_refused(
     with pytest.raises(MiniCacheError) as caught:
         Llama(str(random_model.path), **arguments, **SMALL)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("minicache", [None, "q8_0", MiniCache(), "auto"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_ctx", -1),
+        ("n_ctx", 2**32 + 256),  # as an unsigned number of 32 bits this would be 256
+        ("n_ctx", None),
+        ("n_ctx", "256"),
+        ("n_ctx", True),
+        ("n_batch", 0),
+        ("n_batch", -5),
+        ("n_ubatch", -1),
+        ("n_threads", -1),
+        ("n_threads", 1.5),
+    ],
+)
+def test_counts_out_of_range_are_refused(
+    random_model: Loaded, minicache: Any, name: str, value: object
+) -> None:
+    with pytest.raises(MiniCacheError) as caught:
+        Llama(str(random_model.path), minicache=minicache, **{**SMALL, name: value})
+    assert str(caught.value).startswith(f"{name}={value!r}: it must be a whole number from ")
+
+
+@pytest.mark.parametrize("minicache", [None, "q8_0", MiniCache()])
+def test_a_context_of_zero_tokens_is_the_models_own(random_model: Loaded, minicache: Any) -> None:
+    with Llama(str(random_model.path), minicache=minicache, **{**SMALL, "n_ctx": 0}) as llm:
+        assert llm.n_ctx() == len(llm.input_ids) == int(llm.metadata["llama.context_length"])
+        llm.eval([3, 4, 5])
+
+
+def test_a_vocabulary_alone_is_loaded_without_a_cache(random_model: Loaded) -> None:
+    with Llama(str(random_model.path), vocab_only=True, **SMALL) as llm:
+        assert llm.tokenize(b"abc")
 
 
 @pytest.mark.parametrize("types", [("zz", "q8_0"), (None, None), ("q4_k", "q4_k")])

@@ -1,6 +1,7 @@
 #include "llama-impl.h"
 #include "llama-io.h"
 #include "llama-kv-cache-minicache.h"
+#include "llama-minicache-error.h"
 #include "minicache-hash.h"
 
 #include <algorithm>
@@ -179,7 +180,17 @@ void llama_kv_cache_minicache::check_room(const std::vector<uint32_t> & cell_cou
     }
 }
 
+// Upstream logs the reason of a refusal and returns 0, so it is kept here for llama_minicache_last_error().
 void llama_kv_cache_minicache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+    try {
+        read_checked(io, seq_id, flags);
+    } catch (const std::exception & e) {
+        minicache_set_error(e.what());
+        throw;
+    }
+}
+
+void llama_kv_cache_minicache::read_checked(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
     state_header header;
     io.read(&header, sizeof(header));
 

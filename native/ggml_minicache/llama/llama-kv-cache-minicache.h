@@ -197,6 +197,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     void write_retained(llama_io_write_i & io, const minicache_group & group, const cell_ranges_t & cr) const;
     void read_retained(llama_io_read_i & io, const minicache_group & group, uint32_t strm, const slot_info & sinfo);
+    void read_checked(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags);
 
     // Throws if the cells of a saved state do not fit.
     void check_room(const std::vector<uint32_t> & cell_counts, llama_seq_id seq_id) const;

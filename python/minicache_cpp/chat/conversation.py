@@ -223,6 +223,7 @@ class Conversation:
         llama_h.llama_memory_seq_add(self.memory, 0, first + n_drop, n_tokens, -n_drop)
         self.llm.input_ids[first : first + len(kept)] = kept
         self.llm.n_tokens = n_tokens - n_drop
+        self.llm.exact_window.dropped(n_drop)
         return n_drop
 
     def _cut(self, n_tokens: int) -> None:

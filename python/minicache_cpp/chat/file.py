@@ -13,8 +13,7 @@ from typing import Any
 
 from ..errors import MiniCacheError
 from ..host.files import replacing
-from ..native import binding
-from ..runtime.llama import set_state
+from ..runtime.states import native_state
 from .conversation import Conversation
 
 FORMAT = b"minicache chat 1\n"
@@ -22,16 +21,14 @@ FORMAT = b"minicache chat 1\n"
 DIGEST_BYTES = 1 << 20
 
 
-def save_chat(path: Path, conversation: Conversation, cache: str) -> int:
-    """Writes the conversation and returns the bytes written. An older file stays until the new one is complete.
-
-    cache: the name of the cache, which a conversation that loads the file must have too.
-    """
+def save_chat(path: Path, conversation: Conversation) -> int:
+    """Writes the conversation and returns the bytes written. An older file stays until the new one is complete."""
     llm = conversation.llm
-    state = binding.get_state(llm.ctx)
+    state = llm.save_state().llama_state
     header = {
         "model": model_digest(llm.model_path),
-        "cache": cache,
+        "cache": llm.cache_spec.name,
+        "planned": llm.cache_spec.plan_file is not None,
         "messages": conversation.messages,
         "system": conversation.system,
         "text": conversation.text,
@@ -49,27 +46,32 @@ def save_chat(path: Path, conversation: Conversation, cache: str) -> int:
     return len(start) + len(state)
 
 
-def load_chat(path: Path, conversation: Conversation, cache: str) -> None:
+def load_chat(path: Path, conversation: Conversation) -> None:
     """Continues a saved conversation. One that does not fit this model and cache is refused, and nothing changes."""
     llm = conversation.llm
     header, state = read_chat(path)
     if header["model"] != model_digest(llm.model_path):
         raise MiniCacheError(f"{path} was saved with another model")
-    if header["cache"] != cache:
-        raise MiniCacheError(f"{path} was saved with the cache {header['cache']}, and this chat has {cache}")
+    spec = llm.cache_spec
+    # The path of a plan says nothing of what is in it. The native state has the plan's hash, and refuses another plan.
+    by_hash = header.get("planned", False) and spec.plan_file is not None
+    if not by_hash and header["cache"] != spec.name:
+        raise MiniCacheError(
+            f"{path} was saved with the cache {header['cache']}, and this chat has {spec.name}; "
+            "name the saved one with --config"
+        )
     tokens = header["tokens"]
     if len(tokens) > conversation.n_ctx:
         raise MiniCacheError(
             f"{path} holds {len(tokens)} tokens, and the context {conversation.n_ctx}; take a larger --ctx"
         )
     try:
-        set_state(llm, state)
+        llm.load_state(native_state(llm, tokens, state))
     except MiniCacheError as error:
         if llm.n_tokens == 0:
             conversation.reset()
-        raise MiniCacheError(f"{path}: {error}") from None
-    llm.input_ids[: len(tokens)] = tokens
-    llm.n_tokens = len(tokens)
+        saved = f", saved with the plan {header['cache']}" if by_hash else ""
+        raise MiniCacheError(f"{path}{saved}: {error}") from None
     conversation.sampler.reset()
     conversation.messages = header["messages"]
     conversation.system = header["system"]

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..native import binding  # isort: skip  (it sees to it that llama_cpp, below, loads our library)
 import llama_cpp
+from llama_cpp.llama_cache import BaseLlamaCache
 
 from ..cache.context_report import read_report
 from ..cache.contexts import creating_contexts
@@ -20,11 +21,13 @@ from ..cache.settings import CacheSpec, MiniCache
 from ..errors import MiniCacheError, MiniCacheWarning
 from ..host.progress import OnProgress
 from ..modelfile.gguf_file import GGUFFile
-from ..native.binding import llama_h
+from . import states
 from .auto import machine
 from .background import BackgroundCalibration
+from .exact_window import ExactWindow
 from .guarded_context import GuardedContext
 from .request import Given, resolve
+from .states import StateCache
 
 WARN_DISTANCE = 0.3  # above it, SLERP of a pair loses more than 2-bit quantization
 WARN_TOKENS = 32  # a mean over fewer tokens says little
@@ -68,6 +71,7 @@ class Llama(llama_cpp.Llama):
     ) -> None:
         self._stack = ExitStack()  # close() is called even where what follows raises
         self._used = threading.Lock()
+        self._cache: StateCache | None = None
         given = Given(minicache, calibrate, type_k, type_v, flash_attn)
         request = resolve(model_path, given, arguments, _warn, on_progress)
         self.calibration: BackgroundCalibration | None = None
@@ -85,6 +89,8 @@ class Llama(llama_cpp.Llama):
                     reason = f"{reason or 'the log of llama.cpp says why'}; {request.memory}"
                 raise MiniCacheError(f"{error}: {reason}") from error
         usage = GuardedContext.take_over(self._ctx)
+        # 0 also where the model has a plain cache in spite of what was asked for
+        self.exact_window = ExactWindow(self.kv_report().window if self.minicache else 0)
         if request.calibrated_later is not None:
             self.calibration = BackgroundCalibration(
                 request.calibrated_later,
@@ -141,42 +147,49 @@ class Llama(llama_cpp.Llama):
 
     def eval(self, tokens: Sequence[int]) -> None:
         with self._alone():
-            super().eval(tokens)
+            self._eval(tokens)
         if not self._distance_checked and self.n_tokens >= WARN_TOKENS:
             self._distance_checked = True
             distance = self.kv_report().distance
             if distance is not None and distance > WARN_DISTANCE:
                 warnings.warn(distance_warning(distance), MiniCacheWarning, stacklevel=2)
 
+    def _eval(self, tokens: Sequence[int]) -> None:
+        """Evaluates tokens and, where tokens were taken back, those before them that the window has lost by it."""
+        end = self.n_tokens
+        if len(tokens) and (again := self.exact_window.to_read_again(end)):
+            self.n_tokens -= again
+            tokens = [*self.input_ids[end - again : end].tolist(), *tokens]
+        before = self.n_tokens
+        try:
+            super().eval(tokens)
+        finally:
+            self.exact_window.read(before, self.n_tokens)
+
+    @property
+    def cache(self) -> StateCache | None:
+        """The cache of states that set_cache() was given; a state in it that does not fit is a miss, with a warning."""
+        return self._cache
+
+    @cache.setter
+    def cache(self, cache: BaseLlamaCache | None) -> None:
+        self._cache = StateCache.of(cache)
+
     def save_state(self) -> llama_cpp.LlamaState:
-        """As in llama_cpp, but device errors are MiniCacheErrors."""
+        """As in llama_cpp, but device errors are MiniCacheErrors, and scores that nobody asked for are not in it."""
         with self._alone():
-            state = bytes(binding.get_state(self._ctx.ctx))
-        return llama_cpp.LlamaState(
-            scores=self._scores.copy(),
-            input_ids=self.input_ids.copy(),
-            n_tokens=self.n_tokens,
-            llama_state=state,
-            llama_state_size=len(state),
-            seed=self._seed,
-        )
+            return states.state_of(self)
 
     def load_state(self, state: llama_cpp.LlamaState) -> None:
         """As in llama_cpp, but nothing of this Llama changes before the native state has been accepted."""
-        n_tokens = state.n_tokens
-        scores = self.scores[:n_tokens]
-        if n_tokens > len(self.input_ids) or scores.shape != state.scores.shape:
-            raise MiniCacheError(
-                f"the saved state has {n_tokens} tokens and scores of shape {state.scores.shape}, which do "
-                "not fit this Llama; load it with the n_ctx, n_batch and logits_all it was saved with"
-            )
         with self._alone():
-            set_state(self, state.llama_state[: state.llama_state_size])
-        scores[:] = state.scores
-        self.input_ids[:n_tokens] = state.input_ids[:n_tokens]
-        self.n_tokens = n_tokens
-        self._requires_eval = True
-        self._seed = state.seed
+            try:
+                states.load(self, state)
+            except MiniCacheError as error:
+                if isinstance(state, states.FoundState):
+                    raise state.missed(error) from error
+                raise
+            self.exact_window.restored(self.n_tokens)
 
 
 class Closed:
@@ -194,19 +207,6 @@ def _warn(text: str) -> None:
     while frame.f_back is not None and frame.f_globals["__name__"].startswith("minicache_cpp."):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, MiniCacheWarning, stacklevel=level)
-
-
-def set_state(llm: llama_cpp.Llama, data: bytes) -> None:
-    """Loads a saved native state. One that is refused leaves the context as it was or, at worst, empty."""
-    if binding.set_state(llm.ctx, data):
-        return
-    reason = binding.last_error() or "it is damaged, or of another model, context size or cache setting"
-    if llama_h.llama_memory_seq_pos_max(llama_h.llama_get_memory(llm.ctx), 0) == llm.n_tokens - 1:
-        raise MiniCacheError(f"the saved state was refused, and nothing has changed: {reason}")
-    # a plain cache has dropped its cells by then; what is left of them is not a sequence
-    binding.clear(llm.ctx)
-    llm.n_tokens = 0
-    raise MiniCacheError(f"the saved state was refused, and the context is empty now: {reason}")
 
 
 def distance_warning(distance: float) -> str:

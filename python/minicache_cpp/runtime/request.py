@@ -24,6 +24,15 @@ from . import auto
 from .context_memory import ContextMemory
 
 NAMES = ("type_k", "type_v")
+# the least and the most of each; 0 stands for the model's training context, for n_batch, and for llama_cpp's own choice
+COUNTS = {
+    "n_ctx": (0, 2**31 - 1),
+    "n_batch": (1, 2**31 - 1),
+    "n_ubatch": (0, 2**31 - 1),
+    "n_threads": (0, MOST_THREADS),
+    "n_threads_batch": (0, MOST_THREADS),
+}
+MAY_BE_NONE = ("n_threads", "n_threads_batch")
 AUTO = "auto"
 # f16 bytes over those of any plan that "auto" finds or makes
 LARGEST_RATIO = 16.0
@@ -81,9 +90,11 @@ def resolve(
     """
     if isinstance(model, str):
         model = file_of(model)
-    for name in ("n_threads", "n_threads_batch"):
-        if (arguments.get(name) or 0) > MOST_THREADS:
-            raise MiniCacheError(f"{name}={arguments[name]}: it must be {MOST_THREADS} or less")
+    _refuse_numbers(arguments)
+    if arguments.get("vocab_only") and given.minicache is not None:
+        raise MiniCacheError(
+            "vocab_only=True loads no layers, so there is no cache to keep; leave it or minicache out"
+        )
     path = str(model.path) if isinstance(model, GGUFFile) else os.fspath(model)
     file = _header(model)
     types = given.types()
@@ -112,6 +123,16 @@ def resolve(
     memory.refuse_too_large()
     flash_attn = bool(given.flash_attn) if given.minicache is None else True
     return Request(path, spec, flash_attn, memory, later)
+
+
+def _refuse_numbers(arguments: dict[str, Any]) -> None:
+    """Refuses counts that llama_cpp would pass on as other numbers, or as numbers that end the process."""
+    for name, (least, most) in COUNTS.items():
+        value = arguments.get(name, least)
+        if value is None and name in MAY_BE_NONE:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise MiniCacheError(f"{name}={value!r}: it must be a whole number from {least} to {most:,}")
 
 
 def _header(model: str | os.PathLike[str] | GGUFFile) -> GGUFFile | None:
