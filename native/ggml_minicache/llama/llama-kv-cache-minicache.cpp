@@ -298,6 +298,9 @@ void llama_kv_cache_minicache::set_input_bases(ggml_tensor * dst, const slot_inf
 
 std::vector<int32_t> llama_kv_cache_minicache::read_slots(const minicache_group & group) const {
     std::vector<int32_t> slots(ggml_nelements(group.slots));
+    if (hparams.no_alloc) {
+        return slots;
+    }
     ggml_backend_tensor_get(group.slots, slots.data(), 0, ggml_nbytes(group.slots));
     return slots;
 }
