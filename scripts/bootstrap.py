@@ -45,8 +45,11 @@ TOOL_TARGETS = (
     "test-backend-ops",
     "test-save-load-state",
     "llama-batched-bench",
+    "llama-bench",
+    "llama-cli",
     "llama-completion",
     "llama-perplexity",
+    "llama-server",
 )
 TEST_TARGETS = ("minicache-test", "minicache-cuda-on-cpu", "minicache-bench-kernels")
 

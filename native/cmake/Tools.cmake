@@ -3,6 +3,7 @@
 set(MINICACHE_TOOL_TARGETS
     llama-bench
     llama-batched-bench
+    llama-cli
     llama-completion
     llama-perplexity
     llama-quantize

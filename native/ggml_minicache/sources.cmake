@@ -76,6 +76,8 @@ set(MINICACHE_LLAMA_SOURCES
     llama/llama-minicache-calls.cpp
     llama/llama-minicache-devices.h
     llama/llama-minicache-devices.cpp
+    llama/llama-minicache-env.h
+    llama/llama-minicache-env.cpp
     llama/llama-minicache-guard.h
     llama/llama-minicache-guard.cpp
     llama/llama-minicache-error.h

@@ -65,5 +65,5 @@ def test_both_languages_have_the_same_defaults() -> None:
 def test_both_languages_have_the_same_cache_types(name: str) -> None:
     params = binding.ffi.new("struct llama_minicache_params *")
     types = [binding.ffi.new("enum ggml_type *") for _ in range(2)]
-    known = binding.lib.llama_minicache_parse_params(f"type={name}".encode(), params, *types)
+    known = binding.lib.llama_minicache_parse_params(f"slerp:type={name}".encode(), params, *types)
     assert known == (name in CACHE_TYPES), binding.last_error()

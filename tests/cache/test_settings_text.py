@@ -7,8 +7,10 @@ variable LLAMA_MINICACHE must therefore agree on every text.
 from __future__ import annotations
 
 import locale
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,37 +19,40 @@ from minicache_cpp import CacheSpec, KVReport, MiniCache, MiniCacheError
 from minicache_cpp.cache.context_report import read_report
 from minicache_cpp.native import binding
 from minicache_cpp.native.binding import llama_h
+from oracle.model import Config
 from support import tiny_models
 from support.contexts import Context, Model
+from support.loaded import Loaded
+from support.plans import coded
 
 GOOD: dict[str, dict[str, Any]] = {
     "slerp": {},
     "slerp:": {},
     " slerp : ": {},
     "mode=slerp": {},
-    "1": {},
-    "on": {},
-    "start=0.25": {"start": 0.25},
+    '"slerp"': {},
+    "'slerp:start=0.25'": {"start": 0.25},
     "slerp:start=0.25": {"start": 0.25},
-    "start=3": {"start": 3},
-    "start=0": {"start": 0},
-    "start=0.0": {"start": 0.0},
-    "start=1e-1": {"start": 0.1},
-    "start=.5": {"start": 0.5},
-    "start=5E-1": {"start": 0.5},
-    "t=1": {"t": 1.0},
-    "t=+0.5": {"t": 0.5},
-    "t=0.6": {"t": 0.6},
-    "retain=5e-2": {"retain": 0.05},
-    "retain=0,window=64": {"retain": 0.0, "window": 64},
+    "slerp:start=3": {"start": 3},
+    "slerp:start=0": {"start": 0},
+    "slerp:start=0.0": {"start": 0.0},
+    "slerp:start=1e-1": {"start": 0.1},
+    "slerp:start=.5": {"start": 0.5},
+    "slerp:start=5E-1": {"start": 0.5},
+    "slerp:t=1": {"t": 1.0},
+    "slerp:t=+0.5": {"t": 0.5},
+    "slerp:t=0.6": {"t": 0.6},
+    "slerp:retain=5e-2": {"retain": 0.05},
+    "slerp:retain=0,window=64": {"retain": 0.0, "window": 64},
     "slerp: start = 2 , t=0.25,\tretain=0.1 ,": {"start": 2, "t": 0.25, "retain": 0.1},
-    "start=2,,t=0.25": {"start": 2, "t": 0.25},
-    "pairs=1-2;3-5": {"pairs": [(1, 2), (3, 5)]},
-    "pairs= 1 - 2 ; 3 - 5": {"pairs": [(1, 2), (3, 5)]},
-    "pool=f16": {"pool_type": "f16"},
-    "pool=cache,strict=1": {"pool_type": "cache", "strict": True},
-    "strict=0": {},
-    "t=0.3333333333333333": {"t": 1 / 3},
+    "slerp:start=2,,t=0.25": {"start": 2, "t": 0.25},
+    "start=2,mode=slerp": {"start": 2},
+    "slerp:pairs=1-2;3-5": {"pairs": [(1, 2), (3, 5)]},
+    "slerp:pairs= 1 - 2 ; 3 - 5": {"pairs": [(1, 2), (3, 5)]},
+    "slerp:pool=f16": {"pool_type": "f16"},
+    "slerp:pool=cache,strict=1": {"pool_type": "cache", "strict": True},
+    "slerp:strict=0": {},
+    "slerp:t=0.3333333333333333": {"t": 1 / 3},
     "average": {"mode": "average", "retain": 0.0},
     "average:retain=0.1": {"mode": "average", "retain": 0.1},
     "mode=average,start=2": {"mode": "average", "retain": 0.0, "start": 2},
@@ -56,11 +61,35 @@ GOOD: dict[str, dict[str, Any]] = {
 
 # cache types are a program's own options where the environment variable is read
 GOOD_WITH_TYPES: dict[str, dict[str, Any]] = {
-    "type=q4_0": {"type_k": "q4_0", "type_v": "q4_0"},
+    "slerp:type=q4_0": {"type_k": "q4_0", "type_v": "q4_0"},
     "slerp:type=q8_0,type_v=q4_1": {"type_k": "q8_0", "type_v": "q4_1"},
     "slerp:type_v=q4_1,type=q8_0": {"type_k": "q8_0", "type_v": "q4_1"},
-    "type_k=iq4_nl": {"type_k": "iq4_nl"},
+    "slerp:type_k=iq4_nl": {"type_k": "iq4_nl"},
 }
+
+# How people write the path of a plan. The files lie in the folder FOLDER, which is the home folder too.
+PLAN_TEXTS = [
+    "plan=FOLDER/model.plan.gguf",
+    "plan = FOLDER/model.plan.gguf ,",
+    "FOLDER/model.plan.gguf",
+    "  FOLDER/model.plan.gguf\n",
+    '"FOLDER/model.plan.gguf"',
+    "'plan=FOLDER/model.plan.gguf'",
+    'plan="FOLDER/model.plan.gguf"',
+    "plan='FOLDER/model.plan.gguf',strict=0",
+    "FOLDER/model.plan.gguf,strict=0",
+    "~/model.plan.gguf",
+    "plan=~/model.plan.gguf",
+    'plan="~/model.plan.gguf"',
+    "FOLDER/a,b.gguf",
+    '"FOLDER/a,b.gguf"',
+    'plan="FOLDER/a,b.gguf"',
+    "strict=0,plan='FOLDER/a,b.gguf'",
+    '"FOLDER/a,b.gguf",strict=0',
+    "FOLDER/t=1, it's a plan.gguf",
+    'plan = "FOLDER/t=1, it\'s a plan.gguf"',
+]
+PLAN_NAMES = ["model.plan.gguf", "a,b.gguf", "t=1, it's a plan.gguf"]
 
 # text -> a part of the reason
 BAD = {
@@ -114,6 +143,22 @@ BAD = {
     "type_k=q6_k": "not a cache type",
     "plan=missing.gguf": "missing.gguf does not exist",
     "plan=missing.gguf,t=0.5": "t is given beside plan",
+    "missing.gguf": "missing.gguf does not exist",
+    "slerp:missing.gguf": "mode is given beside plan",
+    '"missing.gguf",plan=other.gguf': "plan is given twice",
+    "Plan=missing.gguf": "unknown key Plan",
+    'plan="missing.gguf': "is not closed",
+    "/a,missing.gguf,strict=1": "'/a' is not of the form key=value",
+    "~nobody/missing.gguf": "~nobody/missing.gguf does not exist",
+    # nothing means SLERP but its name
+    "1": "does not say how the cache is to be kept: write plan=PLAN",
+    "on": "does not say how the cache is to be kept: write plan=PLAN",
+    " true ": "does not say how the cache is to be kept: write plan=PLAN",
+    '"yes"': "does not say how the cache is to be kept: write plan=PLAN",
+    "auto": "make a plan with `minicache calibrate MODEL -o PLAN`, and write plan=PLAN",
+    "start=0.5": "'start=0.5' names no mode",
+    "retain=0.1,window=64": "names no mode",
+    "strict=1": "names no mode",
 }
 
 
@@ -198,7 +243,7 @@ def test_the_environment_variable_means_the_same(
     assert found.active
 
 
-@pytest.mark.parametrize("text", [text for text in BAD if text] + list(GOOD_WITH_TYPES))
+@pytest.mark.parametrize("text", [text for text in BAD if text.strip()] + list(GOOD_WITH_TYPES))
 def test_a_bad_environment_variable_is_refused(
     model: Model, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
@@ -209,7 +254,7 @@ def test_a_bad_environment_variable_is_refused(
     assert BAD.get(text, "a cache type is the program's own option") in reason
 
 
-@pytest.mark.parametrize("text", ["", "0", "off"])
+@pytest.mark.parametrize("text", ["", " ", "0", "off", " off\n", '"off"', "''"])
 def test_an_environment_variable_that_is_off_is_a_plain_cache(
     model: Model, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
@@ -217,6 +262,34 @@ def test_an_environment_variable_that_is_off_is_a_plain_cache(
     report = report_of_the_environment(model)
     assert report is not None
     assert not report.active
+
+
+@pytest.fixture(scope="module")
+def plan_folder(random_model: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with plans of the model."""
+    folder = tmp_path_factory.mktemp("plans")
+    for name in PLAN_NAMES:
+        coded(random_model, Config(random_model.pairs), folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("text", PLAN_TEXTS)
+def test_the_path_of_a_plan_means_the_same_everywhere(
+    random_model: Loaded, plan_folder: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("USERPROFILE" if sys.platform == "win32" else "HOME", str(plan_folder))
+    text = text.replace("FOLDER", str(plan_folder))
+    path = plan_folder / next(name for name in PLAN_NAMES if name in text)
+    for settings in (MiniCache.parse(text), CacheSpec.parse(text).minicache):
+        assert settings == MiniCache(plan=path)
+        assert str(settings.plan) == str(path)
+        assert CacheSpec.parse(settings.spec()).minicache == settings
+        strict = MiniCache(plan=path, strict=True)
+        assert CacheSpec.parse(strict.spec()).minicache == strict
+    monkeypatch.setenv("LLAMA_MINICACHE", text)
+    report = report_of_the_environment(random_model.model)
+    assert report is not None
+    assert report.mode == "code"
 
 
 @pytest.mark.parametrize("spec", ["", "q3", "auto", "merge:t=1", "q8_0,t=0.5"])
@@ -228,7 +301,7 @@ def test_what_is_no_spec_is_refused_with_what_there_is(spec: str) -> None:
 def test_a_decimal_comma_of_the_locale_changes_nothing() -> None:
     """Desktop toolkits set the user's locale, in which strtod() reads 0,5 and not 0.5."""
     with decimal_comma():
-        assert MiniCache.parse("start=0.25,t=0.5") == MiniCache(start=0.25, t=0.5)
+        assert MiniCache.parse("slerp:start=0.25,t=0.5") == MiniCache(start=0.25, t=0.5)
         with pytest.raises(MiniCacheError, match=r"t = 1\.5 is out of range"):
             MiniCache(t=1.5)
 

@@ -54,7 +54,7 @@ def test_plain_cache_types_go_by_name_and_by_number(path: str) -> None:
 def test_without_minicache_the_cache_is_plain_in_any_environment(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LLAMA_MINICACHE", "start=0")
+    monkeypatch.setenv("LLAMA_MINICACHE", "slerp:start=0")
     with Llama(path, **SETTINGS) as llm:
         assert not llm.kv_report().active
     upstream = llama_cpp.Llama(path, flash_attn=True, **SETTINGS)

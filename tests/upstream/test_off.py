@@ -83,18 +83,21 @@ def test_the_environment_switches_it_on(
     logits: Callable[..., Logits], library_dir: Path, random_model: Loaded
 ) -> None:
     plain = logits(library_dir, random_model.path, "f16")
-    merged = logits(library_dir, random_model.path, "f16", "start=0.5,t=0.6,retain=0.05")
+    merged = logits(library_dir, random_model.path, "f16", "slerp:start=0.5,t=0.6,retain=0.05")
     assert not np.array_equal(plain, merged)
     # the first ubatch sees only current tokens, which are exact; the next ones see merged tokens
     np.testing.assert_allclose(merged[:48], plain[:48], atol=0.05)
     assert np.abs(merged[48:] - plain[48:]).max() > 0.5
-    assert np.array_equal(merged, logits(library_dir, random_model.path, "f16", "on"))  # the paper's settings
-    other = logits(library_dir, random_model.path, "f16", "pairs=1-2;4-5,t=0.3,retain=0")
+    assert np.array_equal(
+        merged, logits(library_dir, random_model.path, "f16", "slerp")
+    )  # the paper's settings
+    other = logits(library_dir, random_model.path, "f16", "slerp:pairs=1-2;4-5,t=0.3,retain=0")
     assert not np.array_equal(merged, other)
 
 
 @pytest.mark.parametrize(
-    "text", ["t=1.5", "t=nan", "start=2.0", "retain=-0.1", "pairs=1-2;2-3", "colour=red", "t"]
+    "text",
+    ["t=1.5", "t=nan", "start=2.0", "retain=-0.1", "pairs=1-2;2-3", "colour=red", "t", "start=0.5", "on"],
 )
 def test_nonsense_in_the_environment_makes_no_context(
     text: str, library_dir: Path, random_model: Loaded, tmp_path: Path

@@ -66,7 +66,9 @@ def test_save_load_state(tools_dir: Path, load: Callable[..., Loaded], tmp_path:
     assert len(results) == 9
 
 
-@pytest.mark.parametrize("settings", ["start=0.5,t=0.6,retain=0.05", "start=0.0,retain=0.3,pool=f16"])
+@pytest.mark.parametrize(
+    "settings", ["slerp:start=0.5,t=0.6,retain=0.05", "slerp:start=0.0,retain=0.3,pool=f16"]
+)
 def test_save_load_state_of_merged_layers(
     tools_dir: Path, load: Callable[..., Loaded], tmp_path: Path, settings: str
 ) -> None:

@@ -204,8 +204,10 @@ void llama_kv_cache_minicache::write_basis_matrices(const minicache_plan & plan)
 std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_minicache::memory_breakdown() const {
     std::map<ggml_backend_buffer_type_t, size_t> sizes = llama_kv_cache::memory_breakdown();
     for (const auto & [ctx, buf] : plan_bufs) {
-        GGML_UNUSED(ctx);
-        sizes[ggml_backend_buffer_get_type(buf.get())] += ggml_backend_buffer_get_size(buf.get());
+        ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(buf.get());
+        // the buffers of a model without weights are empty, and llama.cpp asks how large they would be
+        sizes[buft] += hparams.no_alloc ? ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), buft) :
+                                          ggml_backend_buffer_get_size(buf.get());
     }
     return sizes;
 }

@@ -4,6 +4,7 @@
 #include "llama-context.h"
 #include "llama-cparams.h"
 #include "llama-impl.h"
+#include "llama-minicache-env.h"
 #include "llama-minicache-error.h"
 #include "llama-model.h"
 
@@ -90,19 +91,51 @@ static ggml_type fitting_pool_type(const llama_model & model, ggml_type wanted) 
     return wanted;
 }
 
+// Keeps the reason why there will be no context, which becomes that of a failed llama_init_from_model().
+static void note_refusal(const std::string & reason) {
+    minicache_set_error(reason);
+    if (minicache_env_decides()) {
+        minicache_env_tell(reason);
+    }
+}
+
+static void warn(const std::string & message) {
+    if (minicache_env_decides()) {
+        minicache_env_tell(message);
+    } else {
+        LLAMA_LOG_WARN("minicache: %s\n", message.c_str());
+    }
+}
+
+// The environment variable is for all models of a process, such as a draft model beside its target, but a plan for one of them.
+static bool is_for_another(const minicache_settings & settings, const llama_model & model) {
+    if (!minicache_env_decides() || !settings.plan || settings.strict) {
+        return false;
+    }
+    const std::string reason = minicache_why_not_plan(*settings.plan, model);
+    if (!reason.empty() && !model.hparams.no_alloc) {  // it will be said when the weights are there
+        minicache_env_tell(reason + "; this model's cache is a plain one");
+    }
+    return !reason.empty();
+}
+
 // The settings for this context. A draft head keeps a plain cache of its own, of a layer or two.
-static std::optional<minicache_settings> requested(const llama_memory_params & params) {
+static std::optional<minicache_settings> requested(const llama_memory_params & params, const llama_model & model) {
+    if (params.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
+        return std::nullopt;
+    }
     try {
-        return params.ctx_type == LLAMA_CONTEXT_TYPE_DEFAULT ? minicache_settings_requested() : std::nullopt;
+        auto settings = minicache_settings_requested();
+        return settings && is_for_another(*settings, model) ? std::nullopt : settings;
     } catch (const std::exception & e) {
-        minicache_set_error(e.what());
+        note_refusal(e.what());
         throw;
     }
 }
 
 llama_kv_cache_minicache * llama_kv_cache_minicache::create(
     const llama_model & model, const llama_memory_params & given, const llama_cparams & cparams, const layer_filter_cb & filter) {
-    auto settings = requested(given);
+    auto settings = requested(given, model);
 
     if (!settings || model.hparams.is_mla()) {
         return nullptr;
@@ -115,23 +148,30 @@ llama_kv_cache_minicache * llama_kv_cache_minicache::create(
     }
     try {
         if (!cparams.flash_attn) {
-            throw std::invalid_argument("merged layers need flash attention: do not switch it off");
+            throw std::invalid_argument("merged layers need flash attention, which is switched off: set flash_attn=True in "
+                                        "llama_cpp's Llama, -fa on in llama.cpp's programs, flash_attn_type in C");
         }
         check_types(model, params, *settings);
         if (settings->plan) {
             minicache_check_plan(*settings->plan, model);
         }
 
-        const minicache_grouping grouping = minicache_make_grouping(model, cparams, cparams.offload_kqv, *settings);
-        if (grouping.groups.empty() && !settings->observe && !(settings->plan && settings->plan->groups.empty())) {
-            LLAMA_LOG_WARN("%s: no two layers of this model can be merged, its cache is a plain one\n", __func__);
+        const minicache_grouping grouping    = minicache_make_grouping(model, cparams, cparams.offload_kqv, *settings);
+        const bool               merges_none = grouping.groups.empty() && !(settings->plan && settings->plan->groups.empty());
+        if (merges_none && !settings->observe) {
+            warn("no two layers of this model can be merged, its cache is a plain one");
         }
-        return new llama_kv_cache_minicache(model, params, cparams, filter, *settings, grouping);
+        auto kv = std::unique_ptr<llama_kv_cache_minicache>(
+            new llama_kv_cache_minicache(model, params, cparams, filter, *settings, grouping));
+        if (minicache_env_decides() && !model.hparams.no_alloc && !merges_none) {
+            minicache_env_tell(minicache_describe_saving(model, *kv));
+        }
+        return kv.release();
     } catch (const std::bad_alloc &) {
-        minicache_set_error(format("failed to allocate the %u cells of the KV cache in main memory", cparams.n_ctx));
+        note_refusal(format("failed to allocate the %u cells of the KV cache in main memory", cparams.n_ctx));
         throw;
     } catch (const std::exception & e) {
-        minicache_set_error(e.what());
+        note_refusal(e.what());
         throw;
     }
 }
@@ -142,14 +182,14 @@ void llama_kv_cache_minicache::check_created(
 
     // nothing is asked for a second time where the cache is ours: a plan in LLAMA_MINICACHE would be read again
     const bool is_ours  = dynamic_cast<llama_kv_cache_minicache *>(created) != nullptr;
-    const auto settings = is_ours ? std::nullopt : requested(params);
+    const auto settings = is_ours ? std::nullopt : requested(params, model);
     if (settings) {
         const std::string message = minicache_why_not_model(model);
         if (settings->strict) {
-            minicache_set_error(message);
+            note_refusal(message);
             throw std::invalid_argument(message);
         }
-        LLAMA_LOG_WARN("%s: MiniCache is off: %s\n", __func__, message.c_str());
+        warn("MiniCache is off: " + message);
     }
     owned.release();
 }
@@ -298,6 +338,9 @@ void llama_kv_cache_minicache::set_input_bases(ggml_tensor * dst, const slot_inf
 
 std::vector<int32_t> llama_kv_cache_minicache::read_slots(const minicache_group & group) const {
     std::vector<int32_t> slots(ggml_nelements(group.slots));
+    if (hparams.no_alloc) {
+        return slots;
+    }
     ggml_backend_tensor_get(group.slots, slots.data(), 0, ggml_nbytes(group.slots));
     return slots;
 }

@@ -226,3 +226,6 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     // [n_stream][kv_size] position of a cell's token minus the base that its K is coded relative to; empty without codes
     mutable std::vector<std::vector<int32_t>> offsets;
 };
+
+// What the cache takes, beside a plain one of f16, in one line for people.
+std::string minicache_describe_saving(const llama_model & model, const llama_kv_cache_minicache & kv);

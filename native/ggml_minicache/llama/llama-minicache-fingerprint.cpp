@@ -21,6 +21,9 @@ static uint64_t hash_norm(const llama_model & model, const std::string & name, u
 }
 
 std::string minicache_fingerprint(const llama_model & model) {
+    if (model.hparams.no_alloc) {
+        throw std::invalid_argument("the model was loaded without its weights, so it has no fingerprint: load it with them");
+    }
     const std::string arch    = model.arch_name();
     const uint32_t    n_layer = model.hparams.n_layer();
 
@@ -40,18 +43,31 @@ std::string minicache_fingerprint(const llama_model & model) {
     return text;
 }
 
-void minicache_check_plan(const minicache_plan & plan, const llama_model & model) {
-    const std::string own = minicache_fingerprint(model);
-    if (plan.fingerprint != own || plan.n_layer != (int32_t) model.hparams.n_layer()) {
-        throw std::invalid_argument("the plan " + plan.path + " was made for another model (" + plan.fingerprint +
-                                    ", this one is " + own + "); make one with `minicache calibrate MODEL`");
+// A model without weights, such as llama.cpp loads to find out how much memory a context would take, can only be told by its shape.
+static std::string identity_of(const llama_model & model) {
+    return model.hparams.no_alloc ? "of " + std::to_string(model.hparams.n_layer()) + " layers" : minicache_fingerprint(model);
+}
+
+std::string minicache_why_not_plan(const minicache_plan & plan, const llama_model & model) {
+    const std::string own       = identity_of(model);
+    const bool        is_of_own = model.hparams.no_alloc || plan.fingerprint == own;
+    if (!is_of_own || plan.n_layer != (int32_t) model.hparams.n_layer()) {
+        return "the plan " + plan.path + " was made for another model (" + plan.fingerprint + ", this one is " + own + ")";
     }
     for (const minicache_plan_group & group : plan.groups) {
         const int32_t first = group.layers[0];
         if (group.shape.n_head_kv != (int64_t) model.hparams.n_head_kv(first) ||
             group.shape.d_k != (int64_t) model.hparams.n_embd_head_k(first) ||
             group.shape.d_v != (int64_t) model.hparams.n_embd_head_v(first)) {
-            throw std::invalid_argument("the plan " + plan.path + " does not fit the heads of layer " + std::to_string(first));
+            return "the plan " + plan.path + " does not fit the heads of layer " + std::to_string(first);
         }
+    }
+    return "";
+}
+
+void minicache_check_plan(const minicache_plan & plan, const llama_model & model) {
+    const std::string reason = minicache_why_not_plan(plan, model);
+    if (!reason.empty()) {
+        throw std::invalid_argument(reason + "; make one with `minicache calibrate MODEL`");
     }
 }

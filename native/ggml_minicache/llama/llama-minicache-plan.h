@@ -83,5 +83,8 @@ std::string minicache_codec_flaw(const minicache_code_shape & shape, const void 
 // python/minicache_cpp/modelfile/fingerprint.py computes the same from the file.
 std::string minicache_fingerprint(const llama_model & model);
 
+// Why the plan does not belong to the model, "" if it does. A model without weights is compared by its shape alone.
+std::string minicache_why_not_plan(const minicache_plan & plan, const llama_model & model);
+
 // Throws std::invalid_argument where the plan is of another model.
 void minicache_check_plan(const minicache_plan & plan, const llama_model & model);

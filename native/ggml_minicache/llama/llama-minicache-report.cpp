@@ -3,6 +3,7 @@
 #include "ggml-minicache.h"
 #include "llama-context.h"
 #include "llama-kv-cache-iswa.h"
+#include "llama-impl.h"
 #include "llama-kv-cache-minicache.h"
 #include "llama-minicache-error.h"
 #include "llama-model.h"
@@ -162,6 +163,15 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
     if (!r.active && kv.get_plan_hash() == 0 && !kv.is_observed()) {
         copy_text(r.note, "no two layers of this model can be merged with these settings");
     }
+}
+
+std::string minicache_describe_saving(const llama_model & model, const llama_kv_cache_minicache & kv) {
+    llama_minicache_report r = {};
+    report_merged(model, kv, r);
+
+    return format("the KV cache %s: %.2f MiB instead of %.2f MiB as f16, ratio %.2f",
+        r.active ? "is merged" : "has no merged layers", r.bytes / 1024.0 / 1024.0, r.bytes_f16 / 1024.0 / 1024.0,
+        r.bytes > 0 ? (double) r.bytes_f16 / r.bytes : 0.0);
 }
 
 // The running means, of all streams together.

@@ -80,6 +80,9 @@ minicache_rope_turn minicache_rope_of(const llama_model & model, const llama_cpa
     turn.kind  = halves ? MINICACHE_ROPE_HALVES : MINICACHE_ROPE_NEIGHBOURS;
     turn.n_rot = model.hparams.n_rot(il);
     turn.freq.resize(minicache_turn_pairs_of(turn.kind, turn.n_rot));
+    if (model.hparams.no_alloc) {
+        return turn;
+    }
 
     std::vector<int32_t> positions;
     for (int32_t p = 1; p <= 1 << 12; p *= 2) {

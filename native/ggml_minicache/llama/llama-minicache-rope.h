@@ -20,5 +20,5 @@ struct minicache_rope_turn {
 // Why minicache_rope_of() does not support this model, "" if it does.
 std::string minicache_rope_why_not(const llama_model & model);
 
-// How RoPE turns the K of layer il. Throws std::runtime_error if memory runs out.
+// How RoPE turns the K of layer il; without frequencies if the model was loaded without its weights. Throws std::runtime_error if memory runs out.
 minicache_rope_turn minicache_rope_of(const llama_model & model, const llama_cparams & cparams, uint32_t il);

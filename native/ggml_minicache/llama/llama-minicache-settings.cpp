@@ -1,8 +1,8 @@
 #include "llama-minicache-settings.h"
 
+#include "llama-minicache-env.h"
+
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 #include <locale>
 #include <set>
 #include <sstream>
@@ -149,16 +149,5 @@ std::optional<minicache_settings> minicache_settings_requested() {
     if (thread_use == LLAMA_MINICACHE_USE_PARAMS) {
         return thread_settings;
     }
-    const char * env = thread_use == LLAMA_MINICACHE_USE_ENV ? std::getenv("LLAMA_MINICACHE") : nullptr;
-    if (!env || *env == '\0' || strcmp(env, "0") == 0 || strcmp(env, "off") == 0) {
-        return std::nullopt;
-    }
-    try {
-        const minicache_settings settings = minicache_settings_parse(env);
-        check(
-            !settings.type_k && !settings.type_v, "a cache type is the program's own option: leave type, type_k and type_v out");
-        return settings;
-    } catch (const std::invalid_argument & e) {
-        throw std::invalid_argument(std::string("LLAMA_MINICACHE: ") + e.what());
-    }
+    return thread_use == LLAMA_MINICACHE_USE_ENV ? minicache_env_settings() : std::nullopt;
 }

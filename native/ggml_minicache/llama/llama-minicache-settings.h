@@ -55,6 +55,9 @@ void minicache_settings_finish(minicache_settings & settings);
 minicache_settings minicache_settings_from(const llama_minicache_params & params);
 minicache_settings minicache_settings_parse(const std::string & text);
 
+// Whether the text of the environment variable leaves the cache a plain one: no text, 0 or off.
+bool minicache_text_is_off(const std::string & text);
+
 // what a context made by this thread now is to use; nothing: a plain cache
 std::optional<minicache_settings> minicache_settings_requested();
 

@@ -1,6 +1,8 @@
 #include "llama-minicache-settings.h"
 
 #include <algorithm>
+#include <cctype>
+#include <cstdlib>
 #include <locale>
 #include <map>
 #include <sstream>
@@ -10,6 +12,9 @@
 // has the grammar.
 
 static const char * const KEYS = "mode, start, t, retain, window, pairs, pool, type, type_k, type_v, plan and strict";
+
+static const char * const WHAT_TO_WRITE =
+    "write plan=PLAN, a file that `minicache calibrate MODEL -o PLAN` makes, or slerp for the settings of the paper";
 
 static void check(bool ok, const std::string & message) {
     if (!ok) {
@@ -33,6 +38,70 @@ static std::vector<std::string> split(const std::string & text, char separator) 
     }
     return parts;
 }
+
+//
+// quotes and paths
+//
+
+static bool is_quote(char c) { return c == '"' || c == '\''; }
+
+// the text within the quotes that it stands in, or the text
+static std::string unquoted(const std::string & text) {
+    const bool quoted = text.size() >= 2 && is_quote(text.front()) && text.find(text.front(), 1) == text.size() - 1;
+    return quoted ? text.substr(1, text.size() - 2) : text;
+}
+
+// The parts of a text between commas. A part, or the value in it, may stand in quotes, within which a comma is one of a path.
+static std::vector<std::string> items_of(const std::string & text) {
+    std::vector<std::string> items(1);
+    char                     quote = 0;  // the one that is open
+    for (const char c : text) {
+        std::string & item = items.back();
+        if (quote != 0) {
+            quote = c == quote ? 0 : quote;
+        } else if (is_quote(c) && (trimmed(item).empty() || trimmed(item).back() == '=')) {
+            quote = c;
+        } else if (c == ',') {
+            items.emplace_back();
+            continue;
+        }
+        item += c;
+    }
+    check(quote == 0, "a quote in '" + text + "' is not closed");
+    std::transform(items.begin(), items.end(), items.begin(), trimmed);
+    return items;
+}
+
+// Whether the text is the path of a plan without a key: in quotes, or ending in .gguf and not beginning as key=value does.
+static bool is_path(const std::string & text) {
+    if (unquoted(text) != text) {
+        return true;
+    }
+    const std::string suffix = ".gguf";
+    if (text.size() <= suffix.size() || is_quote(text[0]) ||
+        text.compare(text.size() - suffix.size(), suffix.size(), suffix) != 0) {
+        return false;
+    }
+    const size_t      equals = text.find('=');
+    const std::string before = trimmed(text.substr(0, equals));
+    return equals == std::string::npos ||
+           !std::all_of(before.begin(), before.end(), [](unsigned char c) { return std::isalpha(c) || c == '_'; });
+}
+
+// Shells leave the ~ alone in the middle of a word, such as plan=~/model.plan.gguf.
+static std::string with_home(const std::string & path) {
+#ifdef _WIN32
+    const char * home = std::getenv("USERPROFILE");
+#else
+    const char * home = std::getenv("HOME");
+#endif
+    const bool in_home = !path.empty() && path[0] == '~' && (path.size() == 1 || path[1] == '/' || path[1] == '\\');
+    return in_home && home && *home ? home + path.substr(1) : path;
+}
+
+//
+// values
+//
 
 static bool is_digits(const std::string & text) {
     return !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
@@ -127,7 +196,7 @@ static void set_key(minicache_settings & s, const std::string & key, const std::
     } else if (key == "type_v") {
         s.type_v = cache_type_of(key, value);
     } else if (key == "plan") {
-        s.plan = minicache_read_plan(value);
+        s.plan = minicache_read_plan(with_home(unquoted(value)));
     } else if (key == "strict") {
         check(value == "0" || value == "1", "strict=" + value + " is neither 0 nor 1");
         s.strict = value == "1";
@@ -136,24 +205,29 @@ static void set_key(minicache_settings & s, const std::string & key, const std::
     }
 }
 
+//
+// texts
+//
+
 // the values of a text by their keys; a word for the mode before them is one of them
 static std::map<std::string, std::string> values_of(const std::string & text) {
     std::map<std::string, std::string> values;
 
-    std::string       rest  = trimmed(text);
+    std::string       rest  = text;
     const size_t      colon = std::min(rest.find(':'), rest.size());
     const std::string word  = trimmed(rest.substr(0, colon));
     if (is_mode(word)) {
         values["mode"] = word;
-        rest           = colon < rest.size() ? rest.substr(colon + 1) : "";
+        rest           = colon < rest.size() ? trimmed(rest.substr(colon + 1)) : "";
     }
-    for (const std::string & item : split(rest, ',')) {
+    const std::vector<std::string> items = is_path(rest) ? std::vector<std::string>{ rest } : items_of(rest);
+    for (const std::string & item : items) {
         if (item.empty()) {
             continue;
         }
-        const size_t      equals = std::min(item.find('='), item.size());
-        const std::string key    = trimmed(item.substr(0, equals));
-        const std::string value  = equals < item.size() ? trimmed(item.substr(equals + 1)) : "";
+        const size_t      equals = is_path(item) ? item.size() : std::min(item.find('='), item.size());
+        const std::string key    = is_path(item) ? "plan" : trimmed(item.substr(0, equals));
+        const std::string value  = is_path(item) ? item : equals < item.size() ? trimmed(item.substr(equals + 1)) : "";
         check(!key.empty() && !value.empty(), "'" + item + "' is not of the form key=value");
         check(values.emplace(key, value).second, key + " is given twice");
     }
@@ -161,11 +235,27 @@ static std::map<std::string, std::string> values_of(const std::string & text) {
     return values;
 }
 
-minicache_settings minicache_settings_parse(const std::string & text) {
-    minicache_settings s;
-    if (trimmed(text) == "1" || trimmed(text) == "on") {
-        return s;
+// words that people write where a text should say how the cache is to be kept
+static void refuse_words(const std::string & text) {
+    if (text == "auto") {
+        throw std::invalid_argument("auto is not possible here, where nothing can be calibrated: make a plan with "
+                                    "`minicache calibrate MODEL -o PLAN`, and write plan=PLAN");
     }
+    for (const char * word : { "1", "on", "true", "yes" }) {
+        check(text != word, text + " does not say how the cache is to be kept: " + WHAT_TO_WRITE);
+    }
+}
+
+bool minicache_text_is_off(const std::string & text) {
+    const std::string word = unquoted(trimmed(text));
+    return word.empty() || word == "0" || word == "off";
+}
+
+minicache_settings minicache_settings_parse(const std::string & given) {
+    const std::string text = trimmed(unquoted(trimmed(given)));
+    refuse_words(text);
+
+    minicache_settings                       s;
     const std::map<std::string, std::string> values = values_of(text);
     if (values.count("type")) {  // before type_k and type_v, which say more
         s.type_k = s.type_v = cache_type_of("type", values.at("type"));
@@ -183,5 +273,8 @@ minicache_settings minicache_settings_parse(const std::string & text) {
         }
     }
     minicache_settings_finish(s);
+    // SLERP loses more than a plan does, so it is never what a text means that does not name it
+    check(values.count("plan") || values.count("mode"),
+        "'" + text + "' names no mode: write slerp: or average: before it, or plan=PLAN in its place");
     return s;
 }

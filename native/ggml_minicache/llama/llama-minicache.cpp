@@ -113,6 +113,9 @@ bool llama_minicache_get_rope(const llama_context * ctx, int32_t il, int32_t * k
         if (!unknown.empty()) {
             throw std::invalid_argument(unknown);
         }
+        if (model.hparams.no_alloc) {
+            throw std::invalid_argument("the model was loaded without its weights, of which RoPE's frequencies are a part");
+        }
         if (il < 0 || il >= (int32_t) model.hparams.n_layer()) {
             throw std::invalid_argument("layer " + std::to_string(il) + " is out of range");
         }

@@ -87,20 +87,22 @@ LLAMA_API struct llama_minicache_params llama_minicache_default_params(void);
 
 // Parses the text form of the settings, which the environment variable LLAMA_MINICACHE, the commands' SPEC and Python share:
 //
-//     [slerp: | average:] key=value, key=value, ...
+//     slerp:key=value, key=value, ...        or average:
+//     plan=PATH                              or the PATH of a .gguf file alone; beside it only strict=0 or strict=1
 //
-//   mode            slerp (the default) or average; the word before the colon says the same
+//   mode            slerp or average, which the word before the colon says too; one of them is needed where there is no plan
 //   start           a whole number is a layer, any other number a fraction of the layers
 //   t, retain       numbers
 //   window          a whole number
 //   pairs           8-9;10-11
 //   pool            f16, q8_0 or cache
 //   type            a cache type for K and V; type_k and type_v for one of them
-//   plan            the path of a plan file, beside which only `strict` may be given
+//   plan            the path of a plan file; ~ is the home folder, and a path with a comma stands in quotes, "/a,b.gguf"
 //   strict          0 or 1
 //
-// Every key is optional and may be given once. Numbers are decimal, with a point and an exponent if need be, in any locale; blanks
-// around keys, values and commas do not count. average retains nothing unless `retain` is given. "1" and "on" are the defaults.
+// Every other key is optional, and each may be given once. Numbers are decimal, with a point and an exponent if need be, in any
+// locale; blanks around keys, values and commas do not count, nor do quotes around all of it. average retains nothing unless
+// `retain` is given. In the environment variable, an empty text, 0 and off leave the cache a plain one.
 //
 //   type_k, type_v  receive the cache types, GGML_TYPE_COUNT if the text names none; pass NULL to refuse texts that name a cache
 //                   type

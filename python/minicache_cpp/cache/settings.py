@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
@@ -21,7 +20,6 @@ SPEC_HELP = (
     "average:start=0.5,type=q4_0 averages), or the path of a plan, a .gguf file that `minicache calibrate` writes"
 )
 PLAN_DECIDES = ("start", "pairs", "t", "retain", "type_k", "type_v", "pool_type", "window", "mode")
-PLAN_KEY = re.compile(r"[^/\\]*\bplan\s*=")  # a text that names a plan, and not a path
 # the modes that need no plan, and what each retains where nothing else is asked for
 OWN_MODES = {"slerp": 0.05, "average": 0.0}
 
@@ -141,7 +139,7 @@ class MiniCache:
     def spec(self) -> str:
         """The SPEC text of these settings; `CacheSpec.parse` gives them back."""
         if self.plan is not None:
-            return f"plan={self.plan},strict=1" if self.strict else str(self.plan)
+            return f"plan={_quoted(str(self.plan))},strict=1" if self.strict else str(self.plan)
         where = [f"start={self.start}"]
         if self.pairs is not None:
             where = ["pairs=" + ";".join(f"{a}-{b}" for a, b in self.pairs)]
@@ -206,13 +204,19 @@ class CacheSpec:
         """A SPEC, as the command line takes it: a cache type for a plain cache, a plan's path, or settings as text."""
         if (name := spec.strip()) in CACHE_TYPES:
             return cls(name, name)
-        if os.path.isfile(spec) or (spec.endswith(".gguf") and not PLAN_KEY.match(spec)):
+        if os.path.isfile(spec):  # whatever it is called
             return cls.of(MiniCache(plan=spec))
         try:
             return cls.of(MiniCache.parse(spec))
         except MiniCacheError as error:
             advice = "" if "=" in spec else f"; give {SPEC_HELP}"
             raise MiniCacheError(f"{spec!r} is not a cache: {error}{advice}") from None
+
+
+def _quoted(path: str) -> str:
+    """A path as a text of settings takes it, in which commas and blanks at the ends have meanings."""
+    quote = "'" if '"' in path else '"'
+    return f"{quote}{path}{quote}" if "," in path or path != path.strip() else path
 
 
 def _start(value: object) -> float | int:
