@@ -52,7 +52,7 @@ MOST_DIFFERENCE = 0.1
 LEAST_KL = 0.2
 # how far the logarithms of the sensitivities stay from the mean of their kind: a part of each difference is chance, and
 # layers are more alike in contexts that are longer than a probe's text
-KEPT = 0.75
+KEPT = 0.5
 # the expected loss, were all of a layer's K or V lost, where a model's attention cannot be computed here: what small
 # models have on average
 USUAL: Mapping[Kind, float] = {"k": 0.13, "v": 0.008}
