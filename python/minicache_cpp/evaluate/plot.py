@@ -25,6 +25,7 @@ def check_plot(path: Path) -> None:
 
 def plot(path: Path, runs: list[dict[str, Any]]) -> None:
     """Draw a panel for each run. Rows without divergence, such as f16's, have no place on these axes."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     n_columns = min(2, len(runs))
@@ -34,13 +35,8 @@ def plot(path: Path, runs: list[dict[str, Any]]) -> None:
     for panel in panels[len(runs) :]:
         panel.set_axis_off()
     for panel, run in zip(panels, runs, strict=False):
-        for is_plain, marker, label in ((True, "o", "plain"), (False, "s", "MiniCache")):
-            rows = [
-                row
-                for row in run["rows"]
-                if (":" not in row["name"] and not row["name"].endswith(".gguf")) == is_plain
-                and (row["kl_mean"] or 0) > 0
-            ]
+        for label, marker in (("plain", "o"), ("plans", "s"), ("SLERP and averages", "^")):
+            rows = [row for row in run["rows"] if kind_of(row["name"]) == label and (row["kl_mean"] or 0) > 0]
             rows.sort(key=lambda row: row["bytes_per_token"])
             if rows:
                 x = [row["bytes_per_token"] for row in rows]
@@ -64,7 +60,15 @@ def plot(path: Path, runs: list[dict[str, Any]]) -> None:
         panel.grid(visible=True, which="both", alpha=0.3)
         if panel.get_legend_handles_labels()[0]:
             panel.legend()
-    figure.savefig(path)
+    with rc_context({"svg.fonttype": "none"}):  # text stays text, which makes the files small
+        figure.savefig(path)
+
+
+def kind_of(name: str) -> str:
+    """Which curve a cache belongs to."""
+    if name.endswith(".gguf"):
+        return "plans"
+    return "SLERP and averages" if ":" in name else "plain"
 
 
 def short_name(name: str) -> str:
