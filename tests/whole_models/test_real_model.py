@@ -40,7 +40,7 @@ def test_a_plan_loses_a_fraction_of_q4_0_in_fewer_bytes(
     smollm2: Path, plan: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     specs = ("--config", "q4_0", "--config", plan)
-    rows = evaluated(capsys, smollm2, "--ctx", 512, "--chunks", 2, *specs)["rows"]
+    rows = evaluated(capsys, smollm2, "--ctx", 512, "--chunks", 1, *specs)["rows"]
     _, q4_0, coded = rows
     assert coded["bytes_per_token"] < 0.75 * q4_0["bytes_per_token"]
     assert 0 < coded["kl_excess"] < 0.4 * q4_0["kl_excess"]
@@ -51,12 +51,12 @@ def test_a_plan_loses_a_fraction_of_q4_0_in_fewer_bytes(
 def test_a_plan_finds_what_f16_finds_far_back(
     smollm2: Path, plan: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    where = ("--retrieve", "needle", "--ctx", 1024, "--depth", "0.1,0.6", "--task-limit", 6)
+    where = ("--retrieve", "needle", "--ctx", 512, "--depth", "0.1,0.6", "--task-limit", 4)
     rows = evaluated(capsys, smollm2, *where, "--config", plan)["rows"]
     right = {"f16": 0.0, plan: 0.0}
     for row in rows:
         right[row["name"]] += row["asked"] * row["metrics"]["acc"]["score"]
-    assert right["f16"] >= 9  # of 12: otherwise the question would say nothing about caches
+    assert right["f16"] >= 6  # of 8: otherwise the question would say nothing about caches
     assert right[plan] >= right["f16"] - 1
 
 
