@@ -31,6 +31,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,16 @@ class Run:
         self.quick: bool = args.quick
         self.threads: int = args.threads
         self.bin: Path = args.bin or RELEASE.bin
-        self.demo: Path = requested_model(args.demo)
+        self.demo_name: str = args.demo
         self.environment = {name: value for name, value in os.environ.items() if name != "LLAMA_MINICACHE"}
         if args.bin:
             self.environment["MINICACHE_LIB_PATH"] = str(args.bin.resolve())
         self.commands: list[str] = []  # of the part that is measured
+
+    @cached_property
+    def demo(self) -> Path:
+        """The model of `demo`, which is fetched only for a part that needs it."""
+        return requested_model(self.demo_name)
 
     def call(self, command: Sequence[object], **environment: str) -> subprocess.CompletedProcess[str]:
         words = [str(word) for word in command]
@@ -207,8 +213,9 @@ def goals_of(run: Run, parts: Mapping[str, Any]) -> list[str]:
     if run.quick or not found.keys() & {"attention", "model", "demo", "ops"}:
         return []
     names: dict[str, str] = {}
-    for model in (run.demo, run.folder / MODEL):
-        names |= names_of(run.specs(model)) if model.exists() else {}
+    models = [run.folder / MODEL] if (run.folder / MODEL).exists() else []
+    for model in [run.demo, *models] if found.keys() & {"demo", "ops"} else models:
+        names |= names_of(run.specs(model))
     return [f"## goals\n\n{speed_goals.goals_table(found, names)}"]
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minicache_cpp.cache.plan_store import shipped_plans
+from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.models import store
 from minicache_cpp.native.binding import llama_h
 from support import contexts, tiny_models
@@ -63,6 +65,12 @@ def smollm2() -> Path:
     return required(
         "MINICACHE_SMOLLM2", "`minicache models get smollm2-135m` fetches it", USERS_MODELS / SMOLLM2
     )
+
+
+@pytest.fixture(scope="session")
+def smollm2_plan(smollm2: Path) -> Path:
+    """The plan of smollm2-135m that "auto" takes of those that ship: the one of ratio 5."""
+    return shipped_plans(read_gguf(smollm2))[0]
 
 
 @pytest.fixture

@@ -18,9 +18,7 @@ from typing import Any
 import pytest
 
 from support.loaded import Loaded
-from support.paths import ROOT
 
-PLAN = ROOT / "models" / "plans" / "7a01404c109e44ad-5.gguf"  # of smollm2-135m, at ratio 5
 TOLD = re.compile(r"^LLAMA_MINICACHE: (.*)$", re.MULTILINE)
 MERGED = re.compile(
     r"the KV cache is merged: (?P<ours>[\d.]+) MiB instead of (?P<f16>[\d.]+) MiB as f16, ratio [\d.]+"
@@ -67,12 +65,12 @@ def ratio_told(output: str) -> float:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_runs_with_a_plan_and_says_so(
-    tools_dir: Path, smollm2: Path, tmp_path: Path, name: str
+    tools_dir: Path, smollm2: Path, smollm2_plan: Path, tmp_path: Path, name: str
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The cat sat on the mat, and the dog lay beside it. " * 200, encoding="utf-8")
     arguments = [str(text) if one == "TEXT" else one for one in PROGRAMS[name]]
-    output = run(tools_dir / name, smollm2, *arguments, plan=PLAN)
+    output = run(tools_dir / name, smollm2, *arguments, plan=smollm2_plan)
     # the contexts of llama-bench are as long as its test, so that what has a fixed size counts much
     assert name == "llama-bench" or ratio_told(output) > 2
     assert "the KV cache is merged" in output
@@ -83,16 +81,19 @@ def test_programs_without_a_plan_say_nothing(tools_dir: Path, smollm2: Path) -> 
     assert "LLAMA_MINICACHE" not in output
 
 
-def test_another_model_gets_a_plain_cache_and_one_line(tools_dir: Path, random_model: Loaded) -> None:
-    output = run(tools_dir / "llama-completion", random_model.path, *PROGRAMS["llama-completion"], plan=PLAN)
+def test_another_model_gets_a_plain_cache_and_one_line(
+    tools_dir: Path, random_model: Loaded, smollm2_plan: Path
+) -> None:
+    arguments = PROGRAMS["llama-completion"]
+    output = run(tools_dir / "llama-completion", random_model.path, *arguments, plan=smollm2_plan)
     (told,) = TOLD.findall(output)
     assert "was made for another model" in told
 
 
-def test_the_fit_counts_the_merged_cache(tools_dir: Path, smollm2: Path) -> None:
+def test_the_fit_counts_the_merged_cache(tools_dir: Path, smollm2: Path, smollm2_plan: Path) -> None:
     """Before a model is loaded, upstream's programs find out how much memory it will take (--fit)."""
     projected: dict[str, int] = {}
-    for name, plan in {"f16": None, "plan": PLAN}.items():
+    for name, plan in {"f16": None, "plan": smollm2_plan}.items():
         arguments = ["-c", "8192", "-p", "Hello", "-n", "1", "-no-cnv", "-lv", "4"]
         output = run(tools_dir / "llama-completion", smollm2, *arguments, plan=plan)
         found = re.search(r"projected to use (\d+) MiB", output)
@@ -108,14 +109,14 @@ def test_the_fit_counts_the_merged_cache(tools_dir: Path, smollm2: Path) -> None
 
 
 @contextmanager
-def server(tool: Path, model: Path, log: Path) -> Iterator[str]:
+def server(tool: Path, model: Path, plan: Path, log: Path) -> Iterator[str]:
     """A llama-server, which answers requests at the address that it gives."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [tool, "-m", model, "-t", "1", "-c", "4096", "--port", str(port)]
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment(PLAN))
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment(plan))
     try:
         until = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < until:
@@ -137,9 +138,11 @@ def post(address: str, **body: object) -> Any:
         return json.load(answer)
 
 
-def test_the_server_answers_with_a_plan(tools_dir: Path, smollm2: Path, tmp_path: Path) -> None:
+def test_the_server_answers_with_a_plan(
+    tools_dir: Path, smollm2: Path, smollm2_plan: Path, tmp_path: Path
+) -> None:
     log = tmp_path / "log"
-    with server(tools_dir / "llama-server", smollm2, log) as address:
+    with server(tools_dir / "llama-server", smollm2, smollm2_plan, log) as address:
         chat = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
         answers = [
             post(f"{address}/v1/chat/completions", messages=chat, max_tokens=24, temperature=0)

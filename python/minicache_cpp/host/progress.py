@@ -13,9 +13,8 @@ from ..errors import CancelledError
 BAR = 30  # characters of the bar
 WIDTH = 118  # of the line on a terminal
 SECONDS = 10.0  # between two lines of one stage, without a terminal
-LEAST_DONE = (
-    0.03  # the fraction of the work after which its pace is known well enough to estimate the time left
-)
+# the fraction of the work after which its pace is known well enough to estimate the time left
+LEAST_DONE = 0.03
 
 # is called with the fraction that is done, the stage and a detail; the work ends if it returns False
 OnProgress = Callable[[float, str, str], object]
