@@ -60,6 +60,7 @@ class Context:
         flash_attn: int = 1,
         n_threads: int = 1,
         offload_kqv: bool = True,
+        swa_full: bool = True,
     ) -> None:
         self.model = model
         params = llama_cpp.llama_context_default_params()
@@ -72,6 +73,7 @@ class Context:
         params.flash_attn_type = flash_attn
         params.n_threads = params.n_threads_batch = n_threads
         params.offload_kqv = offload_kqv
+        params.swa_full = swa_full
         with creating_contexts(minicache):
             handle = llama_cpp.llama_init_from_model(model.handle, params)
             if handle is None:

@@ -12,6 +12,7 @@ loses nothing only where that basis is undone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,35 +96,45 @@ class TinyModel:
         return path
 
 
+class Draw:
+    """Draws random weights. A matrix leaves the size of what it multiplies about as it is, times its gain."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def matrix(self, n_out: int, n_in: int, gain: float = 1.0) -> Array:
+        return (self.rng.standard_normal((n_out, n_in)) * gain / np.sqrt(n_in)).astype(np.float32)
+
+    def norm(self, size: int, gain: float = 1.0) -> Array:
+        return (self.rng.uniform(0.7, 1.3, size) * gain).astype(np.float32)
+
+    def normal(self, *shape: int) -> Array:
+        return self.rng.standard_normal(shape).astype(np.float32)
+
+
 def random_model(seed: int = 0, **shape: object) -> TinyModel:
     """Makes a model with independent random weights, scaled so that its logits and attention are well spread."""
     spec = Shape(**shape)  # type: ignore[arg-type]
-    rng = np.random.default_rng(seed)
-
-    def matrix(n_out: int, n_in: int, gain: float = 1.0) -> Array:
-        return (rng.standard_normal((n_out, n_in)) * gain / np.sqrt(n_in)).astype(np.float32)
-
-    def norm() -> Array:
-        return rng.uniform(0.7, 1.3, spec.n_embd).astype(np.float32)
-
+    draw = Draw(seed)
+    matrix = draw.matrix
     n_q, n_kv = spec.n_head * spec.head_size, spec.n_head_kv * spec.head_size
-    weights = {"token_embd.weight": rng.standard_normal((N_VOCAB, spec.n_embd)).astype(np.float32)}
+    weights = {"token_embd.weight": draw.normal(N_VOCAB, spec.n_embd)}
     for layer in range(spec.n_layer):
         block = f"blk.{layer}"
-        weights[f"{block}.attn_norm.weight"] = norm()
+        weights[f"{block}.attn_norm.weight"] = draw.norm(spec.n_embd)
         # large queries, so that attention prefers some tokens
         weights[f"{block}.attn_q.weight"] = matrix(n_q, spec.n_embd, 1.5)
         weights[f"{block}.attn_k.weight"] = matrix(n_kv, spec.n_embd)
         weights[f"{block}.attn_v.weight"] = matrix(n_kv, spec.n_embd)
         if spec.arch == "qwen2":
             for name, size in (("q", n_q), ("k", n_kv), ("v", n_kv)):
-                weights[f"{block}.attn_{name}.bias"] = rng.standard_normal(size).astype(np.float32)
+                weights[f"{block}.attn_{name}.bias"] = draw.normal(size)
         weights[f"{block}.attn_output.weight"] = matrix(spec.n_embd, n_q)
-        weights[f"{block}.ffn_norm.weight"] = norm()
+        weights[f"{block}.ffn_norm.weight"] = draw.norm(spec.n_embd)
         for name in ("gate", "up"):
             weights[f"{block}.ffn_{name}.weight"] = matrix(spec.n_ff, spec.n_embd)
         weights[f"{block}.ffn_down.weight"] = matrix(spec.n_embd, spec.n_ff)
-    weights["output_norm.weight"] = norm()
+    weights["output_norm.weight"] = draw.norm(spec.n_embd)
     weights["output.weight"] = matrix(N_VOCAB, spec.n_embd, 3.0)
     return TinyModel(spec, weights)
 
@@ -212,14 +223,16 @@ def turned_model(seed: int = 0) -> TinyModel:
     return model
 
 
-def add_shape(writer: gguf.GGUFWriter, shape: Shape) -> None:
-    """Writes the sizes that every architecture here has."""
+def add_shape(
+    writer: gguf.GGUFWriter, shape: Shape, n_head_kv: Sequence[int] = (), n_ff: Sequence[int] = ()
+) -> None:
+    """Writes the sizes that every architecture here has. `n_head_kv` and `n_ff` are of each layer, if layers differ."""
     writer.add_context_length(shape.n_ctx_train)
     writer.add_embedding_length(shape.n_embd)
     writer.add_block_count(shape.n_layer)
-    writer.add_feed_forward_length(shape.n_ff)
+    writer.add_feed_forward_length(n_ff or shape.n_ff)
     writer.add_head_count(shape.n_head)
-    writer.add_head_count_kv(shape.n_head_kv)
+    writer.add_head_count_kv(n_head_kv or shape.n_head_kv)
     writer.add_key_length(shape.head_size)
     writer.add_value_length(shape.head_size)
     writer.add_layer_norm_rms_eps(shape.eps)
