@@ -40,7 +40,8 @@ class Family:
     def write(self, path: Path, seed: int = 0) -> Path:
         """Writes a model to a GGUF file in F32 and returns the path."""
         writer = gguf.GGUFWriter(path, self.shape.arch)
-        writer.add_name(f"tiny {self.name}")
+        # not the family's name: upstream has ideas of the vocabulary of some of them
+        writer.add_name("tiny")
         writer.add_file_type(gguf.LlamaFileType.ALL_F32)
         writer.add_vocab_size(N_VOCAB)
         add_shape(writer, self.shape, self.n_head_kv, self.n_ff)

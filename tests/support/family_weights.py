@@ -10,6 +10,7 @@ import numpy as np
 from support.tiny_models import N_VOCAB, Array, Draw, Shape
 
 N_EXPERT = 4  # of every model with experts
+BIAS = np.float32(0.2)  # the size of biases, which are the same for all tokens
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,14 @@ class Weights:
     def matrix(self, name: str, n_out: int, n_in: int, gain: float = 1.0, bias: bool = False) -> None:
         self.tensors[f"{name}.weight"] = self.draw.matrix(n_out, n_in, gain)
         if bias:
-            self.tensors[f"{name}.bias"] = self.draw.normal(n_out) * np.float32(0.5)
+            self.tensors[f"{name}.bias"] = self.draw.normal(n_out) * BIAS
 
     def norm(self, name: str, size: int = 0, gain: float = 1.0, bias: bool = False) -> None:
         """A norm of the residual stream, or of `size` numbers."""
         size = size or self.shape.n_embd
         self.tensors[f"{name}.weight"] = self.draw.norm(size, gain)
         if bias:
-            self.tensors[f"{name}.bias"] = self.draw.normal(size) * np.float32(0.2)
+            self.tensors[f"{name}.bias"] = self.draw.normal(size) * BIAS
 
     def norms(self, layer: int, *names: str, bias: bool = False) -> None:
         for name in names:
@@ -65,6 +66,7 @@ class Weights:
         embedding: float = 1.0,
         gain: float = 1.0,
         bias: bool = False,
+        output_bias: bool = False,
         norm: str = "output_norm",
     ) -> None:
         """Embeddings of size `embedding`, the last norm, and the output matrix unless that is the embeddings."""
@@ -72,7 +74,7 @@ class Weights:
         self.tensors["token_embd.weight"] = self.draw.normal(N_VOCAB, n_embd) * np.float32(embedding)
         self.norm(norm, gain=gain, bias=bias)
         if not tied:
-            self.matrix("output", N_VOCAB, n_embd, 3.0)
+            self.matrix("output", N_VOCAB, n_embd, 3.0, bias=output_bias)
 
     def attention(
         self,
@@ -136,7 +138,7 @@ class Weights:
                 [self.draw.matrix(n_out, n_in) for _ in range(N_EXPERT)]
             )
             if bias:
-                self.tensors[f"{name}.bias"] = self.draw.normal(N_EXPERT, n_out) * np.float32(0.5)
+                self.tensors[f"{name}.bias"] = self.draw.normal(N_EXPERT, n_out) * BIAS
 
     def shared_expert(self, layer: int, gated: bool) -> None:
         """The expert that every token has, with a gate of its own where `gated`."""

@@ -52,6 +52,7 @@ class Shape:
     n_head: int = 4
     n_head_kv: int = 2
     head_size: int = 32
+    value_size: int = 0  # of V, if it is not the head size
     n_ff: int = 160
     n_ctx_train: int = 4096
     rope_base: float = 10000.0
@@ -234,7 +235,7 @@ def add_shape(
     writer.add_head_count(shape.n_head)
     writer.add_head_count_kv(n_head_kv or shape.n_head_kv)
     writer.add_key_length(shape.head_size)
-    writer.add_value_length(shape.head_size)
+    writer.add_value_length(shape.value_size or shape.head_size)
     writer.add_layer_norm_rms_eps(shape.eps)
 
 
