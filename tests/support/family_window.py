@@ -79,6 +79,34 @@ def gemma4_shared(weights: Weights) -> None:
         weights.norms(layer, "post_norm")
 
 
+def gemma3n(weights: Weights) -> None:
+    """Four residual streams, of which a layer reads one; the sizes of what joins them are fixed in upstream."""
+    shape, draw, tensors = weights.shape, weights.draw, weights.tensors
+    n_streams, n_input, rank = 4, 256, 64
+    weights.ends(embedding=small(shape))
+    table = draw.normal(N_VOCAB, n_input * shape.n_layer) * np.float32(n_input**-0.5)
+    tensors["per_layer_token_embd.weight"] = table.astype(np.float16)  # most of the file
+    weights.matrix("per_layer_model_proj", n_input * shape.n_layer, shape.n_embd)
+    weights.norm("per_layer_proj_norm", n_input)
+    for name in ("altup_proj", "altup_unembd_proj"):
+        streams = [draw.matrix(shape.n_embd, shape.n_embd) for _ in range(n_streams - 1)]
+        tensors[f"{name}.weight"] = np.stack(streams)
+    for layer in range(shape.n_layer):
+        block = f"blk.{layer}"
+        gemma_layer(weights, layer, qk_norm=unscaled(shape.head_size))
+        if layer < 10:
+            # upstream lets 5 % of the numbers through, and so few would make the logits jump
+            tensors[f"{block}.post_ffw_norm.weight"] *= np.float32(0.1)
+        weights.norms(layer, "post_norm", "altup_correct_scale", "altup_router_norm", "laurel_post_norm")
+        weights.matrix(f"{block}.inp_gate", n_input, shape.n_embd)
+        weights.matrix(f"{block}.proj", shape.n_embd, n_input)
+        weights.matrix(f"{block}.laurel_l", rank, shape.n_embd)
+        weights.matrix(f"{block}.laurel_r", shape.n_embd, rank)
+        weights.matrix(f"{block}.altup_router", n_streams, shape.n_embd)
+        weights.matrix(f"{block}.altup_predict_coef", n_streams**2, n_streams, 0.1)
+        weights.matrix(f"{block}.altup_correct_coef", n_streams, n_streams, 0.1)
+
+
 def unscaled(size: int) -> float:
     """The size of normalised queries for attention that does not divide by the root of the head size."""
     return float(1.5 * size**-0.5)
@@ -179,6 +207,19 @@ FAMILIES = (
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": 4.0,
             "rope.scaling.original_context_length": 1024,
+        },
+    ),
+    Family(
+        "gemma3n",
+        gemma3n,
+        Shape("gemma3n", n_layer=25, n_embd=32, n_head=2, n_ff=32),
+        # upstream has the layers from 20 on read the caches of earlier ones; their own K and V are not used
+        **alternate(5, 20),
+        reuses={20: 18, 21: 18, 22: 18, 23: 18, 24: 19},
+        values={
+            "attention.sliding_window": WINDOW,
+            "rope.freq_base": 1e6,
+            "rope.freq_base_swa": 1e4,
         },
     ),
     Family(

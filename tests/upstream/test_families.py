@@ -76,8 +76,9 @@ def cache_layers(model: Model) -> tuple[dict[str, set[int]], dict[int, int]]:
     return owned, reused
 
 
-def test_a_family_is_small(path: Path) -> None:
-    assert path.stat().st_size < 3.5e6
+def test_a_family_is_small(family: Family, path: Path) -> None:
+    # some sizes of gemma3n are fixed in upstream, and with fewer layers none would read another's cache
+    assert path.stat().st_size < (8.5e6 if family.name == "gemma3n" else 3.5e6)
 
 
 def test_the_cache_has_the_layers_of_the_table(family: Family, model: Model) -> None:
