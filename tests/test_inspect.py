@@ -12,12 +12,12 @@ import pytest
 from minicache_cpp import Llama, MiniCache, MiniCacheError
 from minicache_cpp.inspect import inspect_model
 from minicache_cpp.modelfile.gguf_file import read_gguf
-from support import tiny_models
+from support.family_models import FAMILIES
 from support.gguf_files import keys_only
 
 
 def test_a_sliding_window_model_is_not_merged(tmp_path: Path) -> None:
-    model = tiny_models.sliding_window_model(tmp_path / "window.gguf")
+    model = FAMILIES["gemma2"].write(tmp_path / "window.gguf")
     found = inspect_model(str(model), 700, ["f16", "slerp"])
     assert [row["ratio"] for row in found["rows"]] == [1.0, 1.0]
     assert "sliding window" in found["notes"][0]

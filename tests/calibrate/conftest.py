@@ -9,6 +9,7 @@ import pytest
 
 from support import tiny_models
 from support.calibrations import made, write_sentences
+from support.family_models import FAMILIES
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +19,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "plain": tiny_models.random_model(n_layer=4).write(folder / "plain.gguf"),
         "odd": tiny_models.random_model(n_layer=3, arch="qwen2").write(folder / "odd.gguf"),
         "alibi": tiny_models.random_model(n_layer=2, arch="refact").write(folder / "alibi.gguf"),
-        "window": tiny_models.sliding_window_model(folder / "window.gguf"),
+        "window": FAMILIES["gemma2"].write(folder / "window.gguf"),
     }
 
 

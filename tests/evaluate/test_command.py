@@ -20,7 +20,8 @@ from minicache_cpp.reading.divergence import Reference, kl_divergence, log_proba
 from minicache_cpp.reading.model import NativeModel
 from minicache_cpp.reading.scored_context import ScoredContext
 from minicache_cpp.text.vocabulary import Vocabulary
-from support import contexts, tiny_models
+from support import contexts
+from support.family_models import FAMILIES
 
 KEYS = {
     "name": str,
@@ -201,7 +202,7 @@ def test_current_tokens_are_exact_so_the_ubatch_matters(found: Run) -> None:
 def test_a_cache_that_is_not_merged_is_noted(
     tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = tiny_models.sliding_window_model(tmp_path / "window.gguf")
+    model = FAMILIES["gemma2"].write(tmp_path / "window.gguf")
     arguments = ["--ctx", "64", "--chunks", "1", "--threads", "1", "--config", "slerp"]
     assert cli.main(["evaluate", str(model), "--text", str(text), *arguments]) == 0
     out = capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 
 from minicache_cpp import Llama, MiniCache, MiniCacheError
 from minicache_cpp.cache.context_report import read_report
-from support import tiny_models
+from support.family_models import FAMILIES
 from support.llamas import SETTINGS
 
 import llama_cpp  # isort: skip  (after minicache_cpp, so that it loads our library)
@@ -90,7 +90,7 @@ def test_threads_have_their_own_settings(path: str) -> None:
 
 
 def test_a_sliding_window_model_is_plain_with_the_reason(tmp_path: Path) -> None:
-    model = str(tiny_models.sliding_window_model(tmp_path / "window.gguf"))
+    model = str(FAMILIES["gemma2"].write(tmp_path / "window.gguf"))
     with Llama(model, minicache=MiniCache(), **SETTINGS) as llm:
         report = llm.kv_report()
     assert not report.active

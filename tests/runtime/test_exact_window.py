@@ -13,6 +13,7 @@ from minicache_cpp import Llama, MiniCache
 from minicache_cpp.runtime.exact_window import ExactWindow
 from support import tiny_models
 from support.contexts import nmse
+from support.family_models import FAMILIES
 from support.llamas import SETTINGS, batches
 
 WINDOW = 16
@@ -91,7 +92,7 @@ def test_without_a_window_nothing_is_read_anew(path: str) -> None:
 
 
 def test_a_model_that_stays_plain_has_no_window(tmp_path: Path) -> None:
-    model = str(tiny_models.sliding_window_model(tmp_path / "window.gguf"))
+    model = str(FAMILIES["gemma2"].write(tmp_path / "window.gguf"))
     with Llama(model, minicache=LOSSY, **SETTINGS) as llm:
         assert llm.exact_window.size == 0
 

@@ -13,7 +13,7 @@ from minicache_cpp.evaluate import evaluation
 from minicache_cpp.evaluate.settings import Settings
 from paper import figures
 from paper.__main__ import main
-from support import tiny_models
+from support.family_models import FAMILIES
 from support.loaded import Loaded
 
 
@@ -113,6 +113,6 @@ def test_figures_merge_the_layers_they_name(n_layer: int) -> None:
 
 def test_a_model_without_pairs(tmp_path: Path, text: Path) -> None:
     """With sliding windows nothing can be merged, and so nothing aligned."""
-    path = tiny_models.sliding_window_model(tmp_path / "window.gguf")
+    path = FAMILIES["gemma2"].write(tmp_path / "window.gguf")
     command = [str(path), "--out", str(tmp_path), "--figure", "t", "--text", str(text), "--ctx", "64"]
     assert main([*command, "--chunks", "1", "--tokens", "512"]) == 2

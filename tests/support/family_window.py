@@ -196,7 +196,6 @@ FAMILIES = (
         "gpt-oss",
         gpt_oss,
         Shape("gpt-oss", n_layer=8, n_embd=64, head_size=64, n_ff=32),
-        # here the first of two layers has the window
         **alternate(2, 8),
         values={
             "attention.sliding_window": WINDOW,

@@ -239,30 +239,6 @@ def add_shape(
     writer.add_layer_norm_rms_eps(shape.eps)
 
 
-def sliding_window_model(path: Path, seed: int = 0) -> Path:
-    """Writes a Gemma 2 model: every second layer attends to a window, so that no two neighbours have the same cache."""
-    shape = Shape(n_layer=4)
-    rng = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, "gemma2")
-    add_shape(writer, shape)
-    writer.add_sliding_window(64)
-    writer.add_attn_logit_softcapping(50.0)
-    writer.add_final_logit_softcapping(30.0)
-    writer.add_vocab_size(N_VOCAB)
-    add_tokenizer(writer)
-    norms = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
-    for name, weight in random_model(seed, n_layer=shape.n_layer).weights.items():
-        if name != "output.weight":
-            writer.add_tensor(name, weight)
-    for layer in range(shape.n_layer):
-        for name in norms[1::2]:
-            writer.add_tensor(
-                f"blk.{layer}.{name}.weight", rng.uniform(0.7, 1.3, shape.n_embd).astype(np.float32)
-            )
-    finish(writer)
-    return path
-
-
 def add_tokenizer(writer: gguf.GGUFWriter) -> None:
     kind = gguf.TokenType
     types = [kind.UNKNOWN, kind.CONTROL, kind.CONTROL, *[kind.BYTE] * 256]

@@ -11,6 +11,7 @@ import pytest
 from minicache_cpp import MiniCache
 from support import contexts, tiny_models
 from support.contexts import Context, ContextRefused, captured_log, run
+from support.family_models import FAMILIES
 from support.loaded import Loaded
 from support.tiny_models import prompt
 
@@ -63,7 +64,7 @@ def test_a_pool_type_that_does_not_fit_the_heads_is_f16(load: Callable[..., Load
 
 
 def test_a_sliding_window_model_stays_plain_and_says_why(tmp_path: Path) -> None:
-    model = contexts.Model(tiny_models.sliding_window_model(tmp_path / "swa.gguf"))
+    model = contexts.Model(FAMILIES["gemma2"].write(tmp_path / "swa.gguf"))
     tokens = run(prompt(100))
     with captured_log() as lines, Context(model, MiniCache(), n_ctx=256) as ctx:
         report = ctx.report()
