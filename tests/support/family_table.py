@@ -25,9 +25,7 @@ class Family:
     grows: tuple[int, ...]  # layers with K and V of their own of the whole context
     window: tuple[int, ...] = ()  # layers with K and V of their own of a sliding window or chunk
     recurrent: tuple[int, ...] = ()  # layers with a recurrent state
-    reuses: Mapping[int, int] = field(
-        default_factory=dict
-    )  # layers that read the cache of another: which one
+    reuses: Mapping[int, int] = field(default_factory=dict)  # layers that read the cache of another: of which
     cacheless: tuple[int, ...] = ()  # layers without attention and recurrence
     coded: bool = True  # whether MiniCache can keep the layers that grow as codes
     values: Mapping[str, object] = field(default_factory=dict)  # keys of the file, without the architecture
