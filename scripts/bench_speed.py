@@ -43,9 +43,9 @@ from minicache_cpp.cache.size import n_sequences
 from minicache_cpp.errors import MiniCacheError
 from minicache_cpp.host.threads import cpu_name
 from minicache_cpp.modelfile.gguf_file import read_gguf
-from minicache_cpp.modelfile.shape import model_shape
 from minicache_cpp.models.requested import requested_model
 from minicache_cpp.models.store import DEMO
+from minicache_cpp.native.model_shape import model_shape
 
 RATIOS = (5, 8)
 BUDGET = 256 << 20  # bytes of the KV cache, of `throughput` and `batched`

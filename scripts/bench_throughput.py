@@ -35,10 +35,10 @@ from minicache_cpp.errors import MiniCacheError
 from minicache_cpp.host.threads import default_threads
 from minicache_cpp.host.units import mib
 from minicache_cpp.modelfile.gguf_file import read_gguf
-from minicache_cpp.modelfile.shape import model_shape
 from minicache_cpp.native import binding, devices
 from minicache_cpp.native.batch import BatchToken, TokenBatch, filler_token
 from minicache_cpp.native.binding import llama_h
+from minicache_cpp.native.model_shape import model_shape
 from minicache_cpp.options import check_numbers, check_threads
 from minicache_cpp.reading.model import NativeModel
 

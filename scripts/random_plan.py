@@ -30,7 +30,8 @@ from minicache_cpp.errors import MiniCacheError
 from minicache_cpp.modelfile.fingerprint import fingerprint
 from minicache_cpp.modelfile.ggml_types import cache_type
 from minicache_cpp.modelfile.gguf_file import read_gguf
-from minicache_cpp.modelfile.shape import Layer, model_shape
+from minicache_cpp.modelfile.shape import Layer
+from minicache_cpp.native.model_shape import model_shape
 
 ROPE_BLOCK, WINDOW = 128, 64  # calibrate's defaults
 # as in plans that were calibrated: K's share of the bytes, and by how many bits units of 16 coefficients get narrower

@@ -9,20 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from minicache_cpp import Llama, MiniCache, MiniCacheError
+from minicache_cpp import Llama, MiniCacheError
 from minicache_cpp.inspect import inspect_model
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from support.family_models import FAMILIES
 from support.gguf_files import keys_only
 
 
-def test_a_sliding_window_model_is_not_merged(tmp_path: Path) -> None:
-    model = FAMILIES["gemma2"].write(tmp_path / "window.gguf")
-    found = inspect_model(str(model), 700, ["f16", "slerp"])
-    assert [row["ratio"] for row in found["rows"]] == [1.0, 1.0]
-    assert "sliding window" in found["notes"][0]
-    with Llama(str(model), n_ctx=700, verbose=False, minicache=MiniCache()) as llm:
-        assert llm.kv_report().bytes == found["rows"][1]["bytes"]
+@pytest.mark.parametrize("name", ["gemma2", "gemma4", "qwen35", "falcon-h1"])
+def test_a_mixed_model_is_sized_by_what_grows_and_what_does_not(tmp_path: Path, name: str) -> None:
+    model = FAMILIES[name].write(tmp_path / "mixed.gguf")
+    specs = ["f16", "q8_0", "slerp:start=0"]
+    found = inspect_model(str(model), 700, specs)
+    if len(FAMILIES[name].grows) < FAMILIES[name].shape.n_layer:
+        assert "grows with the context" in found["notes"][0]
+    for spec, row in zip(specs, found["rows"], strict=True):
+        with Llama(str(model), n_ctx=700, verbose=False, minicache=spec) as llm:
+            report = llm.kv_report()
+        assert report.active == (row["groups"] > 0)
+        assert report.bytes == row["bytes"]
 
 
 def test_the_command_prints_a_table_and_json(model: Path) -> None:
@@ -39,12 +44,9 @@ def test_the_command_prints_a_table_and_json(model: Path) -> None:
     assert ratios["q4_0"] == pytest.approx(32 / 9)
 
 
-@pytest.mark.parametrize(
-    ("keys", "words"),
-    [({"attention.kv_lora_rank": 64}, "latent"), ({"ssm.state_size": 16}, "recurrent")],
-)
-def test_models_without_a_plain_cache_are_noted(tmp_path: Path, keys: dict[str, int], words: str) -> None:
-    found = inspect_model(str(keys_only(tmp_path / "other.gguf", keys)), 256)
+@pytest.mark.parametrize(("name", "words"), [("deepseek2", "latent"), ("mamba", "recurrent")])
+def test_models_without_a_plain_cache_are_noted(tmp_path: Path, name: str, words: str) -> None:
+    found = inspect_model(str(FAMILIES[name].write(tmp_path / "other.gguf")), 256)
     assert words in found["notes"][0]
     assert not found["rows"]
 

@@ -78,6 +78,7 @@ set(MINICACHE_LLAMA_SOURCES
     llama/llama-minicache-devices.cpp
     llama/llama-minicache-env.h
     llama/llama-minicache-env.cpp
+    llama/llama-minicache-io.h
     llama/llama-minicache-guard.h
     llama/llama-minicache-guard.cpp
     llama/llama-minicache-error.h
@@ -93,16 +94,24 @@ set(MINICACHE_LLAMA_SOURCES
     llama/llama-minicache-groups.h
     llama/llama-minicache-groups.cpp
     llama/llama-minicache-report.cpp
+    llama/llama-minicache-shape.cpp
     llama/llama-kv-cache-minicache.h
     llama/llama-kv-cache-minicache.cpp
+    llama/llama-kv-cache-minicache-create.cpp
     llama/llama-kv-cache-minicache-memory.cpp
     llama/llama-kv-cache-minicache-plain.cpp
     llama/llama-kv-cache-minicache-shift.cpp
     llama/llama-kv-cache-minicache-state.cpp
+    llama/llama-memory-minicache.h
+    llama/llama-memory-minicache.cpp
+    llama/llama-memory-minicache-state.h
+    llama/llama-memory-minicache-state.cpp
     llama/llama-minicache-rope.h
     llama/llama-minicache-rope.cpp
     llama/llama-minicache-rotation.h
     llama/llama-minicache-rotation.cpp
     llama/minicache-hash.h
     llama/llama-graph-minicache.h
-    llama/llama-graph-minicache.cpp)
+    llama/llama-graph-minicache.cpp
+    llama/llama-graph-minicache-input.h
+    llama/llama-graph-minicache-input.cpp)

@@ -18,8 +18,9 @@ from .cli import run_command
 from .errors import MiniCacheError
 from .host.units import mib
 from .modelfile.gguf_file import read_gguf
-from .modelfile.shape import Layer, ModelShape, model_shape
+from .modelfile.shape import Layer, ModelShape
 from .models.requested import requested_model
+from .native.model_shape import model_shape
 from .options import add_json_option, add_model_argument
 
 EXAMPLE = "minicache inspect model.gguf --ctx 32768"
@@ -80,10 +81,7 @@ def inspect_model(path: str | Path, n_ctx: int = 0, specs: Sequence[str] | None 
     if shape.unknown:
         notes.append(f"{shape.unknown}; Llama.kv_report() says what a loaded context takes")
     else:
-        if shape.window:
-            notes.append(
-                f"some layers look back only {shape.window} tokens (sliding window): such a model is not merged"
-            )
+        notes += _what_grows(shape)
         rows = [vars(row) for row in _rows(shape, n_ctx, caches, notes)]
     return {
         "model": str(file.path),
@@ -112,12 +110,31 @@ def _rows(shape: ModelShape, n_ctx: int, caches: Sequence[CacheSpec], notes: lis
         except MiniCacheError as error:
             notes.append(f"{spec.name} cannot be used: {error}")
             continue
-        if spec.minicache and not groups and not shape.window and spec.plan_file is None:
+        merges = spec.minicache is not None and spec.minicache.mode != "plain" and spec.plan_file is None
+        if merges and not groups:
             notes.append(
                 f"{spec.name} merges no pair: no two neighbouring layers from its start layer on have the same sizes"
             )
         rows.append(Row(spec.name, taken, taken / n_cells(n_ctx), f16 / taken if taken else 1.0, len(groups)))
     return rows
+
+
+def _what_grows(shape: ModelShape) -> list[str]:
+    """What of a mixed model's cache grows with the context."""
+    growing = sum(layer.grows for layer in shape.layers)
+    others = {
+        "window": f"look back only {shape.window} tokens (sliding window)",
+        "state": "have a recurrent state of fixed size",
+    }
+    counts = {
+        "window": sum(layer.kind == "window" for layer in shape.layers),
+        "state": sum(layer.state_bytes > 0 for layer in shape.layers),
+    }
+    return [
+        f"the cache of {growing} of {len(shape.layers)} layers grows with the context; {count} {others[kind]}"
+        for kind, count in counts.items()
+        if count
+    ]
 
 
 def table(found: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from minicache_cpp.evaluate.settings import Settings as EvaluationSettings
 from minicache_cpp.host.progress import OnStep
 from minicache_cpp.modelfile.fingerprint import fingerprint
 from minicache_cpp.modelfile.gguf_file import GGUFFile, read_gguf
-from minicache_cpp.modelfile.shape import model_shape
+from minicache_cpp.native.model_shape import model_shape
 from minicache_cpp.reading.model import NativeModel
 from minicache_cpp.text import bundled
 from minicache_cpp.text.files import read_texts

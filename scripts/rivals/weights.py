@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from minicache_cpp import MiniCacheError
 from minicache_cpp.calibrate.rope import Rope
 from minicache_cpp.modelfile.gguf_file import GGUFFile
-from minicache_cpp.modelfile.shape import ModelShape, model_shape
+from minicache_cpp.modelfile.shape import ModelShape
+from minicache_cpp.native.model_shape import model_shape
 
 Floats = NDArray[np.float32]
 
@@ -64,9 +65,10 @@ def read_weights(file: GGUFFile) -> Weights:
         raise MiniCacheError(f"{file.path} scales RoPE, which the simulation does not cover")
     tensors = {name: _dequantized(file, name) for name in file.tensors}
     shape = model_shape(file)
-    factors = tensors.get("rope_freqs.weight", np.ones(shape.n_rot // 2, np.float32))
+    n_rot = shape.layers[0].n_rot
+    factors = tensors.get("rope_freqs.weight", np.ones(n_rot // 2, np.float32))
     base = float(file.get("rope.freq_base", 10000.0))
-    freq = base ** (-2 * np.arange(shape.n_rot // 2) / shape.n_rot) / factors
+    freq = base ** (-2 * np.arange(n_rot // 2) / n_rot) / factors
     rope = Rope(ROPES[file.architecture], tuple(freq.tolist()))
     return Weights(shape, tensors, rope, float(file.get("attention.layer_norm_rms_epsilon")))
 

@@ -56,4 +56,4 @@ def test_on_a_gpu_the_cells_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_the_header_does_not_say_is_not_refused() -> None:
     assert known_kv_bytes(header(), F16, N_CTX) == 4 * 2 * 2 * 32 * 2 * N_CTX
-    assert known_kv_bytes(header(**{"ssm.state_size": 16}), F16, N_CTX) == 0
+    assert known_kv_bytes(header(**{"attention.kv_lora_rank": 16}), F16, N_CTX) == 0

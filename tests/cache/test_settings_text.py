@@ -57,6 +57,9 @@ GOOD: dict[str, dict[str, Any]] = {
     "average:retain=0.1": {"mode": "average", "retain": 0.1},
     "mode=average,start=2": {"mode": "average", "retain": 0.0, "start": 2},
     "start=2,mode=average": {"mode": "average", "retain": 0.0, "start": 2},
+    "plain": {"mode": "plain"},
+    "plain:first=2:q8_0": {"mode": "plain", "first": (2, "q8_0", "q8_0")},
+    "plain: last = 3 : q5_0 / q4_1 ": {"mode": "plain", "last": (3, "q5_0", "q4_1")},
 }
 
 # cache types are a program's own options where the environment variable is read
@@ -65,7 +68,13 @@ GOOD_WITH_TYPES: dict[str, dict[str, Any]] = {
     "slerp:type=q8_0,type_v=q4_1": {"type_k": "q8_0", "type_v": "q4_1"},
     "slerp:type_v=q4_1,type=q8_0": {"type_k": "q8_0", "type_v": "q4_1"},
     "slerp:type_k=iq4_nl": {"type_k": "iq4_nl"},
-}
+    "slerp:k=iq4_nl,v=q8_0": {"type_k": "iq4_nl", "type_v": "q8_0"},
+    "plain:k=q8_0,v=q4_0": {"mode": "plain", "type_k": "q8_0", "type_v": "q4_0"},
+    "plain:type=q4_0,first=2:q8_0,last=1:f16/q8_0": {
+        "mode": "plain", "type_k": "q4_0", "type_v": "q4_0",
+        "first": (2, "q8_0", "q8_0"), "last": (1, "f16", "q8_0"),
+    },
+}  # fmt: skip
 
 # How people write the path of a plan. The files lie in the folder FOLDER, which is the home folder too.
 PLAN_TEXTS = [
@@ -138,6 +147,15 @@ BAD = {
     "pairs=1-2;2-3": "overlaps another pair",
     "pool=q4_0": "not a pool type",
     "mode=code": "not a mode",
+    "plain:t=0.5": "t is given beside plain",
+    "plain:pairs=1-2": "pairs is given beside plain",
+    "plain:first=2": "not of the form 2:q8_0",
+    "plain:first=q8_0": "not of the form 2:q8_0",
+    "plain:first=2:q8_0/q4_0/f16": "not of the form 2:q8_0",
+    "plain:first=-1:q8_0": "not a whole number",
+    "plain:last=2:q3_0": "not a cache type",
+    "slerp:first=2:q8_0": "for mode plain",
+    "slerp:k=q8_0,type_k=q8_0": "k is type_k",
     "strict=yes": "neither 0 nor 1",
     "type=q3": "not a cache type",
     "type_k=q6_k": "not a cache type",
@@ -240,7 +258,7 @@ def test_the_environment_variable_means_the_same(
     with Context(model, MiniCache(**settings)) as ctx:
         assert found == ctx.report()
     assert found is not None
-    assert found.active
+    assert found.active == (settings.get("mode") != "plain")
 
 
 @pytest.mark.parametrize("text", [text for text in BAD if text.strip()] + list(GOOD_WITH_TYPES))

@@ -9,7 +9,7 @@ import pytest
 from minicache_cpp import CacheSpec, Llama, MiniCache
 from minicache_cpp.cache.size import kv_bytes, merged_groups
 from minicache_cpp.modelfile.gguf_file import read_gguf
-from minicache_cpp.modelfile.shape import model_shape
+from minicache_cpp.native.model_shape import model_shape
 from support import tiny_models
 
 SPECS = [

@@ -14,7 +14,7 @@ from minicache_cpp.calibrate.layer_weights import output_gain, output_gains
 from minicache_cpp.calibrate.material import Chunk
 from minicache_cpp.calibrate.samples import Samples
 from minicache_cpp.modelfile.gguf_file import read_gguf
-from minicache_cpp.modelfile.shape import model_shape
+from minicache_cpp.native.model_shape import model_shape
 from minicache_cpp.reading.model import NativeModel
 from support import tiny_models
 

@@ -9,17 +9,19 @@ import pytest
 from minicache_cpp import CacheSpec, Llama, MiniCacheWarning
 from minicache_cpp.cache.plan_file import PlanFile
 from minicache_cpp.cache.size import kv_bytes
-from minicache_cpp.calibrate import code_fit
+from minicache_cpp.calibrate import calibration, code_fit
 from minicache_cpp.calibrate.calibration import calibrate
+from minicache_cpp.calibrate.capture import NotObservedError
 from minicache_cpp.calibrate.options import Options
 from minicache_cpp.calibrate.table import table
 from minicache_cpp.host.progress import Progress
 from minicache_cpp.modelfile.ggml_types import GGML_TYPES
 from minicache_cpp.modelfile.gguf_file import read_gguf
-from minicache_cpp.modelfile.shape import model_shape
+from minicache_cpp.native.model_shape import model_shape
 from minicache_cpp.text import bundled
 from support import tiny_models
 from support.calibrations import made
+from support.family_models import FAMILIES
 
 
 def test_bits_go_where_the_model_looks(text: Path, tmp_path: Path) -> None:
@@ -118,14 +120,38 @@ def test_a_model_without_rope_has_no_blocks(models: dict[str, Path], text: Path,
 
 
 def test_a_model_whose_layers_cannot_be_coded_gets_a_plain_cache(
-    models: dict[str, Path], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: dict[str, Path],
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def unseen(*_: object) -> None:
+        raise NotObservedError("the K of layer 0 cannot be observed in this model")
+
+    monkeypatch.setattr(calibration, "capture", unseen)
     options = Options(ratio=3.0, tokens=1024, threads=1, texts=(text,))
-    found = calibrate(models["window"], options, tmp_path / "plan.gguf", Progress("calibrate"))
+    found = calibrate(models["plain"], options, tmp_path / "plan.gguf", Progress("calibrate"))
     assert found["choices"] == []
     assert "gets a plain cache" in capsys.readouterr().err
-    with Llama(str(models["window"]), n_ctx=512, minicache=found["plan"], verbose=False) as llm:
+    with Llama(str(models["plain"]), n_ctx=512, minicache=found["plan"], verbose=False) as llm:
         assert llm.kv_report().type_k == found["plain"]["type_k"]
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma4", "gpt-oss", "qwen35", "qwen2vl"])
+def test_what_grows_of_a_model_is_coded(text: Path, tmp_path: Path, name: str) -> None:
+    """Windows are kept as q8_0, whatever the codes beside them; layers in between do not keep neighbours apart."""
+    family = FAMILIES[name]
+    path = family.write(tmp_path / "model.gguf")
+    found = made(path, text, tmp_path / "plan.gguf", ratio=3.0)
+    coded = [layer for row in found["choices"] if row["kind"] == "code" for layer in row["layers"]]
+    assert set(coded) <= set(family.grows)
+    with Llama(str(path), n_ctx=1024, minicache=found["plan"], verbose=False) as llm:
+        report = llm.kv_report()
+        assert report.active
+        assert report.ratio >= 3.0
+        assert {layer.type_k for layer in report.layers if layer.kind == "window"} <= {"q8_0"}
+        assert report.bytes == kv_bytes(model_shape(read_gguf(path)), llm.cache_spec, 1024)
 
 
 @pytest.mark.parametrize("head_size", [16, 20, 40, 80])

@@ -19,7 +19,7 @@ from minicache_cpp.cache.plan_store import plan_beside, plan_path
 from minicache_cpp.calibrate.command import note_earlier_plan
 from minicache_cpp.modelfile.fingerprint import fingerprint
 from minicache_cpp.modelfile.gguf_file import read_gguf
-from minicache_cpp.modelfile.shape import model_shape
+from minicache_cpp.native.model_shape import model_shape
 from support.calibrations import made
 
 

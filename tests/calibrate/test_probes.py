@@ -15,9 +15,9 @@ from minicache_cpp.calibrate.observed import observing
 from minicache_cpp.calibrate.probes import Probe, probes_of
 from minicache_cpp.host.progress import Progress
 from minicache_cpp.modelfile.gguf_file import read_gguf
-from minicache_cpp.modelfile.shape import model_shape
 from minicache_cpp.native import binding
 from minicache_cpp.native.batch import BatchToken
+from minicache_cpp.native.model_shape import model_shape
 from minicache_cpp.reading.model import NativeModel
 from support import tiny_models
 from support.calibrations import made

@@ -202,7 +202,7 @@ def test_current_tokens_are_exact_so_the_ubatch_matters(found: Run) -> None:
 def test_a_cache_that_is_not_merged_is_noted(
     tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = FAMILIES["gemma2"].write(tmp_path / "window.gguf")
+    model = FAMILIES["deepseek2"].write(tmp_path / "latent.gguf")
     arguments = ["--ctx", "64", "--chunks", "1", "--threads", "1", "--config", "slerp"]
     assert cli.main(["evaluate", str(model), "--text", str(text), *arguments]) == 0
     out = capsys.readouterr().out

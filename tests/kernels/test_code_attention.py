@@ -102,14 +102,15 @@ def test_attention_of_every_layer_of_a_group(n_layer: int, side: int) -> None:
 
 
 @pytest.mark.parametrize("width", [8, 3])
-def test_the_longest_codes(width: int) -> None:
+@pytest.mark.parametrize(("head_size", "n_layer"), [(256, 4), (512, 2)])
+def test_the_longest_codes(head_size: int, n_layer: int, width: int) -> None:
     """As many coefficients as the heads of four layers have numbers, at head size 256; no CUDA kernel takes so many."""
     longest = Layout(tuple(64 * (width == bits) for bits in expected.WIDTHS))
-    oracle, codec = codecs(1, (longest, longest), 1, 256, 256, n_layer=4)
+    oracle, codec = codecs(1, (longest, longest), 1, head_size, head_size, n_layer=n_layer)
     assert_coded(oracle, codec, vectors(1, 9, codec), np.arange(9) // 4 * 64)
+    sizes = {"n_head_kv": 1, "head_size": head_size, "n_layer": n_layer, "side": n_layer - 1}
     for n_q in (1, 9):
-        arguments = {"n_q": n_q, "n_kv": 24, "n_head_kv": 1, "head_size": 256, "n_layer": 4, "side": 3}
-        assert_attends(*case(1, (longest, longest), **arguments))
+        assert_attends(*case(1, (longest, longest), n_q=n_q, n_kv=24, **sizes))
 
 
 @pytest.mark.parametrize("rope", kernels.ROPES)

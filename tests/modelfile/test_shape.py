@@ -8,7 +8,7 @@ from minicache_cpp import CacheSpec, MiniCache
 from minicache_cpp.cache.size import kv_bytes, merged_groups
 from minicache_cpp.inspect import inspect_model
 from minicache_cpp.modelfile.gguf_file import read_gguf
-from minicache_cpp.modelfile.shape import model_shape
+from minicache_cpp.native.model_shape import model_shape
 from support.gguf_files import keys_only
 
 

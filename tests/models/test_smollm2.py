@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from minicache_cpp.modelfile.gguf_file import read_gguf
-from minicache_cpp.modelfile.shape import model_shape
 from minicache_cpp.models import store, table
 from minicache_cpp.models.download import sha256_of
+from minicache_cpp.native.model_shape import model_shape
 
 
 def test_the_row_is_true(smollm2: Path) -> None:

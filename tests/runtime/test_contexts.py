@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minicache_cpp import Llama, MiniCache, MiniCacheError
+from minicache_cpp import Llama, MiniCache, MiniCacheError, MiniCacheWarning
 from minicache_cpp.cache.context_report import read_report
 from support.family_models import FAMILIES
 from support.llamas import SETTINGS
@@ -89,12 +89,14 @@ def test_threads_have_their_own_settings(path: str) -> None:
     assert found == [[], [(0, 1), (2, 3), (4, 5)], [(4, 5)], [], [(2, 3), (4, 5)]]
 
 
-def test_a_sliding_window_model_is_plain_with_the_reason(tmp_path: Path) -> None:
-    model = str(FAMILIES["gemma2"].write(tmp_path / "window.gguf"))
-    with Llama(model, minicache=MiniCache(), **SETTINGS) as llm:
+def test_a_latent_cache_is_plain_with_the_reason(tmp_path: Path) -> None:
+    model = str(FAMILIES["deepseek2"].write(tmp_path / "latent.gguf"))
+    with pytest.warns(MiniCacheWarning, match="latent form .*; this model's cache is a plain one, of f16"):
+        llm = Llama(model, minicache=MiniCache(), **SETTINGS)
+    with llm:
         report = llm.kv_report()
     assert not report.active
     assert report.note
-    assert "sliding" in str(report)
+    assert "latent" in str(report)
     with pytest.raises(MiniCacheError):
         Llama(model, minicache=MiniCache(strict=True), **SETTINGS)

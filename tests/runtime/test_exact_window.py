@@ -92,7 +92,7 @@ def test_without_a_window_nothing_is_read_anew(path: str) -> None:
 
 
 def test_a_model_that_stays_plain_has_no_window(tmp_path: Path) -> None:
-    model = str(FAMILIES["gemma2"].write(tmp_path / "window.gguf"))
+    model = str(FAMILIES["deepseek2"].write(tmp_path / "latent.gguf"))
     with Llama(model, minicache=LOSSY, **SETTINGS) as llm:
         assert llm.exact_window.size == 0
 

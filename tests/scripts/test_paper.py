@@ -112,7 +112,7 @@ def test_figures_merge_the_layers_they_name(n_layer: int) -> None:
 
 
 def test_a_model_without_pairs(tmp_path: Path, text: Path) -> None:
-    """With sliding windows nothing can be merged, and so nothing aligned."""
-    path = FAMILIES["gemma2"].write(tmp_path / "window.gguf")
+    """Of a latent cache nothing can be merged, and so nothing aligned."""
+    path = FAMILIES["deepseek2"].write(tmp_path / "latent.gguf")
     command = [str(path), "--out", str(tmp_path), "--figure", "t", "--text", str(text), "--ctx", "64"]
     assert main([*command, "--chunks", "1", "--tokens", "512"]) == 2

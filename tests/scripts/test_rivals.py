@@ -39,7 +39,7 @@ from support.tiny_models import prompt
 
 Floats = npt.NDArray[np.float32]
 
-SHAPE = ModelShape("llama", 1024, 2, [Layer(2, 64, 64)] * 3, n_rot=64)
+SHAPE = ModelShape("llama", 1024, 2, [Layer(2, 64, 64, n_rot=64)] * 3)
 # numbers of K and V of a token, and the bytes of them in f16
 NUMBERS = 3 * 2 * 2 * 64
 
@@ -90,7 +90,7 @@ def test_a_plan_has_the_bytes_of_its_cache(random_model: Loaded, tmp_path: Path)
     # the cache's arrays are aligned, and the window's index has some bytes more
     assert method.n_bytes(256, 0) == pytest.approx(plan_bytes(weights.shape, plan, 256), abs=200)
     assert method.n_bytes(256, 0) - 256 * method.token_bytes == pytest.approx(
-        plan_fixed_bytes(weights.shape, plan), abs=200
+        plan_fixed_bytes(weights.shape, plan, 256), abs=200
     )
 
 

@@ -61,6 +61,7 @@ class Context:
         n_threads: int = 1,
         offload_kqv: bool = True,
         swa_full: bool = True,
+        n_rs_seq: int = 0,
     ) -> None:
         self.model = model
         params = llama_cpp.llama_context_default_params()
@@ -74,6 +75,7 @@ class Context:
         params.n_threads = params.n_threads_batch = n_threads
         params.offload_kqv = offload_kqv
         params.swa_full = swa_full
+        params.n_rs_seq = n_rs_seq
         with creating_contexts(minicache):
             handle = llama_cpp.llama_init_from_model(model.handle, params)
             if handle is None:

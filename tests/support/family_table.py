@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import gguf
+import numpy as np
 
 from support.family_weights import Weights
-from support.tiny_models import N_VOCAB, Shape, add_shape, add_tokenizer, finish
+from support.tiny_models import N_VOCAB, Array, Shape, add_shape, add_tokenizer, finish
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,23 @@ class Family:
     values: Mapping[str, object] = field(default_factory=dict)  # keys of the file, without the architecture
     n_head_kv: Sequence[int] = ()  # of each layer, where layers differ
     n_ff: Sequence[int] = ()
+    half: bool = False  # whether the file has the matrices in F16, for models that are not so tiny
 
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def chooses_experts(self) -> bool:
+        """Whether tokens have only some of the experts, so that rounding may change which."""
+        return self.values.get("expert_used_count") != self.values.get("expert_count")
+
     def write(self, path: Path, seed: int = 0) -> Path:
-        """Writes a model to a GGUF file in F32 and returns the path."""
+        """Writes a model to a GGUF file and returns the path."""
         writer = gguf.GGUFWriter(path, self.shape.arch)
         # not the family's name: upstream has ideas of the vocabulary of some of them
         writer.add_name("tiny")
-        writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+        types = gguf.LlamaFileType
+        writer.add_file_type(types.MOSTLY_F16 if self.half else types.ALL_F32)
         writer.add_vocab_size(N_VOCAB)
         add_shape(writer, self.shape, self.n_head_kv, self.n_ff)
         for key, value in self.values.items():
@@ -49,9 +57,15 @@ class Family:
         weights = Weights(self.shape, seed, self.n_head_kv, self.n_ff)
         self.build(weights)
         for name, weight in weights.tensors.items():
-            writer.add_tensor(name, weight)
+            halved = self.half and is_matrix(name, weight)
+            writer.add_tensor(name, weight.astype(np.float16) if halved else weight)
         finish(writer)
         return path
+
+
+def is_matrix(name: str, weight: Array) -> bool:
+    """Whether a tensor may be in F16, unlike norms, biases and convolutions."""
+    return weight.ndim > 1 and name.endswith(".weight") and "conv" not in name
 
 
 def every(step: int, n_layer: int) -> tuple[int, ...]:

@@ -23,6 +23,12 @@ class Recurrence:
     n_group: int = 1
     d_conv: int = 4
 
+    @property
+    def state_bytes(self) -> int:
+        """Of one layer's state of a delta net or of Mamba 2, in F32: the convolution's last inputs, and the heads'."""
+        n_conv = self.d_inner + 2 * self.n_group * self.d_state
+        return 4 * ((self.d_conv - 1) * n_conv + self.d_inner * self.d_state)
+
     def values(self) -> dict[str, object]:
         return {
             "ssm.conv_kernel": self.d_conv,

@@ -49,13 +49,17 @@ def gpt_oss(weights: Weights) -> None:
         weights.experts(layer, bias=True)
 
 
-def gemma4(weights: Weights) -> None:
-    """The dense one: K of the global layers is V too, but for the norm, and they have fewer and larger heads."""
-    weights.ends(embedding=small(weights.shape))
-    turned_in_part(weights, GEMMA4_HEAD)
-    for layer in range(weights.shape.n_layer):
-        whole = layer in every(3, 12)
-        size = GEMMA4_HEAD if whole else 32
+def gemma4(weights: Weights, step: int = 3, window_size: int = 32) -> None:
+    """The dense one: K of the global layers is V too, but for the norm, and they have fewer and larger heads.
+
+    The last of each `step` layers is global; heads of the others have `window_size` numbers.
+    """
+    shape = weights.shape
+    weights.ends(embedding=small(shape))
+    turned_in_part(weights, shape.head_size)
+    for layer in range(shape.n_layer):
+        whole = layer in every(step, shape.n_layer)
+        size = shape.head_size if whole else window_size
         gemma_layer(weights, layer, head_size=size, qk_norm=unscaled(size), parts="qk" if whole else "qkv")
         weights.norm(f"blk.{layer}.layer_output_scale", 1)
 

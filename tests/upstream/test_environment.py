@@ -69,7 +69,7 @@ def test_without_flash_attention_one_line_says_what_to_set(
     made, lines = run(library_dir, str(plan), random_model.path, flash_attention="off")
     assert made == ["Failed to create llama_context"]
     assert len(lines) == 1
-    assert lines[0].startswith("LLAMA_MINICACHE: merged layers need flash attention")
+    assert lines[0].startswith("LLAMA_MINICACHE: MiniCache needs flash attention")
     assert "flash_attn=True" in lines[0]
 
 
@@ -111,7 +111,7 @@ def test_strict_refuses_another_model(library_dir: Path, load: Callable[..., Loa
     [
         ("on", "write plan=PLAN"),
         ("auto", "`minicache calibrate MODEL -o PLAN`"),
-        ("start=0.5", "write slerp: or average: before it"),
+        ("start=0.5", "write slerp:, average: or plain: before it"),
         ("plan=none.gguf", "does not exist"),
         ("slerp:type=q4_0", "is the program's own option"),
     ],

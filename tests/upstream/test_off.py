@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from support import tiny_models
+from support.family_models import FAMILIES
 from support.loaded import Loaded
 from support.paths import ROOT
 
@@ -68,6 +69,14 @@ def test_off_is_the_stock_build_on_a_real_model(
     kind: str, logits: Callable[..., Logits], stock_dir: Path, library_dir: Path, smollm2: Path
 ) -> None:
     assert np.array_equal(logits(stock_dir, smollm2, kind), logits(library_dir, smollm2, kind))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma4-shared", "gpt-oss", "qwen35", "falcon-h1", "qwen3vl"])
+def test_off_is_the_stock_build_on_mixed_models(
+    name: str, logits: Callable[..., Logits], stock_dir: Path, library_dir: Path, tmp_path: Path
+) -> None:
+    model = FAMILIES[name].write(tmp_path / "model.gguf")
+    assert np.array_equal(logits(stock_dir, model, "q8_0"), logits(library_dir, model, "q8_0"))
 
 
 @pytest.mark.parametrize("off", ["", "0", "off"])

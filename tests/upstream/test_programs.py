@@ -17,11 +17,13 @@ from typing import Any
 
 import pytest
 
+from oracle.model import Config
+from support.family_caches import LoadedFamily
 from support.loaded import Loaded
 
 TOLD = re.compile(r"^LLAMA_MINICACHE: (.*)$", re.MULTILINE)
 MERGED = re.compile(
-    r"the KV cache is merged: (?P<ours>[\d.]+) MiB instead of (?P<f16>[\d.]+) MiB as f16, ratio [\d.]+"
+    r"the KV cache is merged: (?P<ours>[\d.]+) MiB instead of (?P<f16>[\d.]+) MiB as f16, [\d.]+ times smaller"
 )
 
 # the arguments of each program beside the model
@@ -73,6 +75,16 @@ def test_a_program_runs_with_a_plan_and_says_so(
     output = run(tools_dir / name, smollm2, *arguments, plan=smollm2_plan)
     # the contexts of llama-bench are as long as its test, so that what has a fixed size counts much
     assert name == "llama-bench" or ratio_told(output) > 2
+    assert "the KV cache is merged" in output
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "qwen35", "falcon-h1"])
+def test_a_mixed_model_runs_with_a_plan(tools_dir: Path, tmp_path: Path, name: str) -> None:
+    """With --fit, which makes the memory of a model without its weights first."""
+    loaded = LoadedFamily(name, tmp_path / "model.gguf")
+    loaded.coded(Config(), tmp_path / "plan.gguf")
+    arguments = PROGRAMS["llama-completion"]
+    output = run(tools_dir / "llama-completion", loaded.path, *arguments, plan=tmp_path / "plan.gguf")
     assert "the KV cache is merged" in output
 
 

@@ -12,8 +12,8 @@ import pytest
 from minicache_cpp import CacheSpec, MiniCache
 from minicache_cpp.cache.size import kv_bytes
 from minicache_cpp.modelfile.gguf_file import read_gguf
-from minicache_cpp.modelfile.shape import model_shape
 from minicache_cpp.native.binding import llama_h
+from minicache_cpp.native.model_shape import model_shape
 from oracle.model import BasisMatrices, Config
 from support import scenarios, tiny_models
 from support.assertions import assert_a_state_continues, assert_a_state_is_refused, assert_matches_the_oracle

@@ -12,7 +12,7 @@ from minicache_cpp import CacheSpec, MiniCache
 from minicache_cpp.cache.size import kv_bytes
 from minicache_cpp.errors import MiniCacheError
 from minicache_cpp.modelfile.gguf_file import read_gguf
-from minicache_cpp.modelfile.shape import model_shape
+from minicache_cpp.native.model_shape import model_shape
 from oracle.model import Config
 from support import tiny_models
 from support.assertions import assert_matches_the_oracle
@@ -63,7 +63,7 @@ def test_average_as_a_spec(random_model: Loaded, monkeypatch: pytest.MonkeyPatch
     assert (minicache.mode, minicache.retain, minicache.type_k) == ("average", 0.0, "q4_0")
     assert minicache.spec() == "average:start=0.5,retain=0.0,type=q4_0"
     assert CacheSpec.parse(minicache.spec()).minicache == minicache
-    with pytest.raises(MiniCacheError, match="neither slerp nor average"):
+    with pytest.raises(MiniCacheError, match="none of slerp, average, plain"):
         MiniCache(mode="aligned")
 
     tokens = run(prompt(60))

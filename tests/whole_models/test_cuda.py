@@ -27,6 +27,7 @@ from support.assertions import (
 from support.bounds import TIED_BOUND
 from support.contexts import Context, Logits, captured_log, interleaved, nmse, repeated, run
 from support.cuda_on_cpu import Devices, devices
+from support.family_caches import LoadedFamily
 from support.loaded import Loaded
 from support.oracle_runs import clear_cut, oracle_run
 from support.plans import ALL_PAIRS, LAYER_TYPES, Groups, aligned, coded, plain
@@ -58,6 +59,21 @@ def on_device(device: Devices, loaded: Loaded, config: Config, tokens: list[Toke
     n_ops = n_ubatches * sum(1 + len(group) for group in config.groups)
     assert device.computed() - before >= n_ops
     return result
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "gemma4-shared", "qwen35"])
+def test_what_grows_of_a_mixed_model_is_on_the_device(device: Devices, tmp_path: Path, name: str) -> None:
+    loaded = LoadedFamily(name, tmp_path / "model.gguf")
+    config = loaded.coded(Config(n_ubatch=16), tmp_path / "plan.gguf", window=5)
+    tokens = run(prompt(60))
+    with Context.of(loaded.model, config, swa_full=False) as ctx:
+        expected = repeated(ctx.decode, tokens, 20)
+    with device.holding(loaded) as held, Context.of(held.model, config, swa_full=False) as ctx:
+        assert ctx.report().fallback == ""
+        before = device.computed()
+        result = repeated(ctx.decode, tokens, 20)
+        assert device.computed() > before
+    assert np.median([nmse(one, other) for one, other in zip(result, expected, strict=True)]) <= TIED_BOUND
 
 
 @pytest.mark.parametrize("chunk", [1, 40])

@@ -12,7 +12,7 @@ import pytest
 from minicache_cpp import CacheSpec, MiniCache
 from minicache_cpp.cache.size import kv_bytes
 from minicache_cpp.modelfile.gguf_file import read_gguf
-from minicache_cpp.modelfile.shape import model_shape
+from minicache_cpp.native.model_shape import model_shape
 from oracle.model import Config, Oracle
 from support import scenarios, tiny_models
 from support.assertions import (

@@ -14,12 +14,13 @@ from minicache_cpp.cache.plan_file import PlanFile
 from minicache_cpp.cache.size import kv_bytes
 from minicache_cpp.inspect import inspect_model
 from minicache_cpp.modelfile.gguf_file import read_gguf
-from minicache_cpp.modelfile.shape import model_shape
+from minicache_cpp.native.model_shape import model_shape
 from oracle.model import Config, Oracle
 from support import scenarios, tiny_models
 from support.assertions import assert_a_state_continues, assert_matches_the_oracle
 from support.bounds import CODE_BOUND, F16_BOUND, MIXED_BOUND, QUANTIZED_BOUND
-from support.contexts import Context, captured_log, nmse, run
+from support.contexts import Context, ContextRefused, captured_log, nmse, run
+from support.family_models import FAMILIES
 from support.loaded import Loaded
 from support.oracle_runs import clear_cut, native
 from support.plans import LAYER_TYPES, coded, plain, refusal, write_plan
@@ -64,6 +65,58 @@ def test_one_type_for_all_is_the_plain_cache(
     ]
     assert np.array_equal(*results)
     assert nmse(results[0], expected) <= (F16_BOUND if type_k == type_v == "f16" else QUANTIZED_BOUND)
+
+
+@pytest.mark.parametrize("head_size", [32, 64])
+def test_types_of_the_ends_are_those_of_a_plan(
+    load: Callable[..., Loaded], plan: Path, head_size: int
+) -> None:
+    """Types that are given for the first and the last layers agree with a plan that names the layers, bit for bit."""
+    loaded = load(tiny_models.random_model, head_size=head_size)
+    n_layer, tokens = loaded.tiny.shape.n_layer, run(prompt(80))
+    by_layer = (
+        (0, "q8_0", "f16"),
+        (1, "q8_0", "f16"),
+        *((layer, "q5_0", "q4_0") for layer in range(2, n_layer - 1)),
+        (n_layer - 1, "f16", "q8_0"),
+    )
+    expected = native(loaded, plain(loaded, Config(n_ubatch=16, plain=by_layer), plan), tokens)
+    spec = CacheSpec.parse("plain:k=q5_0,v=q4_0,first=2:q8_0/f16,last=1:f16/q8_0")
+    with Context(loaded.model, spec.minicache, type_k="q5_0", type_v="q4_0", n_ubatch=16) as ctx:
+        assert np.array_equal(ctx.decode(tokens), expected)
+        report = ctx.report()
+        assert [(n, one.type_k, one.type_v) for n, one in enumerate(report.layers)] == list(by_layer)
+        assert (report.active, report.note) == (False, "")
+        assert report.bytes == kv_bytes(model_shape(read_gguf(loaded.path)), spec, 256)
+    assert MiniCache.parse(spec.name) == spec.minicache
+
+
+def test_ends_that_overlap_are_the_first_layers(random_model: Loaded) -> None:
+    minicache = MiniCache(mode="plain", first=(5, "q8_0"), last=(9, "q4_0"))
+    with Context(random_model.model, minicache) as ctx:
+        assert [one.type_k for one in ctx.report().layers] == ["q8_0"] * 5 + ["q4_0"]
+
+
+def test_types_by_layer_are_of_what_grows(tmp_path: Path) -> None:
+    """Windows beside it have the common types."""
+    family = FAMILIES["gemma3"]
+    path = family.write(tmp_path / "model.gguf")
+    with Llama(str(path), n_ctx=512, minicache="plain:k=q8_0,v=q4_0,first=1:f16", verbose=False) as llm:
+        types = [(one.type_k, one.type_v) for one in llm.kv_report().layers]
+    for layer in range(family.shape.n_layer):
+        assert types[layer] == (("f16", "f16") if layer == family.grows[0] else ("q8_0", "q4_0"))
+
+
+def test_types_of_an_end_that_do_not_fit_the_heads_are_refused(load: Callable[..., Loaded]) -> None:
+    loaded = load(tiny_models.random_model, head_size=16, n_layer=4)
+    with pytest.raises(ContextRefused, match="do not fit the head sizes of layer 0"):
+        Context(loaded.model, MiniCache(mode="plain", first=(1, "q8_0")))
+
+
+@pytest.mark.parametrize("first", [2, (2,), ("2", "q8_0"), (2, "q3"), (True, "q8_0"), (-1, "q8_0")])
+def test_what_is_no_end_is_refused(first: object) -> None:
+    with pytest.raises(MiniCacheError, match="first"):
+        MiniCache(mode="plain", first=first)  # type: ignore[arg-type]
 
 
 def test_a_layer_is_rotated_where_its_own_type_is_quantized(load: Callable[..., Loaded], plan: Path) -> None:

@@ -63,19 +63,33 @@ def test_a_pool_type_that_does_not_fit_the_heads_is_f16(load: Callable[..., Load
     assert np.array_equal(*results)
 
 
-def test_a_sliding_window_model_stays_plain_and_says_why(tmp_path: Path) -> None:
-    model = contexts.Model(FAMILIES["gemma2"].write(tmp_path / "swa.gguf"))
+@pytest.mark.parametrize(("name", "word"), [("deepseek2", "latent"), ("mamba", "recurrent")])
+def test_a_model_without_rows_of_k_and_v_stays_plain_and_says_why(
+    tmp_path: Path, name: str, word: str
+) -> None:
+    model = contexts.Model(FAMILIES[name].write(tmp_path / "refused.gguf"))
     tokens = run(prompt(100))
     with captured_log() as lines, Context(model, MiniCache(), n_ctx=256) as ctx:
         report = ctx.report()
         assert not report.active
-        assert "sliding-window" in report.note
+        assert word in report.note
         result = ctx.decode(tokens)
-    assert any(level >= WARNING and "sliding-window" in text for level, text in lines)
+    assert any(level >= WARNING and word in text for level, text in lines)
     with Context(model, n_ctx=256) as ctx:
         assert np.array_equal(ctx.decode(tokens), result)
-    with pytest.raises(ContextRefused, match="sliding-window"):
+    with pytest.raises(ContextRefused, match=word):
         Context(model, MiniCache(strict=True), n_ctx=256)
+
+
+def test_a_sliding_window_layer_is_not_merged(tmp_path: Path) -> None:
+    model = contexts.Model(FAMILIES["gemma2"].write(tmp_path / "window.gguf"))
+    window, grows = FAMILIES["gemma2"].window, FAMILIES["gemma2"].grows
+    with Context(model, MiniCache(pairs=[window[:2], grows[:2]]), n_ctx=256) as ctx:
+        report = ctx.report()
+    assert report.groups == [grows[:2]]
+    assert report.layers[window[0]].kind == "window"
+    with pytest.raises(ContextRefused, match="sliding-window layers are not merged"):
+        Context(model, MiniCache(pairs=[window[:2]], strict=True), n_ctx=256)
 
 
 def test_a_refused_context_leaves_the_thread_as_it_was(random_model: Loaded) -> None:

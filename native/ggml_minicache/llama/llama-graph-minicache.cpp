@@ -2,87 +2,52 @@
 
 #include "ggml-minicache.h"
 #include "llama-cparams.h"
+#include "llama-graph-minicache-input.h"
 #include "llama-impl.h"
-#include "llama-kv-cache-minicache.h"
+#include "llama-kv-cache-iswa.h"
 
-#include <optional>
+#include <cmath>
 #include <stdexcept>
-#include <tuple>
 
-class llm_graph_input_attn_kv_minicache : public llm_graph_input_attn_kv {
-  public:
-    llm_graph_input_attn_kv_minicache(const llama_hparams & hparams, const llama_cparams & cparams,
-        const llama_kv_cache_context * mctx, const llama_kv_cache_minicache * kv) :
-        llm_graph_input_attn_kv(hparams, cparams, mctx), kv(kv), kv_cur(kv->get_groups().size()), index(kv->get_groups().size()) {
+llama_minicache_layer::llama_minicache_layer(const llm_graph_context & graph, llm_graph_input_attn_kv * inp_kv, int il) :
+    graph(graph), il(il), k_idxs(inp_kv->get_k_idxs()), v_idxs(inp_kv->get_v_idxs()), kq_mask(inp_kv->get_kq_mask()) {
+    begin(inp_kv->mctx, inp_kv->self_k_rot, inp_kv->self_v_rot);
+}
+
+llama_minicache_layer::llama_minicache_layer(const llm_graph_context & graph, llm_graph_input_attn_kv_iswa * inp_kv, int il) :
+    graph(graph), il(il), k_idxs(inp_kv->get_k_idxs()), v_idxs(inp_kv->get_v_idxs()), kq_mask(inp_kv->get_kq_mask()) {
+    if (!graph.hparams.is_swa(il)) {
+        begin(inp_kv->mctx->get_base(), inp_kv->self_k_rot, inp_kv->self_v_rot);
     }
+}
 
-    void set_input(const llama_ubatch * ubatch) override {
-        if (rotations) {
-            std::tie(self_k_rot, self_v_rot) = *rotations;
-        }
-        llm_graph_input_attn_kv::set_input(ubatch);
-
-        const auto & sinfo = mctx->get_sinfo();
-        if (bases) {
-            kv->set_offsets(*ubatch, sinfo);
-        }
-        if (bases && bases->buffer) {
-            kv->set_input_bases(bases, sinfo);
-        }
-        if (cells->buffer) {
-            kv->set_input_cells(cells, sinfo);
-        }
+void llama_minicache_layer::begin(const llama_kv_cache_context * mctx, ggml_tensor *& k_rot, ggml_tensor *& v_rot) {
+    inp = llm_graph_input_minicache::of(graph, mctx);
+    if (!inp) {
+        return;
     }
+    k_rot_of_inp   = &k_rot;
+    v_rot_of_inp   = &v_rot;
+    k_rot_upstream = k_rot;
+    v_rot_upstream = v_rot;
 
-    bool can_reuse(const llm_graph_params & params) override {
-        // the base class comes first, because it binds the new mctx
-        return llm_graph_input_attn_kv::can_reuse(params) && cells->ne[0] == mctx->get_n_kv() &&
-               (!bases || bases->ne[0] == params.ubatch.n_tokens);
+    const bool rotates_k = inp->kv->rotates_k(il);
+    const bool rotates_v = inp->kv->rotates_v(il);
+    if (rotates_k && !k_rot && !inp->k_rot) {
+        inp->k_rot = mctx->build_input_k_rot(graph.ctx0);
     }
-
-    // Names llama.cpp's rotations for this layer, or none.
-    void begin_layer(int il) {
-        if (!rotations) {
-            rotations = { self_k_rot, self_v_rot };
-        }
-        self_k_rot = kv->rotates_k(il) ? rotations->first : nullptr;
-        self_v_rot = kv->rotates_v(il) ? rotations->second : nullptr;
+    if (rotates_v && !v_rot && !inp->v_rot) {
+        inp->v_rot = mctx->build_input_v_rot(graph.ctx0);
     }
+    k_rot = !rotates_k ? nullptr : k_rot ? k_rot : inp->k_rot;
+    v_rot = !rotates_v ? nullptr : v_rot ? v_rot : inp->v_rot;
+}
 
-    const llama_kv_cache_minicache * kv;
-
-    std::optional<std::pair<ggml_tensor *, ggml_tensor *>> rotations;  // llama.cpp's of K and V, known from the first layer on
-
-    ggml_tensor * cells = nullptr;  // I32 [n_kv, n_stream], or [n_kv, n_stream, 2] with the cells' bases
-    ggml_tensor * bases = nullptr;  // I32 [n_tokens], null without coded groups
-
-    // for each group, from its first layer to its last
-    std::vector<std::vector<ggml_tensor *>> kv_cur;  // each layer's so far, F32 [(d_k + d_v)*n_head_kv, n_tokens]
-    std::vector<ggml_tensor *>              index;   // as cells
-};
-
-std::unique_ptr<llm_graph_input_attn_kv> llama_minicache_attn_inp_kv(ggml_context * ctx0, const llama_hparams & hparams,
-    const llama_cparams & cparams, const llama_ubatch & ubatch, const llama_kv_cache_context * mctx) {
-    const auto * kv = dynamic_cast<const llama_kv_cache_minicache *>(mctx->get_kv());
-    if (!kv) {
-        return std::make_unique<llm_graph_input_attn_kv>(hparams, cparams, mctx);
+llama_minicache_layer::~llama_minicache_layer() {
+    if (inp) {
+        *k_rot_of_inp = k_rot_upstream;
+        *v_rot_of_inp = v_rot_upstream;
     }
-
-    auto inp = std::make_unique<llm_graph_input_attn_kv_minicache>(hparams, cparams, mctx, kv);
-
-    const int64_t n_stream = cparams.kv_unified ? 1 : ubatch.n_seqs_unq;
-
-    inp->cells = ggml_new_tensor_3d(ctx0, GGML_TYPE_I32, mctx->get_n_kv(), n_stream, kv->is_coded() ? 2 : 1);
-    ggml_set_input(inp->cells);
-    ggml_set_name(inp->cells, "minicache_inp_cells");
-
-    if (kv->is_coded()) {
-        inp->bases = ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, ubatch.n_tokens);
-        ggml_set_input(inp->bases);
-        ggml_set_name(inp->bases, "minicache_inp_bases");
-    }
-
-    return inp;
 }
 
 // Each token's heads of K, then its heads of V.
@@ -94,15 +59,23 @@ static ggml_tensor * concat_kv(ggml_context * ctx, ggml_tensor * k, ggml_tensor 
     return ggml_concat(ctx, flat(k), flat(v), 0);
 }
 
-// Gives the attention's inputs names that a callback can look for.
-static void observe(ggml_cgraph * gf, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, int il) {
+// Gives the attention's inputs names that a callback can look for. Scores are q·k/√d for who sees them: some models scale their
+// queries in another way.
+static void observe(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, float kq_scale, int il) {
+    ggml_cgraph * gf    = graph.gf;
+    const float   usual = 1.0f / std::sqrt((float) q->ne[0]);
+    if (std::fabs(kq_scale - usual) > 1e-6f * usual) {
+        q = ggml_scale(graph.ctx0, q, kq_scale / usual);
+    }
     const auto name = [&](ggml_tensor * x, const char * format) {
         ggml_format_name(x, format, il);
         ggml_build_forward_expand(gf, x);
     };
     name(q, "minicache_q-%d");
-    name(k, "minicache_k-%d");
-    name(v, "minicache_v-%d");
+    if (k && v) {
+        name(k, "minicache_k-%d");
+        name(v, "minicache_v-%d");
+    }
 }
 
 // Multiplies each head of x [d, n_head, n_tokens] by its KV head's basis matrix [d, d, n_head_kv]. The result is not contiguous.
@@ -126,8 +99,7 @@ static ggml_tensor * view_heads(
         side * x->nb[3] + sinfo.s0 * x->nb[2]);
 }
 
-static ggml_tensor * build_index(
-    ggml_context * ctx, const llm_graph_input_attn_kv_minicache & inp, const minicache_group & group) {
+static ggml_tensor * build_index(ggml_context * ctx, const llm_graph_input_minicache & inp, const minicache_group & group) {
     if (inp.kv->get_n_slot() == 0) {
         return inp.cells;
     }
@@ -140,8 +112,8 @@ static ggml_tensor * build_index(
 }
 
 // Merges the current tokens of all layers and stores them. Everything that reads the cache is in the graph already.
-static void build_store(const llm_graph_context & graph, const llm_graph_input_attn_kv_minicache & inp,
-    const minicache_group & group, const std::vector<ggml_tensor *> & kv) {
+static void build_store(const llm_graph_context & graph, const llm_graph_input_minicache & inp, const minicache_group & group,
+    const std::vector<ggml_tensor *> & kv, ggml_tensor * k_idxs) {
     ggml_context * ctx = graph.ctx0;
 
     const int32_t d_k       = group.d_k;
@@ -150,8 +122,7 @@ static void build_store(const llm_graph_context & graph, const llm_graph_input_a
 
     ggml_tensor * merged;
     if (group.is_coded()) {
-        merged = ggml_minicache_encode(
-            ctx, kv.data(), group.codec, group.dir_k, group.dir_v, inp.get_k_idxs(), inp.bases, group.shape);
+        merged = ggml_minicache_encode(ctx, kv.data(), group.codec, group.dir_k, group.dir_v, k_idxs, inp.bases, group.shape);
     } else {
         const bool average = inp.kv->get_mode() == LLAMA_MINICACHE_MODE_AVERAGE;
 
@@ -161,7 +132,7 @@ static void build_store(const llm_graph_context & graph, const llm_graph_input_a
         for (ggml_tensor * dst : group.cell_tensors()) {
             ggml_tensor * rows = ggml_view_2d(ctx, merged, dst->ne[0], merged->ne[1], merged->nb[1], offset * sizeof(float));
             ggml_tensor * flat = ggml_reshape_2d(ctx, dst, dst->ne[0], dst->ne[1] * dst->ne[2]);
-            ggml_build_forward_expand(graph.gf, ggml_set_rows(ctx, flat, rows, inp.get_k_idxs()));
+            ggml_build_forward_expand(graph.gf, ggml_set_rows(ctx, flat, rows, k_idxs));
             offset += dst->ne[0];
         }
     }
@@ -176,14 +147,8 @@ static void build_store(const llm_graph_context & graph, const llm_graph_input_a
         (int32_t) inp.mctx->get_sinfo().s0,
         inp.kv->get_window(),
     };
-    ggml_build_forward_expand(graph.gf, ggml_minicache_retain(ctx, group.slots, merged, inp.get_k_idxs(), inp.cells, kv.data(),
-                                            group.pool_k, group.pool_v, params));
-}
-
-void llama_minicache_begin_layer(llm_graph_input_attn_kv * inp_kv, int il) {
-    if (auto * inp = dynamic_cast<llm_graph_input_attn_kv_minicache *>(inp_kv)) {
-        inp->begin_layer(il);
-    }
+    ggml_build_forward_expand(graph.gf,
+        ggml_minicache_retain(ctx, group.slots, merged, k_idxs, inp.cells, kv.data(), group.pool_k, group.pool_v, params));
 }
 
 // Views x [d, n_head, n_tokens] as the ops take queries: [d, n_tps, n_head, n_stream].
@@ -206,62 +171,32 @@ static ggml_minicache_attn_params attn_params(
     };
 }
 
-// Stores and attends, for a layer that is not merged.
-static ggml_tensor * build_plain(const llm_graph_context & graph, llm_graph_input_attn_kv_minicache & inp, ggml_tensor * q_cur,
-    ggml_tensor * k_cur, ggml_tensor * v_cur, ggml_tensor * sinks, float kq_scale, int il) {
+// Attends over the rows of a layer that is not merged.
+static ggml_tensor * build_plain(const llm_graph_context & graph, const llm_graph_input_minicache & inp, ggml_tensor * q_cur,
+    ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale, int il) {
     ggml_context * ctx = graph.ctx0;
 
-    ggml_tensor * k = inp.mctx->get_k(ctx, il);
-    ggml_tensor * v = inp.mctx->get_v(ctx, il);
-    ggml_build_forward_expand(graph.gf, inp.mctx->cpy_k(ctx, k_cur, inp.get_k_idxs(), il));
-    ggml_build_forward_expand(graph.gf, inp.mctx->cpy_v(ctx, v_cur, inp.get_v_idxs(), il));
-
+    ggml_tensor * k   = inp.mctx->get_k(ctx, il);
+    ggml_tensor * v   = inp.mctx->get_v(ctx, il);
     ggml_tensor * cur = ggml_minicache_attn(ctx, view_queries(ctx, q_cur, k->ne[3]), k, v, nullptr, nullptr, nullptr, nullptr,
-        inp.get_kq_mask(), nullptr, sinks, attn_params(graph, *inp.kv, kq_scale, 0));
+        kq_mask, nullptr, sinks, attn_params(graph, *inp.kv, kq_scale, 0));
     return ggml_reshape_2d(ctx, cur, cur->ne[0] * cur->ne[1], cur->ne[2] * cur->ne[3]);
 }
 
-ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_graph_input_attn_kv * inp_kv, ggml_tensor * q_cur,
-    ggml_tensor * k_cur, ggml_tensor * v_cur, ggml_tensor * kq_b, ggml_tensor * sinks, float kq_scale, int il) {
-    auto * inp = dynamic_cast<llm_graph_input_attn_kv_minicache *>(inp_kv);
-
-    if (inp && inp->kv->is_observed()) {
-        observe(graph.gf, q_cur, k_cur, v_cur, il);
-    }
-    if (!inp) {
-        return nullptr;
-    }
-    const int32_t ig = inp->kv->find_group(il);
-    if (ig < 0) {
-        const bool by_upstream = kq_b || graph.cparams.training || !inp->kv->attends_by_own_op(il);
-        return by_upstream ? nullptr : build_plain(graph, *inp, q_cur, k_cur, v_cur, sinks, kq_scale, il);
-    }
-    if (kq_b) {
-        throw std::runtime_error("MiniCache: attention with a KQ bias is not supported");
-    }
-
+// Attends over a group's entries and the current tokens of one of its layers, kv_cur F32 [(d_k + d_v)*n_head_kv, n_tokens].
+static ggml_tensor * build_merged(const llm_graph_context & graph, const llm_graph_input_minicache & inp, int32_t ig,
+    int32_t side, ggml_tensor * q_cur, ggml_tensor * kv_cur, ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale) {
     ggml_context * ctx   = graph.ctx0;
-    const auto &   group = inp->kv->get_group(ig);
-    const int32_t  side  = group.side_of(il);
+    const auto &   group = inp.kv->get_group(ig);
 
-    const auto &  sinfo    = inp->mctx->get_sinfo();
-    const int64_t n_kv     = inp->mctx->get_n_kv();
-    const int64_t n_slot   = inp->kv->get_window() + ggml_minicache_n_slot(n_kv, inp->kv->get_block());
-    const int64_t n_stream = inp->cells->ne[1];
+    const auto &  sinfo    = inp.mctx->get_sinfo();
+    const int64_t n_kv     = inp.mctx->get_n_kv();
+    const int64_t n_slot   = inp.kv->get_window() + ggml_minicache_n_slot(n_kv, inp.kv->get_block());
+    const int64_t n_stream = inp.cells->ne[1];
 
-    q_cur = in_basis(ctx, q_cur, group.basis_k[side]);
-    k_cur = in_basis(ctx, k_cur, group.basis_k[side]);
-    v_cur = in_basis(ctx, v_cur, group.basis_v[side]);
+    ggml_tensor * q = view_queries(ctx, in_basis(ctx, q_cur, group.basis_k[side]), n_stream);
 
-    ggml_tensor * kv_cur = concat_kv(ctx, k_cur, v_cur);
-    if (side == 0) {
-        inp->index[ig] = build_index(ctx, *inp, group);
-    }
-    inp->kv_cur[ig].push_back(kv_cur);
-
-    ggml_tensor * q = view_queries(ctx, q_cur, n_stream);
-
-    const ggml_minicache_attn_params params = attn_params(graph, *inp->kv, kq_scale, side);
+    const ggml_minicache_attn_params params = attn_params(graph, *inp.kv, kq_scale, side);
 
     // codes have a length of their own in place of the head size
     const int64_t d_k = group.dir_k->ne[0] / group.n_head_kv;
@@ -274,28 +209,69 @@ ggml_tensor * llama_minicache_build_attn(const llm_graph_context & graph, llm_gr
 
     ggml_tensor * cur;
     if (group.is_coded()) {
-        cur = ggml_minicache_attn_code(ctx, q, rows_k, rows_v, group.codec, pool_k, pool_v, kv_cur, inp->get_kq_mask(),
-            inp->index[ig], sinks, params, group.shape);
+        cur = ggml_minicache_attn_code(
+            ctx, q, rows_k, rows_v, group.codec, pool_k, pool_v, kv_cur, kq_mask, inp.index[ig], sinks, params, group.shape);
     } else {
         ggml_tensor * mag = group.mag;
         if (mag) {
             mag = ggml_view_4d(ctx, mag, group.n_head_kv, 4, n_kv, n_stream, ggml_row_size(mag->type, group.n_head_kv),
                 mag->nb[1], mag->nb[2], sinfo.s0 * mag->nb[2]);
         }
-
-        cur = ggml_minicache_attn(
-            ctx, q, rows_k, rows_v, mag, pool_k, pool_v, kv_cur, inp->get_kq_mask(), inp->index[ig], sinks, params);
+        cur = ggml_minicache_attn(ctx, q, rows_k, rows_v, mag, pool_k, pool_v, kv_cur, kq_mask, inp.index[ig], sinks, params);
     }
 
     if (group.basis_o[side]) {
         cur = ggml_reshape_3d(ctx, cur, cur->ne[0], cur->ne[1], cur->ne[2] * cur->ne[3]);
         cur = ggml_cont(ctx, in_basis(ctx, cur, group.basis_o[side]));
     }
-    cur = ggml_reshape_2d(ctx, cur, cur->ne[0] * cur->ne[1], cur->ne[2] * cur->ne[3]);
+    return ggml_reshape_2d(ctx, cur, cur->ne[0] * cur->ne[1], cur->ne[2] * cur->ne[3]);
+}
+
+ggml_tensor * llama_minicache_layer::build_attn(ggml_tensor * q_cur, ggml_tensor * k_cur, ggml_tensor * v_cur, ggml_tensor * kq_b,
+    ggml_tensor * sinks, float kq_scale) const {
+    if (!inp) {
+        return nullptr;
+    }
+    ggml_context *                   ctx = graph.ctx0;
+    const llama_kv_cache_minicache & kv  = *inp->kv;
+
+    if (kv.is_observed()) {
+        observe(graph, q_cur, k_cur, v_cur, kq_scale, il);
+    }
+    const int32_t ig = kv.find_group(il);
+    if (ig < 0) {
+        if (kq_b || graph.cparams.training || !kv.attends_by_own_op(il)) {
+            return nullptr;
+        }
+        if (k_cur && v_cur) {
+            ggml_build_forward_expand(graph.gf, inp->mctx->cpy_k(ctx, k_cur, k_idxs, il));
+            ggml_build_forward_expand(graph.gf, inp->mctx->cpy_v(ctx, v_cur, v_idxs, il));
+        }
+        return build_plain(graph, *inp, q_cur, kq_mask, sinks, kq_scale, il);
+    }
+    if (kq_b) {
+        throw std::runtime_error("MiniCache: attention with a KQ bias is not supported");
+    }
+
+    const minicache_group &      group = kv.get_group(ig);
+    const int32_t                side  = group.side_of(kv.source_of(il));
+    std::vector<ggml_tensor *> & kvs   = inp->kv_cur[ig];
+
+    if (!inp->index[ig]) {
+        inp->index[ig] = build_index(ctx, *inp, group);
+    }
+    if (k_cur && v_cur) {
+        kvs.push_back(concat_kv(ctx, in_basis(ctx, k_cur, group.basis_k[side]), in_basis(ctx, v_cur, group.basis_v[side])));
+
+        // hybrid memories write this input whether or not a layer reads it, so it has to be allocated
+        ggml_build_forward_expand(graph.gf, v_idxs);
+    }
+    ggml_tensor * cur = build_merged(graph, *inp, ig, side, q_cur, kvs[side], kq_mask, sinks, kq_scale);
     ggml_build_forward_expand(graph.gf, cur);
 
-    if (side + 1 == group.n_layer()) {
-        build_store(graph, *inp, group, inp->kv_cur[ig]);
+    if (k_cur && v_cur && side + 1 == group.n_layer()) {
+        build_store(graph, *inp, group, kvs, k_idxs);
+        inp->index[ig] = nullptr;  // the slots of layers that read this K and V are others now
     }
     return cur;
 }

@@ -21,14 +21,14 @@ bool llama_kv_cache_minicache::takes_own_op(ggml_backend_dev_t dev, int32_t il, 
     return op == MINICACHE_PLAIN_OWN;
 }
 
-void llama_kv_cache_minicache::add_plain_layers(const minicache_plan * plan, const layer_filter_cb & filter, bool offload) {
+void llama_kv_cache_minicache::add_plain_layers(const minicache_settings & given, const minicache_layers & kept, bool offload) {
     std::map<ggml_backend_buffer_type_t, ggml_context_ptr> contexts;
 
-    for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
-        if (!hparams.has_kv(il) || (filter && !filter(il)) || (il < grouping.layers.size() && grouping.merged(il))) {
+    for (const uint32_t il : kept) {
+        if (il < grouping.layers.size() && grouping.merged(il)) {
             continue;
         }
-        const minicache_layer_types types = plan ? plan->types_of(il) : minicache_layer_types{ cache_type_k, cache_type_v };
+        const minicache_layer_types types = given.types_of(il, kept, { cache_type_k, cache_type_v });
 
         ggml_backend_buffer_type_t buft =
             offload ? ggml_backend_dev_buffer_type(model.dev_layer(il)) : ggml_backend_cpu_buffer_type();

@@ -5,13 +5,14 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cmath>
 
 // Updates of a cache between batches: copies of streams, and shifts of K to new positions.
 
 bool llama_kv_cache_minicache::get_can_shift() const {
     const bool turned = mode == LLAMA_MINICACHE_MODE_ALIGNED && hparams.rope_type != LLAMA_ROPE_TYPE_NONE;
     const bool bf16   = std::any_of(layers.begin(), layers.end(),
-        [&](const kv_layer & layer) { return layer.k->type == GGML_TYPE_BF16 && hparams.has_rope(layer.il); });
+        [&](const kv_layer & layer) { return layer.k->type == GGML_TYPE_BF16 && minicache_has_rope(model, layer.il); });
     return !turned && !bf16 && llama_kv_cache::get_can_shift();
 }
 
@@ -87,6 +88,12 @@ class llm_graph_input_k_shift_minicache : public llm_graph_input_i {
     const llama_kv_cache_minicache * kv;
 };
 
+// The factor of RoPE's result that leaves the length of K as it is. With YaRN, RoPE lengthens K, which it has done when the token
+// came in; llama.cpp's own shift does it again.
+static float unscaled(const llama_cparams & cparams, float freq_scale) {
+    return cparams.yarn_ext_factor == 0.0f ? 1.0f : 1.0f / (1.0f + 0.1f * std::log(1.0f / freq_scale));
+}
+
 ggml_cgraph * llama_kv_cache_minicache::build_graph_shift(llm_graph_result * res, llama_context * lctx) const {
     // the base class relies on having a layer
     ggml_cgraph *  gf  = layers.empty() ? res->get_gf() : llama_kv_cache::build_graph_shift(res, lctx);
@@ -110,14 +117,16 @@ ggml_cgraph * llama_kv_cache_minicache::build_graph_shift(llm_graph_result * res
         const uint32_t il  = group.first();
         ggml_tensor *  rot = rotates_k(il) ? inp->rot : nullptr;
 
+        const float freq_scale = model.get_rope_freq_scale(cparams, il);
+
         ggml_tensor * rows = ggml_reshape_3d(ctx, k, group.d_k, group.n_head_kv, k->ne[1] * k->ne[2]);
         ggml_tensor * cur  = ggml_cast(ctx, rows, GGML_TYPE_F32);
         if (rot) {
             cur = llama_mul_mat_hadamard(ctx, cur, rot);
         }
         cur = ggml_rope_ext(ctx, cur, shift, model.get_rope_factors(cparams, il), hparams.n_rot(il), rope_type,
-            cparams.n_ctx_orig_yarn, model.get_rope_freq_base(cparams, il), model.get_rope_freq_scale(cparams, il),
-            cparams.yarn_ext_factor, cparams.yarn_attn_factor, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
+            cparams.n_ctx_orig_yarn, model.get_rope_freq_base(cparams, il), freq_scale, cparams.yarn_ext_factor,
+            unscaled(cparams, freq_scale), cparams.yarn_beta_fast, cparams.yarn_beta_slow);
         if (rot) {
             cur = llama_mul_mat_hadamard(ctx, cur, rot);
         }
@@ -125,7 +134,7 @@ ggml_cgraph * llama_kv_cache_minicache::build_graph_shift(llm_graph_result * res
     };
 
     for (const minicache_group & group : groups) {
-        if (!hparams.has_rope(group.first())) {
+        if (!minicache_has_rope(model, group.first())) {
             continue;
         }
         if (!group.is_coded()) {

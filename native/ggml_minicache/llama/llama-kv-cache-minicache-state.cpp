@@ -2,6 +2,7 @@
 #include "llama-io.h"
 #include "llama-kv-cache-minicache.h"
 #include "llama-minicache-error.h"
+#include "llama-minicache-io.h"
 #include "minicache-hash.h"
 
 #include <algorithm>
@@ -12,7 +13,7 @@
 // state that was cut short or damaged is refused before anything is changed.
 
 static const uint32_t STATE_MAGIC   = 0x564b434d;  // "MCKV"
-static const uint32_t STATE_VERSION = 5;
+static const uint32_t STATE_VERSION = 6;
 
 struct state_header {
     uint32_t magic   = STATE_MAGIC;
@@ -25,58 +26,18 @@ struct state_header {
     float    t         = 0.0f;
     uint32_t n_group   = 0;
 
+    uint64_t model  = 0;  // its fingerprint; 0 where it was loaded without its weights
     uint64_t groups = 0;  // hash of the layer numbers
     uint64_t basis  = 0;  // the plan's hash, which covers basis matrices and codecs; 0 without a plan
     uint64_t plain  = 0;  // hash of the types of the layers that are not merged
 
     uint64_t payload_size = 0;
-    uint64_t payload_hash = 0;
+    uint64_t hash         = 0;  // of the header itself, with 0 here, the numbers of cells and the payload
 
     uint32_t n_stream = 0;
     int32_t  mode     = 0;
     int32_t  window   = 0;
     uint32_t unused   = 0;
-};
-
-class llama_io_write_vector : public llama_io_write_i {
-  public:
-    void write(const void * src, size_t size) override {
-        data.insert(data.end(), (const uint8_t *) src, (const uint8_t *) src + size);
-    }
-
-    void write_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
-        data.resize(data.size() + size);
-        ggml_backend_tensor_get(tensor, data.data() + data.size() - size, offset, size);
-    }
-
-    size_t n_bytes() override { return data.size(); }
-
-    std::vector<uint8_t> data;
-};
-
-class llama_io_read_vector : public llama_io_read_i {
-  public:
-    llama_io_read_vector(const std::vector<uint8_t> & data) : data(data) {}
-
-    void read(void * dst, size_t size) override { memcpy(dst, take(size), size); }
-
-    void read_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
-        ggml_backend_tensor_set(tensor, take(size), offset, size);
-    }
-
-    size_t n_bytes() override { return pos; }
-
-  private:
-    const uint8_t * take(size_t size) {
-        if (size > data.size() - pos) {
-            throw std::runtime_error("the saved state ends too early");
-        }
-        pos += size;
-        return data.data() + pos - size;
-    }
-
-    const std::vector<uint8_t> & data;
-    size_t                       pos = 0;
 };
 
 static state_header header_of(const llama_kv_cache_minicache & kv) {
@@ -98,6 +59,7 @@ static state_header header_of(const llama_kv_cache_minicache & kv) {
     h.window    = kv.get_window();
     h.t         = kv.get_settings().t;
     h.n_group   = kv.get_groups().size();
+    h.model     = kv.get_model_hash();
     h.groups    = minicache_hash(layers.data(), layers.size() * sizeof(int32_t));
     h.basis     = kv.get_plan_hash();
     h.plain     = minicache_hash(plain.data(), plain.size() * sizeof(int32_t));
@@ -111,6 +73,9 @@ static std::string difference(const state_header & saved, const state_header & o
     const auto type_name = [](int32_t type) {
         return type >= 0 && type < GGML_TYPE_COUNT ? ggml_type_name((ggml_type) type) : "the cache's";
     };
+    if (saved.model != own.model) {
+        return "another model";
+    }
     if (saved.n_group != own.n_group || saved.groups != own.groups) {
         return format("%u groups of layers, here %u, or other layers", saved.n_group, own.n_group);
     }
@@ -145,23 +110,30 @@ static std::string difference(const state_header & saved, const state_header & o
     return "";
 }
 
+static uint64_t hash_of(state_header header, const std::vector<uint32_t> & cell_counts, const std::vector<uint8_t> & payload) {
+    header.hash = 0;
+
+    uint64_t h = minicache_hash(&header, sizeof(header));
+    h          = minicache_hash(cell_counts.data(), cell_counts.size() * sizeof(uint32_t), h);
+    return minicache_hash(payload.data(), payload.size(), h);
+}
+
 void llama_kv_cache_minicache::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
     llama_io_write_vector payload;
     llama_kv_cache::state_write(payload, seq_id, flags);
 
+    std::vector<uint32_t> cell_counts(n_stream, 0);
+    for (uint32_t s = 0; s < n_stream; ++s) {
+        for (uint32_t i = 0; i < v_cells[s].size(); ++i) {
+            cell_counts[s] += !v_cells[s].is_empty(i) && (seq_id == -1 || v_cells[s].seq_has(i, seq_id));
+        }
+    }
     state_header header = header_of(*this);
     header.payload_size = payload.data.size();
-    header.payload_hash = minicache_hash(payload.data.data(), payload.data.size());
+    header.hash         = hash_of(header, cell_counts, payload.data);
+
     io.write(&header, sizeof(header));
-
-    for (uint32_t s = 0; s < n_stream; ++s) {
-        uint32_t n = 0;
-        for (uint32_t i = 0; i < v_cells[s].size(); ++i) {
-            n += !v_cells[s].is_empty(i) && (seq_id == -1 || v_cells[s].seq_has(i, seq_id));
-        }
-        io.write(&n, sizeof(n));
-    }
-
+    io.write(cell_counts.data(), cell_counts.size() * sizeof(uint32_t));
     io.write(payload.data.data(), payload.data.size());
 }
 
@@ -183,14 +155,18 @@ void llama_kv_cache_minicache::check_room(const std::vector<uint32_t> & cell_cou
 // Upstream logs the reason of a refusal and returns 0, so it is kept here for llama_minicache_last_error().
 void llama_kv_cache_minicache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
     try {
-        read_checked(io, seq_id, flags);
+        const std::vector<uint8_t> payload = read_checked(io, seq_id);
+        llama_io_read_vector       reader(payload);
+        llama_kv_cache::state_read(reader, seq_id, flags);
     } catch (const std::exception & e) {
         minicache_set_error(e.what());
         throw;
     }
 }
 
-void llama_kv_cache_minicache::read_checked(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+void llama_kv_cache_minicache::check_state(llama_io_read_i & io, llama_seq_id seq_id) const { read_checked(io, seq_id); }
+
+std::vector<uint8_t> llama_kv_cache_minicache::read_checked(llama_io_read_i & io, llama_seq_id seq_id) const {
     state_header header;
     io.read(&header, sizeof(header));
 
@@ -212,13 +188,11 @@ void llama_kv_cache_minicache::read_checked(llama_io_read_i & io, llama_seq_id s
     std::vector<uint8_t> payload(header.payload_size);
     io.read(payload.data(), payload.size());
 
-    if (minicache_hash(payload.data(), payload.size()) != header.payload_hash) {
+    if (hash_of(header, cell_counts, payload) != header.hash) {
         throw std::runtime_error("the saved state is damaged: its checksum differs");
     }
     check_room(cell_counts, seq_id);
-
-    llama_io_read_vector reader(payload);
-    llama_kv_cache::state_read(reader, seq_id, flags);
+    return payload;
 }
 
 void llama_kv_cache_minicache::state_write_data(llama_io_write_i & io, const cell_ranges_t & cr) const {

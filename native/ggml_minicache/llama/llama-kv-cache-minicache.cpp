@@ -4,14 +4,13 @@
 #include "llama-context.h"
 #include "llama-cparams.h"
 #include "llama-impl.h"
-#include "llama-minicache-env.h"
-#include "llama-minicache-error.h"
 #include "llama-model.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <numeric>
 #include <stdexcept>
 
 std::vector<ggml_tensor *> minicache_group::cell_tensors() const {
@@ -48,151 +47,8 @@ std::vector<ggml_tensor *> minicache_group::tensors() const {
 }
 
 //
-// creation
+// construction
 //
-
-static void check_types(const llama_model & model, const llama_memory_params & params, const minicache_settings & settings) {
-    std::vector<ggml_type> types = { params.type_k, params.type_v };
-    if (settings.plan) {
-        for (const auto & [il, own] : settings.plan->plain) {
-            types.push_back(own.k);
-            types.push_back(own.v);
-            if (model.hparams.n_embd_head_k(il) % ggml_blck_size(own.k) != 0 ||
-                model.hparams.n_embd_head_v(il) % ggml_blck_size(own.v) != 0) {
-                throw std::invalid_argument("the plan's cache types do not fit the head sizes of layer " + std::to_string(il));
-            }
-        }
-    }
-    for (const ggml_type type : types) {
-        if (!minicache_is_cache_type(type)) {
-            throw std::invalid_argument(std::string("cache type ") + ggml_type_name(type) +
-                                        " is not supported: use f16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1 or iq4_nl");
-        }
-    }
-    if (settings.plan && (model.hparams.n_embd_head_k() % ggml_blck_size(params.type_k) != 0 ||
-                             model.hparams.n_embd_head_v() % ggml_blck_size(params.type_v) != 0)) {
-        throw std::invalid_argument("the plan's cache types do not fit the model's head sizes");
-    }
-}
-
-// The type of retained K and V: as asked for, or f16 where the heads cannot have that, so that what works with an f16
-// cache works without a word about the pool.
-static ggml_type fitting_pool_type(const llama_model & model, ggml_type wanted) {
-    if (wanted == GGML_TYPE_COUNT) {
-        return wanted;
-    }
-    const int64_t n = ggml_blck_size(wanted);
-    for (uint32_t il = 0; il < model.hparams.n_layer_all; il++) {
-        if (model.hparams.n_head_kv(il) > 0 &&
-            (model.hparams.n_embd_head_k(il) % n != 0 || model.hparams.n_embd_head_v(il) % n != 0)) {
-            return GGML_TYPE_F16;
-        }
-    }
-    return wanted;
-}
-
-// Keeps the reason why there will be no context, which becomes that of a failed llama_init_from_model().
-static void note_refusal(const std::string & reason) {
-    minicache_set_error(reason);
-    if (minicache_env_decides()) {
-        minicache_env_tell(reason);
-    }
-}
-
-static void warn(const std::string & message) {
-    if (minicache_env_decides()) {
-        minicache_env_tell(message);
-    } else {
-        LLAMA_LOG_WARN("minicache: %s\n", message.c_str());
-    }
-}
-
-// The environment variable is for all models of a process, such as a draft model beside its target, but a plan for one of them.
-static bool is_for_another(const minicache_settings & settings, const llama_model & model) {
-    if (!minicache_env_decides() || !settings.plan || settings.strict) {
-        return false;
-    }
-    const std::string reason = minicache_why_not_plan(*settings.plan, model);
-    if (!reason.empty() && !model.hparams.no_alloc) {  // it will be said when the weights are there
-        minicache_env_tell(reason + "; this model's cache is a plain one");
-    }
-    return !reason.empty();
-}
-
-// The settings for this context. A draft head keeps a plain cache of its own, of a layer or two.
-static std::optional<minicache_settings> requested(const llama_memory_params & params, const llama_model & model) {
-    if (params.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
-        return std::nullopt;
-    }
-    try {
-        auto settings = minicache_settings_requested();
-        return settings && is_for_another(*settings, model) ? std::nullopt : settings;
-    } catch (const std::exception & e) {
-        note_refusal(e.what());
-        throw;
-    }
-}
-
-llama_kv_cache_minicache * llama_kv_cache_minicache::create(
-    const llama_model & model, const llama_memory_params & given, const llama_cparams & cparams, const layer_filter_cb & filter) {
-    auto settings = requested(given, model);
-
-    if (!settings || model.hparams.is_mla()) {
-        return nullptr;
-    }
-    settings->pool_type        = fitting_pool_type(model, settings->pool_type);
-    llama_memory_params params = given;
-    if (settings->plan) {
-        params.type_k = settings->plan->type_k;
-        params.type_v = settings->plan->type_v;
-    }
-    try {
-        if (!cparams.flash_attn) {
-            throw std::invalid_argument("merged layers need flash attention, which is switched off: set flash_attn=True in "
-                                        "llama_cpp's Llama, -fa on in llama.cpp's programs, flash_attn_type in C");
-        }
-        check_types(model, params, *settings);
-        if (settings->plan) {
-            minicache_check_plan(*settings->plan, model);
-        }
-
-        const minicache_grouping grouping    = minicache_make_grouping(model, cparams, cparams.offload_kqv, *settings);
-        const bool               merges_none = grouping.groups.empty() && !(settings->plan && settings->plan->groups.empty());
-        if (merges_none && !settings->observe) {
-            warn("no two layers of this model can be merged, its cache is a plain one");
-        }
-        auto kv = std::unique_ptr<llama_kv_cache_minicache>(
-            new llama_kv_cache_minicache(model, params, cparams, filter, *settings, grouping));
-        if (minicache_env_decides() && !model.hparams.no_alloc && !merges_none) {
-            minicache_env_tell(minicache_describe_saving(model, *kv));
-        }
-        return kv.release();
-    } catch (const std::bad_alloc &) {
-        note_refusal(format("failed to allocate the %u cells of the KV cache in main memory", cparams.n_ctx));
-        throw;
-    } catch (const std::exception & e) {
-        note_refusal(e.what());
-        throw;
-    }
-}
-
-void llama_kv_cache_minicache::check_created(
-    llama_memory_i * created, const llama_model & model, const llama_memory_params & params) {
-    std::unique_ptr<llama_memory_i> owned(created);
-
-    // nothing is asked for a second time where the cache is ours: a plan in LLAMA_MINICACHE would be read again
-    const bool is_ours  = dynamic_cast<llama_kv_cache_minicache *>(created) != nullptr;
-    const auto settings = is_ours ? std::nullopt : requested(params, model);
-    if (settings) {
-        const std::string message = minicache_why_not_model(model);
-        if (settings->strict) {
-            note_refusal(message);
-            throw std::invalid_argument(message);
-        }
-        warn("MiniCache is off: " + message);
-    }
-    owned.release();
-}
 
 // The settings without the plan, whose matrices are large and are in the cache's own tensors by then.
 static minicache_settings without_plan(minicache_settings settings) {
@@ -201,18 +57,21 @@ static minicache_settings without_plan(minicache_settings settings) {
 }
 
 llama_kv_cache_minicache::llama_kv_cache_minicache(const llama_model & model, const llama_memory_params & params,
-    const llama_cparams & cparams, const layer_filter_cb & filter, const minicache_settings & settings,
+    const llama_cparams & cparams, const minicache_layers & kept, const minicache_settings & settings,
     const minicache_grouping & grouping) :
     llama_kv_cache(
         model, model.hparams, params.type_k, params.type_v, /*v_trans =*/false, cparams.offload_kqv, cparams.kv_unified,
-        cparams.n_ctx_seq, cparams.n_seq_max, /*n_pad =*/1, model.hparams.n_swa, model.hparams.swa_type, nullptr,
+        cparams.n_ctx_seq, cparams.n_seq_max, /*n_pad =*/1, /*n_swa =*/0, LLAMA_SWA_TYPE_NONE, nullptr,
         [](int32_t) { return false; }, nullptr, nullptr),
     settings(without_plan(settings)), grouping(grouping),
     mode(grouping.groups.empty() ? LLAMA_MINICACHE_MODE_SLERP : settings.mode),
-    rope_block(is_coded() ? settings.plan->rope_block : 0), plan_hash(settings.plan ? settings.plan->hash : 0),
-    cache_type_k(params.type_k), cache_type_v(params.type_v), block(settings.retain_block()), window(settings.window),
-    group_of_layer(grouping.layers.size(), -1), own_op(model.hparams.n_layer_all, false) {
-    add_plain_layers(settings.plan.get(), filter, cparams.offload_kqv);
+    rope_block(is_coded() ? settings.plan->rope_block : 0),
+    model_hash(model.hparams.no_alloc ? 0 : std::stoull(minicache_fingerprint(model), nullptr, 16)),
+    plan_hash(settings.plan ? settings.plan->hash : 0), cache_type_k(params.type_k), cache_type_v(params.type_v),
+    block(settings.retain_block()), window(settings.window), group_of_layer(grouping.layers.size(), -1),
+    source_of_layer(model.hparams.n_layer_all), own_op(model.hparams.n_layer_all, false) {
+    std::iota(source_of_layer.begin(), source_of_layer.end(), 0);
+    add_plain_layers(settings, kept, cparams.offload_kqv);
     add_groups();
     std::vector<minicache_rope_turn> turns;
     if (is_coded()) {
@@ -242,6 +101,22 @@ void llama_kv_cache_minicache::add_groups() {
             group_of_layer[il] = groups.size();
         }
         groups.push_back(group);
+    }
+}
+
+// Some models have layers that keep no K and V and read another layer's.
+void llama_kv_cache_minicache::add_readers(const layer_reuse_cb & reuse, const layer_filter_cb & filter) {
+    for (int32_t il = 0; il < (int32_t) group_of_layer.size(); ++il) {
+        const int32_t source = reuse && (!filter || filter(il)) ? reuse(il) : -1;
+        if (source < 0) {
+            continue;
+        }
+        source_of_layer[il] = source;
+        group_of_layer[il]  = group_of_layer[source];
+        own_op[il]          = own_op[source];
+        if (group_of_layer[il] < 0) {
+            map_layer_ids[il] = map_layer_ids.at(source);
+        }
     }
 }
 

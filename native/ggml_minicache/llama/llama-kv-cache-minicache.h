@@ -82,9 +82,10 @@ class llama_kv_cache_minicache : public llama_kv_cache {
   public:
     // Returns null if the settings do not ask for MiniCache. Throws std::invalid_argument if they do not fit the model or the
     // context.
-    //   filter: whether this memory keeps a layer; null: it keeps all
+    //   filter: whether a layer belongs to this memory; null: all do
+    //   reuse:  whose K and V a layer reads that keeps none, -1 for a layer that keeps them; null: all do
     static llama_kv_cache_minicache * create(const llama_model & model, const llama_memory_params & params,
-        const llama_cparams & cparams, const layer_filter_cb & filter);
+        const llama_cparams & cparams, const layer_filter_cb & filter, const layer_reuse_cb & reuse = nullptr);
 
     // Warns if MiniCache was asked for and the memory that was created is of another kind. If the settings are strict, it frees
     // `created` and throws std::invalid_argument instead.
@@ -105,8 +106,19 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     // llama_kv_cache_minicache specific API
 
+    // Reads a saved state to its end, and changes nothing. Throws std::runtime_error where state_read() would refuse it.
+    void check_state(llama_io_read_i & io, llama_seq_id seq_id) const;
+
+    // The model's fingerprint as a number, 0 for a model without weights.
+    uint64_t get_model_hash() const { return model_hash; }
+
+    const llama_hparams & get_hparams() const { return hparams; }
+
     // the number of the layer's group, -1 for a plain layer
     int32_t find_group(int32_t il) const;
+
+    // the layer whose K and V a layer reads: itself, but for layers that keep none
+    int32_t source_of(int32_t il) const { return source_of_layer[il]; }
 
     const minicache_group & get_group(int32_t ig) const { return groups[ig]; }
 
@@ -166,12 +178,13 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
   private:
     llama_kv_cache_minicache(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
-        const layer_filter_cb & filter, const minicache_settings & settings, const minicache_grouping & grouping);
+        const minicache_layers & kept, const minicache_settings & settings, const minicache_grouping & grouping);
 
-    void add_plain_layers(const minicache_plan * plan, const layer_filter_cb & filter, bool offload);
+    void add_plain_layers(const minicache_settings & given, const minicache_layers & kept, bool offload);
     bool takes_own_op(ggml_backend_dev_t dev, int32_t il, const minicache_layer_types & types);
     void note_fallback(const std::string & what);
     void add_groups();
+    void add_readers(const layer_reuse_cb & reuse, const layer_filter_cb & filter);
 
     // Sets the shapes of the groups' codes. Returns how RoPE turns the K of each group.
     std::vector<minicache_rope_turn> add_shapes(const minicache_plan & plan, const llama_cparams & cparams);
@@ -197,7 +210,9 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     void write_retained(llama_io_write_i & io, const minicache_group & group, const cell_ranges_t & cr) const;
     void read_retained(llama_io_read_i & io, const minicache_group & group, uint32_t strm, const slot_info & sinfo);
-    void read_checked(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags);
+
+    // What a saved state has behind its header, for the base class. Throws as check_state() does.
+    std::vector<uint8_t> read_checked(llama_io_read_i & io, llama_seq_id seq_id) const;
 
     // Throws if the cells of a saved state do not fit.
     void check_room(const std::vector<uint32_t> & cell_counts, llama_seq_id seq_id) const;
@@ -208,6 +223,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     const llama_minicache_mode mode;
 
     const int32_t  rope_block;
+    const uint64_t model_hash;
     const uint64_t plan_hash;  // 0 without a plan
 
     const ggml_type cache_type_k;  // of directions, and of plain layers for which a plan names no type
@@ -217,6 +233,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
 
     std::vector<minicache_group> groups;
     std::vector<int32_t>         group_of_layer;
+    std::vector<int32_t>         source_of_layer;
     std::vector<bool>            own_op;  // by layer
     std::string                  fallback;
 

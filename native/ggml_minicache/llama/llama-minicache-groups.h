@@ -26,8 +26,15 @@ struct minicache_grouping {
 
 // Throws std::invalid_argument if the settings name layers that the model does not have, or, with strict, if no group, or not
 // every explicit pair, can be merged.
-minicache_grouping minicache_make_grouping(
-    const llama_model & model, const llama_cparams & cparams, bool offload, const minicache_settings & settings);
+//   kept: the layers of the model whose cache is ours
+minicache_grouping minicache_make_grouping(const llama_model & model, const llama_cparams & cparams, bool offload,
+    const minicache_settings & settings, const minicache_layers & kept);
 
-// Why no layer of this model can be merged, for models without a plain K/V cache.
+// What a layer keeps where nothing is merged.
+llama_minicache_layer_kind minicache_kind_of(const llama_model & model, int32_t il);
+
+// Why no layer of this model can be merged, "" if some can.
 std::string minicache_why_not_model(const llama_model & model);
+
+// The same for a model whose memory holds no cache that could be ours.
+std::string minicache_why_not_memory(const llama_model & model);

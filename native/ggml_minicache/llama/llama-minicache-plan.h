@@ -16,7 +16,7 @@
 
 struct llama_model;
 
-typedef std::vector<int32_t> minicache_layers;  // of a group, the deepest last
+typedef std::vector<int32_t> minicache_layers;  // layers in order, such as those of a group: the deepest is the last
 
 struct minicache_plan_group {
     minicache_layers layers;

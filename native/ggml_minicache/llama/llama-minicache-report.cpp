@@ -2,9 +2,9 @@
 
 #include "ggml-minicache.h"
 #include "llama-context.h"
-#include "llama-kv-cache-iswa.h"
 #include "llama-impl.h"
-#include "llama-kv-cache-minicache.h"
+#include "llama-memory-minicache.h"
+#include "llama-memory-recurrent.h"
 #include "llama-minicache-error.h"
 #include "llama-model.h"
 
@@ -21,8 +21,14 @@ static void copy_text(char (&dst)[N], const std::string & text) {
     dst[n] = '\0';
 }
 
+// Latent caches (MLA) keep no V beside their rows of K.
 static size_t rows_bytes(const llama_hparams & hp, uint32_t il, ggml_type type_k, ggml_type type_v, uint64_t n_rows) {
-    return n_rows * (ggml_row_size(type_k, hp.n_embd_k_gqa(il)) + ggml_row_size(type_v, hp.n_embd_v_gqa(il)));
+    const size_t row_v = hp.is_mla() ? 0 : ggml_row_size(type_v, hp.n_embd_v_gqa(il));
+    return n_rows * (ggml_row_size(type_k, hp.n_embd_k_gqa(il)) + row_v);
+}
+
+static minicache_layer_types types_of(const llama_hparams & hp, const llama_kv_cache & kv) {
+    return { kv.type_k(), hp.is_mla() ? GGML_TYPE_COUNT : kv.type_v() };
 }
 
 // The f16 bytes of the layers in a plain cache.
@@ -43,31 +49,44 @@ static size_t allocated_bytes(const llama_memory_i & memory) {
     return bytes;
 }
 
+// What does not grow with the context beside our cache, or any other: windows of sliding-window layers and recurrent states.
+static void report_fixed(const llama_hparams & hp, const minicache_memory_parts & parts, llama_minicache_report & r) {
+    if (parts.window && !parts.window->get_layer_ids().empty()) {
+        r.bytes_swa   = allocated_bytes(*parts.window);
+        r.n_cells_swa = parts.window->get_size();
+        r.bytes_f16_fixed += f16_bytes(hp, *parts.window);
+    }
+    if (parts.state) {
+        r.bytes_state = allocated_bytes(*parts.state);
+        r.bytes_f16_fixed += r.bytes_state;
+    }
+    r.bytes_f16 = r.bytes_f16_fixed;
+}
+
 //
 // contexts without merged layers
 //
 
-static void report_plain(const llama_model & model, llama_memory_i & memory, llama_minicache_report & r) {
-    r.bytes          = allocated_bytes(memory);
-    r.bytes_unmerged = r.bytes;
-    r.bytes_plain    = r.bytes;
-    r.bytes_f16      = r.bytes;  // nothing else is known of memory that is not a K/V cache
-
-    const llama_kv_cache * kv = dynamic_cast<llama_kv_cache *>(&memory);
+static void report_plain(const llama_model & model, const minicache_memory_parts & parts, llama_minicache_report & r) {
+    const llama_kv_cache * kv = parts.grows;
     if (kv) {
-        r.bytes_f16 = f16_bytes(model.hparams, *kv);
-    } else {
-        copy_text(r.note, minicache_why_not_model(model));
+        r.bytes_f16 += f16_bytes(model.hparams, *kv);
+    } else if (!parts.state) {
+        r.bytes_f16 = r.bytes;  // nothing else is known of such memory
     }
-    if (const auto * iswa = dynamic_cast<llama_kv_cache_iswa *>(&memory)) {
-        kv          = iswa->get_base();
-        r.bytes_f16 = f16_bytes(model.hparams, *kv) + f16_bytes(model.hparams, *iswa->get_swa());
-    }
+    r.bytes_unmerged = r.bytes - r.bytes_swa - r.bytes_state;
+    r.bytes_plain    = r.bytes;
+
     if (kv && !kv->get_layer_ids().empty()) {
         r.n_cells  = kv->get_size();
         r.n_stream = kv->get_n_stream();
-        r.type_k   = kv->type_k();
-        r.type_v   = kv->type_v();
+
+        const minicache_layer_types types = types_of(model.hparams, *kv);
+        r.type_k                          = types.k;
+        r.type_v                          = types.v;
+    }
+    if (!kv || model.hparams.is_mla()) {
+        copy_text(r.note, minicache_why_not_memory(model));
     }
 }
 
@@ -103,7 +122,6 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
     const llama_hparams & hp = model.hparams;
 
     r.active       = !kv.get_groups().empty();
-    r.bytes        = allocated_bytes(kv);
     r.n_cells      = kv.get_size();
     r.n_stream     = kv.get_n_stream();
     r.n_group      = kv.get_groups().size();
@@ -148,7 +166,7 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
         r.bytes_unmerged += rows_bytes(hp, il, types.k, types.v, n_rows);
         r.bytes_f16 += rows_bytes(hp, il, GGML_TYPE_F16, GGML_TYPE_F16, n_rows);
     }
-    r.bytes_plain = r.bytes_unmerged;
+    r.bytes_plain = r.bytes_unmerged + r.bytes_swa + r.bytes_state;
     for (const minicache_group & group : kv.get_groups()) {
         for (const int32_t il : group.layers) {
             r.bytes_f16 += rows_bytes(hp, il, GGML_TYPE_F16, GGML_TYPE_F16, n_rows);
@@ -157,20 +175,23 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
     }
 
     r.bytes_padding = r.bytes - (r.bytes_directions + r.bytes_magnitudes + r.bytes_pool + r.bytes_window + r.bytes_index +
-                                    r.bytes_codec + r.bytes_unmerged);
+                                    r.bytes_codec + r.bytes_unmerged + r.bytes_swa + r.bytes_state);
 
     copy_text(r.fallback, kv.get_fallback());
-    if (!r.active && kv.get_plan_hash() == 0 && !kv.is_observed()) {
+    const bool by_layer = kv.get_settings().mode == LLAMA_MINICACHE_MODE_PLAIN;
+    if (!r.active && kv.get_plan_hash() == 0 && !kv.is_observed() && !by_layer) {
         copy_text(r.note, "no two layers of this model can be merged with these settings");
     }
 }
 
 std::string minicache_describe_saving(const llama_model & model, const llama_kv_cache_minicache & kv) {
     llama_minicache_report r = {};
+
+    r.bytes = allocated_bytes(kv);
     report_merged(model, kv, r);
 
-    return format("the KV cache %s: %.2f MiB instead of %.2f MiB as f16, ratio %.2f",
-        r.active ? "is merged" : "has no merged layers", r.bytes / 1024.0 / 1024.0, r.bytes_f16 / 1024.0 / 1024.0,
+    return format("the KV cache %s: %.2f MiB instead of %.2f MiB as f16, %.2f times smaller",
+        r.active ? "is merged" : "has types by layer", r.bytes / 1024.0 / 1024.0, r.bytes_f16 / 1024.0 / 1024.0,
         r.bytes > 0 ? (double) r.bytes_f16 / r.bytes : 0.0);
 }
 
@@ -200,21 +221,43 @@ static void report_distances(
     }
 }
 
-static void report_layer(const llama_model & model, llama_memory_i * memory, const llama_minicache_report & whole, int32_t il,
-    llama_minicache_layer_report & r) {
-    const uint64_t n_rows = (uint64_t) whole.n_cells * whole.n_stream;
+static void report_merged_layer(
+    const llama_kv_cache_minicache & kv, const minicache_group & group, llama_minicache_layer_report & r) {
+    size_t bytes = 0;
+    for (const ggml_tensor * x : group.tensors()) {
+        bytes += ggml_nbytes(x);
+    }
+    // the shares add up even if the bytes are not a multiple of the layers
+    bytes -= window_bytes(kv, group);
+    r.bytes = bytes * (r.side + 1) / group.n_layer() - bytes * r.side / group.n_layer();
+    if (!kv.is_coded()) {
+        r.type_k = kv.get_type_k();
+        r.type_v = kv.get_type_v();
+    }
+    report_distances(kv, group, r);
+}
 
+static void report_rows(const llama_hparams & hp, const minicache_layer_types & types, uint64_t n_rows, int32_t il,
+    llama_minicache_layer_report & r) {
+    r.type_k = types.k;
+    r.type_v = types.v;
+    r.bytes  = rows_bytes(hp, il, types.k, types.v, n_rows);
+}
+
+static void report_layer(
+    const llama_model & model, const minicache_memory_parts & parts, int32_t il, llama_minicache_layer_report & r) {
     r.side = -1;
     std::fill(std::begin(r.group), std::end(r.group), -1);
     r.type_k     = GGML_TYPE_COUNT;
     r.type_v     = GGML_TYPE_COUNT;
     r.distance_k = NAN;
     r.distance_v = NAN;
-    r.kind       = memory && model.hparams.has_kv(il) ? LLAMA_MINICACHE_LAYER_PLAIN : LLAMA_MINICACHE_LAYER_NONE;
+    r.kind       = minicache_kind_of(model, il);
 
-    const auto * kv = dynamic_cast<llama_kv_cache_minicache *>(memory);
-    if (kv) {
-        const minicache_layer & layer = kv->get_grouping().layers[il];
+    const llama_kv_cache * kv  = parts.grows;
+    const auto *           own = dynamic_cast<const llama_kv_cache_minicache *>(kv);
+    if (own) {
+        const minicache_layer & layer = own->get_grouping().layers[il];
         r.kind                        = layer.kind;
         for (size_t side = 0; side < layer.group.size(); ++side) {
             r.group[side] = layer.group[side];
@@ -222,28 +265,31 @@ static void report_layer(const llama_model & model, llama_memory_i * memory, con
         }
         copy_text(r.reason, layer.reason);
     }
-
-    const int32_t ig = kv ? kv->find_group(il) : -1;
-    if (ig >= 0) {
-        const minicache_group & group = kv->get_group(ig);
-
-        size_t bytes = 0;
-        for (const ggml_tensor * x : group.tensors()) {
-            bytes += ggml_nbytes(x);
-        }
-        // the shares add up even if the bytes are not a multiple of the layers
-        bytes -= window_bytes(*kv, group);
-        r.bytes = bytes * (r.side + 1) / group.n_layer() - bytes * r.side / group.n_layer();
-        if (!kv->is_coded()) {
-            r.type_k = kv->get_type_k();
-            r.type_v = kv->get_type_v();
-        }
-        report_distances(*kv, group, r);
-    } else if (r.kind != LLAMA_MINICACHE_LAYER_NONE && dynamic_cast<llama_kv_cache *>(memory)) {
-        const minicache_layer_types types = kv ? kv->get_plain_types(il) : minicache_layer_types{ whole.type_k, whole.type_v };
-        r.type_k                          = types.k;
-        r.type_v                          = types.v;
-        r.bytes                           = rows_bytes(model.hparams, il, types.k, types.v, n_rows);
+    switch (r.kind) {
+        case LLAMA_MINICACHE_LAYER_NONE:
+            break;
+        case LLAMA_MINICACHE_LAYER_MERGED:
+            report_merged_layer(*own, own->get_group(own->find_group(il)), r);
+            break;
+        case LLAMA_MINICACHE_LAYER_PLAIN:
+        case LLAMA_MINICACHE_LAYER_REFUSED:
+            if (kv) {
+                const minicache_layer_types types = own ? own->get_plain_types(il) : types_of(model.hparams, *kv);
+                report_rows(model.hparams, types, (uint64_t) kv->get_size() * kv->get_n_stream(), il, r);
+            }
+            break;
+        case LLAMA_MINICACHE_LAYER_WINDOW:
+            if (const llama_kv_cache * window = parts.window) {
+                report_rows(model.hparams, types_of(model.hparams, *window),
+                    (uint64_t) window->get_size() * window->get_n_stream(), il, r);
+            }
+            break;
+        case LLAMA_MINICACHE_LAYER_STATE:
+            for (const ggml_tensor * x : parts.state ? std::vector<ggml_tensor *>{ parts.state->r_l[il], parts.state->s_l[il] } :
+                                                       std::vector<ggml_tensor *>()) {
+                r.bytes += x ? ggml_nbytes(x) : 0;
+            }
+            break;
     }
 }
 
@@ -252,8 +298,9 @@ static void report_layer(const llama_model & model, llama_memory_i * memory, con
 //
 
 static void get_report(llama_context * ctx, llama_minicache_report & r) {
-    const llama_model & model  = *llama_get_model(ctx);
-    llama_memory_i *    memory = llama_get_memory(ctx);
+    const llama_model &          model  = *llama_get_model(ctx);
+    llama_memory_i *             memory = llama_get_memory(ctx);
+    const minicache_memory_parts parts  = minicache_parts_of(memory);
 
     r           = {};
     r.n_layer   = model.hparams.n_layer();
@@ -264,11 +311,15 @@ static void get_report(llama_context * ctx, llama_minicache_report & r) {
     r.can_shift = memory && memory->get_can_shift();
 
     if (!memory) {
-        copy_text(r.note, minicache_why_not_model(model));
-    } else if (const auto * kv = dynamic_cast<llama_kv_cache_minicache *>(memory)) {
+        copy_text(r.note, minicache_why_not_memory(model));
+        return;
+    }
+    r.bytes = allocated_bytes(*memory);
+    report_fixed(model.hparams, parts, r);
+    if (const auto * kv = minicache_cache_of(memory)) {
         report_merged(model, *kv, r);
     } else {
-        report_plain(model, *memory, r);
+        report_plain(model, parts, r);
     }
 }
 
@@ -296,10 +347,7 @@ bool llama_minicache_get_layer_report(llama_context * ctx, int32_t il, llama_min
         }
         llama_synchronize(ctx);
 
-        llama_minicache_report whole;
-        get_report(ctx, whole);
-
         *report = {};
-        report_layer(model, llama_get_memory(ctx), whole, il, *report);
+        report_layer(model, minicache_parts_of(llama_get_memory(ctx)), il, *report);
     });
 }

@@ -17,6 +17,10 @@ struct minicache_rope_turn {
     std::vector<double> freq;       // [minicache_turn_pairs_of(kind, n_rot)], radians per position
 };
 
+// Whether RoPE turns a layer's K. Some models leave it out in the layers that look back over the whole context, which only the code of
+// their graphs says.
+bool minicache_has_rope(const llama_model & model, uint32_t il);
+
 // Why minicache_rope_of() does not support this model, "" if it does.
 std::string minicache_rope_why_not(const llama_model & model);
 

@@ -2,6 +2,7 @@
 
 #include "llama-minicache-env.h"
 
+#include <algorithm>
 #include <cmath>
 #include <locale>
 #include <set>
@@ -57,6 +58,13 @@ static void check_settings(const minicache_settings & s) {
     check(s.pool_type == GGML_TYPE_F16 || s.pool_type == GGML_TYPE_Q8_0 || s.pool_type == GGML_TYPE_COUNT,
         "pool type must be f16, q8_0 or cache");
 
+    for (const minicache_edge & edge : { s.first, s.last }) {
+        check(edge.n_layer >= 0 && (edge.n_layer == 0 || s.mode == LLAMA_MINICACHE_MODE_PLAIN),
+            "first and last are for mode plain, and numbers of layers from 0 on");
+        check(minicache_is_cache_type(edge.types.k) && minicache_is_cache_type(edge.types.v),
+            "the types of the first and the last layers must be cache types");
+    }
+
     std::set<int32_t> seen;
     for (const minicache_layers & pair : s.groups) {
         const int32_t     a    = pair[0];
@@ -96,6 +104,18 @@ int32_t minicache_retain_block(float retain) {
 
 int32_t minicache_settings::retain_block() const { return minicache_retain_block(retain); }
 
+minicache_layer_types minicache_settings::types_of(
+    int32_t il, const minicache_layers & kept, const minicache_layer_types & common) const {
+    if (plan) {
+        return plan->types_of(il);
+    }
+    const int32_t number = (int32_t) (std::find(kept.begin(), kept.end(), il) - kept.begin());
+    if (number < first.n_layer) {
+        return first.types;
+    }
+    return number >= (int32_t) kept.size() - last.n_layer ? last.types : common;
+}
+
 int32_t minicache_settings::first_layer(int32_t n_layer) const {
     check(start_layer < n_layer, "start layer " + std::to_string(start_layer) + " is out of range: the model has layers 0 to " +
                                      std::to_string(n_layer - 1));
@@ -114,13 +134,16 @@ minicache_settings minicache_settings_from(const llama_minicache_params & params
     s.strict      = params.strict;
     s.observe     = params.observe;
     s.mode        = params.mode;
+    s.first       = { params.first.n_layer, { params.first.type_k, params.first.type_v } };
+    s.last        = { params.last.n_layer, { params.last.type_k, params.last.type_v } };
 
     check(params.n_pairs >= 0 && (params.n_pairs == 0 || params.pairs), "n_pairs says there are pairs, but none are given");
     for (int32_t i = 0; i < params.n_pairs; ++i) {
         s.groups.push_back({ params.pairs[2 * i], params.pairs[2 * i + 1] });
     }
-    check(s.mode == LLAMA_MINICACHE_MODE_SLERP || s.mode == LLAMA_MINICACHE_MODE_AVERAGE || params.plan,
-        "mode must be SLERP or AVERAGE: the others come with a plan");
+    const bool own =
+        s.mode == LLAMA_MINICACHE_MODE_SLERP || s.mode == LLAMA_MINICACHE_MODE_AVERAGE || s.mode == LLAMA_MINICACHE_MODE_PLAIN;
+    check(own || params.plan, "mode must be SLERP, AVERAGE or PLAIN: the others come with a plan");
     if (params.plan) {
         s.plan = params.plan->plan;
     }

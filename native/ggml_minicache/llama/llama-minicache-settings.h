@@ -12,6 +12,13 @@
 // the types that K and V may have
 bool minicache_is_cache_type(ggml_type type);
 
+// The types of the first, or of the last, layers whose cache grows with the context.
+struct minicache_edge {
+    int32_t n_layer = 0;
+
+    minicache_layer_types types = { GGML_TYPE_F16, GGML_TYPE_F16 };
+};
+
 struct minicache_settings {
     float   start       = 0.5f;
     int32_t start_layer = -1;
@@ -31,6 +38,10 @@ struct minicache_settings {
 
     llama_minicache_mode mode = LLAMA_MINICACHE_MODE_SLERP;
 
+    // of mode PLAIN; a layer of both is one of the first
+    minicache_edge first;
+    minicache_edge last;
+
     // decides groups, mode, t, retain, window and pool_type; null: none of them
     std::shared_ptr<const minicache_plan> plan;
 
@@ -43,6 +54,10 @@ struct minicache_settings {
 
     // cells that share a retained slot, 0 without a pool
     int32_t retain_block() const;
+
+    // The types of a layer that is not merged: of its own, or the common ones.
+    //   kept: the layers whose cache grows with the context
+    minicache_layer_types types_of(int32_t il, const minicache_layers & kept, const minicache_layer_types & common) const;
 };
 
 int32_t minicache_start_layer(float start, int32_t n_layer);

@@ -11,7 +11,8 @@
 // The one parser of settings in text form, for LLAMA_MINICACHE, llama_minicache_parse_params() and Python. llama-minicache.h
 // has the grammar.
 
-static const char * const KEYS = "mode, start, t, retain, window, pairs, pool, type, type_k, type_v, plan and strict";
+static const char * const KEYS =
+    "mode, start, t, retain, window, pairs, pool, type, type_k (or k), type_v (or v), first, last, plan and strict";
 
 static const char * const WHAT_TO_WRITE =
     "write plan=PLAN, a file that `minicache calibrate MODEL -o PLAN` makes, or slerp for the settings of the paper";
@@ -158,11 +159,21 @@ static ggml_type pool_type_of(const std::string & value) {
     return value == "f16" ? GGML_TYPE_F16 : GGML_TYPE_Q8_0;
 }
 
-static bool is_mode(const std::string & word) { return word == "slerp" || word == "average"; }
+static bool is_mode(const std::string & word) { return word == "slerp" || word == "average" || word == "plain"; }
 
 static llama_minicache_mode mode_of(const std::string & value) {
-    check(is_mode(value), "mode=" + value + " is not a mode: it must be slerp or average");
-    return value == "slerp" ? LLAMA_MINICACHE_MODE_SLERP : LLAMA_MINICACHE_MODE_AVERAGE;
+    check(is_mode(value), "mode=" + value + " is not a mode: it must be slerp, average or plain");
+    return value == "slerp"   ? LLAMA_MINICACHE_MODE_SLERP :
+           value == "average" ? LLAMA_MINICACHE_MODE_AVERAGE :
+                                LLAMA_MINICACHE_MODE_PLAIN;
+}
+
+// 2:q8_0, or 2:q8_0/q4_0 for K and V
+static minicache_edge edge_of(const std::string & key, const std::string & value) {
+    const std::vector<std::string> parts = split(value, ':');
+    const std::vector<std::string> types = parts.size() == 2 ? split(parts[1], '/') : std::vector<std::string>();
+    check(types.size() == 1 || types.size() == 2, key + "=" + value + " is not of the form 2:q8_0 or 2:q8_0/q4_0");
+    return { whole_number_of(key, parts[0]), { cache_type_of(key, types.front()), cache_type_of(key, types.back()) } };
 }
 
 static std::vector<minicache_layers> pairs_of(const std::string & value) {
@@ -191,10 +202,14 @@ static void set_key(minicache_settings & s, const std::string & key, const std::
         s.groups = pairs_of(value);
     } else if (key == "pool") {
         s.pool_type = pool_type_of(value);
-    } else if (key == "type_k") {
+    } else if (key == "type_k" || key == "k") {
         s.type_k = cache_type_of(key, value);
-    } else if (key == "type_v") {
+    } else if (key == "type_v" || key == "v") {
         s.type_v = cache_type_of(key, value);
+    } else if (key == "first") {
+        s.first = edge_of(key, value);
+    } else if (key == "last") {
+        s.last = edge_of(key, value);
     } else if (key == "plan") {
         s.plan = minicache_read_plan(with_home(unquoted(value)));
     } else if (key == "strict") {
@@ -260,21 +275,27 @@ minicache_settings minicache_settings_parse(const std::string & given) {
     if (values.count("type")) {  // before type_k and type_v, which say more
         s.type_k = s.type_v = cache_type_of("type", values.at("type"));
     }
-    if (values.count("mode") && values.at("mode") == "average") {
-        s.retain = 0.0f;  // as in the paper
+    if (values.count("mode") && values.at("mode") != "slerp") {
+        s.retain = 0.0f;  // averages retain nothing in the paper, and plain layers have nothing to retain
     }
     for (const auto & item : values) {
         check(!values.count("plan") || item.first == "plan" || item.first == "strict",
             item.first + " is given beside plan, which decides it: leave one of them out");
     }
+    check(!(values.count("k") && values.count("type_k")) && !(values.count("v") && values.count("type_v")),
+        "k is type_k, and v is type_v: give each once");
     for (const auto & [key, value] : values) {
         if (key != "type") {
             set_key(s, key, value);
         }
     }
+    for (const char * merging : { "start", "t", "retain", "window", "pairs", "pool" }) {
+        check(s.mode != LLAMA_MINICACHE_MODE_PLAIN || !values.count(merging),
+            std::string(merging) + " is given beside plain, which merges nothing: leave it out");
+    }
     minicache_settings_finish(s);
     // SLERP loses more than a plan does, so it is never what a text means that does not name it
     check(values.count("plan") || values.count("mode"),
-        "'" + text + "' names no mode: write slerp: or average: before it, or plan=PLAN in its place");
+        "'" + text + "' names no mode: write slerp:, average: or plain: before it, or plan=PLAN in its place");
     return s;
 }

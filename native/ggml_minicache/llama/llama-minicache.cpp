@@ -11,6 +11,8 @@
 #include <cstring>
 #include <stdexcept>
 
+static llama_minicache_edge edge_of(const minicache_edge & edge) { return { edge.n_layer, edge.types.k, edge.types.v }; }
+
 llama_minicache_params llama_minicache_default_params(void) {
     const minicache_settings s;
 
@@ -27,6 +29,8 @@ llama_minicache_params llama_minicache_default_params(void) {
         /*.mode        =*/s.mode,
         /*.plan        =*/nullptr,
         /*.observe     =*/false,
+        /*.first       =*/edge_of(s.first),
+        /*.last        =*/edge_of(s.last),
     };
 }
 
@@ -76,7 +80,8 @@ bool llama_minicache_parse_params(const char * text, llama_minicache_params * pa
             *type_v = s.type_v.value_or(GGML_TYPE_COUNT);
         }
         *params = { s.start, s.start_layer, pairs.empty() ? nullptr : pairs.data(), (int32_t) pairs.size() / 2, s.t, s.retain,
-            s.window, s.pool_type, s.strict, s.mode, s.plan ? new llama_minicache_plan{ s.plan } : nullptr, /*.observe =*/false };
+            s.window, s.pool_type, s.strict, s.mode, s.plan ? new llama_minicache_plan{ s.plan } : nullptr, /*.observe =*/false,
+            edge_of(s.first), edge_of(s.last) };
     });
 }
 

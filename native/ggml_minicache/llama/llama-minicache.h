@@ -48,6 +48,14 @@ enum llama_minicache_mode {
     LLAMA_MINICACHE_MODE_AVERAGE = 1,  // the mean of both layers' vectors: what the paper compares with
     LLAMA_MINICACHE_MODE_ALIGNED = 2,  // as SLERP, after a plan's basis matrices
     LLAMA_MINICACHE_MODE_CODE    = 3,  // as a plan's shared code
+    LLAMA_MINICACHE_MODE_PLAIN   = 4,  // no groups: K and V of each layer, in cache types by layer
+};
+
+// The cache types of the first, or of the last, layers whose cache grows with the context.
+struct llama_minicache_edge {
+    int32_t        n_layer;  // 0 for none
+    enum ggml_type type_k;
+    enum ggml_type type_v;
 };
 
 #define LLAMA_MINICACHE_WINDOW_MAX 65536
@@ -72,7 +80,7 @@ struct llama_minicache_params {
 
     bool strict;  // refuse to make a context in which no pair, or not every explicit pair, can be merged
 
-    enum llama_minicache_mode mode;  // SLERP or AVERAGE; the other modes come from a plan
+    enum llama_minicache_mode mode;  // SLERP, AVERAGE or PLAIN; the other modes come from a plan
 
     // a plan, which decides everything above but `strict`, and the cache types; NULL for none
     struct llama_minicache_plan * plan;
@@ -80,6 +88,10 @@ struct llama_minicache_params {
     // Merge nothing, and name each layer's Q, K (after RoPE) and V in the graph "minicache_q-IL", "minicache_k-IL" and
     // "minicache_v-IL", F32 [head size, heads, tokens], for llama_context_params.cb_eval. For calibration.
     bool observe;
+
+    // of mode PLAIN; a layer of both is one of the first. All other layers have the context's types
+    struct llama_minicache_edge first;
+    struct llama_minicache_edge last;
 };
 
 // the paper's settings: SLERP, start 0.5, t 0.6, retain 0.05; pool q8_0, not strict
@@ -87,16 +99,18 @@ LLAMA_API struct llama_minicache_params llama_minicache_default_params(void);
 
 // Parses the text form of the settings, which the environment variable LLAMA_MINICACHE, the commands' SPEC and Python share:
 //
-//     slerp:key=value, key=value, ...        or average:
+//     slerp:key=value, key=value, ...        or average: or plain:
 //     plan=PATH                              or the PATH of a .gguf file alone; beside it only strict=0 or strict=1
 //
-//   mode            slerp or average, which the word before the colon says too; one of them is needed where there is no plan
+//   mode            slerp, average or plain, which the word before the colon says too; one of them is needed where there is no
+//                   plan
 //   start           a whole number is a layer, any other number a fraction of the layers
 //   t, retain       numbers
 //   window          a whole number
 //   pairs           8-9;10-11
 //   pool            f16, q8_0 or cache
-//   type            a cache type for K and V; type_k and type_v for one of them
+//   type            a cache type for K and V; type_k and type_v, or k and v, for one of them
+//   first, last     2:q8_0, or 2:q8_0/q4_0 for K and V: with plain, other types for the first or the last layers
 //   plan            the path of a plan file; ~ is the home folder, and a path with a comma stands in quotes, "/a,b.gguf"
 //   strict          0 or 1
 //
@@ -189,7 +203,9 @@ struct llama_minicache_report {
     uint64_t bytes_window;    // of the latest tokens that stay unmerged; the same at any context
     uint64_t bytes_index;     // which token each retained slot holds, and the running distances
     uint64_t bytes_codec;     // what codes are made and read with, or basis matrices; the same at any context
-    uint64_t bytes_unmerged;  // layers that are not merged
+    uint64_t bytes_unmerged;  // layers that are not merged, and whose cache grows with the context
+    uint64_t bytes_swa;       // the cache of sliding-window layers, which is llama.cpp's; 0 without such layers
+    uint64_t bytes_state;     // recurrent states, which are llama.cpp's; 0 without recurrent layers
     uint64_t bytes_padding;   // alignment between tensors
 
     // what the same context would allocate with plain caches of f16, and of this context's K and V types, where layers that
@@ -197,7 +213,10 @@ struct llama_minicache_report {
     uint64_t bytes_f16;
     uint64_t bytes_plain;
 
-    uint32_t n_cells;  // per stream
+    uint64_t bytes_f16_fixed;  // the part of bytes_f16 that does not grow with the context: sliding-window layers and states
+
+    uint32_t n_cells;      // per stream
+    uint32_t n_cells_swa;  // per stream, of sliding-window layers
     uint32_t n_stream;
     uint32_t n_layer;
     uint32_t n_group;  // of layers that share storage
@@ -229,6 +248,8 @@ enum llama_minicache_layer_kind {
     LLAMA_MINICACHE_LAYER_PLAIN   = 1,
     LLAMA_MINICACHE_LAYER_MERGED  = 2,  // in a group, with one direction or code for all its layers
     LLAMA_MINICACHE_LAYER_REFUSED = 3,  // plain, though it was to be merged
+    LLAMA_MINICACHE_LAYER_WINDOW  = 4,  // keeps a window of the latest tokens, in a plain cache of llama.cpp's
+    LLAMA_MINICACHE_LAYER_STATE   = 5,  // keeps a recurrent state in place of K and V
 };
 
 struct llama_minicache_layer_report {
@@ -253,6 +274,26 @@ struct llama_minicache_layer_report {
 
     char reason[160];  // why it was refused, else ""
 };
+
+// What a layer keeps, whatever the context.
+struct llama_minicache_layer_shape {
+    enum llama_minicache_layer_kind kind;  // PLAIN, whose cache grows with the context, WINDOW, STATE, or NONE
+
+    // 0 where the layer keeps no K and V
+    int32_t n_head_kv;
+    int32_t head_size_k;
+    int32_t head_size_v;
+    int32_t n_rot;  // numbers of a head of K that RoPE turns
+
+    uint64_t bytes_state;  // of a sequence's recurrent state, 0 without one
+};
+
+// Works on a model that was loaded without its weights too.
+LLAMA_API bool llama_minicache_get_layer_shape(
+    const struct llama_model * model, int32_t il, struct llama_minicache_layer_shape * shape);
+
+// Why no layer of the model can be merged or coded, "" if some can. `reason` has room for `size` bytes; a longer text is cut.
+LLAMA_API bool llama_minicache_why_not(const struct llama_model * model, char * reason, size_t size);
 
 // Works on every context, plain ones included. Waits for the context's computations.
 LLAMA_API bool llama_minicache_get_report(struct llama_context * ctx, struct llama_minicache_report * report);

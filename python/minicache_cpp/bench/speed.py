@@ -125,9 +125,10 @@ def fill(
 def decode(opened: Opened, n_kv: int, reps: int, on_step: OnStep) -> None:
     """Decodes token after token behind a full context, in turn, and removes them from the cache again."""
     for context, _ in opened:  # the first tokens build the graphs and do not count
+        context.mark()
         context.evaluate(n_kv, 1)
         context.evaluate(n_kv + 1, 1)
-        context.cut(n_kv)
+        context.back()
     for repetition in range(reps):
         on_step(f"context {n_kv}: decoding, {repetition + 1} of {reps}")
         for context, samples in opened:
@@ -135,7 +136,7 @@ def decode(opened: Opened, n_kv: int, reps: int, on_step: OnStep) -> None:
             for i in range(N_DECODE):
                 context.evaluate(n_kv + i, 1)
             samples.decode.append(N_DECODE / (time.perf_counter() - began))
-            context.cut(n_kv)
+            context.back()
 
 
 def row(samples: Samples) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ..native import binding
 from .native_settings import MODES
 from .report import KVReport, LayerReport
 
-KINDS = ("none", "plain", "merged", "refused")  # enum llama_minicache_layer_kind
+KINDS = ("none", "plain", "merged", "refused", "window", "state")  # enum llama_minicache_layer_kind
 
 
 def read_report(ctx: Any) -> KVReport:
@@ -22,7 +22,8 @@ def read_report(ctx: Any) -> KVReport:
     layers = [_layer(ctx, number) for number in range(raw.n_layer)]
     groups = [one.group for one in layers if one.kind == "merged" and one.side == 0 and one.group]
     mode = MODES[raw.mode] if raw.active else None
-    fixed_bytes = raw.bytes_padding + raw.bytes_codec + raw.bytes_window
+    beside = raw.bytes_swa + raw.bytes_state
+    fixed_bytes = raw.bytes_padding + raw.bytes_codec + raw.bytes_window + beside
     return KVReport(
         bytes=raw.bytes,
         fixed_bytes=fixed_bytes,
@@ -35,16 +36,19 @@ def read_report(ctx: Any) -> KVReport:
         bytes_index=raw.bytes_index,
         bytes_codec=raw.bytes_codec,
         bytes_unmerged=raw.bytes_unmerged,
-        ratio=_ratio(raw.bytes_f16, raw.bytes - fixed_bytes),
+        bytes_swa=raw.bytes_swa,
+        bytes_state=raw.bytes_state,
+        ratio=_ratio(raw.bytes_f16 - raw.bytes_f16_fixed, raw.bytes - fixed_bytes),
         total_ratio=_ratio(raw.bytes_f16, raw.bytes),
         active=raw.active,
         mode=mode,
         rope_block=raw.rope_block if mode == "code" else None,
         can_shift=raw.can_shift,
         n_cells=raw.n_cells,
+        n_cells_swa=raw.n_cells_swa,
         n_stream=raw.n_stream,
-        type_k=BY_NUMBER[raw.type_k].name,
-        type_v=BY_NUMBER[raw.type_v].name,
+        type_k=_type_name(raw.type_k) or "none",
+        type_v=_type_name(raw.type_v) or "none",
         pool_type=(_type_name(raw.pool_type) or "cache") if raw.retain_block or raw.window else None,
         t=raw.t if mode in ("slerp", "aligned") else None,
         retain=raw.retain if raw.active else None,

@@ -23,7 +23,7 @@ from ..native.declarations import GGML_TYPE_COUNT
 _pointed_to: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 MAX_WINDOW = int(lib.LLAMA_MINICACHE_WINDOW_MAX)
-MODES = ("slerp", "average", "aligned", "code")  # enum llama_minicache_mode
+MODES = ("slerp", "average", "aligned", "code", "plain")  # enum llama_minicache_mode
 
 
 class Settings(Protocol):
@@ -45,6 +45,10 @@ class Settings(Protocol):
     def strict(self) -> bool: ...
     @property
     def mode(self) -> str: ...
+    @property
+    def first(self) -> tuple[int, str, str] | None: ...
+    @property
+    def last(self) -> tuple[int, str, str] | None: ...
     @property
     def native_plan(self) -> Any: ...
 
@@ -68,6 +72,10 @@ def native_params(minicache: Settings) -> Any:
     pool = minicache.pool_type
     params.pool_type = GGML_TYPE_COUNT if pool == "cache" else GGML_TYPES[pool].number
     params.mode = MODES.index(minicache.mode)
+    for edge, given in ((params.first, minicache.first), (params.last, minicache.last)):
+        if given is not None:
+            edge.n_layer, *types = given
+            edge.type_k, edge.type_v = (GGML_TYPES[name].number for name in types)
     return params
 
 
@@ -99,8 +107,15 @@ def parse_settings(text: str) -> dict[str, Any]:
         "pool_type": "cache" if params.pool_type == GGML_TYPE_COUNT else BY_NUMBER[params.pool_type].name,
         "strict": params.strict,
         "mode": MODES[params.mode],
+        "first": _edge(params.first),
+        "last": _edge(params.last),
         **{name: BY_NUMBER[one[0]].name for name, one in types.items() if one[0] != GGML_TYPE_COUNT},
     }
+
+
+def _edge(edge: Any) -> tuple[int, str, str] | None:
+    types = BY_NUMBER[edge.type_k].name, BY_NUMBER[edge.type_v].name
+    return (edge.n_layer, *types) if edge.n_layer else None
 
 
 def start_layer(start: float, n_layer: int) -> int:

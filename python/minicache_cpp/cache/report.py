@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from ..host.units import mib
 
+GROWING = ("plain", "merged", "refused")  # the kinds of layers whose cache grows with the context
 NO_SHIFT = "positions cannot be shifted, because the basis matrices are applied after RoPE"
 
 
@@ -15,7 +16,8 @@ NO_SHIFT = "positions cannot be shifted, because the basis matrices are applied 
 class LayerReport:
     """One layer's part of the cache."""
 
-    # "none", "plain", "merged" or "refused"
+    # "plain", "merged" or "refused", whose cache grows with the context; "window", of a sliding-window layer; "state",
+    # of a recurrent one; or "none"
     kind: str
     # the layers of its group, including itself; of a refused layer, the group it was meant for
     group: tuple[int, ...] | None
@@ -46,12 +48,13 @@ class KVReport:
 
     The names of the bytes mean what they mean in struct llama_minicache_report.
 
-    ratio: f16 bytes per cached token over ours, with directions, magnitudes, retained tokens and index.
+    ratio: f16 bytes per cached token over ours, of what grows with the context: with directions, magnitudes, retained
+        tokens and index.
     total_ratio: the same for all allocated bytes at this context, `fixed_bytes` included.
     """
 
     bytes: int
-    # allocated once, whatever the context: codecs or basis matrices, the window, and alignment
+    # allocated once, whatever the context: codecs or basis matrices, windows, states, and alignment
     fixed_bytes: int
     bytes_f16: int
     # a plain cache of the same K and V types, in which unmerged layers keep their own
@@ -66,8 +69,11 @@ class KVReport:
     bytes_index: int
     # what codes are made and read with, or basis matrices
     bytes_codec: int
-    # layers that are not merged
+    # layers that are not merged, and whose cache grows with the context
     bytes_unmerged: int
+    # sliding-window layers and recurrent states, which llama.cpp keeps
+    bytes_swa: int
+    bytes_state: int
     ratio: float
     total_ratio: float
     # whether any layers are merged
@@ -80,6 +86,8 @@ class KVReport:
     can_shift: bool
     # cells of each stream
     n_cells: int
+    # of sliding-window layers, 0 without such layers
+    n_cells_swa: int
     n_stream: int
     # a plan may give unmerged layers other types: see `layers`
     type_k: str
@@ -194,6 +202,7 @@ def _sizes(report: KVReport) -> list[str]:
             name = "  basis matrices" if aligned else "  codecs"
             rows.append((name, mib(report.bytes_codec), "whatever the context"))
         rows.append(("  unmerged layers", mib(report.bytes_unmerged), ""))
+    rows += _beside(report)
     ratios = f"ratio {report.ratio:.2f}, total {report.total_ratio:.2f}"
     rows.append(("as plain f16", mib(report.bytes_f16), ratios))
     if report.bytes_plain != report.bytes_f16:
@@ -201,6 +210,25 @@ def _sizes(report: KVReport) -> list[str]:
         name = "as plain, own types" if _other_types(report) else name
         rows.append((name, mib(report.bytes_plain), f"{report.bytes_plain / report.bytes:.2f} times ours"))
     return [f"{name:<20}{size:>14}   {more}".rstrip() for name, size, more in rows]
+
+
+def _beside(report: KVReport) -> list[tuple[str, str, str]]:
+    """The rows of what llama.cpp keeps beside a cache that grows, and of what grows."""
+    rows = []
+    # with llama.cpp's swa_full they are as long as the context
+    once = ", whatever the context" if report.n_cells_swa < report.n_cells else ""
+    if report.bytes_swa:
+        rows.append(("  sliding windows", mib(report.bytes_swa), f"{report.n_cells_swa} cells{once}"))
+    if report.bytes_state:
+        rows.append(("  recurrent states", mib(report.bytes_state), "whatever the context"))
+    if rows and report.n_cells:
+        layers = sum(layer.kind in GROWING for layer in report.layers)
+        grows = report.bytes - report.fixed_bytes
+        each = grows / (report.n_cells * report.n_stream)
+        rows.append(
+            ("  grows", mib(grows), f"{layers} of {len(report.layers)} layers, {each:,.0f} bytes a token")
+        )
+    return rows
 
 
 def _distances(report: KVReport) -> list[str]:

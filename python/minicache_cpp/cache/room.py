@@ -8,10 +8,10 @@ from ..errors import MiniCacheError
 from ..host import memory
 from ..host.units import mib
 from ..modelfile.gguf_file import GGUFFile
-from ..modelfile.shape import model_shape
 from ..native import devices
+from ..native.model_shape import model_shape
 from .settings import CacheSpec
-from .size import kv_bytes, n_cells
+from .size import UBATCH, kv_bytes, n_cells
 
 # what llama.cpp keeps of each cell in main memory, wherever K and V are: its position, shift and sequences
 CELL_BYTES = 48
@@ -56,10 +56,10 @@ def require_room(
     )
 
 
-def known_kv_bytes(file: GGUFFile, spec: CacheSpec, n_ctx: int) -> int:
+def known_kv_bytes(file: GGUFFile, spec: CacheSpec, n_ctx: int, n_ubatch: int = UBATCH) -> int:
     """Returns the bytes of K and V of one sequence, or 0 if the model's header does not say what its cache takes.
 
     Raises MiniCacheError where the cache does not fit the model.
     """
     shape = model_shape(file)
-    return 0 if shape.unknown else kv_bytes(shape, spec, n_ctx)
+    return 0 if shape.unknown else kv_bytes(shape, spec, n_ctx, n_ubatch=n_ubatch)

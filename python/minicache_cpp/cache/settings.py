@@ -17,11 +17,16 @@ from .report import types_name
 SPEC_HELP = (
     'a cache type ("f16", "q8_0", "q4_0": a plain cache), "slerp:start=0.5,t=0.6,retain=0.05,type=q4_0" '
     "(also window=64, type_k, type_v, pool, pairs=8-9;10-11, strict; every key is optional; "
-    "average:start=0.5,type=q4_0 averages), or the path of a plan, a .gguf file that `minicache calibrate` writes"
+    "average:start=0.5,type=q4_0 averages), plain:k=q8_0,v=q4_0,first=2:f16,last=2:q8_0/q5_0 for types by layer, "
+    "or the path of a plan, a .gguf file that `minicache calibrate` writes"
 )
-PLAN_DECIDES = ("start", "pairs", "t", "retain", "type_k", "type_v", "pool_type", "window", "mode")
+# a number of layers, and their types of K and of V
+Edge = tuple[int, str, str]
+PLAN_DECIDES = (
+    "start", "pairs", "t", "retain", "type_k", "type_v", "pool_type", "window", "mode", "first", "last"
+)  # fmt: skip
 # the modes that need no plan, and what each retains where nothing else is asked for
-OWN_MODES = {"slerp": 0.05, "average": 0.0}
+OWN_MODES = {"slerp": 0.05, "average": 0.0, "plain": 0.0}
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,11 @@ class MiniCache:
     plan: the path of a plan, which `minicache calibrate` makes for a model, or a PlanFile that has been opened. It
         keeps groups of 1 to 4 neighbouring layers as shared codes, and decides everything above.
     strict: raise, rather than warn, where no pair (or not every explicit pair) can be merged.
-    mode: "slerp", or "average" for what the paper compares with: (x_a + x_b)/2 for both layers, no magnitudes.
+    mode: "slerp", or "average" for what the paper compares with: (x_a + x_b)/2 for both layers, no magnitudes; or
+        "plain", which merges nothing and may keep the layers at both ends in other types than those between them.
         A plan has the mode "code", or "aligned" for SLERP after a change of basis.
+    first, last: with mode "plain", how many of the first, or last, layers whose cache grows with the context have the
+        other types of K and of V that follow, such as (2, "q8_0", "q4_0").
 
     Afterwards `plan` is a PlanFile or None. `groups`, which is not an argument, has the layers that share storage,
     those of `pairs` or of the plan; it is None where `start` decides. Numbers are kept in single precision, as the
@@ -65,6 +73,8 @@ class MiniCache:
     plan: PlanFile | str | os.PathLike[str] | None = None
     strict: bool = False
     mode: str = "slerp"
+    first: Edge | None = None
+    last: Edge | None = None
     groups: tuple[tuple[int, ...], ...] | None = field(init=False, default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -75,11 +85,12 @@ class MiniCache:
             return
         if self.mode not in OWN_MODES:
             raise MiniCacheError(
-                f"mode={self.mode!r} is neither {' nor '.join(OWN_MODES)}; the other modes come with a plan"
+                f"mode={self.mode!r} is none of {', '.join(OWN_MODES)}; the other modes come with a plan"
             )
         retain = OWN_MODES[self.mode] if self.retain is None else self.retain
         self._set(start=_start(self.start), pairs=_pairs(self.pairs), window=_whole("window", self.window))
         self._set(t=_real("t", self.t), retain=_real("retain", retain), groups=self.pairs)
+        self._set(first=_edge("first", self.first), last=_edge("last", self.last))
         cache_type(self.type_k, "type_k")
         cache_type(self.type_v, "type_v")
         if self.pool_type not in POOL_TYPES:
@@ -123,6 +134,14 @@ class MiniCache:
         """The native library's handle on the plan, None without one."""
         return self.plan_file.native if self.plan_file is not None else None
 
+    def edge_types(self, number: int, n_layer: int) -> tuple[str, str]:
+        """The types of layer `number` of the `n_layer` whose cache grows, with mode "plain"."""
+        if self.first is not None and number < self.first[0]:
+            return self.first[1:]
+        if self.last is not None and number >= n_layer - self.last[0]:
+            return self.last[1:]
+        return self.type_k, self.type_v
+
     @property
     def retain_block(self) -> int:
         """How many consecutive cells share one retained token, round(1/retain); 0 if none is retained."""
@@ -140,6 +159,10 @@ class MiniCache:
         """The SPEC text of these settings; `CacheSpec.parse` gives them back."""
         if self.plan is not None:
             return f"plan={_quoted(str(self.plan))},strict=1" if self.strict else str(self.plan)
+        if self.mode == "plain":
+            edges = [(name, getattr(self, name)) for name in ("first", "last")]
+            text = [f"{name}={edge[0]}:{types_of_edge(edge)}" for name, edge in edges if edge]
+            return "plain:" + ",".join([f"k={self.type_k},v={self.type_v}", *text])
         where = [f"start={self.start}"]
         if self.pairs is not None:
             where = ["pairs=" + ";".join(f"{a}-{b}" for a, b in self.pairs)]
@@ -213,6 +236,11 @@ class CacheSpec:
             raise MiniCacheError(f"{spec!r} is not a cache: {error}{advice}") from None
 
 
+def types_of_edge(edge: Edge) -> str:
+    """The types of the layers at an end, as a SPEC has them."""
+    return types_name(*edge[1:])
+
+
 def _quoted(path: str) -> str:
     """A path as a text of settings takes it, in which commas and blanks at the ends have meanings."""
     quote = "'" if '"' in path else '"'
@@ -228,6 +256,19 @@ def _start(value: object) -> float | int:
         f"start={value!r} is neither a fraction of the layers, a float in [0, 1), "
         "nor a layer number, an int from 0 up"
     )
+
+
+def _edge(name: str, value: object) -> Edge | None:
+    """The layers at an end; None where they have no types of their own."""
+    if value is None:
+        return None
+    if not isinstance(value, tuple | list) or len(value) not in (2, 3) or not _is_layer(value[0]):
+        raise MiniCacheError(
+            f'{name}={value!r} is not a number of layers and their types, such as (2, "q8_0", "q4_0")'
+        )
+    n_layer, type_k, type_v = int(value[0]), value[1], value[-1]
+    types = cache_type(type_k, name).name, cache_type(type_v, name).name
+    return (n_layer, *types) if n_layer else None
 
 
 def _real(name: str, value: object) -> float:

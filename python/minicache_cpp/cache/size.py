@@ -12,7 +12,10 @@ from .code_format import GroupFormat
 from .plan import Plan
 from .settings import CacheSpec, MiniCache
 
-CELL_STEP = 256  # llama.cpp rounds a context up to whole steps
+CELL_STEP = 256  # llama.cpp rounds a context, and a sliding window, up to whole steps
+UBATCH = (
+    512  # tokens of a ubatch, for which a sliding window has room beside it, unless a context says otherwise
+)
 ALIGNMENT = 32  # of the tensors in a buffer
 SLOT_BYTES = 8  # the cell and the distance of a retained token, or of a token in the window
 SLOT_EXTRA = 2  # running means, in the same array
@@ -25,8 +28,13 @@ def n_cells(n_ctx: int) -> int:
 
 
 def merged_groups(shape: ModelShape, minicache: MiniCache) -> list[tuple[int, ...]]:
-    """The groups of layers that MiniCache merges in this model; explicit ones must name its layers."""
+    """The groups of layers that MiniCache merges in this model; explicit ones must name its layers.
+
+    Without explicit ones they are pairs of neighbours among the layers whose cache grows with the context.
+    """
     n_layer = len(shape.layers)
+    if minicache.mode == "plain":
+        return []
     if minicache.groups is not None:
         groups = list(minicache.groups)
         deepest = max((group[-1] for group in groups), default=0)
@@ -39,36 +47,40 @@ def merged_groups(shape: ModelShape, minicache: MiniCache) -> list[tuple[int, ..
                 f"start={start} is not a layer of this model; its layers are 0 to {n_layer - 1}"
             )
         first = minicache.start_layer(n_layer)
-        groups = [(layer, layer + 1) for layer in range(first, n_layer - 1, 2)]
-    if shape.window:
-        return []
+        # a layer without KV heads takes its place in a pair too, which is not merged
+        growing = [number for number in range(first, n_layer) if shape.layers[number].kind == "grows"]
+        groups = list(zip(growing[::2], growing[1::2], strict=False))
     alike = [len({shape.layers[layer] for layer in group}) == 1 for group in groups]
-    return [
-        group for group, same in zip(groups, alike, strict=True) if same and shape.layers[group[0]].n_head_kv
-    ]
+    return [group for group, same in zip(groups, alike, strict=True) if same and shape.layers[group[0]].grows]
 
 
-def kv_bytes(shape: ModelShape, spec: CacheSpec, n_ctx: int, n_stream: int = 1) -> int:
+def kv_bytes(
+    shape: ModelShape, spec: CacheSpec, n_ctx: int, n_stream: int = 1, n_ubatch: int = UBATCH
+) -> int:
     """The bytes of the cache of one sequence of `n_ctx` tokens, or of several that have a stream each.
 
-    With several the result may be some bytes of alignment too large. Raises MiniCacheError where the settings name
-    layers that the model does not have, or a type that its heads cannot be kept in.
+    The windows of sliding-window layers count, for ubatches of `n_ubatch` tokens, and so do recurrent states. With
+    several sequences the result may be some bytes of alignment too large. Raises MiniCacheError where the settings
+    name layers that the model does not have, or a type that its heads cannot be kept in.
     """
     plan = spec.plan_file.plan if spec.plan_file is not None else None
     if n_stream > 1:
         once = _codec_bytes(shape, plan) if plan else 0
-        return once + n_stream * (kv_bytes(shape, spec, n_ctx) - once)
-    own = {one.layer: one.types for one in plan.plain} if plan else {}
+        return once + n_stream * (kv_bytes(shape, spec, n_ctx, n_ubatch=n_ubatch) - once)
+    own = {one.layer: one.types for one in plan.plain} if plan else _edges(shape, spec.minicache)
     for number, layer in enumerate(shape.layers):
         _check_types(layer, *own.get(number, (spec.type_k, spec.type_v)))
     if plan is not None:
-        return plan_bytes(shape, plan, n_ctx)
+        return plan_bytes(shape, plan, n_ctx, n_ubatch)
     cells, types = n_cells(n_ctx), (spec.type_k, spec.type_v)
     minicache = spec.minicache
     groups = merged_groups(shape, minicache) if minicache is not None else []
     merged = {number for group in groups for number in group}
-    total = sum(
-        _row_bytes(layer, types, cells) for number, layer in enumerate(shape.layers) if number not in merged
+    total = bytes_beside(shape, types, n_ctx, n_ubatch)
+    total += sum(
+        _row_bytes(layer, own.get(number, types), cells)
+        for number, layer in enumerate(shape.layers)
+        if layer.grows and number not in merged
     )
     for group in groups:
         assert minicache is not None
@@ -78,6 +90,21 @@ def kv_bytes(shape: ModelShape, spec: CacheSpec, n_ctx: int, n_stream: int = 1) 
         n_exact = minicache.window + n_slots(minicache.retain_block, cells)
         total += _exact_bytes(layer, len(group), _pool_types(shape, types, minicache.pool_type), n_exact)
     return total
+
+
+def _edges(shape: ModelShape, minicache: MiniCache | None) -> dict[int, tuple[str, str]]:
+    """The types of the layers that grow, where they are given by layer."""
+    if minicache is None or minicache.mode != "plain":
+        return {}
+    growing = [number for number, layer in enumerate(shape.layers) if layer.grows]
+    return {layer: minicache.edge_types(index, len(growing)) for index, layer in enumerate(growing)}
+
+
+def bytes_beside(shape: ModelShape, types: tuple[str, str], n_ctx: int, n_ubatch: int = UBATCH) -> int:
+    """The bytes beside what grows with the context: sliding windows, of these types, and recurrent states."""
+    cells = n_cells(min(n_cells(n_ctx), shape.window + n_ubatch))
+    windows = sum(_row_bytes(layer, types, cells) for layer in shape.layers if layer.kind == "window")
+    return windows + sum(layer.state_bytes for layer in shape.layers)
 
 
 def n_sequences(shape: ModelShape, spec: CacheSpec, n_ctx: int, budget: int) -> int:
@@ -92,11 +119,14 @@ def _check_types(layer: Layer, type_k: str, type_v: str) -> None:
             raise MiniCacheError(f"{name} needs a head size that is a multiple of {GGML_TYPES[name].block}")
 
 
-def plan_bytes(shape: ModelShape, plan: Plan, n_ctx: int) -> int:
-    """The bytes of the cache that a plan describes, with its codecs or basis matrices."""
+def plan_bytes(shape: ModelShape, plan: Plan, n_ctx: int, n_ubatch: int = UBATCH) -> int:
+    """The bytes of the cache that a plan describes, with its codecs or basis matrices, and of windows and states."""
     cells = n_cells(n_ctx)
-    total = sum(
-        _row_bytes(shape.layers[number], types, cells) for number, types in plan.plain_types().items()
+    total = bytes_beside(shape, (plan.type_k, plan.type_v), n_ctx, n_ubatch)
+    total += sum(
+        _row_bytes(shape.layers[number], types, cells)
+        for number, types in plan.plain_types().items()
+        if shape.layers[number].grows
     )
     for group in plan.groups:
         layer = shape.layers[group.first]
@@ -107,9 +137,10 @@ def plan_bytes(shape: ModelShape, plan: Plan, n_ctx: int) -> int:
     return total + _codec_bytes(shape, plan)
 
 
-def plan_fixed_bytes(shape: ModelShape, plan: Plan) -> int:
-    """What a plan's cache allocates once, whatever the context: the codecs or basis matrices, and the window."""
-    return _codec_bytes(shape, plan) + plan_window_bytes(shape, plan)
+def plan_fixed_bytes(shape: ModelShape, plan: Plan, n_ctx: int) -> int:
+    """What does not grow with the context: codecs or basis matrices, exact tokens, sliding windows and states."""
+    beside = bytes_beside(shape, (plan.type_k, plan.type_v), n_ctx)
+    return _codec_bytes(shape, plan) + plan_window_bytes(shape, plan) + beside
 
 
 def plan_window_bytes(shape: ModelShape, plan: Plan) -> int:
@@ -130,7 +161,7 @@ def n_slots(block: int, cells: int) -> int:
 def _codec_bytes(shape: ModelShape, plan: Plan) -> int:
     if plan.mode == "aligned":
         return sum(group.basis_bytes for group in plan.groups)  # head sizes are multiples of the alignment
-    return sum(_aligned(group.codec_bytes(shape.n_rot)) for group in plan.groups)
+    return sum(_aligned(group.codec_bytes(shape.layers[group.first].n_rot)) for group in plan.groups)
 
 
 def _merged_bytes(layer: Layer, group: GroupFormat, plan: Plan, cells: int) -> int:
@@ -159,7 +190,7 @@ def _pool_types(shape: ModelShape, types: tuple[str, str], pool_type: str) -> tu
     """The types of retained K and V; where heads of the model cannot have the pool's type, it is f16."""
     if pool_type == "cache":
         return types
-    fitting = pool_type if shape.divides_into(GGML_TYPES[pool_type].block) else "f16"
+    fitting = pool_type if shape.growing().divides_into(GGML_TYPES[pool_type].block) else "f16"
     return fitting, fitting
 
 

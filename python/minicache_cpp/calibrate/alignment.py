@@ -27,7 +27,7 @@ from ..errors import MiniCacheError
 from ..host.progress import Progress
 from ..modelfile.fingerprint import fingerprint
 from ..modelfile.gguf_file import GGUFFile
-from ..modelfile.shape import model_shape
+from ..native.model_shape import model_shape
 from ..reading.model import NativeModel
 from ..text import bundled
 from ..text.vocabulary import Vocabulary
@@ -142,7 +142,7 @@ def aligner(
 
     Raises MiniCacheError where the model or the text cannot be used.
     """
-    shape = model_shape(file)
+    shape = model_shape(file).growing()
     if shape.unknown:
         raise MiniCacheError(f"cannot calibrate {file.path}: {shape.unknown}")
     names = ", ".join(path.name for path in paths) or "the package's own text"

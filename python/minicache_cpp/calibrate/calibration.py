@@ -20,8 +20,9 @@ from ..errors import MiniCacheError
 from ..host.progress import OnProgress, Progress
 from ..modelfile.fingerprint import fingerprint
 from ..modelfile.gguf_file import GGUFFile, read_gguf
-from ..modelfile.shape import ModelShape, model_shape
+from ..modelfile.shape import ModelShape
 from ..models.store import file_of
+from ..native.model_shape import model_shape
 from ..reading.model import NativeModel
 from ..text import bundled
 from ..text.vocabulary import Vocabulary
@@ -118,11 +119,13 @@ def calibrate(
         raise MiniCacheError(
             f"cannot calibrate {file.path}: {shape.unknown}; use a plain cache, such as --config q8_0"
         )
+    if not any(layer.grows for layer in shape.layers):
+        raise MiniCacheError(f"cannot calibrate {file.path}: no layer's cache grows with the context")
     check_output(output, file)
     with contextlib.closing(progress):
         progress(0, "text")
         material = read_text(file, shape, options)
-        n_layer = sum(layer.n_head_kv > 0 for layer in shape.layers)
+        n_layer = sum(layer.grows for layer in shape.layers)
         phases = phases_of(progress, material, options, n_layer)
         job = Job(file, shape, options, phases, progress.note)
         with (
@@ -187,7 +190,7 @@ def make_plan(job: Job, material: Material, model: NativeModel, folder: Path, ou
         builder = PlanBuilder(job.shape, plan_template(job, material, fits), fits.source.samples.ropes)
         planner = Planner(builder, fits.source, fits.weights, Trials(meter, folder), fits.plain)
         retain = RETAIN if job.options.thorough else 0.0
-        search = Search(planner, GROUP_SIZES[job.options.group], job.note, retain)
+        search = Search(planner, group_sizes(job), job.note, retain)
         search.refuse(job.target)
         search.planner = informed(job, planner, material, model, folder)
         checked = choose(job, search)
@@ -202,23 +205,29 @@ def make_plan(job: Job, material: Material, model: NativeModel, folder: Path, ou
     }
 
 
+def group_sizes(job: Job) -> tuple[int, ...]:
+    """The most layers of a group that are tried, one after the other.
+
+    Where other layers lie between those whose cache grows, neighbours may have too little in common to share a code.
+    """
+    sizes = GROUP_SIZES[job.options.group]
+    return (1, *sizes) if job.shape.mixed else sizes
+
+
 def observe(job: Job, material: Material, model: NativeModel, folder: Path) -> Captured:
     """Captures the chunks to fit to; a model whose layers cannot be observed or coded is left with no layers."""
-    shape, n_chunk = job.shape, len(material.fit)
+    shape, n_chunk = job.shape.growing(), len(material.fit)
     samples = Samples(folder, shape, material.fit, output_gains(job.file, shape), job.options.window)
 
     def on_chunk(n: int) -> None:
         job.phases(READING, n / n_chunk, f"chunk {n} of {n_chunk}")
 
-    if shape.window:
-        job.note("the layers of this model cannot be coded, so it gets a plain cache")
-        return Captured(samples, [])
     try:
         capture(model, samples, job.threads, on_chunk)
     except NotObservedError as error:
         job.note(f"{error}, so it gets a plain cache")
         return Captured(samples, [])
-    return Captured(samples, [number for number, layer in enumerate(shape.layers) if layer.n_head_kv])
+    return Captured(samples, [number for number, layer in enumerate(shape.layers) if layer.grows])
 
 
 def fit_layers(job: Job, captured: Captured) -> Fits:

@@ -124,13 +124,13 @@ def cut_into_groups(shape: ModelShape, ropes: Sequence[Rope | None], most: int) 
 
 
 def alike_runs(shape: ModelShape, ropes: Sequence[Rope | None]) -> list[list[int]]:
-    """The runs of neighbouring layers that have the same shape, and whose K is turned in the same way."""
+    """The runs of neighbours, among the layers whose cache grows, of one shape and with K turned in the same way."""
     runs: list[list[int]] = []
     for number, layer in enumerate(shape.layers):
-        if not layer.n_head_kv:
+        if not layer.grows:
             continue
         last = runs[-1][-1] if runs else -1
-        if last == number - 1 >= 0 and shape.layers[last] == layer and ropes[last] == ropes[number]:
+        if last >= 0 and shape.layers[last] == layer and ropes[last] == ropes[number]:
             runs[-1].append(number)
         else:
             runs.append([number])

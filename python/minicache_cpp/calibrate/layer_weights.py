@@ -47,7 +47,8 @@ def output_gain(file: GGUFFile, shape: ModelShape, number: int) -> Doubles | Non
     """
     layer = shape.layers[number]
     tensor = file.tensors.get(f"blk.{number}.attn_output.weight")
-    if tensor is None or len(tensor.dims) != 2 or tensor.dims[0] % (layer.n_head_kv * layer.head_size_v):
+    n_v = layer.n_v
+    if tensor is None or len(tensor.dims) != 2 or not n_v or tensor.dims[0] % n_v:
         return None
     import gguf
 

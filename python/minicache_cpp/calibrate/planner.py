@@ -91,7 +91,7 @@ class Planner:
             found.of["k", layer] * fit.k[COMPARED_TYPE] + found.of["v", layer] * fit.v[COMPARED_TYPE]
             for layer, fit in self.plain.items()
         )
-        measured = self.trials.measure(self.builder.plain(COMPARED_TYPE), "measure", COMPARED_TYPE)
+        measured = self.trials.measure(self.builder.plain_growing(COMPARED_TYPE), "measure", COMPARED_TYPE)
         return min(max(measured.kl / max(expected, 1e-30), 0.1), 10.0)
 
     def grouping(self, most: int) -> list[GroupFit]:

@@ -18,6 +18,8 @@ from .rope import Rope
 
 # the type of retained tokens and of the window; heads that cannot have it get f16
 POOL_TYPE = "q8_0"
+# the type of sliding-window layers, which do not grow with the context, in a plan with codes
+WINDOW_LAYERS_TYPE = "q8_0"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,20 @@ class PlanBuilder:
         """The plan that keeps all layers in one cache type."""
         return replace(self.template, rope_block=0, type_k=name, type_v=name, pool_type="f16", window=0)
 
+    def plain_growing(self, name: str) -> Plan:
+        """The same, but for sliding-window layers, which have their type in plans with codes too."""
+        common = self._beside()
+        if common is None or common == name:
+            return self.plain(name)
+        growing = [number for number, layer in enumerate(self.shape.layers) if layer.grows]
+        return replace(self.plain(common), plain=tuple(PlainLayer(number, name, name) for number in growing))
+
+    def _beside(self) -> str | None:
+        """The type of sliding-window layers in a plan with codes; None without such layers."""
+        if not any(layer.kind == "window" for layer in self.shape.layers):
+            return None
+        return WINDOW_LAYERS_TYPE if WINDOW_LAYERS_TYPE in self.types() else "f16"
+
     def of(self, fits: Sequence[GroupFit], choices: Sequence[Choice], retain: float = 0.0) -> Plan:
         """The plan of one choice for each group; `retain` is the fraction of tokens that coded groups retain."""
         groups = [
@@ -55,8 +71,10 @@ class PlanBuilder:
             if choice.types
             for layer, names in zip(fit.layers, choice.types, strict=True)
         }
+        beside = self._beside()
         common = [
-            Counter(names[side] for names in types.values()).most_common(1)[0][0] if types else "f16"
+            beside
+            or (Counter(names[side] for names in types.values()).most_common(1)[0][0] if types else "f16")
             for side in (0, 1)
         ]
         pool_type = self._window_type() if groups else "f16"
@@ -82,7 +100,10 @@ class PlanBuilder:
             groups.append(
                 GroupFormat(layers, one.n_head_kv, one.head_size_k, one.head_size_v, layout, layout)
             )
-        return replace(self.template, groups=tuple(groups), pool_type=self._window_type())
+        beside = self._beside() or self.template.type_k
+        return replace(
+            self.template, groups=tuple(groups), pool_type=self._window_type(), type_k=beside, type_v=beside
+        )
 
     def _window_type(self) -> str:
         """The pool's type in a plan that has groups and retains no tokens."""

@@ -163,7 +163,7 @@ def probe_sensitivities(
 
     Calls `on_step` with the share that is done, after each step. The losses of each text go to the file `memory`, and
     the texts that are there already are not read again. Returns None where the model's attention is not what
-    attention.py computes.
+    attention.py computes, or its memory cannot drop tokens.
     """
     probing = Probing(fits)
     known: list[list[float]] = json.loads(memory.read_text()) if memory.exists() else []
@@ -176,7 +176,8 @@ def probe_sensitivities(
         for number, chunk in enumerate(texts[len(known) :], len(known)):
             on_step(number / len(texts))
             text = ProbedText(observed, chunk, model.n_vocab)
-            changes = attention_changes(text.begin(), text.positions, source, fits)
+            seen = text.begin()
+            changes = attention_changes(seen, text.positions, source, fits) if seen else None
             if changes is None:
                 return None
             todo, found = [NOISE, *probing.probes], []
@@ -247,8 +248,11 @@ class ProbedText:
         self.positions = np.arange(len(chunk.tokens)) + chunk.position
         self.reference = np.empty(0, np.float32)
 
-    def begin(self) -> Mapping[tuple[str, int], Floats]:
-        """Reads the text into sequence 0 and drops the last tokens from it; returns what was seen."""
+    def begin(self) -> Mapping[tuple[str, int], Floats] | None:
+        """Reads the text into sequence 0 and drops the last tokens from it; returns what was seen.
+
+        None where tokens cannot be dropped, as from a recurrent state.
+        """
         chunk, observed = self.chunk, self.observed
         binding.clear(observed.ctx)
         observed.read(
@@ -260,8 +264,8 @@ class ProbedText:
         )
         self.reference = log_probabilities(observed.logits(PROBED, self.n_vocab))
         memory = llama_h.llama_get_memory(observed.ctx)
-        llama_h.llama_memory_seq_rm(memory, 0, chunk.position + self.start, -1)
-        return observed.seen
+        dropped = llama_h.llama_memory_seq_rm(memory, 0, chunk.position + self.start, -1)
+        return observed.seen if dropped else None
 
     def losses(self, moves: Sequence[Mapping[int, Floats]]) -> list[float]:
         """The mean KL divergences of the last tokens when each of these is added to the layers' attention."""

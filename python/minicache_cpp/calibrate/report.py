@@ -89,7 +89,7 @@ def comparison(search: Search, checked: Checked, n_ctx: int) -> list[dict[str, A
             {
                 "name": name,
                 "bytes": n_bytes,
-                "fixed_bytes": plan_fixed_bytes(shape, plan),
+                "fixed_bytes": plan_fixed_bytes(shape, plan, n_ctx),
                 "ratio": ratio(shape, plan),
                 "total_ratio": f16 / n_bytes,
                 "kl": measured.kl,

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from ..cache.plan import Plan
 from ..cache.settings import CacheSpec
-from ..cache.size import kv_bytes, plan_bytes, plan_fixed_bytes
+from ..cache.size import bytes_beside, kv_bytes, plan_bytes, plan_fixed_bytes
 from ..host.units import mib
 from ..modelfile.shape import ModelShape
 
+F16 = CacheSpec("f16", "f16")
 # the context, in tokens, at which a ratio is taken: retained tokens and alignment take whole steps of bytes
 SIZED_AT = 4096
 
@@ -41,6 +42,7 @@ class Target:
 
 
 def ratio(shape: ModelShape, plan: Plan) -> float:
-    """f16 bytes per cached token over the plan's, without what is allocated once (codecs and window)."""
-    n_bytes = plan_bytes(shape, plan, SIZED_AT) - plan_fixed_bytes(shape, plan)
-    return kv_bytes(shape, CacheSpec("f16", "f16"), SIZED_AT) / n_bytes
+    """f16 bytes per cached token over the plan's, without what does not grow with the context."""
+    n_bytes = plan_bytes(shape, plan, SIZED_AT) - plan_fixed_bytes(shape, plan, SIZED_AT)
+    f16 = kv_bytes(shape, F16, SIZED_AT) - bytes_beside(shape, (F16.type_k, F16.type_v), SIZED_AT)
+    return f16 / n_bytes

@@ -16,8 +16,8 @@ from ..errors import MiniCacheError
 from ..host.progress import Progress
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile, read_gguf
-from ..modelfile.shape import model_shape
 from ..models.requested import requested_model
+from ..native.model_shape import model_shape
 from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers, check_threads
 from ..runtime import auto
 from .notes import note, warnings_as_notes

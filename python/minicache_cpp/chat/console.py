@@ -136,7 +136,8 @@ class Chat:
     def status(self, answer: Answer) -> str:
         report = self.llm.kv_report()
         return (
-            f"KV {mib(report.bytes)}, as f16 {mib(report.bytes_f16)}, ratio {report.ratio:.2f} · "
+            f"KV {mib(report.bytes)}, as f16 {mib(report.bytes_f16)}, "
+            f"ratio {report.ratio:.2f}, total {report.total_ratio:.2f} · "
             f"context {self.llm.n_tokens} of {self.conversation.n_ctx} · "
             f"{answer.tokens_per_second:.1f} tokens/s"
         )

@@ -22,7 +22,7 @@ from ..errors import MiniCacheError
 from ..host.progress import OnStep
 from ..host.units import mib
 from ..modelfile.gguf_file import GGUFFile
-from ..modelfile.shape import model_shape
+from ..native.model_shape import model_shape
 from ..reading.divergence import Reference, log_probabilities
 from ..reading.model import NativeModel
 from ..reading.scored_context import ScoredContext
@@ -162,7 +162,8 @@ def size_keys(report: KVReport) -> dict[str, Any]:
     return {
         "bytes": report.bytes,
         "fixed_bytes": report.fixed_bytes,
-        "bytes_per_token": (report.bytes - report.fixed_bytes) / (report.n_cells * report.n_stream),
+        # a model whose cache does not grow has no cells
+        "bytes_per_token": (report.bytes - report.fixed_bytes) / max(1, report.n_cells * report.n_stream),
         "ratio": report.ratio,
         "total_ratio": report.total_ratio,
         "bits_per_value": 16 / report.ratio,  # of all K and V values of a token

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from ..errors import MiniCacheError
 from .gguf_file import GGUFFile
 
-# architectures of which all or some layers look back only a window, whose length the file gives
+# architectures of which some layers may look back only a window
 SLIDING_WINDOW = """
     afmoe cohere2 cohere2moe deepseek4 dflash dots3note exaone4 exaone-moe gemma-embedding gemma2 gemma3
     gemma3n gemma4 gemma4-assistant gpt-oss granite-swa laguna lfm2 llama4 maple mellum mimo2 modern-bert
@@ -15,13 +16,30 @@ SLIDING_WINDOW = """
 """.split()  # noqa: SIM905
 
 
+# what a layer keeps: all tokens, a window of the latest ones, a recurrent state, or nothing
+LayerKind = Literal["grows", "window", "state", "none"]
+
+# beginnings of the keys that only models with recurrent layers have
+RECURRENT = ("ssm.", "wkv.", "shortconv.", "kda.", "full_attention_interval", "attention.recurrent_layers")
+
+
 @dataclass(frozen=True)
 class Layer:
-    """The sizes of one layer's K and V."""
+    """The sizes of one layer's K and V, of which it may keep none, and how long it keeps them."""
 
     n_head_kv: int
     head_size_k: int
     head_size_v: int
+    # values of a head of K that RoPE turns
+    n_rot: int = 0
+    kind: LayerKind = "grows"
+    # of a sequence's recurrent state
+    state_bytes: int = 0
+
+    @property
+    def grows(self) -> bool:
+        """Whether the layer keeps the K and V of all tokens."""
+        return self.n_head_kv > 0 and self.kind == "grows"
 
     @property
     def n_k(self) -> int:
@@ -43,13 +61,19 @@ class ModelShape:
     n_head: int
     layers: list[Layer] = field(repr=False)
     window: int = 0  # tokens that sliding-window layers look back, 0 without such layers
-    n_rot: int = 0  # values of a head of K that RoPE turns
-    unknown: str = ""  # why the size of this model's cache is not known from its header, "" where it is
+    # whether layers may differ in what they keep, in a way that the header does not tell
+    mixed: bool = False
+    unknown: str = ""  # why this model's cache is not coded and its size not known, "" where it is
 
     @property
     def attention_layers(self) -> list[Layer]:
         """The layers that have a KV cache."""
         return [layer for layer in self.layers if layer.n_head_kv]
+
+    def growing(self) -> ModelShape:
+        """The same model, were the layers whose cache grows with the context the only ones that keep anything."""
+        nothing = Layer(0, 0, 0, kind="none")
+        return replace(self, layers=[layer if layer.grows else nothing for layer in self.layers])
 
     def divides_into(self, block: int) -> bool:
         """Whether all heads of K and V are whole blocks of so many numbers, as a cache type of such blocks needs."""
@@ -60,8 +84,11 @@ class ModelShape:
         )
 
 
-def model_shape(file: GGUFFile) -> ModelShape:
-    """Returns the shape from a file's header. Raises MiniCacheError if it is not that of a language model."""
+def header_shape(file: GGUFFile) -> ModelShape:
+    """The shape as the header has it, where `mixed` models seem to have layers of one kind.
+
+    Raises MiniCacheError if the header is not that of a language model.
+    """
     n_layer = _whole(file, "block_count")
     heads = _per_layer(file, "attention.head_count", n_layer)
     heads_kv = _per_layer(file, "attention.head_count_kv", n_layer, heads)
@@ -70,14 +97,13 @@ def model_shape(file: GGUFFile) -> ModelShape:
     size = _whole(file, "embedding_length") // n_head if n_head else 0
     size_k = int(file.get("attention.key_length", size))
     size_v = int(file.get("attention.value_length", size))
-    window = int(file.get("attention.sliding_window", 0)) if file.architecture in SLIDING_WINDOW else 0
+    n_rot = int(file.get("rope.dimension_count", 0)) or (size_k if "rope.freq_base" in keys else 0)
     return ModelShape(
         architecture=file.architecture,
         n_ctx_train=int(file.get("context_length", 0)),
         n_head=n_head,
-        layers=[Layer(n, size_k, size_v) for n in heads_kv],
-        window=window,
-        n_rot=int(file.get("rope.dimension_count", 0)) or (size_k if "rope.freq_base" in keys else 0),
+        layers=[Layer(n, size_k, size_v, n_rot) for n in heads_kv],
+        mixed=file.architecture in SLIDING_WINDOW or any(key.startswith(RECURRENT) for key in keys),
         unknown=_unknown(file, heads_kv),
     )
 
@@ -104,8 +130,6 @@ def _per_layer(file: GGUFFile, key: str, n_layer: int, default: list[int] | None
 def _unknown(file: GGUFFile, heads_kv: list[int]) -> str:
     if file.get("attention.kv_lora_rank"):
         return "its attention is latent (MLA): all heads' K and V share one row, which is not merged"
-    if file.get("ssm.state_size") or file.get("wkv.head_size"):
-        return "some or all of its layers are recurrent: they have a state of fixed size, which is not merged"
     if file.get("attention.causal") is False:
         return "it is an encoder, which keeps no KV cache"
     if not any(heads_kv):

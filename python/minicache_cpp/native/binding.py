@@ -75,8 +75,7 @@ def observing_contexts() -> Iterator[None]:
 def fingerprint(model: Any) -> str:
     """The fingerprint of a llama_model, of which llama_cpp gives the pointer."""
     buffer = ffi.new("char[17]")
-    pointer = ffi.cast("struct llama_model *", model)
-    check(lib.llama_minicache_fingerprint(pointer, buffer), "llama_minicache_fingerprint")
+    check(lib.llama_minicache_fingerprint(model_pointer(model), buffer), "llama_minicache_fingerprint")
     return text(buffer)
 
 
@@ -88,6 +87,11 @@ def use_off() -> None:
 def use_env() -> None:
     """From here on, contexts that this thread makes follow LLAMA_MINICACHE, as they do at first."""
     check(lib.llama_minicache_use(lib.LLAMA_MINICACHE_USE_ENV, ffi.NULL), "llama_minicache_use")
+
+
+def model_pointer(model: Any) -> Any:
+    """A llama_model that a ctypes function of llama_cpp returned, as cffi takes it."""
+    return ffi.cast("struct llama_model *", model)
 
 
 def context_pointer(ctx: Any) -> Any:

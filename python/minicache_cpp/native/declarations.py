@@ -20,6 +20,13 @@ enum llama_minicache_mode {
     LLAMA_MINICACHE_MODE_AVERAGE = 1,
     LLAMA_MINICACHE_MODE_ALIGNED = 2,
     LLAMA_MINICACHE_MODE_CODE    = 3,
+    LLAMA_MINICACHE_MODE_PLAIN   = 4,
+};
+
+struct llama_minicache_edge {
+    int32_t        n_layer;
+    enum ggml_type type_k;
+    enum ggml_type type_v;
 };
 
 struct llama_minicache_plan;
@@ -44,6 +51,8 @@ struct llama_minicache_params {
     enum llama_minicache_mode mode;
     struct llama_minicache_plan * plan;
     bool observe;
+    struct llama_minicache_edge first;
+    struct llama_minicache_edge last;
 };
 
 struct llama_minicache_params llama_minicache_default_params(void);
@@ -85,10 +94,14 @@ struct llama_minicache_report {
     uint64_t bytes_index;
     uint64_t bytes_codec;
     uint64_t bytes_unmerged;
+    uint64_t bytes_swa;
+    uint64_t bytes_state;
     uint64_t bytes_padding;
     uint64_t bytes_f16;
     uint64_t bytes_plain;
+    uint64_t bytes_f16_fixed;
     uint32_t n_cells;
+    uint32_t n_cells_swa;
     uint32_t n_stream;
     uint32_t n_layer;
     uint32_t n_group;
@@ -113,6 +126,8 @@ enum llama_minicache_layer_kind {
     LLAMA_MINICACHE_LAYER_PLAIN   = 1,
     LLAMA_MINICACHE_LAYER_MERGED  = 2,
     LLAMA_MINICACHE_LAYER_REFUSED = 3,
+    LLAMA_MINICACHE_LAYER_WINDOW  = 4,
+    LLAMA_MINICACHE_LAYER_STATE   = 5,
 };
 
 struct llama_minicache_layer_report {
@@ -127,6 +142,19 @@ struct llama_minicache_layer_report {
     uint64_t n_merged;
     char reason[160];
 };
+
+struct llama_minicache_layer_shape {
+    enum llama_minicache_layer_kind kind;
+    int32_t n_head_kv;
+    int32_t head_size_k;
+    int32_t head_size_v;
+    int32_t n_rot;
+    uint64_t bytes_state;
+};
+
+bool llama_minicache_get_layer_shape(
+        const struct llama_model * model, int32_t il, struct llama_minicache_layer_shape * shape);
+bool llama_minicache_why_not(const struct llama_model * model, char * reason, size_t size);
 
 bool llama_minicache_get_report(struct llama_context * ctx, struct llama_minicache_report * report);
 bool llama_minicache_get_layer_report(

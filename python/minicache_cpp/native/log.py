@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .binding import llama_h
 
@@ -25,6 +27,18 @@ class NativeLog:
         _installed[:] = [self]
         llama_h.llama_log_set(self.callback, ctypes.c_void_p(0))
         return self
+
+    @contextmanager
+    def installed(self) -> Iterator[NativeLog]:
+        """Receives the log inside; afterwards whoever received it before does so again."""
+        callback, data = llama_h.llama_log_callback(), ctypes.c_void_p()
+        llama_h.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
+        before = _installed[:]
+        try:
+            yield self.install()
+        finally:
+            llama_h.llama_log_set(callback, data)
+            _installed[:] = before
 
     def receive(self, level: int, text: bytes, _: object) -> None:
         self.level = self.level if level == CONTINUED else level

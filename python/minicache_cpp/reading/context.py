@@ -24,6 +24,9 @@ class SequenceContext:
         unquantized V can do without.
     """
 
+    # the state at the mark, or the number of tokens before it
+    marked: bytearray | int = 0
+
     def __init__(
         self,
         model: NativeModel,
@@ -83,8 +86,27 @@ class SequenceContext:
             llama_h.llama_memory_seq_rm(self.memory, 1, -1, -1)
 
     def cut(self, n_tokens: int) -> None:
-        """Keeps only the first tokens."""
-        llama_h.llama_memory_seq_rm(self.memory, 0, n_tokens, -1)
+        """Keeps only the first tokens. Raises MiniCacheError where the model's memory cannot drop the others."""
+        if not llama_h.llama_memory_seq_rm(self.memory, 0, n_tokens, -1):
+            raise MiniCacheError(
+                "this model's memory cannot drop a part of its tokens, as it has a recurrent state"
+            )
+
+    def mark(self) -> None:
+        """Remembers what has been read so far, for back()."""
+        model = llama_h.llama_get_model(self.ctx)
+        if llama_h.llama_model_is_recurrent(model) or llama_h.llama_model_is_hybrid(model):
+            self.marked = binding.get_state(self.ctx, 0)  # a recurrent state cannot be cut back
+        else:
+            self.marked = int(llama_h.llama_memory_seq_pos_max(self.memory, 0)) + 1
+
+    def back(self) -> None:
+        """Forgets what has been read since mark()."""
+        if isinstance(self.marked, int):
+            self.cut(self.marked)
+        else:
+            self.clear()
+            load_sequence(self.ctx, 0, self.marked)
 
     def clear(self) -> None:
         """Forgets all tokens."""

@@ -48,6 +48,8 @@ class NativeModel:
         params.n_threads = params.n_threads_batch = threads
         params.type_k, params.type_v = GGML_TYPES[spec.type_k].number, GGML_TYPES[spec.type_v].number
         params.flash_attn_type = llama_h.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        # windows as small as llama.cpp's programs make them
+        params.swa_full = False
         params.no_perf = True
         for name, value in settings.items():
             setattr(params, name, value)

@@ -11,15 +11,12 @@ from ..cache.report import KVReport
 from ..native import binding
 from ..native.batch import BatchToken
 from ..native.binding import llama_h
-from .context import SequenceContext, load_sequence
+from .context import SequenceContext
 from .divergence import Floats
 
 
 class ScoredContext(SequenceContext):
     """A SequenceContext for text, which can return to a mark."""
-
-    # the state at the mark, or the number of tokens before it
-    marked: bytearray | int = 0
 
     def decode(self, tokens: Sequence[int], position: int, scored_from: int) -> Iterator[tuple[int, Floats]]:
         """Reads tokens at consecutive positions, ubatch by ubatch.
@@ -53,23 +50,15 @@ class ScoredContext(SequenceContext):
         return found
 
     def mark(self) -> None:
-        """Remember what has been read so far, for back()."""
-        model = llama_h.llama_get_model(self.ctx)
-        recurrent = llama_h.llama_model_is_recurrent(model) or llama_h.llama_model_is_hybrid(model)
-        if not (recurrent or self.report().active):
-            self.marked = int(llama_h.llama_memory_seq_pos_max(self.memory, 0)) + 1
-            return
-        # a recurrent state cannot be cut back, and in a merged cache the tokens that would be cut off may have
-        # displaced retained tokens before them
-        self.marked = binding.get_state(self.ctx, 0)
+        """Remembers what has been read so far, for back(), to the last bit.
 
-    def back(self) -> None:
-        """Forgets what has been read since mark()."""
-        if isinstance(self.marked, int):
-            self.cut(self.marked)
-            return
-        self.clear()
-        load_sequence(self.ctx, 0, self.marked)
+        In a merged cache the tokens that would be cut off may have displaced retained tokens before them, and
+        sliding-window layers may have forgotten tokens for them.
+        """
+        if self.report().active or llama_h.llama_model_n_swa(llama_h.llama_get_model(self.ctx)):
+            self.marked = binding.get_state(self.ctx, 0)
+        else:
+            super().mark()
 
     def report(self) -> KVReport:
         """What the cache takes, and what is merged."""

@@ -15,7 +15,7 @@ from ..cache.settings import CacheSpec
 from ..errors import MiniCacheError
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile, read_gguf
-from ..modelfile.shape import model_shape
+from ..native.model_shape import model_shape
 from ..text.vocabulary import Vocabulary
 from .divergence import log_probabilities
 from .model import NativeModel

@@ -15,7 +15,8 @@ from ..errors import CancelledError, MiniCacheError
 from ..host.progress import OnProgress, Progress
 from ..modelfile.ggml_types import GGML_TYPES
 from ..modelfile.gguf_file import GGUFFile
-from ..modelfile.shape import ModelShape, model_shape
+from ..modelfile.shape import ModelShape
+from ..native.model_shape import model_shape
 
 VARIABLE = "MINICACHE_CALIBRATE"  # one of CHOICES, for programs that do not say which
 CHOICES = ("once", "background", "never")

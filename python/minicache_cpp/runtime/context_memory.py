@@ -6,12 +6,13 @@ from typing import Any
 
 from ..cache.room import known_kv_bytes, on_host, require_room
 from ..cache.settings import CacheSpec
+from ..cache.size import UBATCH
 from ..errors import MiniCacheError
 from ..host.memory import available_bytes
 from ..host.units import mib
 from ..modelfile.gguf_file import GGUFFile
-from ..modelfile.shape import model_shape
 from ..native import devices
+from ..native.model_shape import model_shape
 
 
 class ContextMemory:
@@ -25,7 +26,7 @@ class ContextMemory:
         if file is not None:
             shape = model_shape(file)
             self.n_ctx = self.n_ctx or shape.n_ctx_train
-            self.kv_bytes = 0 if shape.window else _bytes_or_unknown(file, spec, self.n_ctx)
+            self.kv_bytes = _bytes_or_unknown(file, spec, self.n_ctx, _ubatch(arguments, self.n_ctx))
         self.on_host = on_host(
             int(arguments.get("n_gpu_layers", 0)), bool(arguments.get("offload_kqv", True))
         )
@@ -48,8 +49,16 @@ class ContextMemory:
         return f"the KV cache of {self.n_ctx:,} tokens takes {taken}; {' and '.join(free)} are free"
 
 
-def _bytes_or_unknown(file: GGUFFile, spec: CacheSpec, n_ctx: int) -> int:
+def _ubatch(arguments: dict[str, Any], n_ctx: int) -> int:
+    """The tokens for which sliding-window layers have room beside their window: a ubatch, or the whole context."""
+    if arguments.get("swa_full", True):
+        return n_ctx
+    n_batch = int(arguments.get("n_batch", UBATCH))
+    return min(n_batch, int(arguments.get("n_ubatch") or UBATCH))
+
+
+def _bytes_or_unknown(file: GGUFFile, spec: CacheSpec, n_ctx: int, n_ubatch: int) -> int:
     try:
-        return known_kv_bytes(file, spec, n_ctx)
+        return known_kv_bytes(file, spec, n_ctx, n_ubatch)
     except MiniCacheError:
         return 0  # the settings do not fit the model, and the native library says why

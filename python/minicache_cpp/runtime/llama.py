@@ -89,8 +89,11 @@ class Llama(llama_cpp.Llama):
                     reason = f"{reason or 'the log of llama.cpp says why'}; {request.memory}"
                 raise MiniCacheError(f"{error}: {reason}") from error
         usage = GuardedContext.take_over(self._ctx)
+        report = self.kv_report() if self.minicache else None
         # 0 also where the model has a plain cache in spite of what was asked for
-        self.exact_window = ExactWindow(self.kv_report().window if self.minicache else 0)
+        self.exact_window = ExactWindow(report.window if report else 0)
+        if report and not report.active and report.note:
+            _warn(f"{report.note}; this model's cache is a plain one, of {self.cache_spec.cache}")
         if request.calibrated_later is not None:
             self.calibration = BackgroundCalibration(
                 request.calibrated_later,
@@ -155,9 +158,10 @@ class Llama(llama_cpp.Llama):
                 warnings.warn(distance_warning(distance), MiniCacheWarning, stacklevel=2)
 
     def _eval(self, tokens: Sequence[int]) -> None:
-        """Evaluates tokens and, where tokens were taken back, those before them that the window has lost by it."""
+        """Evaluates tokens and, where tokens were taken back, those before them that a window has lost by it."""
         end = self.n_tokens
-        if len(tokens) and (again := self.exact_window.to_read_again(end)):
+        again = end if self._sliding_window_lost(end) else self.exact_window.to_read_again(end)
+        if len(tokens) and again:
             self.n_tokens -= again
             tokens = [*self.input_ids[end - again : end].tolist(), *tokens]
         before = self.n_tokens
@@ -165,6 +169,17 @@ class Llama(llama_cpp.Llama):
             super().eval(tokens)
         finally:
             self.exact_window.read(before, self.n_tokens)
+
+    def _sliding_window_lost(self, n_tokens: int) -> bool:
+        """Whether sliding-window layers have forgotten tokens that they need to go on from the first `n_tokens`.
+
+        They forget those behind their window as they go, so that not much can be taken back.
+        """
+        window = llama_cpp.llama_model_n_swa(self._model.model)
+        if not n_tokens or not window or self._is_hybrid:
+            return False
+        oldest = llama_cpp.llama_memory_seq_pos_min(llama_cpp.llama_get_memory(self._ctx.ctx), 0)
+        return bool(oldest < 0 or oldest > max(0, n_tokens - window))
 
     @property
     def cache(self) -> StateCache | None:

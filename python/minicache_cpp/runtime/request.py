@@ -85,7 +85,7 @@ def resolve(
     """Settle how the context is made; with minicache="auto" that may calibrate the model.
 
     model: the path or the name of a model, or its file where the header has been read already.
-    arguments: the other arguments of llama_cpp.Llama.
+    arguments: the other arguments of llama_cpp.Llama; `swa_full` is set where it is not given.
     on_note: called with what "auto" has to say. on_progress: called while it calibrates.
     """
     if isinstance(model, str):
@@ -95,6 +95,9 @@ def resolve(
         raise MiniCacheError(
             "vocab_only=True loads no layers, so there is no cache to keep; leave it or minicache out"
         )
+    if given.minicache is not None:
+        # a cache of sliding-window layers that is as long as the context would take most of the memory
+        arguments.setdefault("swa_full", False)
     path = str(model.path) if isinstance(model, GGUFFile) else os.fspath(model)
     file = _header(model)
     types = given.types()
