@@ -40,6 +40,8 @@ PYTHON = VENV / ("Scripts/python.exe" if WINDOWS else "bin/python")
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 DEMO_MODEL = "smollm2-135m"  # a name of `minicache models`
+# processes that run tests at the same time; each may take some GiB of memory
+MOST_WORKERS = 4
 
 TOOL_TARGETS = (
     "test-backend-ops",
@@ -161,7 +163,14 @@ def run_test(args: argparse.Namespace, passed_on: list[str]) -> int:
         "MINICACHE_REQUIRE_ALL": "1",  # all of this is built, so a test that does not find it fails
     }
     os.chdir(ROOT)
-    return become([str(PYTHON), "-m", "pytest", *passed_on], environment)
+    # a file's tests share models and contexts that take time to make, so they stay together
+    workers = ["-n", str(min(usable_cores(), MOST_WORKERS)), "--dist", "loadfile"]
+    return become([str(PYTHON), "-m", "pytest", *workers, *passed_on], environment)
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def names_model(passed_on: Sequence[str]) -> bool:
