@@ -21,33 +21,49 @@ from .version import __version__
 if TYPE_CHECKING:
     from . import kernels
     from .calibrate.calibration import calibrate_model
+    from .chat.conversation import Conversation
+    from .chat.file import load_chat, save_chat
+    from .chat.sampling import Sampling
+    from .runtime.install import install, uninstall
     from .runtime.llama import Llama
 
 __all__ = [
     "CacheSpec",
     "CancelledError",
+    "Conversation",
     "KVReport",
     "Llama",
     "MiniCache",
     "MiniCacheError",
     "MiniCacheWarning",
+    "Sampling",
     "__version__",
     "calibrate_model",
+    "install",
     "kernels",
+    "load_chat",
+    "save_chat",
+    "uninstall",
 ]
+
+# where the names are that load the native library
+LAZY = {
+    "Conversation": "chat.conversation",
+    "Llama": "runtime.llama",
+    "Sampling": "chat.sampling",
+    "calibrate_model": "calibrate.calibration",
+    "install": "runtime.install",
+    "load_chat": "chat.file",
+    "save_chat": "chat.file",
+    "uninstall": "runtime.install",
+}
 
 library.prepare()
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Llama":
-        from .runtime.llama import Llama
-
-        return Llama
-    if name == "calibrate_model":
-        from .calibrate.calibration import calibrate_model
-
-        return calibrate_model
     if name == "kernels":
         return importlib.import_module(".kernels", __name__)
+    if name in LAZY:
+        return getattr(importlib.import_module(f".{LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

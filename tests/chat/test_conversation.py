@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import minicache_cpp
 from minicache_cpp import Llama, MiniCache, MiniCacheError
-from minicache_cpp.chat.console import template_of
-from minicache_cpp.chat.conversation import Conversation
+from minicache_cpp.chat.conversation import Conversation, template_of
 from minicache_cpp.native.binding import llama_h
 from support.chats import QUIET, SMALL, talk
 from support.llamas import batches
+from support.loaded import Loaded
 
 
 @QUIET
@@ -148,3 +150,18 @@ def test_templates_without_a_system_role_get_it_in_the_first_question(models: di
     messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]
     assert template.render(messages) == "<s>user: be kind\n\nhello</s><s>assistant: "
     assert template.opening(messages[:1]) == "<s>user: be kind\n\n"
+
+
+def test_a_conversation_is_public_and_needs_nothing_but_a_model(random_model: Loaded, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "minicache": MiniCache(), "verbose": False}
+    with minicache_cpp.Llama(str(random_model.path), **settings) as llm:
+        conversation = minicache_cpp.Conversation(llm, sampling=minicache_cpp.Sampling(temp=0))
+        pieces: list[str] = []
+        answer = conversation.ask("Hello", max_tokens=5, on_text=pieces.append)
+        assert "".join(pieces) == answer.text
+        minicache_cpp.save_chat(tmp_path / "a.chat", conversation)
+        other = minicache_cpp.Conversation(llm)
+        assert other.messages == []
+        minicache_cpp.load_chat(tmp_path / "a.chat", other)
+        assert other.messages == conversation.messages
+        assert [one["role"] for one in other.messages] == ["user", "assistant"]

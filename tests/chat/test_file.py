@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from minicache_cpp import Llama, MiniCacheError
-from minicache_cpp.chat.console import template_of
-from minicache_cpp.chat.conversation import Conversation
+from minicache_cpp.chat.conversation import Conversation, template_of
 from minicache_cpp.chat.file import load_chat, save_chat
 from minicache_cpp.chat.sampling import Sampling
 from oracle.model import Config

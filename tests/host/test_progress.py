@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from contextlib import redirect_stderr
 
 import pytest
@@ -99,3 +100,16 @@ def test_silence(stderr: Stderr) -> None:
         progress(0.5, "reading")
         progress.note("a note")
     assert stderr.getvalue() == ""
+
+
+def test_an_app_without_stderr_sees_nothing_and_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under pythonw, and in apps that PyInstaller makes with windows."""
+    monkeypatch.setattr(sys, "stderr", None)
+    seen: list[tuple[float, str, str]] = []
+    progress = Progress("title", on_progress=lambda *step: seen.append(step))
+    progress(0.5, "stage", "detail")
+    progress.note("a note")
+    progress.close()
+    with StepProgress() as steps:
+        steps("a step")
+    assert seen == [(0.5, "stage", "detail")]

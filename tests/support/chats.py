@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from minicache_cpp import Llama
-from minicache_cpp.chat.console import template_of
-from minicache_cpp.chat.conversation import Conversation
+from minicache_cpp.chat.conversation import Conversation, template_of
 from minicache_cpp.chat.sampling import Sampling
 
 SMALL = {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "verbose": False}

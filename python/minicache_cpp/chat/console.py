@@ -14,8 +14,7 @@ from types import FrameType
 from ..errors import MiniCacheError
 from ..host.units import mib
 from ..runtime.llama import Llama
-from ..text.chat_template import ChatTemplate
-from .conversation import Answer, Conversation
+from .conversation import Answer, Conversation, template_of
 from .file import load_chat, save_chat
 from .notes import note
 from .sampling import Sampling
@@ -179,15 +178,6 @@ def file_named(text: str) -> Path:
         raise MiniCacheError(
             f"{text} names a home folder that is not known; write the path in full"
         ) from None
-
-
-def template_of(llm: Llama) -> ChatTemplate:
-    """The chat template of a loaded model."""
-    bos, eos = (
-        llm._model.token_get_text(token) if token != -1 else ""
-        for token in (llm.token_bos(), llm.token_eos())
-    )
-    return ChatTemplate.from_source(llm.metadata.get("tokenizer.chat_template"), bos, eos)
 
 
 @contextmanager

@@ -41,12 +41,26 @@ class Answer:
 
 
 class Conversation:
-    """The messages so far, and the context that holds their tokens."""
+    """The messages so far, and the context that holds their tokens.
 
-    def __init__(self, llm: Llama, template: ChatTemplate, system: str | None, sampling: Sampling) -> None:
+    llm: the model, which nothing else uses as long as the conversation lasts.
+    template: by default the model's own. system: what the model is told before everything else.
+    sampling: how tokens are chosen, by default at a temperature of 0.7.
+
+    `messages` has all that were not dropped, {"role", "content"} each. save_chat() and load_chat() keep a conversation
+    in a file.
+    """
+
+    def __init__(
+        self,
+        llm: Llama,
+        template: ChatTemplate | None = None,
+        system: str | None = None,
+        sampling: Sampling | None = None,
+    ) -> None:
         self.llm = llm
-        self.template = template
-        self.sampler = Sampler(sampling, llm.n_vocab())
+        self.template = template or template_of(llm)
+        self.sampler = Sampler(sampling or Sampling(), llm.n_vocab())
         self.system: list[Message] = [{"role": "system", "content": system}] if system else []
         self.messages: list[Message] = []
         # the text of the tokens in the context, and of those that were dropped from it
@@ -247,6 +261,15 @@ class Prompt:
     tokens: list[int]
     # tokens that were dropped to make room
     dropped: int = 0
+
+
+def template_of(llm: Llama) -> ChatTemplate:
+    """The chat template of a loaded model."""
+    bos, eos = (
+        llm._model.token_get_text(token) if token != -1 else ""
+        for token in (llm.token_bos(), llm.token_eos())
+    )
+    return ChatTemplate.from_source(llm.metadata.get("tokenizer.chat_template"), bos, eos)
 
 
 def piece(llm: Llama, token: int) -> bytes:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import MiniCacheWarning
+from ..host.progress import is_terminal
 
 
 @contextmanager
@@ -29,6 +30,6 @@ def warnings_as_notes() -> Iterator[list[str]]:
 
 def note(text: str) -> None:
     """Prints a line beside the conversation, dim where the terminal can do that."""
-    dim, normal = ("\033[2m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    dim, normal = ("\033[2m", "\033[0m") if is_terminal() else ("", "")
     sys.stdout.flush()
     print(f"{dim}[{text}]{normal}", file=sys.stderr, flush=True)

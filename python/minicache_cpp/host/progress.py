@@ -21,11 +21,16 @@ OnProgress = Callable[[float, str, str], object]
 OnStep = Callable[[str], None]  # is called with what is done now; StepProgress is one
 
 
+def is_terminal() -> bool:
+    """Whether stderr is a terminal; an app with windows has none."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 class ProgressLine:
     """The line on a terminal."""
 
     def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
+        self.terminal = is_terminal()
         self.drawn = False
 
     def draw(self, line: str) -> None:
@@ -50,7 +55,8 @@ class Progress(ProgressLine):
 
     def __init__(self, title: str, silent: bool = False, on_progress: OnProgress | None = None) -> None:
         super().__init__()
-        self.title, self.silent, self.on_progress = title, silent, on_progress
+        # an app with windows has no stderr
+        self.title, self.silent, self.on_progress = title, silent or sys.stderr is None, on_progress
         self.last_stage = ""
         self.started = self.last_line = time.monotonic()
         self.first_fraction: float | None = None
@@ -106,7 +112,7 @@ class StepProgress(ProgressLine):
     def __call__(self, step: str) -> None:
         if self.terminal:
             self.draw(step)
-        else:
+        elif sys.stderr is not None:
             print(step, file=sys.stderr, flush=True)
 
     def __enter__(self) -> StepProgress:

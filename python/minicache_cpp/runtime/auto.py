@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from ..cache.plan_file import PlanFile
 from ..cache.plan_store import find_plan
 from ..cache.settings import CacheSpec, MiniCache
 from ..errors import CancelledError, MiniCacheError
-from ..host.progress import OnProgress, Progress
+from ..host.progress import OnProgress, Progress, is_terminal
 from ..modelfile.ggml_types import GGML_TYPES
 from ..modelfile.gguf_file import GGUFFile
 from ..modelfile.shape import ModelShape
@@ -103,7 +102,7 @@ def _make(
         'this model has no plan, so one is made now; calibrate="never" (--calibrate never) does without, and '
         '"background" makes it while the model is idle'
     )
-    silent = on_progress is not None or not (sys.stderr.isatty() or arguments.get("verbose", True))
+    silent = on_progress is not None or not (is_terminal() or arguments.get("verbose", True))
     progress = Progress("calibrate", silent, on_progress)
     try:
         return make_plan(file, *machine(arguments), progress)
