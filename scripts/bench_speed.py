@@ -39,13 +39,13 @@ import speed_goals
 import speed_tables
 from bootstrap import FAILED, OK, RELEASE, ROOT, BootstrapError
 from minicache_cpp.cache.settings import CacheSpec
-from minicache_cpp.cache.size import n_sequences
 from minicache_cpp.errors import MiniCacheError
 from minicache_cpp.host.threads import cpu_name
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.models.requested import requested_model
 from minicache_cpp.models.store import DEMO
 from minicache_cpp.native.model_shape import model_shape
+from sequences import n_sequences
 
 RATIOS = (5, 8)
 BUDGET = 256 << 20  # bytes of the KV cache, of `throughput` and `batched`

@@ -29,7 +29,6 @@ import numpy as np
 
 from minicache_cpp.cache.context_report import read_report
 from minicache_cpp.cache.settings import CacheSpec
-from minicache_cpp.cache.size import n_sequences
 from minicache_cpp.calibrate.command import parse_size
 from minicache_cpp.errors import MiniCacheError
 from minicache_cpp.host.threads import default_threads
@@ -41,6 +40,7 @@ from minicache_cpp.native.binding import llama_h
 from minicache_cpp.native.model_shape import model_shape
 from minicache_cpp.options import check_numbers, check_threads
 from minicache_cpp.reading.model import NativeModel
+from sequences import n_sequences
 
 MEAN_PROMPT, MEAN_ANSWER, DEVIATION = 161, 338, 1.0
 SHORTEST, LONGEST = 4, 512

@@ -11,10 +11,11 @@ import pytest
 import bench_throughput
 from minicache_cpp import CacheSpec, MiniCacheError
 from minicache_cpp.cache.context_report import read_report
-from minicache_cpp.cache.size import kv_bytes, n_sequences
+from minicache_cpp.cache.size import kv_bytes
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.native.model_shape import model_shape
 from minicache_cpp.reading.model import NativeModel
+from sequences import n_sequences
 
 SPECS = ("f16", "slerp:type=q4_0")
 

@@ -107,12 +107,6 @@ def bytes_beside(shape: ModelShape, types: tuple[str, str], n_ctx: int, n_ubatch
     return windows + sum(layer.state_bytes for layer in shape.layers)
 
 
-def n_sequences(shape: ModelShape, spec: CacheSpec, n_ctx: int, budget: int) -> int:
-    """How many sequences of `n_ctx` tokens, one stream each, fit in `budget` bytes."""
-    one, two = (kv_bytes(shape, spec, n_ctx, n) for n in (1, 2))
-    return 1 + (budget - one) // (two - one) if one <= budget else 0
-
-
 def _check_types(layer: Layer, type_k: str, type_v: str) -> None:
     for name, size in ((type_k, layer.head_size_k), (type_v, layer.head_size_v)):
         if layer.n_head_kv and size % GGML_TYPES[name].block:
