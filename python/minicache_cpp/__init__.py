@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cache.report import KVReport
 from .cache.settings import CacheSpec, MiniCache
-from .errors import CancelledError, MiniCacheError, MiniCacheWarning
+from .errors import AbortedError, CancelledError, MiniCacheError, MiniCacheWarning
 from .native import library
 from .version import __version__
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .runtime.llama import Llama
 
 __all__ = [
+    "AbortedError",
     "CacheSpec",
     "CancelledError",
     "Conversation",

@@ -15,5 +15,9 @@ class CancelledError(MiniCacheError):
     """Work that was told to stop, by a progress callback that returned False or by a cancel()."""
 
 
+class AbortedError(CancelledError):
+    """An evaluation that abort() has ended."""
+
+
 class MiniCacheWarning(UserWarning):
     """A setting that measured badly on this model, or a note on what "auto" does for a model without a plan."""

@@ -5,7 +5,9 @@
 #include "llama-minicache.h"
 #include "llama-model.h"
 
+#include <atomic>
 #include <map>
+#include <memory>
 #include <mutex>
 
 // Calls of llama.h that reach a device, inside a guard, and what a context may still be used for after an error.
@@ -13,6 +15,29 @@
 static std::mutex                                   mutex;
 static std::map<const llama_context *, std::string> failures;                // why contexts failed that are not freed yet
 static bool                                         devices_failed = false;  // a device no longer answers
+
+// What a context's computation looks at after every node of its graph, on the CPU.
+typedef std::shared_ptr<std::atomic<bool>> stop_flag;
+
+static std::map<const llama_context *, stop_flag> stop_flags;
+
+static bool is_stopped(void * flag) { return static_cast<const std::atomic<bool> *>(flag)->load(std::memory_order_relaxed); }
+
+bool llama_minicache_stop(llama_context * ctx, bool stop) {
+    return minicache_guarded([&] {
+        if (!ctx) {
+            throw std::invalid_argument("ctx must not be NULL");
+        }
+        const std::lock_guard<std::mutex> lock(mutex);
+
+        stop_flag & flag = stop_flags[ctx];
+        if (!flag) {
+            flag = std::make_shared<std::atomic<bool>>(stop);
+            llama_set_abort_callback(ctx, is_stopped, flag.get());
+        }
+        flag->store(stop);
+    });
+}
 
 static void refuse_failed(const llama_context * ctx) {
     const std::lock_guard<std::mutex> lock(mutex);
@@ -135,5 +160,8 @@ bool llama_minicache_free(llama_context * ctx) {
             failures.erase(ctx);
         }
         llama_free(ctx);
+
+        const std::lock_guard<std::mutex> lock(mutex);
+        stop_flags.erase(ctx);
     });
 }

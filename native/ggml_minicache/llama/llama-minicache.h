@@ -175,6 +175,12 @@ LLAMA_API const char * llama_minicache_last_error(void);
 LLAMA_API bool llama_minicache_decode_batch(struct llama_context * ctx, const struct llama_batch * batch, int32_t * result);
 LLAMA_API bool llama_minicache_encode_batch(struct llama_context * ctx, const struct llama_batch * batch, int32_t * result);
 
+// With `stop`, the batch that another thread computes in the context ends within a few milliseconds, with the result 2 of
+// llama_decode(), and so does every later one until a call without it. Ubatches that were complete stay in the memory. What a GPU
+// computes is not interrupted. The first call sets the context's abort callback, so that it must come from the thread that uses the
+// context, before it computes anything.
+LLAMA_API bool llama_minicache_stop(struct llama_context * ctx, bool stop);
+
 // States and clearing, likewise: as llama_state_get_data() and llama_state_set_data(), for seq_id >= 0 as llama_state_seq_get_data()
 // and llama_state_seq_set_data(), and as llama_memory_clear().
 //   dst: NULL asks for the size

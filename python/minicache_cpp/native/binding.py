@@ -121,6 +121,11 @@ def _run(function: Any, ctx: Any, batch: Any) -> int:
     return int(result[0])
 
 
+def stop(ctx: Any, on: bool) -> None:
+    """Ends the batch that another thread computes, and refuses every later one until a call with on=False."""
+    check(lib.llama_minicache_stop(context_pointer(ctx), on), "llama_minicache_stop")
+
+
 WHOLE_CONTEXT = -1  # in place of a sequence
 
 

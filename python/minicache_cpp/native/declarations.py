@@ -77,6 +77,7 @@ bool llama_minicache_decode_batch(
         struct llama_context * ctx, const struct llama_batch * batch, int32_t * result);
 bool llama_minicache_encode_batch(
         struct llama_context * ctx, const struct llama_batch * batch, int32_t * result);
+bool llama_minicache_stop(struct llama_context * ctx, bool stop);
 bool llama_minicache_get_state(
         struct llama_context * ctx, llama_seq_id seq_id, uint8_t * dst, size_t size, size_t * n);
 bool llama_minicache_set_state(

@@ -7,7 +7,10 @@ from typing import Any
 from ..native import binding  # isort: skip  (it sees to it that llama_cpp, below, loads our library)
 from llama_cpp import _internals
 
+from ..errors import AbortedError
 from .usage import Usage
+
+ABORTED = 2  # llama_decode's result
 
 
 class GuardedContext(_internals.LlamaContext):
@@ -24,11 +27,14 @@ class GuardedContext(_internals.LlamaContext):
         context.__class__ = cls
         assert isinstance(context, GuardedContext)
         context.usage = Usage()
+        binding.stop(context.ctx, False)
         return context.usage
 
     def decode(self, batch: Any) -> None:
         with self.usage:
             status = binding.decode(self.ctx, batch.batch)
+        if status == ABORTED:
+            raise AbortedError("the evaluation was ended by abort()")
         if status:
             raise RuntimeError(f"llama_decode returned {status}")
 

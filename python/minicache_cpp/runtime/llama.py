@@ -18,7 +18,7 @@ from ..cache.context_report import read_report
 from ..cache.contexts import creating_contexts
 from ..cache.report import KVReport
 from ..cache.settings import CacheSpec, MiniCache
-from ..errors import MiniCacheError, MiniCacheWarning
+from ..errors import AbortedError, MiniCacheError, MiniCacheWarning
 from ..host.progress import OnProgress
 from ..modelfile.gguf_file import GGUFFile
 from . import states
@@ -71,6 +71,8 @@ class Llama(llama_cpp.Llama):
     ) -> None:
         self._stack = ExitStack()  # close() is called even where what follows raises
         self._used = threading.Lock()
+        # whether there is something to abort, and the lock under which that is decided
+        self._busy, self._abortable = False, threading.Lock()
         self._cache: StateCache | None = None
         given = Given(minicache, calibrate, type_k, type_v, flash_attn)
         request = resolve(model_path, given, arguments, _warn, on_progress)
@@ -116,10 +118,24 @@ class Llama(llama_cpp.Llama):
         return {**state, "minicache": self.minicache}
 
     def close(self) -> None:
-        """Frees the context and the model; whatever is called afterwards raises MiniCacheError."""
-        with self._used:  # a step of another thread ends first
+        """Frees the context and the model; whatever is called afterwards raises MiniCacheError.
+
+        What another thread evaluates is ended first, as by abort().
+        """
+        self.abort()
+        with self._used:
             super().close()
         self._ctx = self._model = self.tokenizer_ = Closed()  # type: ignore[assignment]
+
+    def abort(self) -> None:
+        """Ends what another thread evaluates, a long prompt too, within milliseconds: AbortedError is raised there.
+
+        The tokens of the batches before it stay, and the Llama can be used again at once. Without an evaluation nothing
+        happens. What a GPU computes is not interrupted.
+        """
+        with self._abortable:
+            if self._busy:
+                binding.stop(self._ctx.ctx, True)
 
     def kv_report(self) -> KVReport:
         """What the KV cache takes, as allocated, and which layers are merged."""
@@ -133,7 +149,14 @@ class Llama(llama_cpp.Llama):
                 "another thread is using this Llama; use it in one thread at a time, or make one for each thread"
             )
         try:
-            yield
+            ctx = self._ctx.ctx
+            self._busy = True
+            try:
+                yield
+            finally:
+                with self._abortable:
+                    self._busy = False
+                    binding.stop(ctx, False)
         finally:
             self._used.release()
 
@@ -167,8 +190,18 @@ class Llama(llama_cpp.Llama):
         before = self.n_tokens
         try:
             super().eval(tokens)
+        except AbortedError:
+            self._drop_what_is_incomplete()
+            raise
         finally:
             self.exact_window.read(before, self.n_tokens)
+
+    def _drop_what_is_incomplete(self) -> None:
+        """Removes what the batch that was ended has left in the memory; all of it where no part can be removed."""
+        memory = llama_cpp.llama_get_memory(self._ctx.ctx)
+        if not llama_cpp.llama_memory_seq_rm(memory, 0, self.n_tokens, -1):
+            binding.clear(self._ctx.ctx)
+            self.n_tokens = 0
 
     def _sliding_window_lost(self, n_tokens: int) -> bool:
         """Whether sliding-window layers have forgotten tokens that they need to go on from the first `n_tokens`.
