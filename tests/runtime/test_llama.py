@@ -10,6 +10,7 @@ import pytest
 from minicache_cpp import Llama, MiniCache, MiniCacheError
 from support import tiny_models
 from support.llamas import SETTINGS
+from support.loaded import Loaded
 
 import llama_cpp  # isort: skip  (after minicache_cpp, so that it loads our library)
 
@@ -112,3 +113,22 @@ def test_embeddings_are_untouched(path: str) -> None:
     upstream = llama_cpp.Llama(path, embedding=True, **SETTINGS)
     assert np.array_equal(ours, upstream.embed("abc abc"))
     upstream.close()
+
+
+@pytest.mark.filterwarnings("ignore:the layers merged here")
+@pytest.mark.parametrize("spec", ["slerp:start=0,window=16", "q8_0", None])
+def test_a_seed_gives_the_same_answer_on_every_call_of_a_fresh_sequence(
+    random_model: Loaded, spec: str | None
+) -> None:
+    with Llama(str(random_model.path), minicache=spec, n_ctx=256, n_threads=1, verbose=False) as llm:
+
+        def answer(fresh: bool) -> str:
+            if fresh:
+                llm.reset()
+            completion = llm.create_completion(tiny_models.prompt(40), max_tokens=20, temperature=1.0, seed=7)
+            return str(completion["choices"][0]["text"])
+
+        first = answer(fresh=True)
+        later = {answer(fresh=False) for _ in range(3)}
+        assert answer(fresh=True) == first
+        assert len(later) == 1  # which need not be the first, whose prompt was read at once
