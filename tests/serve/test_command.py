@@ -17,8 +17,9 @@ from minicache_cpp.cache import size
 from minicache_cpp.cache.settings import CacheSpec
 from minicache_cpp.cli import main
 from minicache_cpp.modelfile.gguf_file import read_gguf
+from minicache_cpp.native import library
 from minicache_cpp.native.model_shape import model_shape
-from minicache_cpp.serve.process import STOP_SECONDS
+from minicache_cpp.serve.program import NAME, find_server
 from support import tiny_models
 from support.loaded import Loaded
 from support.servers import run, serving, started
@@ -104,44 +105,60 @@ def test_ctrl_c_ends_the_server_while_it_answers(tools_dir: Path, planned: Loade
     assert "Traceback" not in served.said
 
 
-@POSIX
-def test_a_second_ctrl_c_does_not_wait(tools_dir: Path, planned: Loaded) -> None:
-    with serving(tools_dir, planned.path, "--", "--context-shift") as served, served.client() as client:
-        stream = client.completions.create(model="tiny", prompt="hello", max_tokens=1_000_000, stream=True)
-        next(iter(stream))
-        start = time.monotonic()
-        served.process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-        assert served.stop(signal.SIGINT) == 130
-        assert time.monotonic() - start < STOP_SECONDS
+# answers /health once it may, writes its process id, and ends at the second SIGTERM
+STUBBORN = """\
+import http.server, os, pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[0]).parent
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if (folder / "ready").exists() else 503)
+        self.end_headers()
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: os._exit(1) if asked else asked.append(1))
+(folder / "pid").write_text(str(os.getpid()))
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
 
 
-@POSIX
-def test_ctrl_c_before_the_server_answers(tmp_path: Path, planned: Loaded) -> None:
-    """A server that takes its time, and ignores the terminal's signals as the jobs of some shells do."""
+@pytest.fixture
+def stubborn(tmp_path: Path) -> Path:
+    """The folder of a llama-server that does not end when it is told to."""
     program = tmp_path / "llama-server"
-    program.write_text("#!/bin/sh\necho $$ > ${0%/*}/pid\nexec sleep 600\n")
+    program.write_text(f"#!{sys.executable}\n{STUBBORN}")
     program.chmod(0o755)
-    with started(tmp_path, planned.path, MINICACHE_LIB_PATH=library_without_server()) as starting:
-        end = time.monotonic() + 60
-        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
-            assert time.monotonic() < end
-            time.sleep(0.05)
+    return tmp_path
+
+
+def process_of(folder: Path) -> int:
+    """The process id of such a server, once it runs."""
+    end = time.monotonic() + 60
+    while not (folder / "pid").exists() or not (folder / "pid").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return int((folder / "pid").read_text())
+
+
+@POSIX
+def test_a_second_ctrl_c_does_not_wait(stubborn: Path, planned: Loaded) -> None:
+    (stubborn / "ready").touch()
+    with serving(stubborn, planned.path) as served:
+        served.process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        assert served.stop(signal.SIGINT) == 130
+    assert "llama-server says nothing of MiniCache" in served.said  # it knows nothing of plans
+    with pytest.raises(ProcessLookupError):
+        os.kill(process_of(stubborn), 0)
+
+
+@POSIX
+def test_ctrl_c_before_the_server_answers(stubborn: Path, planned: Loaded) -> None:
+    with started(stubborn, planned.path) as starting:
+        server = process_of(stubborn)
         assert starting.stop(signal.SIGINT) == 130
     assert not starting.said
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
-
-
-def library_without_server() -> str:
-    """The folder of the libraries in use; the tests' own llama-server lies elsewhere."""
-    from minicache_cpp.native import library
-
-    folder = library.library_dir()
-    assert folder
-    if (folder / "llama-server").exists():
-        pytest.skip("the libraries in use have a llama-server beside them, which comes first")
-    return str(folder)
+    with pytest.raises(ProcessLookupError):  # it was killed after some seconds
+        os.kill(server, 0)
 
 
 @pytest.mark.parametrize(
@@ -222,9 +239,24 @@ def test_llama_servers_own_help(tools_dir: Path) -> None:
     assert "--slot-save-path" in done.stdout
 
 
-def test_without_llama_server_it_says_how_to_get_one(planned: Loaded, tmp_path: Path) -> None:
-    done = run(tmp_path, planned.path, MINICACHE_LIB_PATH=library_without_server())
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+def test_without_llama_server_it_says_how_to_get_one(
+    planned: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(library, "INSTALLED", tmp_path / "lib")
+    monkeypatch.setenv("MINICACHE_TOOLS_BIN", str(tmp_path))
+    monkeypatch.delenv("MINICACHE_LIB_PATH", raising=False)
+    assert main(["serve", str(planned.path)]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
     for words in (str(tmp_path), "pip install .", "bootstrap.py serve", "MINICACHE_TOOLS_BIN"):
         assert words in line
+
+
+def test_where_llama_server_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "INSTALLED", tmp_path / "installed")
+    monkeypatch.setenv("MINICACHE_LIB_PATH", str(tmp_path / "build"))
+    monkeypatch.setenv("MINICACHE_TOOLS_BIN", str(tmp_path / "tools"))
+    # the later ones come first
+    for folder in ("installed", "build", "tools"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / NAME).touch()
+        assert find_server() == tmp_path / folder / NAME

@@ -15,11 +15,11 @@ TOOLS = "MINICACHE_TOOLS_BIN"
 
 
 def find_server() -> Path:
-    """The llama-server of the libraries in use, or of the folder of programs, or of the installed package.
+    """The llama-server of the folder of programs, or of the libraries in use, or of the installed package.
 
     Raises MiniCacheError, saying how to get one, where there is none.
     """
-    named = [os.environ[name] for name in (library.OVERRIDE, TOOLS) if os.environ.get(name)]
+    named = [os.environ[name] for name in (TOOLS, library.OVERRIDE) if os.environ.get(name)]
     folders = [*map(Path, named), library.INSTALLED]
     for folder in folders:
         # a relative path of one part would be looked for on the PATH
