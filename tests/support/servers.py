@@ -122,6 +122,8 @@ class Served:
 @contextmanager
 def started(tools: Path, *arguments: object, **more: str) -> Iterator[Served]:
     """The command while it starts; it is stopped at the end."""
+    # not ignored, as it is in a shell's background jobs, whose children inherit that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command(*arguments),
         stdin=subprocess.DEVNULL,
@@ -131,6 +133,7 @@ def started(tools: Path, *arguments: object, **more: str) -> Iterator[Served]:
         errors="replace",
         env=environment(tools, **more),
     )
+    signal.signal(signal.SIGINT, before)
     served = Served(process)
     try:
         yield served
