@@ -66,9 +66,14 @@ def test_a_plan_is_made_before_the_port_opens_and_found_again(tools_dir: Path, t
 @pytest.mark.parametrize(
     ("arguments", "cache", "words"),
     [
-        (["--calibrate", "never"], "q8_0", "plain q8_0: 3.19 MiB, as f16 6.00 MiB, ratio 1.88"),
-        (["--no-minicache"], "f16", "plain f16: 6.00 MiB, as f16 6.00 MiB, ratio 1.00"),
+        (
+            ["--calibrate", "never"],
+            "q8_0",
+            "plain q8_0: 3.19 MiB instead of 6.00 MiB as f16, 1.88 times smaller]",
+        ),
+        (["--no-minicache"], "f16", "the KV cache is plain f16: 6.00 MiB]"),
         (["--config", "slerp:type=q4_0"], None, "the KV cache is merged"),
+        (["--config", "plain:k=q8_0,v=q4_0,first=1:f16"], None, "types by layer: 3.03 MiB instead of 6.00 MiB"),
     ],
 )
 def test_without_a_plan(

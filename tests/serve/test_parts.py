@@ -84,6 +84,9 @@ def test_the_environment_says_how_the_cache_is_kept(planned: Loaded, monkeypatch
     spec = CacheSpec.of(MiniCache(type_k="q8_0", type_v="q4_0", window=8))
     text = command.environment(spec)["LLAMA_MINICACHE"]
     assert text == "slerp:start=0.5,t=0.6,retain=0.05,window=8"  # the types are options
+    spec = CacheSpec.parse("plain:k=q8_0,v=q4_0,first=2:f16,last=1:q8_0/q5_0")
+    assert command.environment(spec)["LLAMA_MINICACHE"] == "plain:first=2:f16,last=1:q8_0/q5_0"
+    assert command.environment(CacheSpec.parse("plain:type=q4_0"))["LLAMA_MINICACHE"] == "plain"
 
 
 def test_output_is_held_back_until_the_server_is_ready(capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,7 +163,9 @@ def say_ready(
     ratio = f16 / taken if taken else 1.0
     output.release()
     if spec.minicache is None and taken:
-        note(f"the KV cache is plain {spec.name}: {mib(taken)}, as f16 {mib(f16)}, ratio {ratio:.2f}")
+        # in the words that the library has for other caches
+        smaller = f" instead of {mib(f16)} as f16, {ratio:.2f} times smaller" if spec != F16 else ""
+        note(f"the KV cache is plain {spec.name}: {mib(taken)}{smaller}")
     elif spec.minicache is not None and not output.told:
         note("this llama-server says nothing of MiniCache: it was built without it, and its cache is plain")
     where = address.url(args.host, port)
