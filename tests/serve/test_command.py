@@ -73,7 +73,11 @@ def test_a_plan_is_made_before_the_port_opens_and_found_again(tools_dir: Path, t
         ),
         (["--no-minicache"], "f16", "the KV cache is plain f16: 6.00 MiB]"),
         (["--config", "slerp:type=q4_0"], None, "the KV cache is merged"),
-        (["--config", "plain:k=q8_0,v=q4_0,first=1:f16"], None, "types by layer: 3.03 MiB instead of 6.00 MiB"),
+        (
+            ["--config", "plain:k=q8_0,v=q4_0,first=1:f16"],
+            None,
+            "types by layer: 3.03 MiB instead of 6.00 MiB",
+        ),
     ],
 )
 def test_without_a_plan(

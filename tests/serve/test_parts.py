@@ -54,12 +54,13 @@ def test_layers_on_a_gpu(planned: Loaded) -> None:
         assert found["--flash-attn"] == "auto"
 
 
-def test_what_is_passed_on_comes_last(planned: Loaded) -> None:
-    spec = CacheSpec("f16", "f16")
-    found = arguments(planned, spec, "--", "--cache-ram", "512", "--alias", "mine", "--temp", "0")
-    assert (found["--cache-ram"], found["--alias"], found["--temp"]) == ("512", "mine", "0")
-    args = asked("x.gguf", "--", "--alias", "mine")
-    assert server_arguments(args, read_gguf(planned.path), spec, 512, 1).count("--alias") == 1
+def test_what_is_passed_on_takes_the_place_of_the_same_option(planned: Loaded) -> None:
+    passed_on = ["--cache_ram", "512", "-a", "mine", "-lv", "4", "--temp", "0"]
+    args = asked(str(planned.path), "--threads", "1", "--", *passed_on)
+    given = server_arguments(args, read_gguf(planned.path), CacheSpec("f16", "f16"), 512, 1)
+    assert given[-len(passed_on) :] == passed_on
+    assert not {"--cache-ram", "--alias", "--log-verbosity"} & set(given)
+    assert {"--threads", "--fit", "--cors-origins"} < set(given)
 
 
 def test_no_option_after_the_dashes_decides_what_one_before_them_does() -> None:

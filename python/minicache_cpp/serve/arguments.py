@@ -24,6 +24,17 @@ DECIDED = {
     "--config": "-ctk --cache-type-k -ctv --cache-type-v",
     "--gpu-layers": "-ngl --gpu-layers --n-gpu-layers",
 }
+# short names of options that may be given again after --
+SHORT = {
+    "--alias": "-a",
+    "--cache-ram": "-cram",
+    "--device": "-dev",
+    "--fit": "-fit",
+    "--flash-attn": "-fa",
+    "--log-verbosity": "-lv",
+    "--threads": "-t",
+    "--threads-batch": "-tb",
+}
 QUIET, TALKATIVE = "2", "3"  # warnings and errors; llama-server's own default
 
 
@@ -31,12 +42,15 @@ def refuse_decided(passed_on: Sequence[str]) -> None:
     """Raises MiniCacheError where an option after -- decides what an option before it decides."""
     ours = {option: name for name, options in DECIDED.items() for option in options.split()}
     for word in passed_on:
-        # llama.cpp takes --ctx_size too
-        option = word.replace("_", "-") if word.startswith("--") else word
-        if option in ours:
+        if (option := _option(word)) in ours:
             raise MiniCacheError(
                 f"{word} after -- is what {ours[option]} of minicache serve decides; give that, before --"
             )
+
+
+def _option(word: str) -> str:
+    """The option that llama.cpp takes a word for: --ctx_size is --ctx-size too."""
+    return word.replace("_", "-") if word.startswith("--") else word
 
 
 def server_arguments(
@@ -44,7 +58,7 @@ def server_arguments(
 ) -> list[str]:
     """The arguments of llama-server: each slot has a cache of its own, of `n_ctx` tokens.
 
-    What was passed on comes last and wins.
+    What was passed on takes the place of the same option here.
     """
     threads = str(args.threads or default_threads())
     plain_f16 = spec.minicache is None and spec.cache == "f16"
@@ -70,13 +84,14 @@ def server_arguments(
         "--cors-origins": "localhost",
         "--log-verbosity": TALKATIVE if args.verbose else QUIET,
     }
-    if any(word in ("-a", "--alias") for word in args.passed_on):
-        del options["--alias"]  # llama-server would add up the names
     if args.gpu_layers:
         options["--gpu-layers"] = "all" if args.gpu_layers < 0 else str(args.gpu_layers)
     else:
         options["--device"] = "none"  # a build without a GPU warns of --gpu-layers, whatever its value
     if args.save:
         options["--slot-save-path"] = args.save
-    words = [word for pair in options.items() for word in pair]
+    # llama-server warns of an option that is given twice, and would add up the names of --alias
+    passed_on = set(map(_option, args.passed_on))
+    kept = {name: value for name, value in options.items() if not {name, SHORT.get(name)} & passed_on}
+    words = [word for pair in kept.items() for word in pair]
     return [*words, "--no-kv-unified", "--no-cache-idle-slots", *args.passed_on]
