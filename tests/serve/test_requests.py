@@ -145,15 +145,17 @@ def test_log_probabilities(client: openai.OpenAI) -> None:
 
 
 def test_a_prompt_that_is_known_is_not_read_again(served: Served) -> None:
-    text = "a prompt that comes twice; " * 6
+    text = "a prompt that comes twice;" * 6
     timings = []
-    for prompt in (text, text + "and more"):
+    for prompt in (text, f"{text} more"):
         status, answer = served.post("/completion", prompt=prompt, n_predict=4, temperature=0, id_slot=2)
         assert status == 200
         timings.append(answer["timings"])
-    assert timings[0]["prompt_n"] > 100
-    assert timings[1]["cache_n"] >= timings[0]["prompt_n"]
-    assert timings[1]["prompt_n"] < 12
+    first, second = timings
+    assert first["prompt_n"] > 100
+    # an earlier conversation in this slot may have begun with the same token
+    assert second["cache_n"] >= first["prompt_n"] + first["cache_n"]
+    assert second["prompt_n"] < 12
 
 
 def test_usage_counts_what_was_cached(client: openai.OpenAI) -> None:
