@@ -3,6 +3,7 @@
 
     python3 scripts/bootstrap.py setup      make .venv, build the native libraries, install
     python3 scripts/bootstrap.py chat       the same, then fetch the demo model, smollm2-135m, and chat with it
+    python3 scripts/bootstrap.py serve      the same with llama-server, then serve the demo model over HTTP
     python3 scripts/bootstrap.py test       the same, then run all tests
     python3 scripts/bootstrap.py bench      the same, then measure the speed
 
@@ -53,6 +54,7 @@ TOOL_TARGETS = (
     "llama-perplexity",
     "llama-server",
 )
+SERVER_TARGETS = ("llama-server",)
 TEST_TARGETS = ("minicache-test", "minicache-cuda-on-cpu", "minicache-bench-kernels")
 
 
@@ -88,7 +90,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bootstrap.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", metavar="setup | chat | test | bench", required=True)
+    commands = parser.add_subparsers(
+        dest="command", metavar="setup | chat | serve | test | bench", required=True
+    )
     for name, run, summary, example in (
         ("setup", run_setup, "make .venv, build, install", "setup --extra plot"),
         (
@@ -97,6 +101,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             "chat with the demo model, which is fetched once",
             'chat -- --prompt "hi" --max-tokens 50',
         ),
+        ("serve", run_serve, "serve the demo model, which is fetched once", "serve -- --ctx 8192 --slots 4"),
         ("test", run_test, "run all tests", "test -- -k kernels -x"),
         ("bench", run_bench, "measure prefill and decode speed", "bench -- --ctx 4096"),
     ):
@@ -134,6 +139,13 @@ def run_chat(args: argparse.Namespace, passed_on: list[str]) -> int:
     if not names_model(passed_on):
         fetch_demo_model()
     return become([str(PYTHON), "-m", "minicache_cpp.chat", *passed_on], os.environ)
+
+
+def run_serve(args: argparse.Namespace, passed_on: list[str]) -> int:
+    set_up(args.extra, SERVER_TARGETS)
+    if not names_model(passed_on):
+        fetch_demo_model()
+    return become([str(PYTHON), "-m", "minicache_cpp.serve", *passed_on], os.environ)
 
 
 def run_bench(args: argparse.Namespace, passed_on: list[str]) -> int:
@@ -280,14 +292,21 @@ class NativeBuild:
     def source_key(self) -> str:
         return digest_of_files(ROOT, self.inputs)
 
+    @property
+    def stamp(self) -> Path:
+        """The file that says of each target from which sources it was built."""
+        return self.directory / "built.json"
+
+    def is_built(self, targets: Sequence[str]) -> bool:
+        built, key = read_json(self.stamp), self.source_key()
+        return self.bin.is_dir() and all(built.get(target) == key for target in targets)
+
     def build(self, targets: Sequence[str]) -> None:
         directory = self.directory
         directory.mkdir(parents=True, exist_ok=True)
         with lock(directory / "lock"):
             key = self.source_key()
-            stamp = directory / "built.json"
-            built = read_json(stamp)
-            if self.bin.is_dir() and all(built.get(target) == key for target in targets):
+            if self.is_built(targets):
                 return
             for path in ("native", "tests/native"):
                 synchronize(ROOT / path, directory / "source" / path)
@@ -296,7 +315,7 @@ class NativeBuild:
             log = f"{self.name}.log"
             run(["cmake", "-S", source, "-B", build, *self.arguments()], log, environment)
             run(["cmake", "--build", build, *jobs(), "--target", *targets], log, environment, append=True)
-            write_json(stamp, {**built, **dict.fromkeys(targets, key)})
+            write_json(self.stamp, {**read_json(self.stamp), **dict.fromkeys(targets, key)})
 
 
 # the tools and tests are configured from the start: switching them on later would configure everything again
@@ -370,7 +389,7 @@ def lock(path: Path) -> Iterator[None]:
 # ---- the virtual environment
 
 
-def set_up(extras: Sequence[str]) -> None:
+def set_up(extras: Sequence[str], programs: Sequence[str] = ()) -> None:
     if not PYTHON.exists():
         with step("virtual environment .venv"):
             run(
@@ -379,13 +398,14 @@ def set_up(extras: Sequence[str]) -> None:
                 hint="on Debian or Ubuntu: apt-get install python3-venv",
             )
     with step("llama.cpp with MiniCache (takes some minutes the first time)"):
-        RELEASE.build(["minicache-libraries"])
+        RELEASE.build(["minicache-libraries", *programs])
 
     stamp = VENV / "minicache.json"
     installed = read_json(stamp)
     wanted = sorted({*extras, *installed.get("extras", [])})
     dependencies = digest((ROOT / "pyproject.toml").read_bytes())
     package = f"{digest_of_files(ROOT, ['python', 'models'])} {RELEASE.directory.name} {RELEASE.source_key()}"
+    package += " with llama-server" * RELEASE.is_built(SERVER_TARGETS)
 
     if installed.get("dependencies") != dependencies or installed.get("extras") != wanted:
         with step("Python packages"):
@@ -399,9 +419,12 @@ def set_up(extras: Sequence[str]) -> None:
 
 
 def pip_install(*arguments: str) -> None:
-    # the wheel takes the libraries that are built already, and nothing is compiled again
-    prebuilt = shlex.quote(f"-DMINICACHE_PREBUILT={RELEASE.bin.as_posix()}")
-    pip("install", *arguments, environment={**os.environ, **generator_variable(), "CMAKE_ARGS": prebuilt})
+    # The wheel takes the libraries that are built already, and nothing is compiled again. A llama-server of other
+    # sources may lie beside them.
+    server = "ON" if RELEASE.is_built(SERVER_TARGETS) else "OFF"
+    options = [f"-DMINICACHE_PREBUILT={RELEASE.bin.as_posix()}", f"-DMINICACHE_SERVER={server}"]
+    cmake_args = {"CMAKE_ARGS": shlex.join(options)}
+    pip("install", *arguments, environment={**os.environ, **generator_variable(), **cmake_args})
 
 
 def pip(*arguments: str, environment: Mapping[str, str]) -> None:

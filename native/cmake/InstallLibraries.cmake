@@ -12,15 +12,20 @@ function(minicache_library_targets result)
         endif()
     endforeach()
 
+    minicache_unversion("${libraries}")
+
+    set(${result} ${libraries} PARENT_SCOPE)
+endfunction()
+
+# One file for each library, without a version in its name: a wheel cannot hold links, and would contain three copies of
+# each. The names inside the libraries follow the files'.
+function(minicache_unversion libraries)
     foreach (library IN LISTS libraries)
-        # One file for each library, without a version in its name: a wheel cannot hold links, and would contain three
-        # copies of each. The names inside the libraries follow the files'.
         set_property(TARGET ${library} PROPERTY VERSION)
         set_property(TARGET ${library} PROPERTY SOVERSION)
         set_property(TARGET ${library} PROPERTY PUBLIC_HEADER)
+        set_property(TARGET ${library} PROPERTY PRIVATE_HEADER)
     endforeach()
-
-    set(${result} ${libraries} PARENT_SCOPE)
 endfunction()
 
 function(minicache_targets_below result directory)
@@ -35,7 +40,8 @@ function(minicache_targets_below result directory)
     set(${result} ${targets} PARENT_SCOPE)
 endfunction()
 
-# The wheel gets the libraries with their licence, the table of models and the plans that ship, and nothing else.
+# The wheel gets the libraries with their licence, llama-server, the table of models and the plans that ship, and nothing
+# else.
 set(MINICACHE_WHEEL_DIR "${SKBUILD_PLATLIB_DIR}/minicache_cpp/lib")
 
 # where python/minicache_cpp/models/table.py looks for them
@@ -51,7 +57,7 @@ function(minicache_install_models)
     endif()
 endfunction()
 
-function(minicache_install libraries)
+function(minicache_install targets)
     include(GNUInstallDirs)
 
     # the licence also lies beside the libraries, for those who take them from there
@@ -60,13 +66,13 @@ function(minicache_install libraries)
 
     if (DEFINED SKBUILD_PLATLIB_DIR)
         set(directory "${MINICACHE_WHEEL_DIR}")
-        install(TARGETS ${libraries} LIBRARY DESTINATION "${directory}" RUNTIME DESTINATION "${directory}")
+        install(TARGETS ${targets} LIBRARY DESTINATION "${directory}" RUNTIME DESTINATION "${directory}")
         install(FILES "${license}" DESTINATION "${directory}")
         minicache_install_models()
         return()
     endif()
 
-    install(TARGETS ${libraries}
+    install(TARGETS ${targets}
         LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}"
         RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}"
         ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
@@ -79,7 +85,7 @@ function(minicache_install libraries)
     install(FILES "${license}" DESTINATION "${CMAKE_INSTALL_DOCDIR}")
 endfunction()
 
-# Installs the libraries of an earlier build, by the names that minicache_library_targets gives them.
+# Installs the libraries of an earlier build, by the names that minicache_unversion gives them, and its llama-server.
 function(minicache_install_prebuilt directory)
     if (NOT DEFINED SKBUILD_PLATLIB_DIR)
         message(FATAL_ERROR "MINICACHE_PREBUILT is for pip install; a plain build has nothing to do with it")
@@ -93,6 +99,15 @@ function(minicache_install_prebuilt directory)
 
     if (NOT files)
         message(FATAL_ERROR "MINICACHE_PREBUILT: ${directory} holds no libllama and libggml")
+    endif()
+
+    set(server "${directory}/llama-server${CMAKE_EXECUTABLE_SUFFIX}")
+    if (MINICACHE_SERVER AND EXISTS "${server}")
+        foreach (name llama-server-impl llama-common mtmd)
+            file(GLOB found "${directory}/lib${name}.so" "${directory}/lib${name}.dylib" "${directory}/${name}.dll")
+            list(APPEND files ${found})
+        endforeach()
+        install(PROGRAMS "${server}" DESTINATION "${MINICACHE_WHEEL_DIR}")
     endif()
 
     install(FILES ${files} "${directory}/LICENSE-llama.cpp" DESTINATION "${MINICACHE_WHEEL_DIR}")

@@ -14,3 +14,10 @@ set(MINICACHE_TOOL_TARGETS
 function(minicache_add_tools)
     add_custom_target(minicache-tools ALL DEPENDS ${MINICACHE_TOOL_TARGETS})
 endfunction()
+
+# llama-server and the libraries of its own. Only it is asked for, so that nothing else of upstream's tools is compiled.
+function(minicache_server_targets result)
+    set(libraries llama-server-impl llama-common mtmd)
+    minicache_unversion("${libraries}")
+    set(${result} llama-server ${libraries} PARENT_SCOPE)
+endfunction()

@@ -11,9 +11,15 @@ if (NOT BUILD_SHARED_LIBS)
     message(FATAL_ERROR "Python loads the libraries at run time, so BUILD_SHARED_LIBS must stay ON")
 endif()
 
-# these follow MINICACHE_TOOLS alone, also when it changes
-foreach (part COMMON TOOLS SERVER TESTS)
-    set(LLAMA_BUILD_${part} ${MINICACHE_TOOLS} CACHE BOOL "follows MINICACHE_TOOLS" FORCE)
+# these follow our options alone, also when they change
+set(LLAMA_BUILD_TESTS ${MINICACHE_TOOLS} CACHE BOOL "follows MINICACHE_TOOLS" FORCE)
+
+set(programs OFF)
+if (MINICACHE_TOOLS OR MINICACHE_SERVER)
+    set(programs ON)
+endif()
+foreach (part COMMON TOOLS SERVER)
+    set(LLAMA_BUILD_${part} ${programs} CACHE BOOL "follows MINICACHE_TOOLS and MINICACHE_SERVER" FORCE)
 endforeach()
 
 foreach (part EXAMPLES APP UI)

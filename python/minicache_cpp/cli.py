@@ -11,9 +11,11 @@ from types import ModuleType
 from .errors import MiniCacheError
 from .version import __version__
 
-# name -> what it does; module_of(name) has EXAMPLE, configure(parser) and run(args) -> exit code
+# name -> what it does; module_of(name) has EXAMPLE, configure(parser) and run(args) -> exit code. Where it also has
+# PASSES_ON = True, args.passed_on is what follows -- on the command line.
 COMMANDS = {
     "chat": "chat with a model whose KV cache is stored as MiniCache",
+    "serve": "serve a model over HTTP with llama-server, its KV cache stored as MiniCache",
     "calibrate": "fit shared codes to a model, and write the plan that says how its cache is stored",
     "inspect": "show what a model's KV cache takes, without loading the model",
     "evaluate": "measure what KV caches cost in quality, compared with the model's own f16 cache",
@@ -40,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
             name, help=summary, description=_sentence(summary), epilog=_epilog(module)
         )
         module.configure(command)
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = parsed(parser, words, module_of(words[0]) if words and words[0] in COMMANDS else None)
     return guarded(module_of(args.command), args)
 
 
@@ -51,7 +54,17 @@ def run_command(name: str, argv: list[str] | None = None) -> int:
         prog=f"minicache {name}", description=_sentence(COMMANDS[name]), epilog=_epilog(module)
     )
     module.configure(parser)
-    return guarded(module, parser.parse_args(argv))
+    return guarded(module, parsed(parser, sys.argv[1:] if argv is None else argv, module))
+
+
+def parsed(parser: argparse.ArgumentParser, argv: list[str], module: ModuleType | None) -> argparse.Namespace:
+    """The arguments of a command; what follows -- is kept as it is, where the command passes it on to a program."""
+    if not getattr(module, "PASSES_ON", False):
+        return parser.parse_args(argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    args = parser.parse_args(argv[:end])
+    args.passed_on = argv[end + 1 :]
+    return args
 
 
 def guarded(module: ModuleType, args: argparse.Namespace) -> int:

@@ -57,3 +57,13 @@ def test_on_a_gpu_the_cells_count(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_the_header_does_not_say_is_not_refused() -> None:
     assert known_kv_bytes(header(), F16, N_CTX) == 4 * 2 * 2 * 32 * 2 * N_CTX
     assert known_kv_bytes(header(**{"attention.kv_lora_rank": 16}), F16, N_CTX) == 0
+
+
+def test_the_sequences_of_a_context_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = 3 * (known_kv_bytes(header(), Q8_0, N_CTX) + N_CTX * CELL_BYTES) + WEIGHTS
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed)
+    refuse_too_large(header(), N_CTX, [Q8_0], n_stream=3)
+    with pytest.raises(MiniCacheError, match="4 contexts of 512 tokens need"):
+        refuse_too_large(header(), N_CTX, [Q8_0], n_stream=4)
+    # of which a cache that is not known yet takes a part
+    refuse_too_large(header(), N_CTX, [Q8_0], n_stream=4, share=0.1)

@@ -15,7 +15,7 @@ from support.paths import ROOT
 BOOTSTRAP = ROOT / "scripts" / "bootstrap.py"
 
 
-@pytest.mark.parametrize("arguments", [[], ["setup"], ["chat"], ["test"], ["bench"]])
+@pytest.mark.parametrize("arguments", [[], ["setup"], ["chat"], ["serve"], ["test"], ["bench"]])
 def test_bootstrap_help(arguments: list[str]) -> None:
     result = subprocess.run(
         [sys.executable, BOOTSTRAP, *arguments, "--help"], capture_output=True, text=True, check=False
@@ -34,23 +34,27 @@ def test_bootstrap_names_missing_tools(tmp_path: Path) -> None:
     assert "apt-get install" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["chat", "bench"])
+@pytest.mark.parametrize(
+    ("command", "last"),
+    [("chat", "minicache_cpp.chat"), ("serve", "minicache_cpp.serve"), ("bench", "bench")],
+)
 def test_the_demo_model_is_fetched_unless_a_model_is_named(
-    command: str, monkeypatch: pytest.MonkeyPatch
+    command: str, last: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
     monkeypatch.setattr(bootstrap, "check_tools", lambda: None)
-    monkeypatch.setattr(bootstrap, "set_up", lambda extras: None)
+    monkeypatch.setattr(bootstrap, "set_up", lambda extras, programs=(): done.extend(programs))
     monkeypatch.setattr(bootstrap, "fetch_demo_model", lambda: done.append("fetched"))
     monkeypatch.setattr(bootstrap, "become", lambda command, environment: done.append(command[-1]) or 0)
     for arguments, expected in (
-        ([], ["fetched", "minicache_cpp.chat" if command == "chat" else "bench"]),
+        ([], ["fetched", last]),
         (["--", "--threads", "1"], ["fetched", "1"]),
         (["--", "model.gguf"], ["model.gguf"]),
     ):
         done.clear()
         assert bootstrap.main([command, *arguments]) == 0
-        assert done == expected
+        # a program that most commands do without
+        assert done == (["llama-server"] if command == "serve" else []) + expected
 
 
 def test_a_demo_model_that_cannot_be_fetched_ends_the_run(
@@ -63,3 +67,17 @@ def test_a_demo_model_that_cannot_be_fetched_ends_the_run(
         bootstrap.fetch_demo_model()
     assert caught.value.status == 2
     assert "minicache: smollm2-135m cannot be kept in" in capfd.readouterr().err
+
+
+def test_a_target_is_built_again_where_its_sources_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    release = bootstrap.RELEASE
+    release.bin.mkdir(parents=True)
+    assert not release.is_built(["llama-server"])
+    bootstrap.write_json(
+        release.stamp, {"llama-server": release.source_key(), "minicache-libraries": "older"}
+    )
+    assert release.is_built(["llama-server"])
+    assert not release.is_built(["llama-server", "minicache-libraries"])

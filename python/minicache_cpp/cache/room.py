@@ -18,17 +18,27 @@ CELL_BYTES = 48
 ADVICE = "take a smaller --ctx, or a smaller cache with --config"
 
 
-def refuse_too_large(file: GGUFFile, n_ctx: int, specs: Sequence[CacheSpec], gpu_layers: int = 0) -> None:
+def refuse_too_large(
+    file: GGUFFile,
+    n_ctx: int,
+    specs: Sequence[CacheSpec],
+    gpu_layers: int = 0,
+    *,
+    n_stream: int = 1,
+    share: float = 1.0,
+) -> None:
     """Raises if memory cannot hold one context of `n_ctx` tokens for each of these caches at the same time.
 
     The weights count too. With layers on a GPU, K, V and the weights are assumed to lie there, and only the cells
-    count. Raises MiniCacheError if memory is short or a cache does not fit the model.
+    count. n_stream: sequences of `n_ctx` tokens in each context, with a stream each. share: the part of K and V that
+    counts. Raises MiniCacheError if memory is short or a cache does not fit the model.
     """
+    n_contexts = len(specs) * n_stream
     if not on_host(gpu_layers):
-        require_room(n_ctx, 0, n_contexts=len(specs))
+        require_room(n_ctx, 0, n_contexts=n_contexts)
     else:
-        taken = sum(known_kv_bytes(file, spec, n_ctx) for spec in specs)
-        require_room(n_ctx, taken, file.weight_bytes, n_contexts=len(specs))
+        taken = sum(known_kv_bytes(file, spec, n_ctx, n_stream=n_stream) for spec in specs)
+        require_room(n_ctx, int(share * taken), file.weight_bytes, n_contexts=n_contexts)
 
 
 def on_host(gpu_layers: int, offload_kqv: bool = True) -> bool:
@@ -56,10 +66,12 @@ def require_room(
     )
 
 
-def known_kv_bytes(file: GGUFFile, spec: CacheSpec, n_ctx: int, n_ubatch: int = UBATCH) -> int:
-    """Returns the bytes of K and V of one sequence, or 0 if the model's header does not say what its cache takes.
+def known_kv_bytes(
+    file: GGUFFile, spec: CacheSpec, n_ctx: int, n_ubatch: int = UBATCH, n_stream: int = 1
+) -> int:
+    """Returns the bytes of K and V of the sequences, or 0 if the model's header does not say what its cache takes.
 
     Raises MiniCacheError where the cache does not fit the model.
     """
     shape = model_shape(file)
-    return 0 if shape.unknown else kv_bytes(shape, spec, n_ctx, n_ubatch=n_ubatch)
+    return 0 if shape.unknown else kv_bytes(shape, spec, n_ctx, n_stream, n_ubatch)

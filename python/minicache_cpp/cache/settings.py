@@ -159,16 +159,27 @@ class MiniCache:
         """The SPEC text of these settings; `CacheSpec.parse` gives them back."""
         if self.plan is not None:
             return f"plan={_quoted(str(self.plan))},strict=1" if self.strict else str(self.plan)
+        types = [f"type={self.type_k}"]
+        if self.mode == "plain":
+            types = [f"k={self.type_k},v={self.type_v}"]
+        elif self.type_k != self.type_v:
+            types = [f"type_k={self.type_k}", f"type_v={self.type_v}"]
+        return self._text(types)
+
+    def environment_text(self) -> str:
+        """What LLAMA_MINICACHE takes for these settings; their cache types are the program's own option there."""
+        if self.plan is not None:
+            return f"plan={_quoted(os.path.abspath(str(self.plan)))}" + ",strict=1" * self.strict
+        return self._text([])
+
+    def _text(self, types: list[str]) -> str:
         if self.mode == "plain":
             edges = [(name, getattr(self, name)) for name in ("first", "last")]
-            text = [f"{name}={edge[0]}:{types_of_edge(edge)}" for name, edge in edges if edge]
-            return "plain:" + ",".join([f"k={self.type_k},v={self.type_v}", *text])
+            keys = [*types, *(f"{name}={edge[0]}:{types_of_edge(edge)}" for name, edge in edges if edge)]
+            return "plain:" + ",".join(keys) if keys else "plain"
         where = [f"start={self.start}"]
         if self.pairs is not None:
             where = ["pairs=" + ";".join(f"{a}-{b}" for a, b in self.pairs)]
-        types = [f"type={self.type_k}"]
-        if self.type_k != self.type_v:
-            types = [f"type_k={self.type_k}", f"type_v={self.type_v}"]
         rest = [f"pool={self.pool_type}"] * (self.pool_type != "q8_0") + ["strict=1"] * self.strict
         t = [f"t={self.t}"] * (self.mode == "slerp")
         window = [f"window={self.window}"] * bool(self.window)

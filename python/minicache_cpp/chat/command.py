@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from ..cache.checked import checked_specs
 from ..cache.room import refuse_too_large
-from ..cache.settings import SPEC_HELP, CacheSpec
-from ..cache.size import n_cells
+from ..cache.settings import CacheSpec
 from ..errors import MiniCacheError
+from ..host.notes import warnings_as_notes
 from ..host.progress import Progress
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile, read_gguf
@@ -20,20 +20,17 @@ from ..models.requested import requested_model
 from ..native.model_shape import model_shape
 from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers, check_threads
 from ..runtime import auto
-from .notes import note, warnings_as_notes
+from ..runtime.asked import DEFAULT_CTX, add_cache_options, context_size, given_spec
 
 if TYPE_CHECKING:
     from ..runtime.llama import Llama
 
 EXAMPLE = "minicache chat model.gguf --ctx 8192 --config slerp:start=0.5,type=q4_0"
-DEFAULT_CTX = 4096
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
-    cache = parser.add_argument_group("KV cache").add_mutually_exclusive_group()
-    cache.add_argument("--config", metavar="SPEC", help=f"{SPEC_HELP}; default: this model's plan")
-    cache.add_argument("--no-minicache", action="store_true", help="a plain f16 cache, for comparison")
+    add_cache_options(parser)
     parser.add_argument(
         "--calibrate",
         choices=auto.CHOICES,
@@ -112,26 +109,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise MiniCacheError("--json answers one message; give it with --prompt, or pipe it in")
 
 
-def given_spec(args: argparse.Namespace) -> CacheSpec | None:
-    """The cache that is asked for; None where the model's plan decides."""
-    if args.no_minicache:
-        return CacheSpec("f16", "f16")
-    return CacheSpec.parse(args.config) if args.config not in (None, "auto") else None
-
-
 def calibrate_choice(args: argparse.Namespace) -> str:
     """When a missing plan is made. One answer leaves no idle time to make it in."""
     choice = auto.calibrate_choice(args.calibrate, "background")
     one_answer = args.prompt is not None or args.json
     return "never" if choice == "background" and one_answer else choice
-
-
-def context_size(wanted: int | None, file: GGUFFile) -> int:
-    trained = model_shape(file).n_ctx_train
-    n_ctx = wanted or min(trained or DEFAULT_CTX, DEFAULT_CTX)
-    if trained and n_ctx > trained:
-        note(f"the model was trained for {trained} tokens; beyond them answers may turn to nonsense")
-    return n_cells(n_ctx)
 
 
 @contextmanager

@@ -12,11 +12,11 @@ from pathlib import Path
 from types import FrameType
 
 from ..errors import MiniCacheError
+from ..host.notes import note
 from ..host.units import mib
 from ..runtime.llama import Llama
 from .conversation import Answer, Conversation, template_of
 from .file import load_chat, save_chat
-from .notes import note
 from .sampling import Sampling
 
 HELP = """\

@@ -1,4 +1,4 @@
-"""Notes beside a conversation: lines on stderr, so that stdout has the answers alone."""
+"""Notes beside what a command prints: lines on stderr, so that stdout has the answers alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import MiniCacheWarning
-from ..host.progress import is_terminal
+from .progress import is_terminal
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def warnings_as_notes() -> Iterator[list[str]]:
 
 
 def note(text: str) -> None:
-    """Prints a line beside the conversation, dim where the terminal can do that."""
+    """Prints a line beside the answers, dim where the terminal can do that."""
     dim, normal = ("\033[2m", "\033[0m") if is_terminal() else ("", "")
     sys.stdout.flush()
     print(f"{dim}[{text}]{normal}", file=sys.stderr, flush=True)
