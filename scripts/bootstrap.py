@@ -116,8 +116,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             action="append",
             default=[],
             metavar="NAME",
-            choices=("train", "plot", "test", "dev"),
-            help="also install these optional dependencies: train, plot, test or dev; may be repeated",
+            choices=("plot", "lm-eval", "test", "dev"),
+            help="also install these optional dependencies: plot, lm-eval, test or dev; may be repeated",
         )
         command.set_defaults(run=run)
     return parser.parse_args(argv)

@@ -12,7 +12,7 @@ class MiniCacheError(ValueError, RuntimeError):
 
 
 class CancelledError(MiniCacheError):
-    """Work that was told to stop, by a progress callback that returned False or by a cancel()."""
+    """Work that was cancelled, by a progress callback that returned False or by cancel()."""
 
 
 class AbortedError(CancelledError):
@@ -20,4 +20,4 @@ class AbortedError(CancelledError):
 
 
 class MiniCacheWarning(UserWarning):
-    """A setting that measured badly on this model, or a note on what "auto" does for a model without a plan."""
+    """A setting that suits this model badly, or a note on what "auto" does for a model without a plan."""

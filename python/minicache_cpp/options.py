@@ -22,7 +22,12 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """Where a model runs."""
-    parser.add_argument("--threads", type=int, metavar="T", help="CPU threads (default: the number of cores)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="T",
+        help="CPU threads (default: the cores available, or half of them if there are more than four)",
+    )
     parser.add_argument(
         "--gpu-layers", type=int, default=0, metavar="N", help="layers on the GPU, -1 for all (default 0)"
     )

@@ -77,8 +77,8 @@ def name_of(curve: Curve, config: Config) -> str:
 
 def distances(pairs: dict[str, Any]) -> list[str]:
     lines = [
-        "Mean Ω/π of the two layers' vectors, before and after turning layer b's into layer a's basis, on text that "
-        "the basis matrices were not fitted to.",
+        "Mean Ω/π of the two layers' vectors, before and after turning layer b's into layer a's coordinates, on text "
+        "that the basis matrices were not fitted to.",
         "",
         _row(["layers", "K", "K aligned", "V", "V aligned"]),
         _row(["---"] * 5),

@@ -242,7 +242,7 @@ def test_a_damaged_plan_is_refused_in_one_line(
     rewritten(path, lambda keys: None)
     assert PlanFile.open(path).plan.groups  # writing it again damages nothing
     rewritten(path, lambda keys: DAMAGES[damage](keys) and None)
-    with pytest.raises(MiniCacheError, match="make it anew") as caught:
+    with pytest.raises(MiniCacheError, match="make a new one") as caught:
         PlanFile.open(path)
     assert "\n" not in str(caught.value)
     # the library reads the plan itself where a program sets LLAMA_MINICACHE

@@ -28,7 +28,7 @@ def test_kernels_are_measured_against_upstreams(tmp_path: Path, capsys: pytest.C
     ]
     for row in found["rows"]:
         assert 0 < row["least_us"] <= row["us"] <= row["most_us"]
-        assert row["gb_s"] == pytest.approx(row["bytes"] / row["us"] * 1e-3, rel=0.02)
+        assert row["gb_s"] == pytest.approx(row["bytes"] / row["us"] * 1e-3, rel=0.02, abs=0.01)
     # at least K and V of two sequences are read, eight heads of 128 each
     assert all(row["bytes"] > 2 * 2 * row["n_kv"] * 8 * 128 / 4 for row in found["rows"])
     assert len(capsys.readouterr().out.splitlines()) == 2 + 16 + 2

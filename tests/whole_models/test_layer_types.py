@@ -295,7 +295,7 @@ def test_a_damaged_list_is_refused(random_model: Loaded, plan: Path, numbers: li
     MiniCache(plan=plan)
     write_plan(random_model, config, plain=numbers)
     assert reason in refusal(random_model, plan)
-    with pytest.raises(MiniCacheError, match="make it anew"):
+    with pytest.raises(MiniCacheError, match="make a new one"):
         MiniCache(plan=plan)
 
 

@@ -29,7 +29,7 @@ class attn_tile {
     // Attends to the cells [cell_0, cell_1).
     void attend(int64_t cell_0, int64_t cell_1);
 
-    // Brings all accumulators together in acc_exact, in the layer's own basis, not yet divided by the sums.
+    // Brings all accumulators together in acc_exact, in the layer's own coordinates, not yet divided by the sums.
     void finish();
 
     // rows of a KV head

@@ -14,8 +14,8 @@
 // and Gimelshein 2018, arXiv 1805.02867) and its weighted sum. What no token of the tile sees is in no block, and a block is
 // worked on for those tokens only that see something of it.
 //
-// Shared and exact entries have a query and an accumulator each (docs/design.md): merged entries in the same basis as exact ones,
-// coded entries in the basis of the code. For those the query is turned back by the block's base and multiplied by K's decoder
+// Shared and exact entries have a query and an accumulator each (docs/design.md): merged entries in the same coordinates as exact
+// ones, coded entries in those of the code. For those the query is turned back by the block's base and multiplied by K's decoder
 // whenever the base changes, and the accumulator is multiplied by V's decoder once, at the end.
 //
 // Few queries, as in decode: the kernels take rows from where they lie in memory, as floats or levels, and a piece of work is a

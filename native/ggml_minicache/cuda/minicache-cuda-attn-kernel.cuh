@@ -107,7 +107,7 @@ struct minicache_attn_block {
         }
     }
 
-    // Loads the queries in the layer's own basis, each divided so that no number is above 1.
+    // Loads the queries in the layer's own coordinates, each divided so that no number is above 1.
     __device__ void load_queries() {
         for (int r = threadIdx.y; r < ROWS; r += MINICACHE_ATTN_WARPS) {
             const float * x   = r < n_row ? a.query(stream, head(r), token(r)) : nullptr;

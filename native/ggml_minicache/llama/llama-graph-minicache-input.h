@@ -3,7 +3,7 @@
 #include "llama-graph.h"
 #include "llama-memory-minicache.h"
 
-// What our layers need in a graph beside llama.cpp's own inputs. There is one of it in the graph of a MiniCache context, whichever
+// What our layers need in a graph beside llama.cpp's own inputs. Each graph of a MiniCache context has one, whichever
 // of llama.cpp's memories holds our cache.
 class llm_graph_input_minicache : public llm_graph_input_i {
   public:

@@ -59,7 +59,7 @@ static ggml_tensor * concat_kv(ggml_context * ctx, ggml_tensor * k, ggml_tensor 
     return ggml_concat(ctx, flat(k), flat(v), 0);
 }
 
-// Gives the attention's inputs names that a callback can look for. Scores are q·k/√d for who sees them: some models scale their
+// Gives the attention's inputs names that a callback can look for. To a callback, scores are q·k/√d: some models scale their
 // queries in another way.
 static void observe(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, float kq_scale, int il) {
     ggml_cgraph * gf    = graph.gf;

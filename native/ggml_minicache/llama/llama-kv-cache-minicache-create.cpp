@@ -9,7 +9,7 @@
 #include <map>
 #include <stdexcept>
 
-// Whether a context gets our cache: what is asked for, and what cannot be had with this model.
+// Whether a context gets our cache: what was requested, and why this model cannot have it.
 
 static std::string not_a_cache_type(ggml_type type) {
     return std::string("cache type ") + ggml_type_name(type) +

@@ -8,7 +8,7 @@
 //   - A cell's direction and magnitudes are written together, when the K and V of the deepest layer are known. Until then the
 //     current tokens come from the graph, never from the cache.
 //   - A token in a retained slot has its merged entry too, so a slot may lose its token at any time.
-//   - If a group has basis matrices, everything of it is in their basis: directions, pools, and the attention's queries and
+//   - If a group has basis matrices, everything in it is stored after they are applied: directions, pools, and the attention's queries and
 //     results.
 //   - The position of a coded cell is its base, which it is coded relative to, plus its offset. A shift moves bases, not offsets.
 //   - All memory is allocated once, in the constructor. A state that does not fit this cache is refused before anything is

@@ -8,7 +8,7 @@
 
 class llama_memory_recurrent;
 
-// The parts of a memory; null where it has none of a kind, all null for memories that are none of K and V rows.
+// The parts of a memory; null where it has none of a kind, all null for memories that do not hold rows of K and V.
 struct minicache_memory_parts {
     llama_kv_cache *         grows  = nullptr;  // of the layers that keep all tokens
     llama_kv_cache *         window = nullptr;  // of sliding-window layers

@@ -43,7 +43,7 @@ std::string minicache_fingerprint(const llama_model & model) {
     return text;
 }
 
-// A model without weights, such as llama.cpp loads to find out how much memory a context would take, can only be told by its shape.
+// A model without weights, such as llama.cpp loads to find out how much memory a context would take, can be identified only by its shape.
 static std::string identity_of(const llama_model & model) {
     return model.hparams.no_alloc ? "of " + std::to_string(model.hparams.n_layer()) + " layers" : minicache_fingerprint(model);
 }

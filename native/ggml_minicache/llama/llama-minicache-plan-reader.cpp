@@ -10,7 +10,7 @@
 static const uint32_t PLAN_VERSION = 3;
 static const size_t   MOST_BYTES   = (size_t) 1 << 30;  // of a tensor; codecs take some hundred KiB
 
-static const char * const MAKE_IT_ANEW = "make it anew with `minicache calibrate MODEL`";
+static const char * const MAKE_IT_ANEW = "make a new one with `minicache calibrate MODEL`";
 
 static void check(bool ok, const std::string & message) {
     if (!ok) {

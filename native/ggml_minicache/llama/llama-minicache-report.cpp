@@ -191,7 +191,7 @@ std::string minicache_describe_saving(const llama_model & model, const llama_kv_
     report_merged(model, kv, r);
 
     return format("the KV cache %s: %.2f MiB instead of %.2f MiB as f16, %.2f times smaller",
-        r.active ? "is merged" : "has types by layer", r.bytes / 1024.0 / 1024.0, r.bytes_f16 / 1024.0 / 1024.0,
+        r.active ? "is merged" : "uses a cache type for each layer", r.bytes / 1024.0 / 1024.0, r.bytes_f16 / 1024.0 / 1024.0,
         r.bytes > 0 ? (double) r.bytes_f16 / r.bytes : 0.0);
 }
 

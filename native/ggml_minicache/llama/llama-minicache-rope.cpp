@@ -150,7 +150,7 @@ minicache_rope_turn minicache_rope_of(const llama_model & model, const llama_cpa
     }
     const std::vector<float> data = turned(model, cparams, il, turn, positions);
 
-    // The angle at a position gives the frequency but for whole turns, which follow from the position half as far.
+    // The angle at a position gives the frequency up to whole turns, which follow from the position half as far.
     const int32_t n_pair = (int32_t) turn.freq.size();
     for (int32_t i = 0; i < n_pair; ++i) {
         for (size_t p = 0; p < positions.size(); ++p) {

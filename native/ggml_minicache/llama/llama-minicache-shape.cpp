@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-// What each layer of a model keeps, for who plans a cache before there is a context.
+// What each layer of a model keeps, for callers that size a cache before there is a context.
 
 bool llama_minicache_get_layer_shape(const llama_model * model, int32_t il, llama_minicache_layer_shape * shape) {
     return minicache_guarded([&] {

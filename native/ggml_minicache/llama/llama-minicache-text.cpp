@@ -294,7 +294,7 @@ minicache_settings minicache_settings_parse(const std::string & given) {
             std::string(merging) + " is given beside plain, which merges nothing: leave it out");
     }
     minicache_settings_finish(s);
-    // SLERP loses more than a plan does, so it is never what a text means that does not name it
+    // SLERP loses more than a plan does, so a text means SLERP only if it names it
     check(values.count("plan") || values.count("mode"),
         "'" + text + "' names no mode: write slerp:, average: or plain: before it, or plan=PLAN in its place");
     return s;

@@ -89,7 +89,7 @@ struct llama_minicache_params {
     // "minicache_v-IL", F32 [head size, heads, tokens], for llama_context_params.cb_eval. For calibration.
     bool observe;
 
-    // of mode PLAIN; a layer of both is one of the first. All other layers have the context's types
+    // of mode PLAIN; a layer that belongs to both counts as one of the first. All other layers have the context's types
     struct llama_minicache_edge first;
     struct llama_minicache_edge last;
 };
@@ -241,7 +241,7 @@ struct llama_minicache_report {
 
     enum llama_minicache_mode mode;
 
-    int32_t rope_block;  // positions that a coded K is relative to are multiples of it
+    int32_t rope_block;  // coded K is relative to the last multiple of this position
 
     bool can_shift;  // as llama_memory_can_shift(); false where basis matrices are applied after RoPE
 

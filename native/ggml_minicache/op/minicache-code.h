@@ -116,6 +116,11 @@ struct minicache_codec_offsets {
     int64_t size;
 };
 
+// Pairs of numbers of a head that RoPE turns, when it turns n_rot numbers in all.
+static inline MINICACHE_HD int minicache_turn_pairs_of(int32_t rope, int32_t n_rot) {
+    return rope == MINICACHE_ROPE_NONE ? 0 : n_rot / 2;
+}
+
 static inline MINICACHE_HD struct minicache_codec_offsets minicache_codec_offsets_of(struct minicache_code_shape s) {
     const int64_t n   = s.n_head_kv;
     const int64_t l   = s.layout_k.n_layer;
@@ -124,7 +129,7 @@ static inline MINICACHE_HD struct minicache_codec_offsets minicache_codec_offset
 
     struct minicache_codec_offsets o;
     o.freq     = 0;
-    o.mag      = o.freq + 4 * (int64_t) (s.n_rot / 2);
+    o.mag      = o.freq + 4 * (int64_t) minicache_turn_pairs_of(s.rope, s.n_rot);
     o.weight_k = o.mag + 4 * n * 4 * l;
     o.gain_k   = o.weight_k + 4 * n * l * s.d_k;
     o.weight_v = o.gain_k + 4 * n * r_k;

@@ -9,11 +9,6 @@
 #include <cmath>
 #endif
 
-// Pairs of numbers of a head that RoPE turns, when it turns n_rot numbers in all.
-static inline MINICACHE_HD int minicache_turn_pairs_of(int32_t rope, int32_t n_rot) {
-    return rope == MINICACHE_ROPE_NONE ? 0 : n_rot / 2;
-}
-
 static inline MINICACHE_HD int minicache_turn_pairs(struct minicache_code_shape shape) {
     return minicache_turn_pairs_of(shape.rope, shape.n_rot);
 }

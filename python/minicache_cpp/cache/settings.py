@@ -42,7 +42,7 @@ class MiniCache:
     start: the first layer that may be merged: a fraction of the layers in [0, 1), or a layer number (int).
     pairs: explicit pairs (a, b), a < b, in place of `start`; None: (S, S+1), (S+2, S+3), … from the start on.
     t: in [0, 1]; 0 gives layer a's direction, 1 gives layer b's; the paper takes 0.6.
-    retain: the fraction of tokens, in [0, 1], that both layers keep unmerged; without one 0.05, of averages nothing.
+    retain: the fraction of tokens, in [0, 1], that both layers keep unmerged; by default 0.05, or 0 for averages.
     type_k, type_v: cache types of the directions and of the layers that are not merged.
     pool_type: type of the retained tokens and of the window: "f16", "q8_0", or "cache" for the cache types.
     window: how many of the latest tokens of each stream both layers keep unmerged, 0 to 65536; the paper has none.

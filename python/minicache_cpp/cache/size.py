@@ -47,7 +47,7 @@ def merged_groups(shape: ModelShape, minicache: MiniCache) -> list[tuple[int, ..
                 f"start={start} is not a layer of this model; its layers are 0 to {n_layer - 1}"
             )
         first = minicache.start_layer(n_layer)
-        # a layer without KV heads takes its place in a pair too, which is not merged
+        # a layer without KV heads counts when layers are paired, but its pair is not merged
         growing = [number for number in range(first, n_layer) if shape.layers[number].kind == "grows"]
         groups = list(zip(growing[::2], growing[1::2], strict=False))
     alike = [len({shape.layers[layer] for layer in group}) == 1 for group in groups]

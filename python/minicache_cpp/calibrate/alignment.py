@@ -1,9 +1,9 @@
 """Fits basis matrices that make the K and V of two layers more alike: `minicache calibrate --mode aligned`.
 
-Nothing ties the bases of two neighbouring layers together, so SLERP interpolates unrelated vectors. For each KV head,
-the orthogonal matrix W that brings layer b's unit vectors nearest to layer a's, min Σ|u_a - W u_b|², is U Vᵀ of the
-singular value decomposition U S Vᵀ = Σ u_a u_bᵀ (orthogonal Procrustes, Schönemann 1966). Layer a needs no matrix, as
-turning the vectors of both layers once more changes no angle.
+Nothing relates the coordinates of two neighbouring layers to each other, so SLERP interpolates unrelated vectors. For
+each KV head, the orthogonal matrix W that brings layer b's unit vectors nearest to layer a's, min Σ|u_a - W u_b|², is
+U Vᵀ of the singular value decomposition U S Vᵀ = Σ u_a u_bᵀ (orthogonal Procrustes, Schönemann 1966). Layer a needs no
+matrix, as turning the vectors of both layers once more changes no angle.
 """
 
 from __future__ import annotations

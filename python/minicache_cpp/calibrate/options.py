@@ -47,7 +47,7 @@ class Options:
     tokens: int = 0
     # how many times the sensitivities are measured again, at the errors of the plan that was chosen
     refine: int = 0
-    # CPU threads; 0: all cores, or one for a tiny model
+    # CPU threads; 0: as default_threads() says, or one for a tiny model
     threads: int = 0
     # layers on the GPU; -1: all
     gpu_layers: int = 0

@@ -1,8 +1,8 @@
 """What each cache type loses of a layer's K and V, so that the planner can choose types for layers that are not coded.
 
-The errors are those of unit vectors, weighted (layer_weights.py), that go through what llama.cpp does with a row: where
-the type is quantized and the head size is a multiple of 64, the row is multiplied by a Hadamard matrix before it is
-rounded, and again after it is read.
+The errors are those of unit vectors, weighted (layer_weights.py), that go through what llama.cpp does with a row:
+quantized rows are multiplied by a Hadamard matrix, in the blocks that the native library names, before they are
+rounded, and again after they are read.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ ROUNDS = 7
 LARGEST_RATIO = 32.0
 # larger groups are chosen only where they lose at most this share of what smaller ones lose
 LEAST_GAIN = 0.9
-# types by layer are measured only where they are expected to lose at most so many times what codes lose
+# types by layer are measured only where they are expected to lose at most this many times as much as codes
 LIKELY = 2.0
 
 

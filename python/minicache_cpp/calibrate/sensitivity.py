@@ -33,7 +33,7 @@ class Sensitivities:
 
     # per unit of weighted squared error
     of: Mapping[tuple[Kind, int], float]
-    # as expected if all of K, or V, were lost
+    # the expected loss if all of K, or of V, were lost
     whole: Mapping[tuple[Kind, int], float]
     # what plain types lose, as measured, over what the sensitivities of codes predict
     plain: float = 1.0

@@ -12,7 +12,7 @@ from ..host.progress import Progress
 from ..host.user_cache import VARIABLE, cache_dir
 from ..host.work_folder import is_writable, remove_stale, work_folder
 
-# seconds after which nobody is taken to continue an interrupted calibration
+# seconds after which an interrupted calibration is considered abandoned
 STALE = 7 * 24 * 3600.0
 
 

@@ -57,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.7,
         metavar="T",
-        help="temperature, 0: the likeliest token (%(default)s)",
+        help="temperature; 0 always takes the likeliest token (default %(default)s)",
     )
     sampling.add_argument("--top-k", type=int, default=40, metavar="K", help="(%(default)s)")
     sampling.add_argument("--top-p", type=float, default=0.95, metavar="P", help="(%(default)s)")

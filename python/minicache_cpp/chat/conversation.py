@@ -44,7 +44,7 @@ class Conversation:
     """The messages so far, and the context that holds their tokens.
 
     llm: the model, which nothing else uses as long as the conversation lasts.
-    template: by default the model's own. system: what the model is told before everything else.
+    template: by default the model's own. system: the system message.
     sampling: how tokens are chosen, by default at a temperature of 0.7.
 
     `messages` has all that were not dropped, {"role", "content"} each. save_chat() and load_chat() keep a conversation

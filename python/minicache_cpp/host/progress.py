@@ -81,7 +81,7 @@ class Progress(ProgressLine):
         self.last_stage = stage
 
     def _time_left(self, fraction: float, now: float) -> str:
-        """The time left at the pace so far; nothing as long as that says little.
+        """The time left at the pace so far; an empty text while too little is done to estimate it.
 
         What an earlier, interrupted run has done already counts for no time.
         """

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import MiniCacheError
+from ..text.files import read_text
 from . import metrics, prompts
 from .metrics import Metric
 
@@ -57,10 +58,10 @@ TASKS = {
 def prompts_from(path: Path) -> dict[str, Task]:
     """Returns the tasks with the prompts of a JSON object by task; raises MiniCacheError if the file cannot be used."""
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = json.loads(read_text(path, "file of prompts"))
         return {name: replace(task, prompt=str(given.get(name, task.prompt))) for name, task in TASKS.items()}
-    except OSError as error:
-        raise MiniCacheError(f"{path} cannot be read: {error.strerror or error}") from None
+    except MiniCacheError:
+        raise
     except (ValueError, AttributeError):
         raise MiniCacheError(f"{path} is not a JSON object of prompts by task") from None
 

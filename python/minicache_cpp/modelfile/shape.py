@@ -71,7 +71,7 @@ class ModelShape:
         return [layer for layer in self.layers if layer.n_head_kv]
 
     def growing(self) -> ModelShape:
-        """The same model, were the layers whose cache grows with the context the only ones that keep anything."""
+        """The same model, with only the layers whose cache grows with the context."""
         nothing = Layer(0, 0, 0, kind="none")
         return replace(self, layers=[layer if layer.grows else nothing for layer in self.layers])
 
@@ -85,7 +85,7 @@ class ModelShape:
 
 
 def header_shape(file: GGUFFile) -> ModelShape:
-    """The shape as the header has it, where `mixed` models seem to have layers of one kind.
+    """The shape as the header has it, which shows the layers of a `mixed` model as if they were all of one kind.
 
     Raises MiniCacheError if the header is not that of a language model.
     """

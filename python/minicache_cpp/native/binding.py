@@ -144,7 +144,10 @@ def get_state(ctx: Any, seq: int = WHOLE_CONTEXT) -> bytearray:
 
 
 def set_state(ctx: Any, state: Any, seq: int = WHOLE_CONTEXT) -> bool:
-    """Loads a saved state, any object of bytes. Returns False where it is refused; last_error() says why if we did."""
+    """Loads a saved state, any object of bytes. Returns False where it is refused.
+
+    last_error() has the reason if our library refused it.
+    """
     n = ffi.new("size_t *")
     buffer = ffi.from_buffer(state)
     check(lib.llama_minicache_set_state(context_pointer(ctx), seq, buffer, len(buffer), n), "the state")

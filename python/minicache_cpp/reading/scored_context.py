@@ -50,7 +50,7 @@ class ScoredContext(SequenceContext):
         return found
 
     def mark(self) -> None:
-        """Remembers what has been read so far, for back(), to the last bit.
+        """Remembers what has been read so far, so that back() restores it bit for bit.
 
         In a merged cache the tokens that would be cut off may have displaced retained tokens before them, and
         sliding-window layers may have forgotten tokens for them.

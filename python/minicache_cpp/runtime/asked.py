@@ -1,4 +1,4 @@
-"""What the commands that talk, `chat` and `serve`, are asked for: the cache, and the context."""
+"""Options that `chat` and `serve` share: the cache and the size of the context."""
 
 from __future__ import annotations
 

@@ -47,6 +47,7 @@ def resolve(
     arguments: Mapping[str, Any] | None = None,
     types: Mapping[str, str] | None = None,
     on_progress: OnProgress | None = None,
+    before_making: Callable[[], None] = lambda: None,
 ) -> Automatic:
     """How to keep the cache of a model: as its plan says, or plain where there is no plan and none is to be made now.
 
@@ -54,10 +55,12 @@ def resolve(
     types: cache types that the caller gave, "type_k" and "type_v"; they apply to a plain cache.
     on_progress: called while a plan is made (progress.py); without it, a progress line is shown on stderr, unless that
         is no terminal and the arguments have verbose=False.
+    before_making: called before a plan is made; what it raises ends the call.
     """
     choice = calibrate_choice(calibrate)
     plan_file = find_plan(file, on_note)
     if plan_file is None and choice == "once":
+        before_making()
         plan_file = _make(file, on_note, arguments or {}, on_progress)
     if plan_file is not None:
         return Automatic(CacheSpec.of(MiniCache(plan=plan_file)))
@@ -79,7 +82,7 @@ def resolve(
 
 
 def machine(arguments: Mapping[str, Any]) -> tuple[int, int]:
-    """The threads (0: as many as the machine has) and the layers on the GPU that the arguments of Llama name."""
+    """The threads (0: the default) and the layers on the GPU that the arguments of Llama name."""
     return arguments.get("n_threads") or 0, int(arguments.get("n_gpu_layers", 0))
 
 

@@ -45,7 +45,8 @@ class BackgroundCalibration:
         self._usage, self._on_progress = usage, on_progress
         self._cancelled = threading.Event()
         arguments = (file, model, threads, gpu_layers)
-        # a daemon, as Python would otherwise wait for all of it at its end; cancel() is called there
+        # a daemon, because Python would otherwise wait for the whole calibration before it exits; cancel() is called
+        # there
         self._thread = threading.Thread(
             target=self._run, args=arguments, name="minicache-calibration", daemon=True
         )
@@ -72,7 +73,7 @@ class BackgroundCalibration:
         progress = Progress("calibrate", silent=True, on_progress=self._go_on)
         try:
             self.plan = make_plan(file, threads, gpu_layers, progress, NativeModel.borrowed(model))
-        except Exception as error:  # a thread has nobody to raise it to
+        except Exception as error:  # nothing above this thread could catch it
             self.error = error
 
     def _go_on(self, fraction: float, stage: str, detail: str) -> bool:

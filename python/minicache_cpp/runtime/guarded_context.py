@@ -23,7 +23,7 @@ class GuardedContext(_internals.LlamaContext):
 
     @classmethod
     def take_over(cls, context: _internals.LlamaContext) -> Usage:
-        """Guards a context that llama_cpp has made; returns what tells its use."""
+        """Guards a context that llama_cpp has made; returns the record of when it is used."""
         context.__class__ = cls
         assert isinstance(context, GuardedContext)
         context.usage = Usage()

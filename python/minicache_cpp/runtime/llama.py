@@ -1,4 +1,4 @@
-"""llama_cpp.Llama with one more argument: `minicache`."""
+"""llama_cpp.Llama with three more arguments: `minicache`, `calibrate` and `on_progress`."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class Llama(llama_cpp.Llama):
                 warnings.warn(distance_warning(distance), MiniCacheWarning, stacklevel=2)
 
     def _eval(self, tokens: Sequence[int]) -> None:
-        """Evaluates tokens and, where tokens were taken back, those before them that a window has lost by it."""
+        """Evaluates tokens and, where tokens were taken back, earlier tokens that a window has lost."""
         end = self.n_tokens
         again = end if self._sliding_window_lost(end) else self.exact_window.to_read_again(end)
         if len(tokens) and again:
@@ -224,7 +224,7 @@ class Llama(llama_cpp.Llama):
         self._cache = StateCache.of(cache)
 
     def save_state(self) -> llama_cpp.LlamaState:
-        """As in llama_cpp, but device errors are MiniCacheErrors, and scores that nobody asked for are not in it."""
+        """As in llama_cpp, but device errors are MiniCacheErrors, and scores are included only with logits_all=True."""
         with self._alone():
             return states.state_of(self)
 

@@ -107,7 +107,7 @@ def resolve(
     if given.automatic:
         _refuse_without_flash(given)
         readable = read_gguf(model) if file is None else file
-        # what no plan makes small enough is refused before one is made
+        # a context that would not fit even with the smallest plan is refused before one is made
         f16 = ContextMemory(readable, CacheSpec("f16", "f16"), arguments)
         f16.refuse_too_large(share=1 / LARGEST_RATIO)
         settled = auto.resolve(readable, given.calibrate, on_note, arguments, types, on_progress)

@@ -10,7 +10,7 @@ from ..errors import MiniCacheError
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile
 
-# what says something and leaves, without a model
+# options that print something and exit, without a model
 INFORMATION = frozenset({"-h", "--help", "--usage", "--version", "--list-devices", "--completion-bash"})
 
 # options of llama-server that would contradict what was checked here, and what to give instead

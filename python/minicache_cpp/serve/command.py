@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from ..cache.checked import checked_specs
-from ..cache.plan_store import find_plan
 from ..cache.room import known_kv_bytes, refuse_too_large
 from ..cache.settings import CacheSpec
 from ..errors import MiniCacheError
@@ -138,13 +137,13 @@ def settled_spec(args: argparse.Namespace, file: GGUFFile, n_ctx: int) -> CacheS
     if choice == "background":
         # the model is in another process, whose idle time is not known here
         choice = "never"
-    if choice == "once" and find_plan(file, lambda text: None) is None:
-        room([F16], share=1 / LARGEST_RATIO)
     from ..native.log import NativeLog
 
     with NativeLog(args.verbose).installed():
         machine = {"n_threads": args.threads, "n_gpu_layers": args.gpu_layers}
-        spec = auto.resolve(file, choice, note, machine).spec
+        # what no plan makes small enough is refused before one is made
+        too_large = functools.partial(room, [F16], share=1 / LARGEST_RATIO)
+        spec = auto.resolve(file, choice, note, machine, before_making=too_large).spec
     room([spec])
     return spec
 

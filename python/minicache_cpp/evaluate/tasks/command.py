@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def settings_of(args: argparse.Namespace) -> TaskSettings:
-    """The settings that the options name; MiniCacheError where one is out of its range or says nothing to a task."""
+    """The settings that the options name; MiniCacheError where one is out of its range or does not apply to tasks."""
     for name in ("pos_offset", "chunks", "plot", "score"):
         if getattr(args, name):
             raise MiniCacheError(

@@ -41,7 +41,7 @@ class Reader(Protocol):
 
 
 class Kind(Protocol):
-    """A kind of task. Nobody else looks into its items."""
+    """A kind of task. Only the kind itself looks into its items."""
 
     name: str
     metrics: tuple[str, ...]
