@@ -23,11 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / name) for name in ("scripts", "tests", "python")]
 
-import support.blas_threads  # noqa: F401  # isort: skip  (must come before NumPy)
-
-from campaigns import files, walks
-from campaigns.options import BAD_INPUT
-from minicache_cpp import MiniCacheError
+from campaigns.options import BAD_INPUT  # noqa: E402
+from minicache_cpp import MiniCacheError  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    import support.blas_threads  # noqa: F401  # isort: skip  (must come before NumPy)
+    from campaigns import files, walks
+
     commands = parser.add_subparsers(dest="campaign", required=True, metavar="CAMPAIGN")
     for module in (walks, files):
         module.configure(commands)

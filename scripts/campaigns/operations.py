@@ -86,9 +86,7 @@ class Chooser:
     def _note(self, step: Step) -> None:
         if step.method == "decode":
             self.pending = False
-        elif step.method in ("seq_add", "seq_div"):
-            self.pending = True
-        elif step.method == "seq_cp" and not self.rules.unified:
+        elif step.method in ("seq_add", "seq_div") or (step.method == "seq_cp" and not self.rules.unified):
             self.pending = True
         elif step.method == "save":
             self.saved.append(int(step.arguments[0]))  # type: ignore[call-overload]

@@ -26,7 +26,9 @@ class Finding:
     steps: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join([f"seed {self.seed}, {self.where}: {self.what}", *(f"    {one}" for one in self.steps)])
+        return "\n".join(
+            [f"seed {self.seed}, {self.where}: {self.what}", *(f"    {one}" for one in self.steps)]
+        )
 
 
 @dataclass
@@ -54,7 +56,11 @@ def add_options(parser: argparse.ArgumentParser, steps: int, of_what: str) -> No
         "--steps", type=int, default=steps, metavar="N", help=f"{of_what} at least (default: {steps})"
     )
     parser.add_argument(
-        "--minutes", type=float, default=0.0, metavar="M", help="end after so many minutes (default: no limit)"
+        "--minutes",
+        type=float,
+        default=0.0,
+        metavar="M",
+        help="end after so many minutes (default: no limit)",
     )
     add_json_option(parser)
 
@@ -91,7 +97,7 @@ def report(args: argparse.Namespace, outcome: Outcome) -> int:
         for name, count in sorted(outcome.counts.items()):
             print(f"{name}: {count:,}")
         for name, value in sorted(outcome.largest.items()):
-            print(f"largest error of {name}: {value:.2g}")
+            print(f"largest {name}: {value:.2g}")
         for one in outcome.findings:
             print(one)
         print(f"{len(outcome.findings)} findings")

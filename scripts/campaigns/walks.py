@@ -33,6 +33,8 @@ class Setup:
     reference: Reference
     bound: float  # of the normalised squared error of a batch's logits
     bound_after_moves: float
+    # Where a rounding to levels can go either way, errors add up. A walk whose error has grown to this ends.
+    ends_at: float = float("inf")
     # where tokens can change altogether, as with experts that are chosen otherwise, only the best quarter counts
     by_quarter: bool = False
     # whether the reference stays as it was where it refuses a state, as ours does and upstream's does not
@@ -70,7 +72,9 @@ def take(setup: Setup, step: Step, moved: bool, outcome: Outcome) -> tuple[str, 
     except Exception as error:
         return f"{type(error).__name__}: {error} ({binding.last_error()})", False
     if isinstance(expected, np.ndarray) and isinstance(result, np.ndarray):
-        if what := difference(setup, moved, result, expected, outcome):
+        error, what = difference(setup, moved, result, expected, outcome)
+        if what or error > setup.ends_at:
+            outcome.count("walks ended by rounding", not what)
             return what, False
     elif isinstance(expected, np.ndarray) or isinstance(result, np.ndarray) or result != expected:
         return f"{brief(result)} instead of {brief(expected)} ({binding.last_error()})", False
@@ -85,20 +89,22 @@ def take(setup: Setup, step: Step, moved: bool, outcome: Outcome) -> tuple[str, 
     return "", True
 
 
-def difference(setup: Setup, moved: bool, result: Logits, expected: Logits, outcome: Outcome) -> str:
-    """Says how far logits are off, "" if it is not too far."""
+def difference(
+    setup: Setup, moved: bool, result: Logits, expected: Logits, outcome: Outcome
+) -> tuple[float, str]:
+    """How far logits are off, and what is wrong with that, "" if nothing is."""
     if not np.isfinite(result).all():
-        return "logits that are not finite"
+        return float("inf"), "logits that are not finite"
     errors = [nmse(one, other) for one, other in zip(result, expected, strict=True)]
     error = float(np.quantile(errors, 0.25)) if setup.by_quarter else nmse(result, expected)
     if setup.by_quarter and len(errors) < 4:
-        return ""
-    outcome.measure(setup.kind + (" after moves" if moved else ""), error)
+        return 0.0, ""
+    outcome.measure(f"error of {setup.kind}{' after moves' if moved else ''}", error)
     bound = setup.bound_after_moves if moved else setup.bound
     if error <= bound:
-        return ""
+        return error, ""
     each = " ".join(f"{one:.1g}" for one in errors)
-    return f"an error of {error:.3g}, and {bound:.3g} is allowed; token by token {each}"
+    return error, f"an error of {error:.3g}, and {bound:.3g} is allowed; token by token {each}"
 
 
 def positions(member: Member, n_seq: int) -> list[tuple[int, int]]:
