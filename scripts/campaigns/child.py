@@ -10,7 +10,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -65,6 +65,6 @@ def once(reader: Reader, rng: random.Random) -> dict[str, str]:
         return {"wrong": f"{type(error).__name__}: {str(error)[:200]} ({where})"}
 
 
-def say(line: dict[str, object] | dict[str, str]) -> None:
+def say(line: Mapping[str, object]) -> None:
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 from campaigns.mutations import mutated, other_json
 from campaigns.readers import ACCEPTED, WrongError, try_context
@@ -15,7 +16,7 @@ from minicache_cpp.chat.sampling import Sampling
 from support import tiny_models
 from support.loaded import Loaded
 
-SMALL = {"n_ctx": 256, "n_batch": 64, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
+SMALL: dict[str, Any] = {"n_ctx": 256, "n_batch": 64, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
 
 
 class ChatReader:

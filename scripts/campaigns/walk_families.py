@@ -56,15 +56,17 @@ class Families:
             lambda: Context.of(loaded.model, replace(base, groups=(), plan=""), swa_full=swa_full)
         )
         settings = f"n_ubatch={base.n_ubatch}, n_seq_max={n_seq}, unified={base.unified}, swa_full={swa_full}"
-        bounds = (KEPT_BOUND, KEPT_AND_MOVED) if kind == "kept" else (CODED_BOUND, CODED_AND_MOVED)
         experts = loaded.family.chooses_experts
+        bound, moved = (KEPT_BOUND, KEPT_AND_MOVED) if kind == "kept" else (CODED_BOUND, CODED_AND_MOVED)
+        factor = WITH_EXPERTS if experts else 1
         return Setup(
             f"{name}, {kind}, {settings}",
             f"{kind}{', experts,' if experts else ''} beside upstream",
             self.rules(loaded, base, reference),
             library,
             reference,
-            *(bound * WITH_EXPERTS if experts else bound for bound in bounds),
+            bound * factor,
+            moved * factor,
             by_quarter=experts,
             keeps_refused=False,
         )

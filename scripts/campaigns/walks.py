@@ -72,8 +72,8 @@ def take(setup: Setup, step: Step, moved: bool, outcome: Outcome) -> tuple[str, 
     except Exception as error:
         return f"{type(error).__name__}: {error} ({binding.last_error()})", False
     if isinstance(expected, np.ndarray) and isinstance(result, np.ndarray):
-        error, what = difference(setup, moved, result, expected, outcome)
-        if what or error > setup.ends_at:
+        distance, what = difference(setup, moved, result, expected, outcome)
+        if what or distance > setup.ends_at:
             outcome.count("walks ended by rounding", not what)
             return what, False
     elif isinstance(expected, np.ndarray) or isinstance(result, np.ndarray) or result != expected:
@@ -150,8 +150,11 @@ def setups(model: str, folder: Path, unsettled: bool = False) -> list[Callable[[
     from campaigns.walk_families import Families
     from campaigns.walk_plain import PlainModels
 
-    kinds = {"oracle": PlainModels, "families": Families}
-    return [kind(folder, unsettled).setup for name, kind in kinds.items() if model in (name, "all")]
+    kinds: dict[str, Callable[[int], Setup]] = {
+        "oracle": PlainModels(folder, unsettled).setup,
+        "families": Families(folder, unsettled).setup,
+    }
+    return [make for name, make in kinds.items() if model in (name, "all")]
 
 
 def campaign(makers: list[Callable[[int], Setup]], args: argparse.Namespace) -> Outcome:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import MiniCacheError
 from ..modelfile.ggml_types import CACHE_TYPES, POOL_TYPES, cache_type, plain_cache_type
+from .plan import DEFAULT_T
 from .plan_file import PlanFile
 from .report import types_name
 
@@ -170,7 +171,8 @@ class MiniCache:
         if self.type_k != self.type_v:
             types = [f"type_k={self.type_k}", f"type_v={self.type_v}"]
         rest = [f"pool={self.pool_type}"] * (self.pool_type != "q8_0") + ["strict=1"] * self.strict
-        t = [f"t={self.t}"] * (self.mode == "slerp")
+        # averages have no use for t, but a text gives back what was said
+        t = [f"t={self.t}"] * (self.mode == "slerp" or self.t != DEFAULT_T)
         window = [f"window={self.window}"] * bool(self.window)
         return f"{self.mode}:" + ",".join([*where, *t, f"retain={self.retain}", *window, *types, *rest])
 
