@@ -269,6 +269,27 @@ def test_a_model_is_no_plan(model_kinds: dict[str, Path]) -> None:
         MiniCache(plan=model_kinds["neighbours"])
 
 
+def test_lists_without_groups_are_nothing(model_kinds: dict[str, Path], tmp_path: Path) -> None:
+    """The native library looks at no other list where a plan names no groups, and so does the package."""
+    path = make(model_kinds["neighbours"], tmp_path / "plan.gguf")
+    rewritten(path, lambda keys: keys.pop("minicache.groups"))
+    assert PlanFile.open(path).plan.groups == ()
+
+
+def test_a_plan_of_more_layers_than_its_model_is_refused(
+    model_kinds: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its fingerprint alone is that of the model."""
+    path = make(model_kinds["neighbours"], tmp_path / "plan.gguf")
+    changes = {"minicache.n_layer": 10, "minicache.groups": [0, 1, 8, 9]}
+    reader = gguf.GGUFReader(path)
+    assert "group.4.codec" in {tensor.name for tensor in reader.tensors}
+    path.write_bytes(path.read_bytes().replace(b"group.4.codec", b"group.8.codec"))
+    rewritten(path, lambda keys: keys.update(changes))
+    assert main(["inspect", str(model_kinds["neighbours"]), "--config", str(path)]) == 2
+    assert "was made for another model" in capsys.readouterr().err
+
+
 def test_a_plan_that_cannot_be_written_is_reported(model_kinds: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MiniCacheError, match="cannot be written"):

@@ -54,6 +54,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "slerp:strict=0": {},
     "slerp:t=0.3333333333333333": {"t": 1 / 3},
     "average": {"mode": "average", "retain": 0.0},
+    "average:t=0.25": {"mode": "average", "retain": 0.0, "t": 0.25},
     "average:retain=0.1": {"mode": "average", "retain": 0.1},
     "mode=average,start=2": {"mode": "average", "retain": 0.0, "start": 2},
     "start=2,mode=average": {"mode": "average", "retain": 0.0, "start": 2},

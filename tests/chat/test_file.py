@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from minicache_cpp import Llama, MiniCacheError
 from minicache_cpp.chat.conversation import Conversation, template_of
-from minicache_cpp.chat.file import load_chat, save_chat
+from minicache_cpp.chat.file import FORMAT, load_chat, save_chat
 from minicache_cpp.chat.sampling import Sampling
 from oracle.model import Config
 from support.chats import QUIET, SMALL, talk
@@ -88,4 +89,47 @@ def test_a_saved_chat_goes_by_what_is_in_the_plan(random_model: Loaded, tmp_path
         Llama(str(random_model.path), minicache="q8_0", **SMALL) as llm,
         pytest.raises(MiniCacheError, match=r"saved with the cache .*, and this chat has q8_0"),
     ):
+        load_chat(saved, talk(llm))
+
+
+@QUIET
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokens": [1, "a"]},
+        {"tokens": [1, None]},
+        {"tokens": [10**30]},
+        {"tokens": [-1]},
+        {"tokens": [2**31 - 1]},
+        {"tokens": [1, 2]},  # other tokens than the state's
+        {"n_keep": -1},
+        {"n_keep": 10_000},
+        {"n_keep": True},
+        {"messages": [None]},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "content": "\ud800"}]},
+        {"system": [{"role": 1, "content": "a"}]},
+        {"state_bytes": None},
+    ],
+    ids=str,
+)
+def test_a_saved_chat_of_other_values_is_refused(
+    llm: Llama, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    conversation = talk(llm)
+    conversation.ask("hello", 10)
+    saved = tmp_path / "saved"
+    save_chat(saved, conversation)
+    form, header, state = saved.read_bytes().split(b"\n", 2)
+    saved.write_bytes(b"\n".join([form, json.dumps(json.loads(header) | changes).encode(), state]))
+    with pytest.raises(MiniCacheError, match=r"damaged|has other tokens"):
+        load_chat(saved, conversation)
+    assert conversation.ask("hello", 4).n_tokens == 4
+
+
+@QUIET
+def test_a_saved_chat_of_too_many_brackets_is_refused(llm: Llama, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    saved.write_bytes(FORMAT + b"[" * 100_000 + b"\n")
+    with pytest.raises(MiniCacheError, match="damaged"):
         load_chat(saved, talk(llm))

@@ -341,6 +341,7 @@ class Oracle:
         cells.head = self.cells[source].head
         copied = self.cells[source].within(source, -1, -1)
         cells.pos[copied], cells.member[target, copied] = self.cells[source].pos[copied], True
+        cells.shift[copied] = self.cells[source].shift[copied]
         for layer in self.plain.values():
             layer.k[target], layer.v[target] = layer.k[source], layer.v[source]
         for group in self.groups.values():

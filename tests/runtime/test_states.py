@@ -51,6 +51,17 @@ def test_a_state_holds_no_scores_that_nobody_asked_for(
         assert llm.sample(temp=0.0) == expected
 
 
+def test_a_state_of_other_tokens_than_it_names_is_refused(parallel_path: str) -> None:
+    with Llama(parallel_path, **SETTINGS) as llm:
+        llm.eval(tiny_models.prompt(40))
+        state = llm.save_state()
+        state.n_tokens = 30
+        with pytest.raises(MiniCacheError, match="other tokens than the 30"):
+            llm.load_state(state)
+        assert llm.n_tokens == 0
+        llm.eval([7])
+
+
 def test_a_state_with_all_scores_keeps_them(parallel_path: str) -> None:
     with Llama(parallel_path, logits_all=True, **SETTINGS) as llm:
         llm.eval(tiny_models.prompt(40))

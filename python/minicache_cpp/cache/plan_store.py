@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import MiniCacheError, MiniCacheWarning
 from ..host.user_cache import cache_dir
-from ..modelfile.fingerprint import fingerprint
+from ..modelfile.fingerprint import fingerprint, n_layers
 from ..modelfile.gguf_file import GGUFFile
 from ..models.table import plans_folder
 from .plan_file import PlanFile
@@ -42,7 +42,7 @@ def shipped_plans(file: GGUFFile) -> list[Path]:
 def refuse_other_model(plan_file: PlanFile, file: GGUFFile) -> None:
     """Raise MiniCacheError where a plan was made for another model than this one."""
     own = fingerprint(file)
-    if plan_file.plan.fingerprint != own:
+    if plan_file.plan.fingerprint != own or plan_file.plan.n_layer != n_layers(file):
         raise MiniCacheError(
             f"the plan {plan_file} was made for another model ({plan_file.plan.fingerprint}, this one is {own}); "
             "make one with `minicache calibrate MODEL`"

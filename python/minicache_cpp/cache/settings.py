@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import MiniCacheError
 from ..modelfile.ggml_types import CACHE_TYPES, POOL_TYPES, cache_type, plain_cache_type
+from .plan import DEFAULT_T
 from .plan_file import PlanFile
 from .report import types_name
 
@@ -181,7 +182,8 @@ class MiniCache:
         if self.pairs is not None:
             where = ["pairs=" + ";".join(f"{a}-{b}" for a, b in self.pairs)]
         rest = [f"pool={self.pool_type}"] * (self.pool_type != "q8_0") + ["strict=1"] * self.strict
-        t = [f"t={self.t}"] * (self.mode == "slerp")
+        # averages have no use for t, but a text gives back what was said
+        t = [f"t={self.t}"] * (self.mode == "slerp" or self.t != DEFAULT_T)
         window = [f"window={self.window}"] * bool(self.window)
         return f"{self.mode}:" + ",".join([*where, *t, f"retain={self.retain}", *window, *types, *rest])
 

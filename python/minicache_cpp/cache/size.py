@@ -82,13 +82,14 @@ def kv_bytes(
         for number, layer in enumerate(shape.layers)
         if layer.grows and number not in merged
     )
+    pool_types = _pool_types(shape, types, minicache.pool_type) if minicache is not None else types
     for group in groups:
         assert minicache is not None
         layer = shape.layers[group[0]]
         total += _row_bytes(layer, types, cells)
         total += _magnitude_bytes(layer, cells) if minicache.mode == "slerp" else 0
         n_exact = minicache.window + n_slots(minicache.retain_block, cells)
-        total += _exact_bytes(layer, len(group), _pool_types(shape, types, minicache.pool_type), n_exact)
+        total += _exact_bytes(layer, len(group), pool_types, n_exact)
     return total
 
 

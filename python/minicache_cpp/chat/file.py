@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,10 @@ def load_chat(path: Path, conversation: Conversation) -> None:
             "name the saved one with --config"
         )
     tokens = header["tokens"]
+    if max(tokens, default=0) >= llm.n_vocab() or header["n_keep"] > len(tokens):
+        raise MiniCacheError(
+            f"{path} is damaged: it has tokens that this model does not know, or keeps too many"
+        )
     if len(tokens) > conversation.n_ctx:
         raise MiniCacheError(
             f"{path} holds {len(tokens)} tokens, and the context {conversation.n_ctx}; take a larger --ctx"
@@ -90,22 +95,36 @@ def read_chat(path: Path) -> tuple[dict[str, Any], bytes]:
     line, _, state = data[len(FORMAT) :].partition(b"\n")
     try:
         header = json.loads(line)
-        complete = len(state) == header["state_bytes"]
-        for key, kind in (
-            ("model", str),
-            ("cache", str),
-            ("messages", list),
-            ("system", list),
-            ("text", str),
-            ("n_keep", int),
-            ("tokens", list),
-        ):
-            complete = complete and isinstance(header[key], kind)
-    except (ValueError, KeyError, TypeError):
-        complete = False
-    if not complete:
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict) or not _is_complete(header) or header.get("state_bytes") != len(state):
         raise MiniCacheError(f"{path} is damaged or incomplete")
     return header, state
+
+
+def _is_complete(header: dict[str, Any]) -> bool:
+    """Whether everything is there, and of its kind."""
+    texts = all(_is_text(header.get(key)) for key in ("model", "cache", "text"))
+    messages = all(_are_messages(header.get(key)) for key in ("messages", "system"))
+    tokens = header.get("tokens")
+    numbers = isinstance(tokens, list) and all(_is_token(one) for one in tokens)
+    return texts and messages and numbers and _is_token(header.get("n_keep"))
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a text that can be written in UTF-8. JSON may name halves of characters, which cannot."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+def _are_messages(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and all(_is_text(one.get(key)) for key in ("role", "content")) for one in value
+    )
+
+
+def _is_token(value: object) -> bool:
+    """Whether it is a whole number that llama.cpp can take for a token or a count of them."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 def model_digest(model_path: str) -> str:

@@ -19,6 +19,9 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 STRING, ARRAY = 8, 9
 LONG_ARRAY = 65536  # longer arrays (vocabularies) are skipped
 DEFAULT_ALIGNMENT = 32
+MOST = 2**31 - 1  # of a size, as llama.cpp has them
+MOST_LAYERS = 65536
+MOST_SPLITS = 99999  # five digits in a file's name
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,10 @@ class GGUFFile:
         """A key of the model's architecture, such as block_count."""
         return self.keys.get(f"{self.architecture}.{key}", default)
 
+    def number(self, key: str, default: int = 0, most: int = MOST) -> int:
+        """A whole number of the architecture's keys. Raises MiniCacheError if it is none, or makes no sense."""
+        return _whole_number(self.path, f"{self.architecture}.{key}", self.get(key, default), most)
+
 
 def read_gguf(path: str | os.PathLike[str] | GGUFFile) -> GGUFFile:
     """The header of a model file, with those of its further parts where it is split.
@@ -73,7 +80,7 @@ def read_gguf(path: str | os.PathLike[str] | GGUFFile) -> GGUFFile:
     if isinstance(path, GGUFFile):
         return path
     first = _read_one(Path(path))
-    n_split = int(first.keys.get("split.count", 1))
+    n_split = _whole_number(first.path, "split.count", first.keys.get("split.count", 1), MOST_SPLITS)
     if n_split <= 1:
         return first
     name = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", first.path.name)
@@ -91,6 +98,12 @@ def read_gguf(path: str | os.PathLike[str] | GGUFFile) -> GGUFFile:
         first.array_lengths,
         {name: tensor for part in (first, *rest) for name, tensor in part.tensors.items()},
     )
+
+
+def _whole_number(path: Path, key: str, value: object, most: int) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most:
+        return value
+    raise MiniCacheError(f"{path} is damaged: {key} is {value!r:.60}, not a whole number up to {most}")
 
 
 def gguf_header(path: Path, data: bytes) -> GGUFFile:
@@ -153,7 +166,8 @@ class _Reader:
             dims = tuple(self.number("Q") for _ in range(self.number("I")))
             kind, offset = self.number("I"), self.number("Q")
             found.append((name, Tensor(self.path, offset, kind, dims or (1,))))
-        alignment = int(keys.get("general.alignment", DEFAULT_ALIGNMENT)) or DEFAULT_ALIGNMENT
+        alignment = keys.get("general.alignment", DEFAULT_ALIGNMENT)
+        alignment = _whole_number(self.path, "general.alignment", alignment, MOST) or DEFAULT_ALIGNMENT
         start = -(-self.at // alignment) * alignment
         tensors = {name: replace(tensor, offset=start + tensor.offset) for name, tensor in found}
         total = sum(tensor.n_bytes for tensor in tensors.values())

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..errors import MiniCacheError
-from .gguf_file import GGUFFile
+from .gguf_file import MOST, MOST_LAYERS, GGUFFile
 
 # architectures of which some layers may look back only a window
 SLIDING_WINDOW = """
@@ -89,18 +89,18 @@ def header_shape(file: GGUFFile) -> ModelShape:
 
     Raises MiniCacheError if the header is not that of a language model.
     """
-    n_layer = _whole(file, "block_count")
+    n_layer = _whole(file, "block_count", MOST_LAYERS)
     heads = _per_layer(file, "attention.head_count", n_layer)
     heads_kv = _per_layer(file, "attention.head_count_kv", n_layer, heads)
     n_head = max(heads, default=0)
     keys = {key.removeprefix(f"{file.architecture}.") for key in file.keys}
     size = _whole(file, "embedding_length") // n_head if n_head else 0
-    size_k = int(file.get("attention.key_length", size))
-    size_v = int(file.get("attention.value_length", size))
-    n_rot = int(file.get("rope.dimension_count", 0)) or (size_k if "rope.freq_base" in keys else 0)
+    size_k = file.number("attention.key_length", size)
+    size_v = file.number("attention.value_length", size)
+    n_rot = file.number("rope.dimension_count") or (size_k if "rope.freq_base" in keys else 0)
     return ModelShape(
         architecture=file.architecture,
-        n_ctx_train=int(file.get("context_length", 0)),
+        n_ctx_train=file.number("context_length"),
         n_head=n_head,
         layers=[Layer(n, size_k, size_v, n_rot) for n in heads_kv],
         mixed=file.architecture in SLIDING_WINDOW or any(key.startswith(RECURRENT) for key in keys),
@@ -108,22 +108,25 @@ def header_shape(file: GGUFFile) -> ModelShape:
     )
 
 
-def _whole(file: GGUFFile, key: str) -> int:
-    value = file.get(key)
-    if not isinstance(value, int):
+def _whole(file: GGUFFile, key: str, most: int = MOST) -> int:
+    if file.get(key) is None:
         raise MiniCacheError(
             f"{file.path} has no {file.architecture}.{key}; it is not a language model's file"
         )
-    return value
+    return file.number(key, most=most)
 
 
 def _per_layer(file: GGUFFile, key: str, n_layer: int, default: list[int] | None = None) -> list[int]:
     """A number for each layer; the file may give one for all."""
     value = file.get(key)
     if isinstance(value, list) and len(value) >= n_layer:
-        return [int(one) for one in value[:n_layer]]
+        if all(isinstance(one, int) and 0 <= one <= MOST for one in value):
+            return [int(one) for one in value[:n_layer]]
+        raise MiniCacheError(
+            f"{file.path} is damaged: {file.architecture}.{key} has numbers that make no sense"
+        )
     if isinstance(value, int):
-        return [value] * n_layer
+        return [file.number(key)] * n_layer
     return default if default is not None else [0] * n_layer
 
 

@@ -100,6 +100,14 @@ def load(llm: llama_cpp.Llama, state: LlamaState) -> None:
             "save it with logits_all=True, or load it without"
         )
     load_native(llm, state.llama_state[: state.llama_state_size])
+    memory = llama_h.llama_get_memory(llm.ctx)
+    if memory and llama_h.llama_memory_seq_pos_max(memory, 0) != n_tokens - 1:
+        # what is read next would have other positions than llama.cpp expects
+        binding.clear(llm.ctx)
+        llm.n_tokens = 0
+        raise MiniCacheError(
+            f"the saved state has other tokens than the {n_tokens} that it names, and the context is empty now"
+        )
     if scores is not None:
         scores[:] = state.scores
     llm.input_ids[:n_tokens] = state.input_ids[:n_tokens]

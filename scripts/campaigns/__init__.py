@@ -1,0 +1,1 @@
+"""Campaigns against the library: random walks over memory operations, and hostile files."""
