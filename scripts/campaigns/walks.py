@@ -132,7 +132,7 @@ def configure(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument(
         "--unsettled",
         action="store_true",
-        help="save and restore also while moves and copies wait for the next decode, which upstream gets wrong too",
+        help="save and restore also while moves and copies wait for the next decode, where llama.cpp errs too",
     )
     parser.set_defaults(run=run)
 
