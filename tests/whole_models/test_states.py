@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from minicache_cpp.native import binding
 from oracle.model import Config
-from support.bounds import ROUNDING
+from support.bounds import F16_BOUND, ROUNDING
 from support.contexts import Context, interleaved, nmse, run
 from support.loaded import Loaded
+from support.plans import coded
 from support.tiny_models import prompt
 
 STATE = Config((), retain=0.05, n_ubatch=16, n_seq_max=2)
@@ -222,3 +226,53 @@ def test_a_state_is_smaller_than_the_plain_one(random_model: Loaded) -> None:
             ctx.decode(run(prompt(200)))
             sizes.append(len(ctx.seq_state(0)))
     assert sizes[1] < 0.75 * sizes[0]
+
+
+def copy_then_save(a: Context, b: Context) -> int:
+    a.decode(run(prompt(30)))
+    a.seq_cp(0, 1)
+    assert binding.set_state(b.handle, binding.get_state(a.handle, 1), 1)
+    return 30
+
+
+def copy_then_restore(a: Context, b: Context) -> int:
+    b.decode(run(prompt(30, 5), seq=1))
+    a.decode(run(prompt(30)))
+    a.seq_cp(0, 1)
+    assert binding.set_state(a.handle, binding.get_state(b.handle, 1), 1)
+    return 30
+
+
+def shift_then_save(a: Context, b: Context) -> int:
+    a.decode(run(prompt(30), seq=1))
+    a.seq_rm(1, 0, 10)
+    a.seq_add(1, 10, -1, -10)
+    assert binding.set_state(b.handle, binding.get_state(a.handle, 1), 1)
+    return 20
+
+
+def copy_and_clear_then_restore(a: Context, b: Context) -> int:
+    b.decode(interleaved([prompt(30, 5), prompt(30, 6)]))
+    a.decode(run(prompt(30)))
+    a.seq_cp(0, 1)
+    binding.clear(a.handle)
+    assert binding.set_state(a.handle, binding.get_state(b.handle))
+    return 30
+
+
+@pytest.mark.parametrize("kind", ["plain", "slerp", "codes"])
+@pytest.mark.parametrize(
+    "scenario", [copy_then_save, copy_then_restore, shift_then_save, copy_and_clear_then_restore]
+)
+def test_what_waits_for_the_next_batch_is_applied_before(
+    random_model: Loaded, tmp_path: Path, scenario: Callable[[Context, Context], int], kind: str
+) -> None:
+    """llama.cpp leaves shifts and copies of streams for the next batch, where states and clearing come between."""
+    config = Config(n_ubatch=16, n_seq_max=2, unified=False)
+    if kind == "slerp":
+        config = replace(config, groups=random_model.pairs, retain=0.1)
+    if kind == "codes":
+        config = coded(random_model, replace(config, groups=((0, 1), (2, 3))), tmp_path / "plan.gguf")
+    with Context.of(random_model.model, config) as a, Context.of(random_model.model, config) as b:
+        tokens = run(prompt(5, 1), scenario(a, b), seq=1)
+        assert nmse(b.decode(tokens), a.decode(tokens)) <= F16_BOUND

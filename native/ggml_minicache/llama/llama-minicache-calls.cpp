@@ -108,12 +108,22 @@ bool llama_minicache_encode_batch(llama_context * ctx, const llama_batch * batch
     return run_batch(ctx, batch, result, llama_encode);
 }
 
+// Applies the shifts, and the copies of streams, that llama.cpp leaves for the next batch. A state that is saved before would lack
+// them, and one that is loaded, or a clearing, would have them applied to other tokens.
+static void settle(llama_context * ctx) {
+    if (llama_get_memory(ctx)) {
+        ctx->memory_update(/*optimize =*/false);
+        llama_synchronize(ctx);
+    }
+}
+
 bool llama_minicache_get_state(llama_context * ctx, llama_seq_id seq_id, uint8_t * dst, size_t size, size_t * n) {
     return minicache_guarded([&] {
         if (!ctx || !n) {
             throw std::invalid_argument("ctx and n must not be NULL");
         }
         run_guarded(ctx, [&] {
+            settle(ctx);
             if (seq_id < 0) {
                 *n = dst ? llama_state_get_data(ctx, dst, size) : llama_state_get_size(ctx);
             } else {
@@ -129,6 +139,7 @@ bool llama_minicache_set_state(llama_context * ctx, llama_seq_id seq_id, const u
             throw std::invalid_argument("ctx, src and n must not be NULL");
         }
         run_guarded(ctx, [&] {
+            settle(ctx);
             *n = seq_id < 0 ? llama_state_set_data(ctx, src, size) : llama_state_seq_set_data(ctx, src, size, seq_id);
             llama_synchronize(ctx);
         });
@@ -141,6 +152,7 @@ bool llama_minicache_clear(llama_context * ctx, bool data) {
             throw std::invalid_argument("ctx must not be NULL");
         }
         run_guarded(ctx, [&] {
+            settle(ctx);
             llama_memory_clear(llama_get_memory(ctx), data);
             llama_synchronize(ctx);
         });
