@@ -213,6 +213,7 @@ def rewritten(path: Path, change: Callable[[dict[str, object]], None]) -> None:
 DAMAGES: dict[str, Callable[[dict[str, object]], object]] = {
     "no block": lambda keys: keys.pop("minicache.rope_block"),
     "version": lambda keys: keys.update({"minicache.version": 9}),
+    "no groups, but their sizes": lambda keys: keys.pop("minicache.groups"),
     "short list": lambda keys: keys.update({"minicache.units_k": [1, 2, 3]}),
     "layers": lambda keys: keys.update({"minicache.groups": [0, 1, 1, 2]}),
     "too deep": lambda keys: keys.update({"minicache.groups": [0, 1, 5, 6]}),
@@ -267,13 +268,6 @@ def test_a_plan_that_is_cut_short_is_refused(
 def test_a_model_is_no_plan(model_kinds: dict[str, Path]) -> None:
     with pytest.raises(MiniCacheError, match="is no plan; `minicache calibrate MODEL` makes one"):
         MiniCache(plan=model_kinds["neighbours"])
-
-
-def test_lists_without_groups_are_nothing(model_kinds: dict[str, Path], tmp_path: Path) -> None:
-    """The native library looks at no other list where a plan names no groups, and so does the package."""
-    path = make(model_kinds["neighbours"], tmp_path / "plan.gguf")
-    rewritten(path, lambda keys: keys.pop("minicache.groups"))
-    assert PlanFile.open(path).plan.groups == ()
 
 
 def test_a_plan_of_more_layers_than_its_model_is_refused(

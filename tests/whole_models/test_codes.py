@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
@@ -202,6 +203,17 @@ def test_a_plan_that_does_not_fit_is_refused(
 def test_a_plan_cut_short_is_refused(random_model: Loaded, plan: Path) -> None:
     coded(random_model, Config(random_model.pairs), plan)
     plan.write_bytes(plan.read_bytes()[:-1000])
+    assert "cut short" in refusal(random_model, plan)
+
+
+def test_a_plan_that_claims_more_than_its_file_holds_is_refused(random_model: Loaded, plan: Path) -> None:
+    """Before memory is asked for, which a tensor of 2^40 bytes would not get."""
+    coded(random_model, Config(random_model.pairs), plan)
+    reader = gguf.GGUFReader(plan)
+    codec = reader.tensors[-1]
+    data = plan.read_bytes()
+    at = codec.field.offset + data[codec.field.offset :].index(np.uint64(codec.shape[0]).tobytes())
+    plan.write_bytes(data[:at] + np.uint64(1 << 40).tobytes() + data[at + 8 :])
     assert "cut short" in refusal(random_model, plan)
 
 

@@ -8,7 +8,6 @@
 #include <stdexcept>
 
 static const uint32_t PLAN_VERSION = 3;
-static const size_t   MOST_BYTES   = (size_t) 1 << 30;  // of a tensor; codecs take some hundred KiB
 
 static const char * const MAKE_IT_ANEW = "make a new one with `minicache calibrate MODEL`";
 
@@ -26,6 +25,8 @@ minicache_plan_reader::minicache_plan_reader(const std::string & path) : path(pa
     char magic[4] = {};
     check(fread(magic, sizeof(magic), 1, stream.get()) == 1 && memcmp(magic, GGUF_MAGIC, sizeof(magic)) == 0,
         path + " is no plan; `minicache calibrate MODEL` makes one");
+    check(fseek(stream.get(), 0, SEEK_END) == 0, "the plan " + path + " cannot be read: " + strerror(errno));
+    n_bytes = (size_t) ftell(stream.get());
     rewind(stream.get());
 
     ggml_context * ctx = nullptr;
@@ -113,10 +114,11 @@ const ggml_tensor * minicache_plan_reader::tensor(const std::string & name, std:
     }
     const size_t at = gguf_get_data_offset(file.get()) + gguf_get_tensor_offset(file.get(), id);
     const size_t n  = gguf_get_tensor_size(file.get(), id);
-    check_that(n <= MOST_BYTES, name + " is too large");
+    // before memory is taken, because a damaged header may ask for any amount
+    check_that(at <= n_bytes && n <= n_bytes - at, "it is cut short within " + name);
     bytes.resize(n);
-    check_that(fseek(stream.get(), (long) at, SEEK_SET) == 0 && fread(bytes.data(), 1, n, stream.get()) == n,
-        "it is cut short within " + name);
+    check_that(
+        fseek(stream.get(), (long) at, SEEK_SET) == 0 && fread(bytes.data(), 1, n, stream.get()) == n, name + " cannot be read");
     return ggml_get_tensor(tensors.get(), name.c_str());
 }
 

@@ -48,6 +48,8 @@ class minicache_plan_reader {
 
     std::unique_ptr<FILE, close_file> stream;
 
+    size_t n_bytes = 0;  // of the file
+
     gguf_context_ptr file;
     ggml_context_ptr tensors;  // their types and sizes
 

@@ -196,7 +196,8 @@ std::shared_ptr<const minicache_plan> minicache_read_plan(const std::string & pa
 
     plan->hash = minicache_hash(&plan->rope_block, sizeof(plan->rope_block));
     plan->hash = minicache_hash(&plan->mode, sizeof(plan->mode), plan->hash);
-    if (reader.has("minicache.groups")) {  // GGUF has no empty lists
+    // GGUF has no empty lists: a plan without groups has none of these, and a damaged one misses some
+    if (reader.has("minicache.groups") || reader.has("minicache.group_sizes") || reader.has("minicache.heads")) {
         read_groups(reader, *plan);
     }
     if (reader.has("minicache.plain")) {

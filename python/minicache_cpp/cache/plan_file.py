@@ -183,8 +183,6 @@ def _plain_of(numbers: list[int]) -> Iterator[PlainLayer]:
 
 
 def _groups_of(file: GGUFFile, keys: Mapping[str, Any], mode: str) -> Iterator[GroupFormat]:
-    if "groups" not in keys:  # the native reader then looks at none of the other lists
-        return
     layers, heads = iter(keys.get("groups", [])), iter(keys.get("heads", []))
     units = {kind: iter(keys.get(f"units_{kind}", [])) for kind in ("k", "v")}
     for n_layer in keys.get("group_sizes", []):
