@@ -21,7 +21,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT / name) for name in ("scripts", "tests", "python")]
+# the tests have the oracles and the tiny models
+sys.path[:0] = [str(ROOT / name) for name in ("scripts", "tests")]
 
 from campaigns.options import BAD_INPUT  # noqa: E402
 from minicache_cpp import MiniCacheError  # noqa: E402

@@ -76,7 +76,7 @@ def test_a_plan_is_made_before_the_port_opens_and_found_again(tools_dir: Path, t
         (
             ["--config", "plain:k=q8_0,v=q4_0,first=1:f16"],
             None,
-            "types by layer: 3.03 MiB instead of 6.00 MiB",
+            "a cache type for each layer: 3.03 MiB instead of 6.00 MiB",
         ),
     ],
 )
