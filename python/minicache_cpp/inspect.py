@@ -12,7 +12,7 @@ from typing import Any
 
 from .cache.checked import add_config_option, refuse_other_models
 from .cache.plan_store import find_plan
-from .cache.settings import CacheSpec, MiniCache
+from .cache.settings import F16, CacheSpec, MiniCache
 from .cache.size import kv_bytes, merged_groups, n_cells
 from .cli import run_command
 from .errors import MiniCacheError
@@ -102,7 +102,7 @@ def inspect_model(path: str | Path, n_ctx: int = 0, specs: Sequence[str] | None 
 
 def _rows(shape: ModelShape, n_ctx: int, caches: Sequence[CacheSpec], notes: list[str]) -> list[Row]:
     rows = []
-    f16 = kv_bytes(shape, CacheSpec("f16", "f16"), n_ctx)
+    f16 = kv_bytes(shape, F16, n_ctx)
     for spec in caches:
         try:
             taken = kv_bytes(shape, spec, n_ctx)

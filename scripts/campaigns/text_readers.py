@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from campaigns.mutations import mutated, other_json
-from campaigns.readers import ACCEPTED, WrongError, try_context
+from campaigns.readers import ACCEPTED, WrongError, small_model, try_context
 from minicache_cpp import CacheSpec, Llama, MiniCacheError
 from minicache_cpp.chat.conversation import Conversation, template_of
 from minicache_cpp.chat.file import FORMAT, load_chat, save_chat
 from minicache_cpp.chat.sampling import Sampling
-from support import tiny_models
 from support.loaded import Loaded
 
 SMALL: dict[str, Any] = {"n_ctx": 256, "n_batch": 64, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
@@ -24,9 +23,7 @@ class ChatReader:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "changed"
-        model = tiny_models.random_model(n_layer=4, n_embd=64, n_head=2, n_head_kv=1).write(
-            folder / "model.gguf"
-        )
+        model = small_model().write(folder / "model.gguf")
         self.llm = Llama(str(model), minicache="slerp:start=0,retain=0.1", **SMALL)
         self.chat = Conversation(self.llm, template_of(self.llm), "be kind", Sampling(temp=0))
         self.begin()
@@ -123,9 +120,7 @@ class SettingsReader:
     """Settings as text: pieces of the grammar in any order, and then changed bytes."""
 
     def __init__(self, folder: Path) -> None:
-        self.loaded = Loaded(
-            tiny_models.random_model(n_layer=4, n_embd=64, n_head=2, n_head_kv=1), folder / "model.gguf"
-        )
+        self.loaded = Loaded(small_model(), folder / "model.gguf")
 
     def mutate(self, rng: random.Random) -> bytes:
         items = [f"{rng.choice(KEYS)}={rng.choice(VALUES)}" for _ in range(rng.randint(0, 4))]

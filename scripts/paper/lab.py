@@ -12,6 +12,7 @@ from typing import Any
 
 from minicache_cpp import CacheSpec, MiniCacheError
 from minicache_cpp.cache.plan import Plan
+from minicache_cpp.cache.settings import F16
 from minicache_cpp.cache.size import kv_bytes
 from minicache_cpp.calibrate.alignment import Aligner, aligner
 from minicache_cpp.calibrate.allocation import Choice, allocate
@@ -133,7 +134,7 @@ class Lab:
         n_ctx = 4096
         same = CacheSpec.of(config.settings)
         plain = kv_bytes(self.shape, CacheSpec(config.kind, config.kind), n_ctx)
-        f16 = kv_bytes(self.shape, CacheSpec("f16", "f16"), n_ctx)
+        f16 = kv_bytes(self.shape, F16, n_ctx)
         n_layer, n_plain = len(self.shape.attention_layers), config.start
         merged = kv_bytes(self.shape, same, n_ctx) - plain * n_plain / n_layer
         return f16 / (merged + f16 * n_plain / n_layer)

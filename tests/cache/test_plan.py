@@ -24,6 +24,7 @@ from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.native import binding
 from minicache_cpp.native.model_shape import model_shape
 from support import tiny_models
+from support.family_table import add_value
 
 LAYOUT_K, LAYOUT_V = Layout((1, 0, 0, 1, 0, 1, 0)), Layout((0, 0, 1, 0, 1, 0, 1))
 SMALL = {"n_ctx": 700, "n_threads": 1, "verbose": False}
@@ -197,14 +198,7 @@ def rewritten(path: Path, change: Callable[[dict[str, object]], None]) -> None:
     writer = gguf.GGUFWriter(path, "minicache")
     writer.add_type("minicache-plan")
     for name, value in keys.items():
-        if isinstance(value, str):
-            writer.add_string(name, value)
-        elif isinstance(value, float):
-            writer.add_float32(name, value)
-        elif isinstance(value, list):
-            writer.add_array(name, value)
-        else:
-            writer.add_uint32(name, value)
+        add_value(writer, name, value)
     for name, data in tensors.items():
         writer.add_tensor(name, data)
     tiny_models.finish(writer)

@@ -132,7 +132,7 @@ http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 @pytest.fixture
 def stubborn(tmp_path: Path) -> Path:
-    """The folder of a llama-server that does not end when it is told to."""
+    """The folder of a llama-server that ignores the signal to stop."""
     program = tmp_path / "llama-server"
     program.write_text(f"#!{sys.executable}\n{STUBBORN}")
     program.chmod(0o755)
@@ -182,7 +182,7 @@ def test_ctrl_c_before_the_server_answers(stubborn: Path, planned: Loaded) -> No
         (["{model}", "--port", "70000"], "65535 or less"),
         (["{model}", "--port", "{port}"], "no server can listen there"),
         (["{model}", "--host", "no.such.host.invalid"], "no server can listen there"),
-        (["{model}", "--host", "/tmp/x.sock"], "one address"),
+        (["{model}", "--host", "server.sock"], "one address"),
         (["{model}", "--config", "q3"], "not a cache"),
         (["{model}", "--config", "{model}"], "is no plan"),
         (["{model}", "--config", "{plan}", "--ctx", "100000000"], "of memory is free"),

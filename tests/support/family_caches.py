@@ -55,6 +55,12 @@ class LoadedFamily:
         """`config` with pairs merged and every token retained as it is."""
         return replace(config, groups=self.pairs(), retain=1.0, pool_type="f16")
 
+    def cache(self, kind: str, config: Config, path: Path, window: int = 0) -> tuple[Config, float]:
+        """The cache of kind "kept" or "coded", and what it may differ by from upstream's."""
+        if kind == "kept":
+            return self.keeping_all(config), KEPT_BOUND
+        return self.coded(config, path, window=window), CODED_BOUND
+
     def coded(
         self, config: Config, path: Path, groups: Groups = (), window: int = 0, alike: bool = False
     ) -> Config:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from support.family_table import Family, every, others
@@ -107,15 +109,20 @@ def falcon_h1(weights: Weights) -> None:
         weights.feed_forward(layer)
 
 
-def granite_hybrid(weights: Weights) -> None:
-    weights.ends()
+def one_or_other(weights: Weights, recurrent: Callable[[int], None], qk_norm: float = 0.0) -> None:
+    """Layers that have attention, or `recurrent` where they have no KV heads, and then a feed-forward."""
     for layer in range(weights.shape.n_layer):
         weights.norms(layer, "attn_norm", "ffn_norm")
         if weights.n_head_kv[layer]:
-            weights.attention(layer)
+            weights.attention(layer, qk_norm=qk_norm)
         else:
-            mamba2(weights, layer, MAMBA2)
+            recurrent(layer)
         weights.feed_forward(layer)
+
+
+def granite_hybrid(weights: Weights) -> None:
+    weights.ends()
+    one_or_other(weights, lambda layer: mamba2(weights, layer, MAMBA2))
 
 
 def nemotron_h(weights: Weights) -> None:
@@ -133,24 +140,12 @@ def nemotron_h(weights: Weights) -> None:
 
 def jamba(weights: Weights) -> None:
     weights.ends()
-    for layer in range(weights.shape.n_layer):
-        weights.norms(layer, "attn_norm", "ffn_norm")
-        if weights.n_head_kv[layer]:
-            weights.attention(layer)
-        else:
-            mamba(weights, layer, MAMBA, norms=True)
-        weights.feed_forward(layer)
+    one_or_other(weights, lambda layer: mamba(weights, layer, MAMBA, norms=True))
 
 
 def lfm2(weights: Weights) -> None:
     weights.ends(norm="token_embd_norm")
-    for layer in range(weights.shape.n_layer):
-        weights.norms(layer, "attn_norm", "ffn_norm")
-        if weights.n_head_kv[layer]:
-            weights.attention(layer, qk_norm=2.5)
-        else:
-            short_convolution(weights, layer, 3)
-        weights.feed_forward(layer)
+    one_or_other(weights, lambda layer: short_convolution(weights, layer, 3), qk_norm=2.5)
 
 
 def mamba_only(weights: Weights) -> None:

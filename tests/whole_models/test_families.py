@@ -18,7 +18,7 @@ from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.native.model_shape import model_shape
 from oracle.model import Config
 from support.contexts import Context, interleaved, llama_cpp, nmse, run
-from support.family_caches import CODED_BOUND, KEPT_BOUND, LoadedFamily, assert_agrees, is_shift
+from support.family_caches import CODED_BOUND, LoadedFamily, assert_agrees, is_shift
 from support.family_models import FAMILIES
 from support.scenarios import CASES, Memory, Result, copy_then_diverge, divide_positions, take_turns
 from support.tiny_models import prompt
@@ -37,14 +37,14 @@ def test_a_family_agrees_with_upstream(
     """A prompt that is longer than the windows, in several ubatches, then one token at a time, in two sequences."""
     loaded = families(name)
     config = Config(n_ubatch=32, n_seq_max=2, unified=False, n_cells=512)
-    cache = loaded.keeping_all(config) if kind == "kept" else loaded.coded(config, tmp_path / "plan.gguf")
+    cache, bound = loaded.cache(kind, config, tmp_path / "plan.gguf")
 
     def read(m: Memory, seed: int) -> Result:
         first = m.decode(interleaved([prompt(150, seed), prompt(150, seed + 1)]))
         more = interleaved([prompt(12, seed + 2), prompt(12, seed + 3)], first=150)
         return [first, *(m.decode([token]) for token in more)]
 
-    assert_agrees(loaded, cache, read, KEPT_BOUND if kind == "kept" else CODED_BOUND, swa_full=False)
+    assert_agrees(loaded, cache, read, bound, swa_full=False)
 
 
 def operations() -> Iterator[tuple[str, Callable[[Memory, int], Result], bool, str]]:
@@ -73,12 +73,7 @@ def test_operations_agree_with_upstream(
     """Positions can be shifted only where sliding windows are as long as the context."""
     loaded = families(name)
     config = Config(n_ubatch=16, n_seq_max=2, unified=unified, n_cells=512)
-    cache = (
-        loaded.keeping_all(config)
-        if kind == "kept"
-        else loaded.coded(config, tmp_path / "plan.gguf", window=5)
-    )
-    bound = KEPT_BOUND if kind == "kept" else CODED_BOUND
+    cache, bound = loaded.cache(kind, config, tmp_path / "plan.gguf", window=5)
     assert_agrees(loaded, cache, scenario, bound, swa_full=is_shift(scenario))
 
 
@@ -142,12 +137,8 @@ def test_hybrids_agree_with_upstream(
     """The operations that a recurrent state can do: all but dropping a part of a sequence, and shifts."""
     loaded = families(name)
     config = Config(n_ubatch=16, n_seq_max=2, unified=unified)
-    cache = (
-        loaded.keeping_all(config)
-        if kind == "kept"
-        else loaded.coded(config, tmp_path / "plan.gguf", window=5)
-    )
-    assert_agrees(loaded, cache, scenario, KEPT_BOUND if kind == "kept" else CODED_BOUND, swa_full=False)
+    cache, bound = loaded.cache(kind, config, tmp_path / "plan.gguf", window=5)
+    assert_agrees(loaded, cache, scenario, bound, swa_full=False)
 
 
 @pytest.mark.parametrize("name", HYBRIDS)

@@ -249,6 +249,10 @@ class CacheSpec:
             raise MiniCacheError(f"{spec!r} is not a cache: {error}{advice}") from None
 
 
+# what every other cache is compared with
+F16 = CacheSpec("f16", "f16")
+
+
 def types_of_edge(edge: Edge) -> str:
     """The types of the layers at an end, as a SPEC has them."""
     return types_name(*edge[1:])

@@ -13,9 +13,8 @@ from .plan import Plan
 from .settings import CacheSpec, MiniCache
 
 CELL_STEP = 256  # llama.cpp rounds a context, and a sliding window, up to whole steps
-UBATCH = (
-    512  # tokens of a ubatch, for which a sliding window has room beside it, unless a context says otherwise
-)
+# tokens of a ubatch, for which a sliding window has room beside it, unless a context says otherwise
+UBATCH = 512
 ALIGNMENT = 32  # of the tensors in a buffer
 SLOT_BYTES = 8  # the cell and the distance of a retained token, or of a token in the window
 SLOT_EXTRA = 2  # running means, in the same array

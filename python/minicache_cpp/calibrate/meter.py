@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cache.settings import CacheSpec
+from ..cache.settings import F16, CacheSpec
 from ..host.files import replacing
 from ..reading.divergence import Floats, Reference, kl_divergence, log_probabilities
 from ..reading.model import NativeModel
 from .material import Chunk
 from .parallel_context import ParallelContext
 
-F16 = CacheSpec("f16", "f16")
 ERROR_TOKENS = 16
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..cache.plan import Plan
-from ..cache.settings import CacheSpec
+from ..cache.settings import F16
 from ..cache.size import bytes_beside, kv_bytes, plan_bytes, plan_fixed_bytes
 from ..host.units import mib
 from ..modelfile.shape import ModelShape
 
-F16 = CacheSpec("f16", "f16")
 # the context, in tokens, at which a ratio is taken: retained tokens and alignment take whole steps of bytes
 SIZED_AT = 4096
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..cache.report import KVReport
 from ..cache.room import refuse_too_large
-from ..cache.settings import CacheSpec
+from ..cache.settings import F16, CacheSpec
 from ..errors import MiniCacheError
 from ..host.progress import OnStep
 from ..host.units import mib
@@ -30,7 +30,6 @@ from .losses import Losses
 from .material import Material
 from .settings import Settings
 
-F16 = CacheSpec("f16", "f16")
 # these have one learned vector for each position, and none beyond those
 LEARNED_POSITIONS = ("gpt2", "starcoder", "mpt")
 

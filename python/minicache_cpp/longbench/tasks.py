@@ -57,11 +57,10 @@ TASKS = {
 
 def prompts_from(path: Path) -> dict[str, Task]:
     """Returns the tasks with the prompts of a JSON object by task; raises MiniCacheError if the file cannot be used."""
+    text = read_text(path, "file of prompts")
     try:
-        given = json.loads(read_text(path, "file of prompts"))
+        given = json.loads(text)
         return {name: replace(task, prompt=str(given.get(name, task.prompt))) for name, task in TASKS.items()}
-    except MiniCacheError:
-        raise
     except (ValueError, AttributeError):
         raise MiniCacheError(f"{path} is not a JSON object of prompts by task") from None
 

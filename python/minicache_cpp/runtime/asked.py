@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..cache.settings import SPEC_HELP, CacheSpec
+from ..cache.settings import F16, SPEC_HELP, CacheSpec
 from ..cache.size import n_cells
 from ..host.notes import note
 from ..modelfile.gguf_file import GGUFFile
@@ -23,7 +23,7 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
 def given_spec(args: argparse.Namespace) -> CacheSpec | None:
     """The cache that is asked for; None where the model's plan decides."""
     if args.no_minicache:
-        return CacheSpec("f16", "f16")
+        return F16
     return CacheSpec.parse(args.config) if args.config not in (None, "auto") else None
 
 

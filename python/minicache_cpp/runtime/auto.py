@@ -9,7 +9,7 @@ from typing import Any
 
 from ..cache.plan_file import PlanFile
 from ..cache.plan_store import find_plan
-from ..cache.settings import CacheSpec, MiniCache
+from ..cache.settings import F16, CacheSpec, MiniCache
 from ..errors import CancelledError, MiniCacheError
 from ..host.progress import OnProgress, Progress, is_terminal
 from ..modelfile.ggml_types import GGML_TYPES
@@ -89,7 +89,7 @@ def machine(arguments: Mapping[str, Any]) -> tuple[int, int]:
 def without_plan(shape: ModelShape) -> CacheSpec:
     """The cache of a model that has no plan: q8_0 where its heads can have that."""
     fits = not shape.unknown and shape.divides_into(GGML_TYPES[WITHOUT_PLAN.type_k].block)
-    return WITHOUT_PLAN if fits else CacheSpec("f16", "f16")
+    return WITHOUT_PLAN if fits else F16
 
 
 def _make(

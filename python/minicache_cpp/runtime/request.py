@@ -13,7 +13,7 @@ from typing import Any
 
 from ..cache.checked import refuse_other_models
 from ..cache.plan_file import PlanFile
-from ..cache.settings import CacheSpec, MiniCache
+from ..cache.settings import F16, CacheSpec, MiniCache
 from ..errors import MiniCacheError
 from ..host.progress import OnProgress
 from ..modelfile.ggml_types import GGML_TYPES, is_quantized, plain_cache_type
@@ -108,7 +108,7 @@ def resolve(
         _refuse_without_flash(given)
         readable = read_gguf(model) if file is None else file
         # a context that would not fit even with the smallest plan is refused before one is made
-        f16 = ContextMemory(readable, CacheSpec("f16", "f16"), arguments)
+        f16 = ContextMemory(readable, F16, arguments)
         f16.refuse_too_large(share=1 / LARGEST_RATIO)
         settled = auto.resolve(readable, given.calibrate, on_note, arguments, types, on_progress)
         spec, later = settled.spec, readable if settled.in_background else None

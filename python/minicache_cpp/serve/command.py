@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..cache.checked import checked_specs
 from ..cache.room import known_kv_bytes, refuse_too_large
-from ..cache.settings import CacheSpec
+from ..cache.settings import F16, CacheSpec
 from ..errors import MiniCacheError
 from ..host.notes import note, warnings_as_notes
 from ..host.units import mib
@@ -31,7 +31,6 @@ from .program import find_server
 EXAMPLE = "minicache serve model.gguf --ctx 8192 --slots 4 -- --metrics"
 PASSES_ON = True
 VARIABLE = "LLAMA_MINICACHE"
-F16 = CacheSpec("f16", "f16")
 MOST_SLOTS = 256  # llama.cpp's LLAMA_MAX_SEQ
 
 

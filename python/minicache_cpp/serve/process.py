@@ -12,15 +12,15 @@ from types import FrameType, TracebackType
 from ..errors import MiniCacheError
 from .output import Output
 
-# a server that is told to stop ends after the batch that it reads, but never while a client waits for the rest of an
-# answer: then it is killed
+# How long llama-server has to stop by itself. It finishes its batch first; while a client still receives an answer it
+# does not stop at all, and is killed.
 STOP_SECONDS = 5.0
 POLL_SECONDS = 0.1
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Server:
-    """A llama-server that runs; it ends with the block, and when this process is told to end."""
+    """A running llama-server. It is stopped at the end of the block, or when this process gets a signal to stop."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], output: Output) -> None:
         self.output = output

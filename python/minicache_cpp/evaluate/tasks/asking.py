@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ...cache.report import KVReport
-from ...cache.settings import CacheSpec
+from ...cache.settings import F16, CacheSpec
 from ...host.progress import OnStep
 from ...reading.text_model import TextModel
-from ..evaluation import F16, size_keys
+from ..evaluation import size_keys
 from .kind import Reply
 from .reader import ModelReader
 from .score import summary
