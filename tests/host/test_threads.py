@@ -1,7 +1,9 @@
-"""How many threads a command starts where it is not told."""
+"""How many threads a command starts where it is not told, and work that threads share."""
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,30 @@ def test_the_quota_of_a_container_is_kept(
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     assert threads.cpu_quota() == quota
     assert threads.default_threads() == (8 if quota is None else int(quota))
+
+
+def test_work_side_by_side_comes_back_in_the_order_of_its_items() -> None:
+    both_begun = threading.Barrier(2, timeout=20)
+
+    def work(number: int) -> int:
+        if number < 2:
+            both_begun.wait()  # breaks unless two threads get here at a time
+        return number * number
+
+    assert list(threads.side_by_side(work, range(5), 2)) == [0, 1, 4, 9, 16]
+
+
+def test_what_work_raises_ends_what_is_done_side_by_side() -> None:
+    begun = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        if number == 1:
+            raise ValueError("number 1")
+        time.sleep(0.01)
+        return number
+
+    results = threads.side_by_side(work, range(1000), 1)
+    with pytest.raises(ValueError, match="number 1"):
+        list(results)
+    assert len(begun) < 1000

@@ -18,6 +18,7 @@ from ..cache.plan import Plan
 from ..cache.plan_store import DEFAULT_RATIO, plan_path
 from ..errors import MiniCacheError
 from ..host.progress import OnProgress, Progress
+from ..host.threads import side_by_side
 from ..modelfile.fingerprint import fingerprint
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..modelfile.shape import ModelShape
@@ -232,11 +233,12 @@ def observe(job: Job, material: Material, model: NativeModel, folder: Path) -> C
 
 def fit_layers(job: Job, captured: Captured) -> Fits:
     """The weights of errors in each captured layer, and what each plain type loses of it."""
-    samples, weights, plain = captured.samples, {}, {}
-    for number in captured.layers:
-        job.phases(FITTING, number / len(job.shape.layers), f"layer {number}")
-        weights[number] = layer_weights(samples, number)
-        plain[number] = fit_plain(samples, weights[number], number)
+    samples, plain = captured.samples, {}
+    weights = {number: layer_weights(samples, number) for number in captured.layers}
+    fits = side_by_side(lambda number: fit_plain(samples, weights[number], number), weights, job.threads)
+    for n_done, fit in enumerate(fits, 1):
+        plain[fit.layer] = fit
+        job.phases(FITTING, n_done / len(weights), f"layer {fit.layer}")
     return Fits(Source(samples, job.options.rope_block), weights, plain)
 
 

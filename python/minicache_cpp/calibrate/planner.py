@@ -8,11 +8,12 @@ measures the resulting plans and plain caches and compares them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..cache.code_format import Kind
 from ..cache.plan import Plan
+from ..host.threads import side_by_side
 from ..modelfile.ggml_types import GGML_TYPES
 from .allocation import Candidate, Choice, Part, PlainPart, allocate
 from .code_fit import CHOICES
@@ -60,7 +61,19 @@ class Planner:
 
     def singles(self, widths: Collection[int] = CHOICES) -> dict[int, GroupFit]:
         """The codes of the layers by themselves, for these widths."""
-        return {layer: fit_group(self.source, self.weights, (layer,), widths) for layer in self.weights}
+        groups = [(layer,) for layer in self.weights]
+        return {fit.first: fit for fit in self._fits(self.weights, groups, widths)}
+
+    def _fits(
+        self,
+        weights: LayerWeights,
+        groups: Sequence[tuple[int, ...]],
+        widths: Collection[int] = CHOICES,
+    ) -> Iterator[GroupFit]:
+        """The codes of groups, fitted side by side: NumPy lets other threads work meanwhile."""
+        return side_by_side(
+            lambda layers: fit_group(self.source, weights, layers, widths), groups, self.trials.meter.threads
+        )
 
     def knowing(self, found: Sensitivities) -> Planner:
         """The same planner with these sensitivities; what plain types lose beside them is measured."""
@@ -98,9 +111,8 @@ class Planner:
         """The codes of groups of at most `most` layers, fitted with the sensitivities."""
         weights = self.sensitivities.scaled(self.weights)
         groups = cut_into_groups(self.builder.shape, self.builder.ropes, most) if weights else []
-        for layers in groups:
-            if layers not in self.fitted:
-                self.fitted[layers] = fit_group(self.source, weights, layers)
+        new = [layers for layers in groups if layers not in self.fitted]
+        self.fitted.update((fit.layers, fit) for fit in self._fits(weights, new))
         return [self.fitted[layers] for layers in groups]
 
     def candidates(self, fits: Sequence[GroupFit]) -> list[Candidate]:

@@ -43,6 +43,8 @@ class Samples:
         self.folder, self.shape, self.chunks, self.gains, self.window = folder, shape, chunks, gains, window
         # set by capture(): one for each layer, None where a layer's K is turned in a way that Rope cannot express
         self.ropes: list[Rope | None] = []
+        # the files that have been read from, by chunk and kind: fits read each layer's part of every chunk many times
+        self.opened: dict[tuple[int, str], NDArray[Any]] = {}
 
     def has(self, number: int) -> bool:
         """Whether chunk `number` is complete."""
@@ -72,7 +74,7 @@ class Samples:
         keys, values = [], []
         for index, chunk in enumerate(self.chunks):
             n = len(chunk.tokens)
-            data = np.load(self._file(index, "kv"), mmap_mode="r")
+            data = self._open(index, "kv")
             start = n * sum(layer.n_k + layer.n_v for layer in self.shape.layers[:number])
             layer = self.shape.layers[number]
             middle, end = start + n * layer.n_k, start + n * (layer.n_k + layer.n_v)
@@ -96,6 +98,13 @@ class Samples:
         read = self.read(number)
         return read.tokens_k if kind == "k" else read.tokens_v
 
+    def _open(self, number: int, kind: str) -> NDArray[Any]:
+        """The array of a file of chunk `number`, mapped into memory."""
+        if (number, kind) not in self.opened:
+            # an array over the mapping: slices of np.memmap itself cost more than what they are read for
+            self.opened[number, kind] = np.asarray(np.load(self._file(number, kind), mmap_mode="r"))
+        return self.opened[number, kind]
+
     def _file(self, number: int, kind: str) -> Path:
         return self.folder / f"chunk-{number:04}.{kind}.npy"
 
@@ -103,7 +112,7 @@ class Samples:
         n = len(self.chunks[index].tokens)
         before = sum(one.n_k + (1 + 2 * n) * one.n_head_kv for one in self.shape.layers[:number])
         layer = self.shape.layers[number]
-        data = np.load(self._file(index, "weights"), mmap_mode="r")[before:]
+        data = self._open(index, "weights")[before:]
         sizes = np.cumsum([layer.n_k, layer.n_head_kv, n * layer.n_head_kv, n * layer.n_head_kv])
         k, v, tokens_k, tokens_v = np.split(data[: sizes[-1]], sizes[:-1])
         heads = layer.n_head_kv

@@ -1,13 +1,31 @@
-"""The processor: how many threads to run on it, and its name."""
+"""The processor: how many threads to run on it, work that they share, and its name."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import platform
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 CGROUPS = Path("/sys/fs/cgroup")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """Yields work(item) of each item, in order, while `threads` threads work on the items that follow.
+
+    What `work` raises is raised here; items that nobody has begun by then are dropped.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            yield from pool.map(work, items)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def default_threads() -> int:
