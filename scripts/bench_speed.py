@@ -334,7 +334,7 @@ def measure_batched(run: Run) -> tuple[Any, str]:
 
 
 def batched_speed(run: Run, words: Sequence[object], environment: Mapping[str, str]) -> float:
-    """Tokens/s that llama-batched-bench tells of the first prompt; once more where it tells nothing."""
+    """Tokens/s that llama-batched-bench reports of the first prompt; runs it again where it reports nothing."""
     for _ in range(TRIES):
         done = run.call(words, **environment)
         found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -105,7 +105,8 @@ endfunction()
 
 # minicache-test needs ggml only, so that a build with sanitizers need not compile all of llama.cpp's models.
 function(minicache_add_native_tests)
-    file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/../tests/native/*.cpp")
+    set(directory "${CMAKE_CURRENT_SOURCE_DIR}/../tests/native")
+    file(GLOB sources CONFIGURE_DEPENDS "${directory}/*.cpp" "${directory}/op/*.cpp" "${directory}/llama/*.cpp")
 
     if (NOT sources)
         message(FATAL_ERROR "MINICACHE_TESTS: tests/native holds no sources")
@@ -118,6 +119,7 @@ function(minicache_add_native_tests)
     minicache_add_cuda_on_cpu(minicache-test)
     target_link_libraries(minicache-test PRIVATE ggml Threads::Threads)
     target_include_directories(minicache-test PRIVATE
+        "${directory}"
         "${MINICACHE_SOURCE_DIR}/op"
         "${MINICACHE_SOURCE_DIR}/cpu"
         "${MINICACHE_SOURCE_DIR}/cuda"
@@ -126,7 +128,7 @@ function(minicache_add_native_tests)
         "${MINICACHE_UPSTREAM_DIR}/ggml/src/ggml-cpu")
     set_target_properties(minicache-test PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
 
-    add_executable(minicache-bench-kernels "${CMAKE_CURRENT_SOURCE_DIR}/../tests/native/bench/bench-kernels.cpp")
+    add_executable(minicache-bench-kernels "${directory}/bench/bench-kernels.cpp")
     target_compile_features(minicache-bench-kernels PRIVATE cxx_std_17)
     target_link_libraries(minicache-bench-kernels PRIVATE ggml)
     target_include_directories(minicache-bench-kernels PRIVATE "${MINICACHE_SOURCE_DIR}/op")

@@ -4,7 +4,8 @@ set(MINICACHE_GGML_BASE_SOURCES
     op/ggml-minicache.h
     op/ggml-minicache.cpp
     op/minicache-code.h
-    op/minicache-turn.h)
+    op/minicache-turn.h
+    op/minicache-window.h)
 
 set(MINICACHE_GGML_CPU_SOURCES
     cpu/minicache-cpu.h
@@ -40,7 +41,8 @@ set(MINICACHE_GGML_CPU_SOURCES
     cpu/minicache-cpu-simd.h
     op/minicache-code.h
     op/minicache-math.h
-    op/minicache-turn.h)
+    op/minicache-turn.h
+    op/minicache-window.h)
 
 set(MINICACHE_GGML_CUDA_SOURCES
     cuda/minicache-cuda.cuh
@@ -61,6 +63,7 @@ set(MINICACHE_GGML_CUDA_SOURCES
     cuda/minicache-cuda-attn-schedule.h
     op/minicache-code-unit.h
     op/minicache-turn.h
+    op/minicache-window.h
     op/minicache-code.h
     op/minicache-math.h)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from minicache_cpp import MiniCacheError
 from minicache_cpp.evaluate.table import finite
-from minicache_cpp.host.files import replacing
+from minicache_cpp.host.files import write_json
 from minicache_cpp.modelfile.fingerprint import fingerprint
 from minicache_cpp.modelfile.gguf_file import GGUFFile
 
@@ -54,8 +54,7 @@ class Results:
 
     def save(self) -> None:
         """Write the file."""
-        with replacing(self.path) as unfinished:
-            unfinished.write_text(json.dumps(finite(self.data), indent=1), encoding="utf-8")
+        write_json(self.path, finite(self.data), indent=1)
 
 
 def missing(figures: Iterable[Figure], results: Results) -> list[Config]:

@@ -62,8 +62,7 @@ class KVarN(LayerMethod):
         whole = self.sinks >= 0 and self.sinks % self.tile == 0
         require("sinks", self.sinks, whole, f"a multiple of tile, {self.tile}")
 
-    @property
-    def first_coded(self) -> int:
+    def first_coded(self, layers: tuple[int, ...]) -> int:
         return self.sinks
 
     def coded_end(self, kind: Kind, layers: tuple[int, ...], n_tokens: int, tail: int) -> int:

@@ -30,9 +30,8 @@ class Method(ABC):
         """The layers that are coded together."""
         return tuple((number,) for number in range(len(self.shape.layers)))
 
-    @property
-    def first_coded(self) -> int:
-        """How many tokens at the beginning of the context are never coded."""
+    def first_coded(self, layers: tuple[int, ...]) -> int:
+        """How many tokens at the beginning of the context are never coded in these layers."""
         return 0
 
     def coded_end(self, kind: Kind, layers: tuple[int, ...], n_tokens: int, tail: int) -> int:
@@ -77,7 +76,9 @@ class LayerMethod(Method):
         total = self.table_bytes
         for kind in KINDS:
             for number, layer in enumerate(self.shape.layers):
-                n_coded = max(0, self.coded_end(kind, (number,), n_tokens, tail) - self.first_coded)
+                n_coded = max(
+                    0, self.coded_end(kind, (number,), n_tokens, tail) - self.first_coded((number,))
+                )
                 exact = (n_tokens - n_coded) * numbers(kind, layer) * HALF / 8
                 total += n_coded * self._row_bytes(kind, layer) + exact
         return total

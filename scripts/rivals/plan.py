@@ -1,7 +1,8 @@
 """Our own plans: layers of a group share a code (docs/method.md), coded and decoded by the native kernels.
 
-A token is coded when it has been read, and is kept exactly as well while it is in the plan's window. Layers that are
-in no group have the plan's cache types and no window. The bytes are those of codes, window and codecs.
+A token is coded when it has been read, and is kept exactly as well while it is in the plan's window, as the first ones
+are for good. Layers that are in no group have the plan's cache types and no window. The bytes are those of codes,
+window and codecs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from minicache_cpp import MiniCacheError
 from minicache_cpp.cache.code_format import GroupFormat, Kind
+from minicache_cpp.cache.native_settings import window_first
 from minicache_cpp.cache.plan import Plan, codec_name
 from minicache_cpp.cache.plan_file import PlanFile
 from minicache_cpp.cache.size import plan_window_bytes
@@ -59,10 +61,13 @@ class PlanMethod(Method):
         plain = ((layer,) for layer in self.plan.plain_types())
         return (*(group.layers for group in self.plan.groups), *plain)
 
+    def first_coded(self, layers: tuple[int, ...]) -> int:
+        return window_first(self.plan.window) if layers[0] in self.codecs else 0
+
     def coded_end(self, kind: Kind, layers: tuple[int, ...], n_tokens: int, tail: int) -> int:
         if layers[0] not in self.codecs:
             return n_tokens
-        return max(0, n_tokens - max(tail, self.plan.window))
+        return max(0, n_tokens - max(tail, self.plan.window - self.first_coded(layers)))
 
     def exact(self, x: Floats) -> Floats:
         return round_trip(x, self.plan.pool_type)

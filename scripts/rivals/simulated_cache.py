@@ -59,13 +59,13 @@ class SimulatedCache:
 
     def _code(self, kind: Kind, method: Method) -> None:
         for layers in method.groups:
-            first = self.coded.get((kind, layers[0]), method.first_coded)
+            first = self.coded.get((kind, layers[0]), method.first_coded(layers))
             last = method.coded_end(kind, layers, self.n_tokens, self.tail)
             if last > first:
                 x = np.stack([self.computed[kind, layer][first:last] for layer in layers])
                 for layer, restored in zip(layers, method.restore(kind, x, layers, first), strict=True):
                     self.seen[kind, layer][first:last] = restored
             for layer in layers:
-                for exact in (slice(0, method.first_coded), slice(max(first, last), self.n_tokens)):
+                for exact in (slice(0, method.first_coded(layers)), slice(max(first, last), self.n_tokens)):
                     self.seen[kind, layer][exact] = method.exact(self.computed[kind, layer][exact])
             self.coded[kind, layers[0]] = max(first, last)

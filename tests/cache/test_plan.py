@@ -260,7 +260,7 @@ def test_a_plan_that_is_cut_short_is_refused(
 
 
 def test_a_model_is_no_plan(model_kinds: dict[str, Path]) -> None:
-    with pytest.raises(MiniCacheError, match="is no plan; `minicache calibrate MODEL` makes one"):
+    with pytest.raises(MiniCacheError, match="is not a plan; `minicache calibrate MODEL` makes one"):
         MiniCache(plan=model_kinds["neighbours"])
 
 

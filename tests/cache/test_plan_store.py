@@ -114,7 +114,7 @@ def test_a_plan_that_ships_and_cannot_be_used_counts_as_none(places: Places) -> 
         ("damaged", "truncated|damaged|cannot|no plan"),
         ("foreign", "made for another model"),
         ("aligned", "is for study; name it to use it"),
-        ("model", "is no plan"),
+        ("model", "is not a plan"),
     ],
 )
 def test_a_plan_beside_the_model_that_cannot_be_used_is_skipped_with_a_warning(

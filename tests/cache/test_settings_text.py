@@ -1,13 +1,14 @@
 """Settings as text: one table of good and bad texts, through every way in that takes one.
 
-The native library has the one parser. Its C function, the SPEC of the commands, MiniCache.parse() and the environment
-variable LLAMA_MINICACHE must therefore agree on every text.
+The native library has the one parser. Its C function, MiniCache.parse(), Llama(minicache=...), the SPEC of the commands
+and the environment variable LLAMA_MINICACHE must therefore agree on every text.
 """
 
 from __future__ import annotations
 
 import locale
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from minicache_cpp import CacheSpec, KVReport, MiniCache, MiniCacheError
 from minicache_cpp.cache.context_report import read_report
 from minicache_cpp.native import binding
 from minicache_cpp.native.binding import llama_h
+from minicache_cpp.runtime.asked import given_spec
+from minicache_cpp.runtime.request import Given, resolve
 from oracle.model import Config
 from support import tiny_models
 from support.contexts import Context, Model
@@ -247,6 +250,32 @@ def test_a_bad_text_is_refused_everywhere_for_the_same_reason(text: str) -> None
     for parse in (MiniCache.parse, CacheSpec.parse):
         with pytest.raises(MiniCacheError) as caught:
             parse(text)
+        assert BAD[text] in str(caught.value)
+
+
+def asked_of_llama(model: Model, text: str) -> CacheSpec:
+    """What Llama(minicache=text) settles on."""
+    return resolve(model.path, Given(text), {}).spec
+
+
+def asked_of_a_command(text: str) -> CacheSpec | None:
+    """What `chat` and `serve` understand by --config text."""
+    return given_spec(Namespace(config=text, no_minicache=False))
+
+
+@pytest.mark.parametrize(("text", "settings"), [*GOOD.items(), *GOOD_WITH_TYPES.items()])
+def test_llama_and_the_commands_mean_the_same(model: Model, text: str, settings: dict[str, Any]) -> None:
+    expected = CacheSpec.of(MiniCache(**settings))
+    assert asked_of_llama(model, text) == expected
+    assert asked_of_a_command(text) == expected
+
+
+# Llama and the commands take "auto" for the model's own plan
+@pytest.mark.parametrize("text", [text for text in BAD if text != "auto"])
+def test_llama_and_the_commands_refuse_the_same(model: Model, text: str) -> None:
+    for ask in (lambda: asked_of_llama(model, text), lambda: asked_of_a_command(text)):
+        with pytest.raises(MiniCacheError) as caught:
+            ask()
         assert BAD[text] in str(caught.value)
 
 

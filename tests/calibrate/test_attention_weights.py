@@ -16,9 +16,9 @@ def inputs(rng: np.random.Generator, n_token: int = N) -> tuple[Floats, Floats, 
 
 
 def attended(q: Floats, k: Floats, v: Floats, k_far: Floats, v_far: Floats, window: int) -> Doubles:
-    """Attention of every token, which reads tokens `window` or more behind it from k_far and v_far."""
-    at = np.arange(N)
-    far = at[:, None] - at >= window
+    """Attention of every token, which reads what the window does not hold from k_far and v_far."""
+    at, first = np.arange(N), window // 16
+    far = (at[:, None] - at >= window - first) & (at >= first)
     out = np.zeros((N, N_HEAD, D))
     for head in range(N_HEAD):
         kv = head // (N_HEAD // N_KV)
@@ -29,7 +29,7 @@ def attended(q: Floats, k: Floats, v: Floats, k_far: Floats, v_far: Floats, wind
     return out
 
 
-@pytest.mark.parametrize("window", [0, 1, 8])
+@pytest.mark.parametrize("window", [0, 1, 8, 18])
 @pytest.mark.parametrize("kind", ["k", "v"])
 def test_small_errors_have_the_expected_effect(kind: str, window: int) -> None:
     rng = np.random.default_rng(3)
@@ -64,6 +64,16 @@ def test_tokens_count_as_they_are_read() -> None:
         # no query lies a window behind the last tokens: they all have the same small weight
         assert np.ptp(tokens[-4:], axis=0).max() == pytest.approx(0)
         assert tokens[-1].min() > 0
+
+
+def test_tokens_that_the_window_holds_for_good_do_not_count() -> None:
+    q, k, v = inputs(np.random.default_rng(6), 200)
+    k[:4] *= 3  # outliers, which every query reads
+    read = attention_weights(q, k, v, np.ones(N_HEAD), 64)
+    for tokens in (read.tokens_k, read.tokens_v):
+        assert (tokens[:4] == 0).all()
+        assert (tokens[4:] > 0).all()
+        np.testing.assert_allclose(tokens.mean(axis=0), 1)
 
 
 def test_some_queries_represent_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:

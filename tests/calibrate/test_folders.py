@@ -61,7 +61,7 @@ def test_what_needs_a_folder_says_so(models: dict[str, Path], text: Path) -> Non
                 assert "MINICACHE_CACHE_DIR" in str(llm.calibration.error)
 
 
-def test_a_full_disk_is_told_and_gets_its_room_back(
+def test_a_full_disk_is_reported_and_gets_its_room_back(
     models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path / "cache"))

@@ -42,7 +42,20 @@ def test_restored_tokens_are_read_beyond_the_window_only() -> None:
     changed = attention(q, k, v, other_k, other_v, 10)
     np.testing.assert_array_equal(changed[:10], exact[:10])
     assert (np.abs(changed[10:] - exact[10:]).max(axis=(1, 2)) > 1e-3).all()
-    # the last tokens alone are the end of the whole
+    # of a window of 32, the first two tokens and the latest 30
+    long = [np.concatenate([one, one]) for one in (q, k, v, other_k, other_v)]
+    q, k, v, other_k, other_v = long
+    exact, changed = attention(q, k, v, k, v, 32), attention(q, k, v, other_k, other_v, 32)
+    np.testing.assert_array_equal(changed[:32], exact[:32])
+    assert (np.abs(changed[32:] - exact[32:]).max(axis=(1, 2)) > 1e-3).all()
+    other_k[2:], other_v[2:] = k[2:], v[2:]
+    np.testing.assert_array_equal(attention(q, k, v, other_k, other_v, 32), exact)
+
+
+def test_the_last_tokens_are_the_end_of_the_whole() -> None:
+    rng = np.random.default_rng(5)
+    q, k, v, other_k, other_v = (rng.standard_normal((30, n, 8)).astype(np.float32) for n in (4, 2, 2, 2, 2))
+    changed = attention(q, k, v, other_k, other_v, 10)
     np.testing.assert_allclose(attention(q[-3:], k, v, other_k, other_v, 10), changed[-3:], atol=1e-6)
 
 
@@ -128,7 +141,7 @@ def test_restoring_keeps_lengths_and_is_close() -> None:
     )
 
 
-def test_a_model_whose_attention_differs_is_told_and_calibrated(
+def test_a_model_whose_attention_differs_is_reported_and_calibrated(
     models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ALiBi adds to the scores, which probes do not know."""

@@ -71,7 +71,7 @@ def test_the_loss_is_checked_at_the_context_it_is_for(
     assert f"in contexts of {found['checked_at']}," in table(found)
 
 
-def test_what_cannot_be_promised_is_told(
+def test_what_cannot_be_promised_is_reported(
     models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Held-out text on which every plan loses more than on the text that plans were chosen by."""

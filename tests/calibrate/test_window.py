@@ -38,7 +38,7 @@ def test_everything_is_measured_with_the_window(
     assert len(windows) >= 1 + 8 + 1  # the plan that probes start from, the probes, and the result
     plan = PlanFile.open(found["plan"]).plan
     assert (plan.window, plan.notes["window"], found["window"]) == (window, window, window)
-    assert ("latest 40 tokens are kept as q8_0" in table(found)) == bool(window)
+    assert ("the first 2 and the latest 38 tokens are kept as q8_0" in table(found)) == bool(window)
     with Llama(str(models["plain"]), n_ctx=2048, minicache=found["plan"], verbose=False) as llm:
         report = llm.kv_report()
     assert report.window == window

@@ -141,7 +141,7 @@ def test_without_a_plan_and_calibration_the_cache_is_q8_0(models: dict[str, Path
         (["{model}", "--config", "slerp:pairs=1-2;2-3"], "overlaps"),
         (["{model}", "--config", "slerp:start=5,strict=1"], "strict"),
         (["{model}", "--config", "{tmp}/none.gguf"], "none.gguf does not exist"),
-        (["{model}", "--config", "{model}"], "is no plan"),
+        (["{model}", "--config", "{model}"], "is not a plan"),
         (["{model}", "--prompt", "x", "--ctx", "256", "--json", "--system", "y" * 300], "tokens"),
         (["{broken}"], "chat template"),
     ],

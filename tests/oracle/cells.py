@@ -8,6 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 
+def window_slot(cell: int, window: int) -> int:
+    """The slot of a window that may hold a cell: the first cells have slots for good, the others share a ring."""
+    first = min(window // 16, 4)
+    return cell if cell < first else first + (cell - first) % (window - first)
+
+
 @dataclass(frozen=True)
 class Token:
     id: int

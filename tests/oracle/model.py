@@ -12,7 +12,7 @@ import numpy.typing as npt
 from support.tiny_models import Shape, TinyModel
 
 from .arithmetic import Merged, attend, merge, restore
-from .cells import Cells, Token, Ubatch, split
+from .cells import Cells, Token, Ubatch, split, window_slot
 from .code import Codec
 from .quant import is_quantized, round_magnitude, round_trip
 
@@ -34,7 +34,7 @@ class Config:
     groups: tuple[tuple[int, ...], ...] = ()
     t: float = 0.6
     retain: float = 0.0
-    window: int = 0  # how many of a stream's latest tokens are kept exactly
+    window: int = 0  # how many of a stream's first and latest tokens are kept exactly
     type_k: str = "f16"
     type_v: str = "f16"
     # layers outside groups that have cache types of their own: layer, type of K, type of V
@@ -302,7 +302,7 @@ class Oracle:
                 round_trip(np.stack([x[i] for x in vs]), pool_v),
             )
             if config.window:
-                slot = cell % config.window
+                slot = window_slot(cell, config.window)
                 group.slot_cell[stream, slot] = cell
                 group.pool[stream, slot, :n], group.pool[stream, slot, n:] = rows
             if not config.block:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .cells import Cells, Token
+from .cells import Cells, Token, window_slot
 from .model import CodedGroup, Group, Oracle
 
 Array = npt.NDArray[np.generic]
@@ -118,7 +118,7 @@ def slots_of(oracle: Oracle, cell: int) -> list[tuple[bool, int]]:
     """The slots that may hold a cell: its block's, then the window's; and whether it is the window's."""
     config = oracle.config
     found = [(not WINDOW_SLOT, config.window + cell // config.block)] if config.block else []
-    return found + ([(WINDOW_SLOT, cell % config.window)] if config.window else [])
+    return found + ([(WINDOW_SLOT, window_slot(cell, config.window))] if config.window else [])
 
 
 def saved_slots(oracle: Oracle, group: Group, stream: int, cells: list[int]) -> list[SavedSlot]:

@@ -147,7 +147,7 @@ def test_a_callback_sees_it_all_and_may_end_it(four_layers: Path) -> None:
     assert threading.get_ident() not in threads
 
 
-def test_what_cannot_be_calibrated_is_told(
+def test_what_cannot_be_calibrated_is_reported(
     four_layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundled, "calibration_files", lambda: [tmp_path / "none.txt"])

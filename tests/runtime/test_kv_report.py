@@ -86,7 +86,7 @@ def test_the_window_is_counted_once_whatever_the_context(path: str, pool: str, r
         )  # fmt: skip
         assert 0 <= report.fixed_bytes - report.bytes_window <= 32 * 20
         assert report.bytes == sum(layer.bytes for layer in report.layers) + report.fixed_bytes
-        assert "the last 50 tokens unmerged" in str(report)
+        assert "the first 3 and the latest 47 tokens unmerged" in str(report)
         assert json.loads(report.to_json())["bytes_window"] == report.bytes_window
     report = reports[0]
     assert (report.bytes_pool, report.bytes_index) == (before.bytes_pool, before.bytes_index)

@@ -184,7 +184,7 @@ def test_ctrl_c_before_the_server_answers(stubborn: Path, planned: Loaded) -> No
         (["{model}", "--host", "no.such.host.invalid"], "no server can listen there"),
         (["{model}", "--host", "server.sock"], "one address"),
         (["{model}", "--config", "q3"], "not a cache"),
-        (["{model}", "--config", "{model}"], "is no plan"),
+        (["{model}", "--config", "{model}"], "is not a plan"),
         (["{model}", "--config", "{plan}", "--ctx", "100000000"], "of memory is free"),
         (["{model}", "--ctx", "8000000", "--slots", "200"], "200 contexts of 8,000,000 tokens need"),
         (["{model}", "--save", "{tmp}/text.gguf"], "the folder cannot be made"),

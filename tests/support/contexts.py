@@ -35,7 +35,7 @@ class Model:
         handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if handle is None:
             raise ValueError(f"{path} cannot be loaded")
-        self.handle = handle
+        self.path, self.handle = path, handle
         self.n_layer = llama_cpp.llama_model_n_layer(handle)
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(handle))
 

@@ -5,6 +5,7 @@
 #include "minicache-cpu-code.h"
 #include "minicache-cpu-rows.h"
 #include "minicache-cpu.h"
+#include "minicache-window.h"
 #include "simd-mappings.h"
 
 #include <algorithm>
@@ -154,7 +155,7 @@ struct minicache_attn {
 
   private:
     int64_t slot(int64_t cell, int32_t state) const {
-        return state == GGML_MINICACHE_CELL_WINDOW ? cell % p.window : p.window + cell / p.block;
+        return state == GGML_MINICACHE_CELL_WINDOW ? minicache_window_slot(cell, p.window) : p.window + cell / p.block;
     }
 
     static const void * row(const ggml_tensor * x, int64_t stream, int64_t head_kv, int64_t i) {

@@ -1,5 +1,6 @@
 #include "ggml-cpu.h"
 #include "minicache-cpu.h"
+#include "minicache-window.h"
 
 // One thread decides which tokens the slots keep, in the order of the tokens, so that the outcome does not depend on the number
 // of threads. Then all threads write the rows of those tokens.
@@ -44,7 +45,7 @@ struct retain_op {
 
     int64_t cell(int64_t i) const { return rows[i] % p.n_cells; }
 
-    int64_t window_slot(int64_t i) const { return cell(i) % p.window; }
+    int64_t window_slot(int64_t i) const { return minicache_window_slot(cell(i), p.window); }
 
     int64_t block_slot(int64_t i) const { return p.window + cell(i) / p.block; }
 

@@ -6,6 +6,7 @@
 #include "ggml-minicache.h"
 #include "minicache-cuda-attn-schedule.h"
 #include "minicache-cuda-rows.cuh"
+#include "minicache-window.h"
 
 struct minicache_cuda_attn {
     minicache_attn_dims        dims;
@@ -80,7 +81,7 @@ struct minicache_cuda_attn {
     __device__ const float * freq() const { return (const float *) (codec + at.freq); }
 
     __device__ int slot(int32_t state, int cell) const {
-        return state == GGML_MINICACHE_CELL_WINDOW ? cell % p.window : p.window + cell / p.block;
+        return state == GGML_MINICACHE_CELL_WINDOW ? minicache_window_slot(cell, p.window) : p.window + cell / p.block;
     }
 
     __device__ const float * current(int s, int token) const {

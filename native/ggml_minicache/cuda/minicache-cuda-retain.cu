@@ -1,6 +1,7 @@
 #include "cpy-utils.cuh"
 #include "minicache-cuda-launch.cuh"
 #include "minicache-cuda.cuh"
+#include "minicache-window.h"
 
 // The retain op. The CPU offers the tokens to their slots one after the other. Here each token finds out for itself whether its
 // slot ends up with it: in a block's slot the most distant token stays, the first one of equally distant ones, if it is more
@@ -45,7 +46,7 @@ struct retain_args {
 
     __device__ int cell(int i) const { return cell_of[i]; }
 
-    __device__ int window_slot(int i) const { return cell(i) % p.window; }
+    __device__ int window_slot(int i) const { return minicache_window_slot(cell(i), p.window); }
 
     __device__ int block_slot(int i) const { return p.window + cell(i) / p.block; }
 
@@ -108,7 +109,7 @@ static __global__ void __launch_bounds__(THREADS) decide_kernel(const retain_arg
             continue;
         }
         const int cell = a.cell(j);
-        if (window && j > i && cell % a.p.window == at_window) {
+        if (window && j > i && minicache_window_slot(cell, a.p.window) == at_window) {
             window = false;
         }
         if (block && cell >= first && cell - first < a.p.block) {

@@ -119,7 +119,7 @@ struct minicache_unit_reader {
         minicache_unit_pairs<UPPER, LOWER>(upper, lower, pairs);
 
         // 0x6400 is 1024 in f16, where the last bit is worth 1, so a level is added to it by setting its bits
-        const half2 base   = __floats2half2_rn(1024.0f, 1024.0f);
+        const half2 bias   = __floats2half2_rn(1024.0f, 1024.0f);
         const float half_f = 0.5f * (float) ((1 << (UPPER + LOWER)) - 1);
         const half2 centre = __floats2half2_rn(half_f, half_f);
 #pragma unroll
@@ -127,7 +127,7 @@ struct minicache_unit_reader {
             const uint32_t bits = pairs[j] | 0x64006400u;
             half2          x;
             memcpy(&x, &bits, sizeof(x));
-            out[j] = __hsub2(__hsub2(x, base), centre);
+            out[j] = __hsub2(__hsub2(x, bias), centre);
         }
     }
 };

@@ -12,8 +12,7 @@
 // Whether a context gets our cache: what was requested, and why this model cannot have it.
 
 static std::string not_a_cache_type(ggml_type type) {
-    return std::string("cache type ") + ggml_type_name(type) +
-           " is not supported: use f16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1 or iq4_nl";
+    return std::string("cache type ") + ggml_type_name(type) + " is not supported: use " MINICACHE_CACHE_TYPES;
 }
 
 // the layers of this memory
@@ -81,13 +80,13 @@ static ggml_type fitting_pool_type(const llama_model & model, ggml_type wanted, 
 static void note_refusal(const std::string & reason) {
     minicache_set_error(reason);
     if (minicache_env_decides()) {
-        minicache_env_tell(reason);
+        minicache_env_report(reason);
     }
 }
 
 static void warn(const std::string & message) {
     if (minicache_env_decides()) {
-        minicache_env_tell(message);
+        minicache_env_report(message);
     } else {
         LLAMA_LOG_WARN("minicache: %s\n", message.c_str());
     }
@@ -100,7 +99,7 @@ static bool is_for_another(const minicache_settings & settings, const llama_mode
     }
     const std::string reason = minicache_why_not_plan(*settings.plan, model);
     if (!reason.empty() && !model.hparams.no_alloc) {  // it will be said when the weights are there
-        minicache_env_tell(reason + "; this model's cache is a plain one");
+        minicache_env_report(reason + "; this model's cache is a plain one");
     }
     return !reason.empty();
 }
@@ -147,14 +146,14 @@ llama_kv_cache_minicache * llama_kv_cache_minicache::create(const llama_model & 
         const minicache_grouping grouping    = minicache_make_grouping(model, cparams, cparams.offload_kqv, *settings, kept);
         const bool               merges_none = grouping.groups.empty() && !(settings->plan && settings->plan->groups.empty());
         if (merges_none && !settings->observe && settings->mode != LLAMA_MINICACHE_MODE_PLAIN) {
-            warn("no two layers of this model can be merged, its cache is a plain one");
+            warn("no two layers of this model can be merged, so its cache is a plain one");
         }
         auto kv = std::unique_ptr<llama_kv_cache_minicache>(
             new llama_kv_cache_minicache(model, params, cparams, kept, *settings, grouping));
         kv->add_readers(reuse, filter);
         const bool is_asked_for = !merges_none || settings->mode == LLAMA_MINICACHE_MODE_PLAIN;
         if (minicache_env_decides() && !model.hparams.no_alloc && is_asked_for) {
-            minicache_env_tell(minicache_describe_saving(model, *kv));
+            minicache_env_report(minicache_describe_saving(model, *kv));
         }
         return kv.release();
     } catch (const std::bad_alloc &) {

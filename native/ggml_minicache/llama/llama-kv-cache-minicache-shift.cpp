@@ -88,8 +88,8 @@ class llm_graph_input_k_shift_minicache : public llm_graph_input_i {
     const llama_kv_cache_minicache * kv;
 };
 
-// The factor of RoPE's result that leaves the length of K as it is. With YaRN, RoPE lengthens K, which it has done when the token
-// came in; llama.cpp's own shift does it again.
+// The factor of RoPE's result that leaves the length of K as it is. With YaRN, RoPE also lengthens K. That happened when the token was
+// stored, so a shift must not repeat it, as llama.cpp's own does.
 static float unscaled(const llama_cparams & cparams, float freq_scale) {
     return cparams.yarn_ext_factor == 0.0f ? 1.0f : 1.0f / (1.0f + 0.1f * std::log(1.0f / freq_scale));
 }

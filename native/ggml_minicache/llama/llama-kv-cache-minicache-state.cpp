@@ -4,6 +4,7 @@
 #include "llama-minicache-error.h"
 #include "llama-minicache-io.h"
 #include "minicache-hash.h"
+#include "minicache-window.h"
 
 #include <algorithm>
 #include <stdexcept>
@@ -28,7 +29,7 @@ struct state_header {
 
     uint64_t model  = 0;  // its fingerprint; 0 where it was loaded without its weights
     uint64_t groups = 0;  // hash of the layer numbers
-    uint64_t basis  = 0;  // the plan's hash, which covers basis matrices and codecs; 0 without a plan
+    uint64_t plan   = 0;  // the plan's hash, which covers basis matrices and codecs; 0 without a plan
     uint64_t plain  = 0;  // hash of the types of the layers that are not merged
 
     uint64_t payload_size = 0;
@@ -61,7 +62,7 @@ static state_header header_of(const llama_kv_cache_minicache & kv) {
     h.n_group   = kv.get_groups().size();
     h.model     = kv.get_model_hash();
     h.groups    = minicache_hash(layers.data(), layers.size() * sizeof(int32_t));
-    h.basis     = kv.get_plan_hash();
+    h.plan      = kv.get_plan_hash();
     h.plain     = minicache_hash(plain.data(), plain.size() * sizeof(int32_t));
     h.n_stream  = kv.get_n_stream();
     h.mode      = kv.get_mode();
@@ -101,7 +102,7 @@ static std::string difference(const state_header & saved, const state_header & o
     if (saved.block + saved.window > 0 && saved.pool_type != own.pool_type) {
         return format("pool type %s, here %s", type_name(saved.pool_type), type_name(own.pool_type));
     }
-    if (saved.basis != own.basis) {
+    if (saved.plan != own.plan) {
         return "another plan";
     }
     if (saved.n_stream != own.n_stream) {
@@ -181,12 +182,7 @@ std::vector<uint8_t> llama_kv_cache_minicache::read_checked(llama_io_read_i & io
     std::vector<uint32_t> cell_counts(n_stream);
     io.read(cell_counts.data(), cell_counts.size() * sizeof(uint32_t));
 
-    // a damaged length must not be allocated: no state is much larger than the cache
-    if (header.payload_size > 2 * total_size() + ((size_t) 1 << 30)) {
-        throw std::runtime_error("the saved state is damaged: its length makes no sense");
-    }
-    std::vector<uint8_t> payload(header.payload_size);
-    io.read(payload.data(), payload.size());
+    std::vector<uint8_t> payload = minicache_read_payload(io, header.payload_size, total_size());
 
     if (hash_of(header, cell_counts, payload) != header.hash) {
         throw std::runtime_error("the saved state is damaged: its checksum differs");
@@ -229,7 +225,7 @@ struct cell_slots {
 };
 
 static cell_slots slots_of(uint32_t cell, int32_t window, int32_t block) {
-    return { { block > 0 ? window + (int64_t) (cell / block) : -1, window > 0 ? (int64_t) (cell % window) : -1 } };
+    return { { block > 0 ? window + (int64_t) (cell / block) : -1, window > 0 ? minicache_window_slot(cell, window) : -1 } };
 }
 
 void llama_kv_cache_minicache::write_retained(

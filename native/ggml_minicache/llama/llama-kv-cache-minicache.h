@@ -18,8 +18,8 @@
 // one type for all of them, so they are allocated here (llama-kv-cache-minicache-plain.cpp). In main memory they attend by our
 // kernels.
 //
-// llama-kv-cache-minicache.cpp creates the cache and sets the graph's inputs, -memory.cpp allocates the groups, -plain.cpp has
-// the layers that are not merged, -shift.cpp stream copies and position shifts, and -state.cpp saved states.
+// llama-kv-cache-minicache-create.cpp decides whether a context gets this cache, llama-kv-cache-minicache.cpp constructs it and sets
+// the graph's inputs, -memory.cpp allocates the groups, -plain.cpp has the layers that are not merged, -shift.cpp stream copies and position shifts, and -state.cpp saved states.
 
 #include "llama-kv-cache.h"
 #include "llama-minicache-groups.h"

@@ -108,12 +108,7 @@ std::vector<uint8_t> minicache_read_framed(
     if (frame.configuration != configuration_of(parts)) {
         throw std::runtime_error("the saved state is of another model, or of other types of sliding windows");
     }
-    // a damaged length must not be allocated: no state is much larger than the memory
-    if (frame.payload_size > 2 * bytes + ((size_t) 1 << 30)) {
-        throw std::runtime_error("the saved state is damaged: its length makes no sense");
-    }
-    std::vector<uint8_t> payload(frame.payload_size);
-    io.read(payload.data(), payload.size());
+    std::vector<uint8_t> payload = minicache_read_payload(io, frame.payload_size, bytes);
     if (hash_of(frame, payload) != frame.hash) {
         throw std::runtime_error("the saved state is damaged: its checksum differs");
     }

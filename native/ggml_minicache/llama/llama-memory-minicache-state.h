@@ -71,8 +71,12 @@ class minicache_whole_states : public Memory {
     }
 
   protected:
-    // The same for the part that comes first and is, or holds, our cache.
-    virtual void check_first(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const = 0;
+    // The same for the part that comes first: our cache, unless only the other parts are saved.
+    virtual void check_first(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
+        if (!(flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)) {
+            static_cast<const llama_kv_cache_minicache &>(*parts().grows).check_state(io, seq_id);
+        }
+    }
 
   private:
     minicache_memory_parts parts() const { return minicache_parts_of(const_cast<minicache_whole_states *>(this)); }

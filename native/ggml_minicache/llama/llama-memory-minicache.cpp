@@ -35,13 +35,6 @@ class llama_kv_cache_iswa_minicache : public minicache_whole_states<llama_kv_cac
             [&](int32_t il) { return model.hparams.is_swa(il) && (!filter || filter(il)); }, reuse, nullptr) {
         kv_base = std::move(kv);
     }
-
-  protected:
-    void check_first(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const override {
-        if (!(flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)) {
-            static_cast<const llama_kv_cache_minicache &>(*kv_base).check_state(io, seq_id);
-        }
-    }
 };
 
 class llama_memory_hybrid_minicache : public minicache_whole_states<llama_memory_hybrid> {
@@ -52,13 +45,6 @@ class llama_memory_hybrid_minicache : public minicache_whole_states<llama_memory
             /*n_swa =*/0, LLAMA_SWA_TYPE_NONE, GGML_TYPE_F32, GGML_TYPE_F32, std::max((uint32_t) 1, cparams.n_seq_max),
             cparams.n_seq_max, cparams.n_rs_seq, cparams.offload_kqv, cparams.kv_unified, no_layer, filter_recr) {
         mem_attn = std::move(kv);
-    }
-
-  protected:
-    void check_first(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const override {
-        if (!(flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)) {
-            static_cast<const llama_kv_cache_minicache &>(*mem_attn).check_state(io, seq_id);
-        }
     }
 };
 

@@ -26,12 +26,12 @@ std::optional<minicache_settings> minicache_env_settings() {
 
 bool minicache_env_decides() { return minicache_used() == LLAMA_MINICACHE_USE_ENV; }
 
-void minicache_env_tell(const std::string & message) {
+void minicache_env_report(const std::string & message) {
     static std::mutex            mutex;
-    static std::set<std::string> told;
+    static std::set<std::string> reported;
 
     const std::lock_guard<std::mutex> lock(mutex);
-    if (told.insert(message).second) {
+    if (reported.insert(message).second) {
         const bool has_prefix = message.compare(0, PREFIX.size(), PREFIX) == 0;
         fprintf(stderr, "%s%s\n", has_prefix ? "" : PREFIX.c_str(), message.c_str());
         fflush(stderr);

@@ -17,4 +17,4 @@ std::optional<minicache_settings> minicache_env_settings();
 bool minicache_env_decides();
 
 // Prints "LLAMA_MINICACHE: message" on stderr, each message once in the life of the process: programs make several contexts.
-void minicache_env_tell(const std::string & message);
+void minicache_env_report(const std::string & message);

@@ -8,7 +8,7 @@
 
 // Which model a plan was made for.
 
-static const int64_t FINGERPRINT_FLOATS = 256;  // of each norm; a whole model of them is read in no time
+static const int64_t FINGERPRINT_FLOATS = 256;  // of each norm: reading those of all norms takes next to no time
 
 static uint64_t hash_norm(const llama_model & model, const std::string & name, uint64_t h) {
     const ggml_tensor * x = model.get_tensor(name.c_str());

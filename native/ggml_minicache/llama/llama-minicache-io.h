@@ -55,3 +55,15 @@ class llama_io_read_vector : public llama_io_read_i {
     const std::vector<uint8_t> & data;
     size_t                       pos = 0;
 };
+
+// The payload of a saved state. Throws std::runtime_error where its length is a damaged one, which must not be allocated: no state is
+// much larger than the memory that it is of.
+//   bytes: of that memory
+inline std::vector<uint8_t> minicache_read_payload(llama_io_read_i & io, uint64_t length, size_t bytes) {
+    if (length > 2 * bytes + ((size_t) 1 << 30)) {
+        throw std::runtime_error("the saved state is damaged: its length makes no sense");
+    }
+    std::vector<uint8_t> payload(length);
+    io.read(payload.data(), payload.size());
+    return payload;
+}

@@ -24,7 +24,7 @@ minicache_plan_reader::minicache_plan_reader(const std::string & path) : path(pa
     // before GGUF's reader, which would complain in the log
     char magic[4] = {};
     check(fread(magic, sizeof(magic), 1, stream.get()) == 1 && memcmp(magic, GGUF_MAGIC, sizeof(magic)) == 0,
-        path + " is no plan; `minicache calibrate MODEL` makes one");
+        path + " is not a plan; `minicache calibrate MODEL` makes one");
     check(fseek(stream.get(), 0, SEEK_END) == 0, "the plan " + path + " cannot be read: " + strerror(errno));
     n_bytes = (size_t) ftell(stream.get());
     rewind(stream.get());
@@ -35,7 +35,7 @@ minicache_plan_reader::minicache_plan_reader(const std::string & path) : path(pa
     check_that((bool) file, "its header cannot be read");
 
     check(has("general.type") && text("general.type") == "minicache-plan",
-        path + " is no plan; `minicache calibrate MODEL` makes one");
+        path + " is not a plan; `minicache calibrate MODEL` makes one");
     check(u32("minicache.version") == PLAN_VERSION, path + " is a plan of another version; " + MAKE_IT_ANEW);
 }
 
@@ -93,14 +93,9 @@ std::vector<int32_t> minicache_plan_reader::ints(const std::string & name) const
 }
 
 ggml_type minicache_plan_reader::cache_type(const std::string & name) const {
-    const std::string wanted = text(name);
-    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
-        const char * known = ggml_type_name((ggml_type) i);
-        if (known && wanted == known && minicache_is_cache_type((ggml_type) i)) {
-            return (ggml_type) i;
-        }
-    }
-    throw std::invalid_argument(damaged(name + " is " + wanted + ", which is no cache type"));
+    const std::optional<ggml_type> type = minicache_cache_type_named(text(name));
+    check_that(type.has_value(), name + " is " + text(name) + ", which is no cache type");
+    return *type;
 }
 
 //

@@ -44,6 +44,16 @@ bool minicache_is_cache_type(ggml_type type) {
     }
 }
 
+std::optional<ggml_type> minicache_cache_type_named(const std::string & name) {
+    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
+        const char * known = ggml_type_name((ggml_type) i);
+        if (known && name == known && minicache_is_cache_type((ggml_type) i)) {
+            return (ggml_type) i;
+        }
+    }
+    return std::nullopt;
+}
+
 static void check_settings(const minicache_settings & s) {
     // written so that NaN fails
     check(s.t >= 0.0f && s.t <= 1.0f, "t = " + text_of(s.t) + " is out of range: it must be from 0 to 1");

@@ -10,7 +10,12 @@
 #include <vector>
 
 // the types that K and V may have
+#define MINICACHE_CACHE_TYPES "f16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1 or iq4_nl"
+
 bool minicache_is_cache_type(ggml_type type);
+
+// the cache type of this name; nothing where there is none
+std::optional<ggml_type> minicache_cache_type_named(const std::string & name);
 
 // The types of the first, or of the last, layers whose cache grows with the context.
 struct minicache_edge {

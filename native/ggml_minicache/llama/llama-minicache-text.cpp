@@ -140,15 +140,9 @@ static int32_t whole_number_of(const std::string & key, const std::string & valu
 }
 
 static ggml_type cache_type_of(const std::string & key, const std::string & value) {
-    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
-        const auto   type = (ggml_type) i;
-        const char * name = ggml_type_name(type);
-        if (name && value == name && minicache_is_cache_type(type)) {
-            return type;
-        }
-    }
-    throw std::invalid_argument(
-        key + "=" + value + " is not a cache type: it must be f16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1 or iq4_nl");
+    const std::optional<ggml_type> type = minicache_cache_type_named(value);
+    check(type.has_value(), key + "=" + value + " is not a cache type: it must be " MINICACHE_CACHE_TYPES);
+    return *type;
 }
 
 static ggml_type pool_type_of(const std::string & value) {

@@ -6,6 +6,7 @@
 #include "llama-minicache-settings.h"
 #include "llama-minicache-rope.h"
 #include "llama-model.h"
+#include "minicache-window.h"
 
 #include <algorithm>
 #include <cstring>
@@ -98,6 +99,8 @@ int32_t llama_minicache_start_layer(float start, int32_t n_layer) { return minic
 
 int32_t llama_minicache_retain_block(float retain) { return minicache_retain_block(retain); }
 
+int32_t llama_minicache_window_first(int32_t window) { return minicache_window_first(window); }
+
 bool llama_minicache_fingerprint(const llama_model * model, char * buffer) {
     return minicache_guarded([&] {
         if (!model || !buffer) {
@@ -108,10 +111,10 @@ bool llama_minicache_fingerprint(const llama_model * model, char * buffer) {
     });
 }
 
-bool llama_minicache_get_rope(const llama_context * ctx, int32_t il, int32_t * kind, int32_t * n_rot, double * freq) {
+bool llama_minicache_get_rope(const llama_context * ctx, int32_t il, int32_t * kind, int32_t * n_pair, double * freq) {
     return minicache_guarded([&] {
-        if (!ctx || !kind || !n_rot || !freq) {
-            throw std::invalid_argument("ctx, kind, n_rot and freq must not be NULL");
+        if (!ctx || !kind || !n_pair || !freq) {
+            throw std::invalid_argument("ctx, kind, n_pair and freq must not be NULL");
         }
         const llama_model & model   = *llama_get_model(ctx);
         const std::string   unknown = minicache_rope_why_not(model);
@@ -126,8 +129,8 @@ bool llama_minicache_get_rope(const llama_context * ctx, int32_t il, int32_t * k
         }
         const minicache_rope_turn turn = minicache_rope_of(model, ctx->get_cparams(), il);
 
-        *kind  = turn.kind;
-        *n_rot = turn.n_rot;
+        *kind   = turn.kind;
+        *n_pair = (int32_t) turn.freq.size();
         std::copy(turn.freq.begin(), turn.freq.end(), freq);
     });
 }

@@ -135,6 +135,9 @@ LLAMA_API int32_t llama_minicache_start_layer(float start, int32_t n_layer);
 // How many consecutive cells share one retained token, round(1/retain); 0 if none is retained.
 LLAMA_API int32_t llama_minicache_retain_block(float retain);
 
+// How many of a window's tokens are the first of their stream, which stay in it; the others are the latest.
+LLAMA_API int32_t llama_minicache_window_first(int32_t window);
+
 // The model's fingerprint, 16 hexadecimal digits, which identifies the model that a plan belongs to.
 // `buffer` has room for 17 characters.
 LLAMA_API bool llama_minicache_fingerprint(const struct llama_model * model, char * buffer);
@@ -306,10 +309,11 @@ LLAMA_API bool llama_minicache_get_report(struct llama_context * ctx, struct lla
 LLAMA_API bool llama_minicache_get_layer_report(
     struct llama_context * ctx, int32_t il, struct llama_minicache_layer_report * report);
 
-// How RoPE turns the K of a layer: `kind` 0 not at all, 1 neighbours (2i, 2i + 1), 2 halves (i, i + n_rot/2); by
-// position*freq[i] radians. `freq` has room for head size/2 numbers. False where it turns them in another way.
+// How RoPE turns the K of a layer: `n_pair` pairs of numbers, of which `kind` says which they are: 0 none, 1 neighbours (2i, 2i + 1),
+// 2 halves (i, i + n_pair); by position*freq[i] radians. `freq` has room for head size/2 numbers. False where it turns them in another
+// way.
 LLAMA_API bool llama_minicache_get_rope(
-    const struct llama_context * ctx, int32_t il, int32_t * kind, int32_t * n_rot, double * freq);
+    const struct llama_context * ctx, int32_t il, int32_t * kind, int32_t * n_pair, double * freq);
 
 // Sizes of the blocks in which llama.cpp rotates quantized K and V with a Hadamard matrix; 0 where it does not.
 LLAMA_API void llama_minicache_rotation(int32_t head_size_k, int32_t head_size_v, int32_t * n_k, int32_t * n_v);

@@ -34,9 +34,9 @@ enum ggml_minicache_cell {
     GGML_MINICACHE_CELL_WINDOW   = -4,
 };
 
-// A group's slots are I32 [2, window + n_slot + GGML_MINICACHE_SLOT_STATS, n_stream]. The first `window` slots are a ring that
-// holds the latest tokens: slot i serves the cells whose number is i modulo the window. Of the slots behind them, number i
-// serves the cells [i*block, (i + 1)*block). Each slot is { cell + 1, or 0 if it is free; the token's distance as f32 bits }.
+// A group's slots are I32 [2, window + n_slot + GGML_MINICACHE_SLOT_STATS, n_stream]. The first `window` slots hold the
+// first tokens of the stream, which every later one reads, and the latest ones: see minicache-window.h. Of the slots behind them, number
+// i serves the cells [i*block, (i + 1)*block). Each slot is { cell + 1, or 0 if it is free; the token's distance as f32 bits }.
 // Pools have a row for each slot and layer. The rows behind the slots are running statistics: { mean distance of K, of V } as
 // f32 bits, then { tokens merged, 0 }.
 #define GGML_MINICACHE_SLOT_STATS 2
@@ -64,7 +64,7 @@ struct ggml_minicache_attn_params {
     int32_t side;
     int32_t block;      // cells per slot, 0 without a pool
     int32_t reference;  // 1: the scalar reference kernel
-    int32_t window;     // latest tokens that are kept unmerged, 0 for none
+    int32_t window;     // first and latest tokens that are kept unmerged, 0 for none
 };
 
 // Attention of one layer of a group over merged, retained and current entries under one softmax:
@@ -111,7 +111,7 @@ struct ggml_minicache_retain_params {
     int32_t block;     // cells per slot; 0: there is no pool, and only the statistics are kept
     int64_t n_cells;   // cells of a stream in the whole cache
     int32_t stream_0;  // the first stream of `cells`
-    int32_t window;    // latest tokens that are kept unmerged, 0 for none
+    int32_t window;    // first and latest tokens that are kept unmerged, 0 for none
 };
 
 // Offers the current tokens to the group's slots, in place. A slot keeps the most distant token of its block (by the mean over

@@ -96,5 +96,7 @@ class GroupFormat:
         """The bytes of the codec. In a plan file it has no frequencies of RoPE, and n_rot is 0."""
         heads, n = self.n_head_kv, self.n_layer
         words = heads * (4 * n + n * self.d_k + self.layout_k.size + n * self.d_v + self.layout_v.size)
+        # as minicache_turn_pairs_of() in minicache-code.h counts them
+        n_pair = n_rot // 2
         halves = heads * n * (self.d_k * self.layout_k.size + self.d_v * self.layout_v.size)
-        return 4 * (n_rot // 2) + 4 * words + 2 * halves
+        return 4 * n_pair + 4 * words + 2 * halves

@@ -128,6 +128,11 @@ def retain_block(retain: float) -> int:
     return int(lib.llama_minicache_retain_block(retain))
 
 
+def window_first(window: int) -> int:
+    """How many of a window's tokens are the first of their stream, which stay in it; the others are the latest."""
+    return int(lib.llama_minicache_window_first(window))
+
+
 def single_precision(value: float) -> float:
     """The shortest decimal number that rounds to this one in single precision."""
     return float(str(np.float32(value)))

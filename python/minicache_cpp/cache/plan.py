@@ -46,7 +46,7 @@ class Plan:
     retain: float = 0.0
     # the type of those tokens, and of the tokens in the window
     pool_type: str = "f16"
-    # how many of the latest tokens of each stream the layers of a group keep unmerged
+    # how many tokens of each stream, the first and the latest ones, the layers of a group keep unmerged
     window: int = 0
     groups: tuple[GroupFormat, ...] = ()
     # "code", or "aligned": SLERP after a change of basis

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from ..host.units import mib
+from .native_settings import window_first
 
 GROWING = ("plain", "merged", "refused")  # the kinds of layers whose cache grows with the context
 NO_SHIFT = "positions cannot be shifted, because the basis matrices are applied after RoPE"
@@ -64,7 +65,7 @@ class KVReport:
     bytes_magnitudes: int
     # retained tokens
     bytes_pool: int
-    # the latest tokens, which stay unmerged, and their index
+    # the first and the latest tokens, which stay unmerged, and their index
     bytes_window: int
     bytes_index: int
     # what codes are made and read with, or basis matrices
@@ -99,7 +100,7 @@ class KVReport:
     # retained tokens held now, over all groups and streams
     retained: int
     retained_max: int
-    # how many of the latest tokens of each stream stay unmerged
+    # how many of the first and the latest tokens of each stream stay unmerged
     window: int
     # the layers that share storage
     groups: list[tuple[int, ...]]
@@ -133,6 +134,13 @@ class KVReport:
         return "\n".join([*lines, *(f"layer {number} is not merged: {reason}" for number, reason in refused)])
 
 
+def held_tokens(window: int) -> str:
+    """Which tokens of a stream a window of so many holds."""
+    first = window_first(window)
+    latest = f"the latest {window - first} tokens"
+    return f"the first {first} and {latest}" if first else latest
+
+
 def types_name(type_k: str, type_v: str) -> str:
     """The types of K and V, as tables name them."""
     return type_k if type_k == type_v else f"{type_k}/{type_v}"
@@ -151,7 +159,7 @@ def _kept(report: KVReport) -> list[str]:
         retained = (
             f"one token in {round(1 / report.retain)} retained" if report.retain else "no token retained"
         )
-        exact = f", the last {report.window} tokens unmerged" if report.window else ""
+        exact = f", {held_tokens(report.window)} unmerged" if report.window else ""
         lines.append(f"merged layers {groups}; {_mode(report)}, {retained}{exact}")
         if report.mode == "aligned" and not report.can_shift:
             lines.append(NO_SHIFT)

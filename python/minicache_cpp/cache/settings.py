@@ -46,7 +46,8 @@ class MiniCache:
     retain: the fraction of tokens, in [0, 1], that both layers keep unmerged; by default 0.05, or 0 for averages.
     type_k, type_v: cache types of the directions and of the layers that are not merged.
     pool_type: type of the retained tokens and of the window: "f16", "q8_0", or "cache" for the cache types.
-    window: how many of the latest tokens of each stream both layers keep unmerged, 0 to 65536; the paper has none.
+    window: how many tokens of each stream both layers keep unmerged, 0 to 65536: the first ones (min(4, window/16))
+        and the latest; the paper has none.
     plan: the path of a plan, which `minicache calibrate` makes for a model, or a PlanFile that has been opened. It
         keeps groups of 1 to 4 neighbouring layers as shared codes, and decides everything above.
     strict: raise, rather than warn, where no pair (or not every explicit pair) can be merged.
@@ -65,7 +66,7 @@ class MiniCache:
 
     start: float | int = 0.5
     pairs: Iterable[tuple[int, int]] | None = None
-    t: float = 0.6
+    t: float = DEFAULT_T
     retain: float = None  # type: ignore[assignment]  # a number from __post_init__ on
     type_k: str = "f16"
     type_v: str = "f16"

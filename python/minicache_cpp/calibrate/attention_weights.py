@@ -3,7 +3,7 @@
 Attention computes o_i = Σ_j p_ij v_j. An error δv_j of v_j changes o_i by p_ij δv_j. An error δk_j of k_j changes the
 score by s q_i·δk_j, and so o_i by p_ij (s q_i·δk_j)(v_j - o_i), to first order. With errors of different tokens taken
 as independent, the squared error of the layer's output is the sum of these squares over i, times the gain g of the
-output matrix. Only tokens that the cache restores count: those that lie at least a window behind the query.
+output matrix. Only tokens that the cache restores count: those that the window does not hold.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..cache.native_settings import window_first
+from .attention import read_from_codes
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -45,7 +48,8 @@ def attention_weights(q: Floats, k: Floats, v: Floats, gain: Doubles, window: in
     at = np.arange(n)
     asked = at[:: max(1, n // MOST_QUERIES)]
     seen = asked[:, None] >= at
-    coded = asked[:, None] - at >= max(1, min(window, n // 2))
+    window = min(window, n // 2)
+    coded = read_from_codes(asked[:, None] - at, window)
     count = coded.sum(axis=0)
     weight_k, weight_v = np.zeros((n_kv, d)), np.zeros(n_kv)
     read_k, read_v = np.zeros((n, n_kv)), np.zeros((n, n_kv))
@@ -66,14 +70,17 @@ def attention_weights(q: Floats, k: Floats, v: Floats, gain: Doubles, window: in
         of_v = squares.sum(axis=0) * length_v
         weight_v[kv] += of_v.sum(dtype=np.float64) / len(asked)
         read_v[:, kv] += of_v
-    return AttentionWeights(weight_k, weight_v, _by_token(read_k, count), _by_token(read_v, count))
+    # the window's first tokens are never read from their codes, whatever comes after this text
+    held = window_first(window)
+    return AttentionWeights(weight_k, weight_v, *(_by_token(read, count, held) for read in (read_k, read_v)))
 
 
-def _by_token(read: Doubles, count: NDArray[np.int64]) -> Doubles:
-    """Divides the sums by the number of queries and normalises the result to mean 1.
+def _by_token(read: Doubles, count: NDArray[np.int64], held: int) -> Doubles:
+    """Divides the sums by the number of queries and normalises the result to mean 1; the first `held` tokens get 0.
 
     Where the queries are few, the quotients are shrunk towards the overall mean.
     """
     mean = np.maximum(read.sum(axis=0) / max(1, count.sum()), 1e-30)
     tokens = (read + PRIOR * mean) / (count[:, None] + PRIOR)
+    tokens[:held] = 0
     return np.asarray(tokens / tokens.mean(axis=0))

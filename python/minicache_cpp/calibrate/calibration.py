@@ -58,7 +58,7 @@ class Job:
     file: GGUFFile
     shape: ModelShape
     options: Options
-    # tells how far the calibration is
+    # reports the progress
     phases: Phases
     # prints a line that stays
     note: Callable[[str], None]
@@ -125,7 +125,7 @@ def calibrate(
     check_output(output, file)
     with contextlib.closing(progress):
         progress(0, "text")
-        material = read_text(file, shape, options)
+        material = material_of(file, shape, options)
         n_layer = sum(layer.grows for layer in shape.layers)
         phases = phases_of(progress, material, options, n_layer)
         job = Job(file, shape, options, phases, progress.note)
@@ -165,8 +165,8 @@ def calibrate_model(
     return calibrate(path, chosen, Path(output) if output is not None else None, progress)
 
 
-def read_text(file: GGUFFile, shape: ModelShape, options: Options) -> Material:
-    """The chunks to fit to, to measure on and to check with."""
+def material_of(file: GGUFFile, shape: ModelShape, options: Options) -> Material:
+    """The chunks of text to fit to, to measure on and to check with."""
     paths: Sequence[Path] = options.texts or bundled.calibration_files()
     names = ", ".join(path.name for path in options.texts) or "the package's own text"
     with Vocabulary(file.path) as vocabulary:

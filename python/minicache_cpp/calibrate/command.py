@@ -109,7 +109,7 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
         "--window",
         type=int,
         metavar="W",
-        help="keep the latest W tokens of each stream uncoded "
+        help="keep W tokens of each stream uncoded: the first four (of smaller windows, W/16), and the latest "
         f"(default {DEFAULT_WINDOW}; with --mode aligned 0)",
     )
     group.add_argument(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..cache.settings import F16, CacheSpec
-from ..host.files import replacing
+from ..host.files import read_json, write_json
 from ..reading.divergence import Floats, Reference, kl_divergence, log_probabilities
 from ..reading.model import NativeModel
 from .material import Chunk
@@ -31,7 +30,7 @@ class Measured:
 
     @property
     def kl_most(self) -> float:
-        """What kl is at most, as far as its error tells."""
+        """kl plus its standard error."""
         return self.kl + self.kl_error
 
 
@@ -55,7 +54,7 @@ class Meter:
         self.same = {kind: next(one for one in chunks if chunks[one] == chunks[kind]) for kind in chunks}
         self.on_run = on_run
         self.references: dict[str, list[Reference]] = {}
-        self.known: dict[str, list[float]] = json.loads(memory.read_text()) if memory.exists() else {}
+        self.known: dict[str, list[float]] = read_json(memory, {})
 
     def __enter__(self) -> Meter:
         return self
@@ -84,7 +83,7 @@ class Meter:
                 same += (reference.argmax(axis=1) == rows.argmax(axis=1)).tolist()
             mean = float(np.mean(np.concatenate([np.array(one) for one in kl])))
             self.known[key] = [mean, float(np.mean(same)), standard_error(kl)]
-            self._save()
+            write_json(self.memory, self.known)
         return Measured(*self.known[key])
 
     def _references(self, kind: str) -> list[Reference]:
@@ -107,10 +106,6 @@ class Meter:
         with ParallelContext(self.model, spec, self.chunks[kind], self.threads) as context:
             for numbers, at, logits in context.read(lambda share: self.on_run(name, share)):
                 yield numbers, at, log_probabilities(logits)
-
-    def _save(self) -> None:
-        with replacing(self.memory) as unfinished:
-            unfinished.write_text(json.dumps(self.known))
 
 
 def standard_error(texts: Sequence[Sequence[float]]) -> float:

@@ -75,12 +75,12 @@ class Observed:
     def rope(self, number: int) -> Rope | None:
         """How RoPE turns the K of a layer; None where Rope cannot express it, as with M-RoPE."""
         ffi = binding.ffi
-        kind, n_rot = ffi.new("int32_t *"), ffi.new("int32_t *")
+        kind, n_pair = ffi.new("int32_t *"), ffi.new("int32_t *")
         freq = ffi.new("double[]", MOST_FREQUENCIES)
         pointer = binding.context_pointer(self.ctx)
-        if not binding.lib.llama_minicache_get_rope(pointer, number, kind, n_rot, freq):
+        if not binding.lib.llama_minicache_get_rope(pointer, number, kind, n_pair, freq):
             return None
-        return Rope(ROPES[kind[0]], tuple(freq[0 : n_rot[0] // 2]))
+        return Rope(ROPES[kind[0]], tuple(freq[0 : n_pair[0]]))
 
     def read(self, tokens: Iterable[BatchToken], wanted: Collection[str] = ()) -> None:
         """Reads tokens in one step; afterwards `seen` has the tensors of the kinds that are wanted.
@@ -96,8 +96,7 @@ class Observed:
         if self.failure:
             failure, self.failure = self.failure, None
             raise failure
-        if status:
-            raise MiniCacheError(f"llama_decode failed with {status} at position {batch.pos[0]}")
+        self.batch.refuse_failure(status)
 
     def logits(self, n_row: int, n_vocab: int) -> Floats:
         """The logits after the wanted tokens of the last step: llama.cpp's memory, which lasts until the next one."""

@@ -37,7 +37,7 @@ class Options:
     n_ctx: int = 0
     # K is coded relative to multiples of this position; 0: as it is after RoPE
     rope_block: int = DEFAULT_BLOCK
-    # the latest tokens of each stream, which are kept uncoded
+    # the first and the latest tokens of each stream, which are kept uncoded
     window: int = DEFAULT_WINDOW
     # a key of GROUP_SIZES
     group: str = DEFAULT_GROUP

@@ -19,7 +19,7 @@ RUNS_OF_A_SEARCH = 16
 
 
 class Phases:
-    """Tells `progress` what share of all is done.
+    """Reports to `progress` what share of the work is done.
 
     `work` has what each phase takes, in any unit, by its name and in their order; `expected_runs` are those of the
     model in the last one.

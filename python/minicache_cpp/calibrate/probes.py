@@ -5,13 +5,12 @@ tokens with the K (or V) of a layer restored from a code. The model then reads t
 share the tokens before: in each of them a few neighbouring layers' attention is moved by that difference, enlarged so
 that the loss it causes stands out from the noise of the arithmetic. To first order the result moves in proportion to
 the error, and the KL divergence with its square, so that the divergence over the square of the enlargement is what the
-errors themselves cost. The layers of a probe are taken to be worth the same, were all of their K (or V) lost: with few
-tokens, probes of single layers tell more of the tokens than of the layers.
+errors themselves cost. All layers of a probe are assumed to lose the same if their whole K (or V) were lost: with few
+tokens, a probe of a single layer would measure the tokens rather than the layer.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cache.code_format import KINDS, Kind, Layout
-from ..host.files import replacing
+from ..host.files import read_json, write_json
 from ..native import binding
 from ..native.batch import BatchToken
 from ..native.binding import llama_h
@@ -166,7 +165,7 @@ def probe_sensitivities(
     attention.py computes, or its memory cannot drop tokens.
     """
     probing = Probing(fits)
-    known: list[list[float]] = json.loads(memory.read_text()) if memory.exists() else []
+    known: list[list[float]] = read_json(memory, [])
     for losses in known:
         probing.add(dict(zip([NOISE, *probing.probes], losses, strict=True)))
     texts = cut(texts)
@@ -188,8 +187,7 @@ def probe_sensitivities(
                 on_step((number + len(found) / len(todo)) / len(texts))
             probing.add(dict(zip(todo, found, strict=True)))
             known.append(found)
-            with replacing(memory) as unfinished:
-                unfinished.write_text(json.dumps(known))
+            write_json(memory, known)
     return probing.sensitivities()
 
 

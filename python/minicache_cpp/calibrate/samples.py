@@ -29,7 +29,7 @@ class Samples:
     """The captured chunks of a model, in a folder.
 
     `gains` holds the mean square gain of each layer's output matrix, [n_head], or None for 1; without any all are 1.
-    `window` is that of the cache, which keeps the latest tokens exactly: errors in them do not count.
+    `window` is that of the cache, which keeps the first and the latest tokens exactly: errors in them do not count.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..cache.report import types_name
+from ..cache.report import held_tokens, types_name
 from ..host.units import mib
 
 
@@ -20,9 +20,7 @@ def table(found: dict[str, Any]) -> str:
     if found["retain"]:
         lines.append(f"one token in {round(1 / found['retain'])} is retained as {found['pool_type']}")
     if found["window"]:
-        lines.append(
-            f"the latest {found['window']} tokens are kept as {found['pool_type']}, whatever the context"
-        )
+        lines.append(f"{held_tokens(found['window'])} are kept as {found['pool_type']}, whatever the context")
     lines += ["", f"cache at {found['context']} tokens      taken   ratio  total      KL   ± error    top-1"]
     for row in found["rows"]:
         lines.append(

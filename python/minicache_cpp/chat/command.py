@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 from ..cache.checked import checked_specs
 from ..cache.room import refuse_too_large
-from ..cache.settings import CacheSpec
+from ..cache.settings import F16, CacheSpec
 from ..errors import MiniCacheError
 from ..host.notes import warnings_as_notes
 from ..host.progress import Progress
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..models.requested import requested_model
-from ..native.model_shape import model_shape
 from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers, check_threads
 from ..runtime import auto
 from ..runtime.asked import DEFAULT_CTX, add_cache_options, context_size, given_spec
+from ..runtime.request import LARGEST_RATIO
 
 if TYPE_CHECKING:
     from ..runtime.llama import Llama
@@ -73,8 +73,9 @@ def run(args: argparse.Namespace) -> int:
     if spec is not None:
         checked_specs(file, [spec])
     n_ctx = context_size(args.ctx, file)
-    # with the weights, and before minutes of calibration
-    refuse_too_large(file, n_ctx, [spec or auto.without_plan(model_shape(file))], args.gpu_layers)
+    # what no plan makes small enough is refused before minutes of calibration, the weights counted too
+    share = 1.0 if spec is not None else 1 / LARGEST_RATIO
+    refuse_too_large(file, n_ctx, [spec or F16], args.gpu_layers, share=share)
     # a console of another encoding must not end an answer
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -47,7 +47,7 @@ class Chat:
         self.max_tokens = args.max_tokens
         self.conversation: Conversation = Conversation(llm, template, args.system, sampling)
         self.interactive = sys.stdin.isatty()
-        self.calibration_told = False
+        self.calibration_reported = False
 
     def talk(self) -> int:
         if self.interactive:
@@ -56,7 +56,7 @@ class Chat:
             note(f"{Path(self.llm.model_path).name}, cache {self.cache}; /help lists the commands")
         all_answered = True
         while True:
-            self.tell_calibration()
+            self.report_calibration()
             try:
                 line = input("> " if self.interactive else "")
             except EOFError:
@@ -74,15 +74,15 @@ class Chat:
                 except MiniCacheError as error:
                     all_answered = False
                     note(str(error))
-        # who types sees the note; a program that pipes messages in looks at the exit code
+        # at a terminal the note is enough; a program that pipes messages in needs the exit code
         return 0 if all_answered or self.interactive else 2
 
-    def tell_calibration(self) -> None:
+    def report_calibration(self) -> None:
         """Says once how a calibration in the background has ended."""
         calibration = self.llm.calibration
-        if calibration is None or self.calibration_told or not calibration.done:
+        if calibration is None or self.calibration_reported or not calibration.done:
             return
-        self.calibration_told = True
+        self.calibration_reported = True
         if calibration.plan is not None:
             note("a plan of this model is ready; the next start keeps a longer context in the same memory")
         else:

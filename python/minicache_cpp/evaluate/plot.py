@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MiniCacheError
+from ..host.files import replacing
 
 
 def check_plot(path: Path) -> None:
@@ -60,8 +61,9 @@ def plot(path: Path, runs: list[dict[str, Any]]) -> None:
         panel.grid(visible=True, which="both", alpha=0.3)
         if panel.get_legend_handles_labels()[0]:
             panel.legend()
-    with rc_context({"svg.fonttype": "none"}):  # text stays text, which makes the files small
-        figure.savefig(path)
+    # text stays text, which makes the files small
+    with rc_context({"svg.fonttype": "none"}), replacing(path) as unfinished:
+        figure.savefig(unfinished, format=path.suffix[1:])
 
 
 def kind_of(name: str) -> str:

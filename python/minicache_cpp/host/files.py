@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -22,3 +24,14 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink()
+
+
+def read_json(path: Path, default: Any) -> Any:
+    """What a file of JSON holds; `default` where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Replaces the file by this value as JSON."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=indent), encoding="utf-8")

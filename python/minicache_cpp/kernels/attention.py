@@ -167,7 +167,7 @@ class AttentionCall:
         return float_pointer(array)
 
     def cells(self, name: str, value: npt.ArrayLike) -> tuple[Any, int]:
-        """A pointer to numbers of cells, which this object keeps, and how many they are."""
+        """A pointer to cell numbers, which this object keeps alive, and their count."""
         array = as_cells(name, value, self.args.n_kv)
         self.keep.append(array)
         return int_pointer(array), len(array)

@@ -26,7 +26,7 @@ class Item:
 
     @classmethod
     def of(cls, fields: Any) -> Item:
-        """From a JSON object."""
+        """Makes an item from a JSON object."""
         return cls(
             context=str(fields["context"]),
             input=str(fields["input"]),

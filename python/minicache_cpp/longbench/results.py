@@ -10,6 +10,7 @@ from typing import Any
 from ..cache.report import KVReport
 from ..cache.settings import CacheSpec
 from ..errors import MiniCacheError
+from ..host.files import replacing
 from ..host.tables import aligned
 from ..host.units import mib
 from .items import Item
@@ -33,7 +34,8 @@ def write_answers(folder: Path, answers: dict[str, list[str]], items: dict[str, 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, found in answers.items():
-            with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            path = folder / f"{name}.jsonl"
+            with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
                 for answer, item in zip(found, items[name], strict=True):
                     line = {
                         "pred": answer,

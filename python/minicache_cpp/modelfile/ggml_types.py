@@ -67,7 +67,7 @@ POOL_TYPES = ("f16", "q8_0", "cache")
 
 
 def cache_type(name: object, what: str) -> GGMLType:
-    """Returns the cache type of this name. Raises MiniCacheError with all names if there is none; `what` is for it."""
+    """Returns the cache type of this name. `what` names the argument in the MiniCacheError for any other name."""
     if isinstance(name, str) and name in CACHE_TYPES:
         return GGML_TYPES[name]
     raise MiniCacheError(f"{what}={name!r} is not a cache type; choose one of {', '.join(CACHE_TYPES)}")
@@ -87,5 +87,5 @@ def plain_cache_type(value: object, what: str) -> GGMLType:
 
 
 def is_quantized(ggml_type: GGMLType) -> bool:
-    """Whether values share a scale."""
+    """Whether the type stores blocks of values that share a scale."""
     return ggml_type.block > 1

@@ -25,7 +25,7 @@ RECURRENT = ("ssm.", "wkv.", "shortconv.", "kda.", "full_attention_interval", "a
 
 @dataclass(frozen=True)
 class Layer:
-    """The sizes of one layer's K and V, of which it may keep none, and how long it keeps them."""
+    """What one layer keeps: K and V of these sizes, of no heads where it keeps none, and for how long."""
 
     n_head_kv: int
     head_size_k: int
@@ -61,7 +61,7 @@ class ModelShape:
     n_head: int
     layers: list[Layer] = field(repr=False)
     window: int = 0  # tokens that sliding-window layers look back, 0 without such layers
-    # whether layers may differ in what they keep, in a way that the header does not tell
+    # whether layers may differ in what they keep, in a way that the header does not show
     mixed: bool = False
     unknown: str = ""  # why this model's cache is not coded and its size not known, "" where it is
 

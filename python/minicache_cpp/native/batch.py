@@ -36,7 +36,11 @@ class TokenBatch:
 
     def decode(self, ctx: Any, tokens: Iterable[BatchToken]) -> None:
         """Makes a llama_context read tokens in one step, and waits for its device. Raises MiniCacheError on failure."""
-        if status := binding.decode(ctx, self.fill(tokens)):
+        self.refuse_failure(binding.decode(ctx, self.fill(tokens)))
+
+    def refuse_failure(self, status: int) -> None:
+        """Raises MiniCacheError where llama_decode() of this batch did not return 0."""
+        if status:
             raise MiniCacheError(f"llama_decode failed with {status} at position {self.batch.pos[0]}")
 
     def close(self) -> None:
@@ -44,5 +48,5 @@ class TokenBatch:
 
 
 def filler_token(number: int, n_vocab: int) -> int:
-    """The token that speed is measured with at this place: any would do, but all caches get the same ones."""
+    """The filler token at this place: any token would do, but all caches must get the same ones."""
     return number * 7919 % n_vocab

@@ -61,6 +61,7 @@ bool llama_minicache_parse_params(
 bool llama_minicache_check_params(const struct llama_minicache_params * params);
 int32_t llama_minicache_start_layer(float start, int32_t n_layer);
 int32_t llama_minicache_retain_block(float retain);
+int32_t llama_minicache_window_first(int32_t window);
 
 bool llama_minicache_fingerprint(const struct llama_model * model, char * buffer);
 
@@ -164,7 +165,7 @@ bool llama_minicache_get_layer_report(
         struct llama_minicache_layer_report * report);
 
 bool llama_minicache_get_rope(
-        const struct llama_context * ctx, int32_t il, int32_t * kind, int32_t * n_rot, double * freq);
+        const struct llama_context * ctx, int32_t il, int32_t * kind, int32_t * n_pair, double * freq);
 
 void llama_minicache_rotation(int32_t head_size_k, int32_t head_size_v, int32_t * n_k, int32_t * n_v);
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..cache.report import KVReport
 from ..cache.room import refuse_too_large
-from ..cache.settings import F16, CacheSpec
+from ..cache.settings import CacheSpec
 from ..errors import MiniCacheError
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile, read_gguf
@@ -45,8 +45,7 @@ class TextModel:
                 f"a context of {self.n_ctx} tokens in ubatches of {ubatch} is too small; "
                 "take 8 tokens or more, in ubatches of 1 or more"
             )
-        # no cache is larger than f16's
-        refuse_too_large(file, self.n_ctx, [F16], gpu_layers)
+        refuse_too_large(file, self.n_ctx, [spec], gpu_layers)
         with contextlib.ExitStack() as stack:
             self.vocabulary = stack.enter_context(Vocabulary(file.path))
             self.template = self.vocabulary.chat_template()

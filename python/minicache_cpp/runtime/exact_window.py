@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ExactWindow:
-    """The window of a context of one sequence: the `size` latest tokens, which the cache keeps unmerged.
+    """The part of a window that moves, in a context of one sequence: the `size` latest tokens, which stay unmerged.
 
     A token that enters it displaces another one, which is merged from then on. So when tokens are taken back, those
     before them are not all in the window again; only reading them anew puts them there.

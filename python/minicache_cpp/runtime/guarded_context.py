@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..native import binding  # isort: skip  (it sees to it that llama_cpp, below, loads our library)
+# first, because it makes llama_cpp load our library
+from ..native import binding  # isort: skip
 from llama_cpp import _internals
 
 from ..errors import AbortedError

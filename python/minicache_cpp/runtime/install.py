@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..native import binding  # noqa: F401  # isort: skip  (it sees to it that llama_cpp, below, loads our library)
+# first, because it makes llama_cpp load our library
+from ..native import binding  # noqa: F401  # isort: skip
 import llama_cpp
 import llama_cpp.llama
 

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from ..native import binding  # isort: skip  (it sees to it that llama_cpp, below, loads our library)
+# first, because it makes llama_cpp load our library
+from ..native import binding  # isort: skip
 import llama_cpp
 from llama_cpp.llama_cache import BaseLlamaCache
 
 from ..cache.context_report import read_report
 from ..cache.contexts import creating_contexts
+from ..cache.native_settings import window_first
 from ..cache.report import KVReport
 from ..cache.settings import CacheSpec, MiniCache
 from ..errors import AbortedError, MiniCacheError, MiniCacheWarning
@@ -93,7 +95,8 @@ class Llama(llama_cpp.Llama):
         usage = GuardedContext.take_over(self._ctx)
         report = self.kv_report() if self.minicache else None
         # 0 also where the model has a plain cache in spite of what was asked for
-        self.exact_window = ExactWindow(report.window if report else 0)
+        window = report.window if report else 0
+        self.exact_window = ExactWindow(window - window_first(window))
         if report and not report.active and report.note:
             _warn(f"{report.note}; this model's cache is a plain one, of {self.cache_spec.cache}")
         if request.calibrated_later is not None:

@@ -6,7 +6,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from ..native import binding  # isort: skip  (it sees to it that llama_cpp, below, loads our library)
+# first, because it makes llama_cpp load our library
+from ..native import binding  # isort: skip
 import llama_cpp
 import numpy as np
 from llama_cpp import LlamaState

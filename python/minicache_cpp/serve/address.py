@@ -11,7 +11,7 @@ from ..errors import MiniCacheError
 
 # addresses that stand for every one of the machine, and what to connect to instead
 ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-SECONDS = 5.0  # a server that loads its model answers at once, that it is not ready
+SECONDS = 5.0  # a server that is still loading its model answers at once that it is not ready
 
 
 def free_port(host: str, port: int) -> int:

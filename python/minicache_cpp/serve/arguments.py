@@ -78,7 +78,7 @@ def server_arguments(
         "--flash-attn": "auto" if plain_f16 else "on",
         # nothing is left to be fitted, and it would read the model's header once more
         "--fit": "off",
-        # 8 GiB of old conversations beside the cache by default, which nobody has counted
+        # by default it keeps up to 8 GiB of old conversations beside the cache, which no memory check counts
         "--cache-ram": "0",
         # by default any web page that is open in a browser here may talk to the server
         "--cors-origins": "localhost",

@@ -164,7 +164,7 @@ def say_ready(
         # in the words that the library has for other caches
         smaller = f" instead of {mib(f16)} as f16, {ratio:.2f} times smaller" if spec != F16 else ""
         note(f"the KV cache is plain {spec.name}: {mib(taken)}{smaller}")
-    elif spec.minicache is not None and not output.told:
+    elif spec.minicache is not None and not output.reported:
         note("this llama-server says nothing of MiniCache: it was built without it, and its cache is plain")
     where = address.url(args.host, port)
     found = {

@@ -11,7 +11,7 @@ from typing import IO
 
 from ..host.notes import note
 
-TOLD = "LLAMA_MINICACHE: "  # begins what the library says of the cache
+PREFIX = "LLAMA_MINICACHE: "  # begins what the library says of the cache
 # time, level and the part of the program, as in "0.00.831.927 E cmn  common_init_: failed to …"
 ERROR = re.compile(r"^[\d.]+ E (?:\w+ +)?(?P<text>.*)$")
 # about the next release of llama-server, at each start
@@ -27,7 +27,7 @@ class Output:
         self.lock = threading.Lock()
         self.is_held = not verbose
         self.lines: deque[str] = deque(maxlen=LINES)
-        self.told: list[str] = []
+        self.reported: list[str] = []
         self.error = ""  # the first one since the last release(), which usually caused the others
 
     def read(self, stream: IO[bytes]) -> None:
@@ -37,10 +37,10 @@ class Output:
 
     def take(self, line: str) -> None:
         with self.lock:
-            if line.startswith(TOLD):
-                self.told.append(line.removeprefix(TOLD))
+            if line.startswith(PREFIX):
+                self.reported.append(line.removeprefix(PREFIX))
                 if not self.is_held:
-                    self._note(self.told[-1])
+                    self._note(self.reported[-1])
                 return
             if NOISE in line:
                 return
@@ -54,7 +54,7 @@ class Output:
         """Shows what was held back, and from now on each line at once."""
         with self.lock:
             if self.is_held:
-                for text in self.told:
+                for text in self.reported:
                     self._note(text)
                 for line in self.lines:
                     self._show(line)

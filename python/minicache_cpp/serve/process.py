@@ -27,7 +27,7 @@ class Server:
         self.stopped_by: list[int] = []  # the signals that were passed on
         self.was_ready = False
         self.process: subprocess.Popen[bytes] | None = None
-        # what is ignored stays so, such as SIGHUP under nohup
+        # an ignored signal stays ignored, such as SIGHUP under nohup
         self.handlers = {
             number: signal.signal(number, self._stop)
             for number in SIGNALS
@@ -78,7 +78,7 @@ class Server:
         return False
 
     def wait(self) -> int:
-        """Waits for the end, and returns the exit status: 0 where the server was told once to stop, after it was ready.
+        """Waits for the end, and returns the exit status: 0 where it was asked once to stop, after it was ready.
 
         A status of 128 and the signal's number is for another end by a signal.
         """

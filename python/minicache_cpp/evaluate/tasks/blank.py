@@ -13,7 +13,8 @@ from typing import Any
 from .choices import Choice, MultipleChoice
 from .kind import BadItem, Reader, Reply, likeliest
 
-BLANK = re.compile(r"(?<!\w)_(?!\w)")  # a longer line is a blank to write on, and is asked as a question
+# several underscores are a line to write on, so such an item is asked as a question
+BLANK = re.compile(r"(?<!\w)_(?!\w)")
 
 
 class Blank(MultipleChoice):
