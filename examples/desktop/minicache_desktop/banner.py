@@ -20,6 +20,7 @@ class Banner(QFrame):
         self.label.setTextFormat(Qt.TextFormat.PlainText)
         self.label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.action = QPushButton()
+        self.action.hide()
         self._close = QToolButton(toolTip="Hide this", accessibleName="Hide this")
         self._close.setIconSize(QSize(14, 14))
         self._close.clicked.connect(self.hide)
