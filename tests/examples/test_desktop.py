@@ -239,6 +239,35 @@ def test_settings_are_used_and_remembered(app: Any, tmp_path: Path) -> None:
     assert Settings.read(store).n_ctx == Settings().n_ctx
 
 
+def test_the_system_message_and_the_sampling_reach_the_chat(window: Any, tmp_path: Path) -> None:
+    said = [{"role": "system", "content": "You are kind."}]
+    try:
+        window.panel.system.setPlainText("You are kind. ")
+        window.panel.temperature.setValue(0.3)
+        wait_until(lambda: window.engine._conversation.messages == said)
+        assert window.engine._conversation.sampling.temp == 0.3
+        assert window.panel.system.toPlainText() == "You are kind. "  # as it is typed
+        ask(window, "Hello!", 4)
+        # from the next new chat on
+        window.panel.system.clear()
+        wait_until(lambda: window.settings.system == "")
+        settle(window)
+        assert window.engine._conversation.messages[:1] == said
+        window.save(tmp_path / "kind.chat")
+        window.new_chat()
+        settle(window)
+        assert window.engine._conversation.messages == []
+        window.open(tmp_path / "kind.chat")
+        settle(window)
+        assert window.panel.system.toPlainText() == "You are kind."
+        assert len(window.transcript.messages) == 2
+    finally:
+        window.panel.system.clear()
+        window.panel.temperature.setValue(0.0)
+        wait_until(lambda: window.settings.system == "")
+        settle(window)
+
+
 def test_closing_ends_an_answer_and_frees_the_model(app: Any, smollm2: Path, tmp_path: Path) -> None:
     with open_window(tmp_path) as window:
         window.load(str(smollm2))

@@ -20,7 +20,9 @@ def require_pyside() -> None:
     try:
         import PySide6.QtWidgets  # noqa: F401
     except ImportError as error:
-        reason = f"PySide6 cannot be imported ({error}); the extra `desktop` installs it"
+        reason = (
+            f"PySide6 cannot be imported ({error}); the extra `desktop` installs it, and it needs libegl1"
+        )
         if os.environ.get("MINICACHE_REQUIRE_ALL") == "1":
             pytest.fail(reason)
         pytest.skip(reason)

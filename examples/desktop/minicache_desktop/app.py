@@ -12,6 +12,7 @@ from PySide6.QtWidgets import QApplication
 from .window import MainWindow
 
 EXAMPLE = "python examples/desktop/main.py --model smollm2-135m"
+LATE = 60_000  # milliseconds for the end of what the model does
 SETTLE = 400  # milliseconds from an answer to the picture of it
 
 
@@ -35,7 +36,11 @@ def main(argv: Sequence[str]) -> int:
     window.show()
     if model := args.model or window.settings.model:
         window.load(model)
-    return int(app.exec())
+    status = int(app.exec())
+    # the desktop may end the app without closing its window
+    window.engine.close()
+    window.engine.wait(LATE)
+    return status
 
 
 def parser() -> argparse.ArgumentParser:

@@ -199,7 +199,7 @@ class Engine(QObject):
                 verbose=False,
             )
         self._llm = llm
-        self._conversation = Conversation(llm, system=self._system or None, sampling=self._sampling)
+        self._conversation = self._empty(llm)
         if before is not None:
             # they are read again with the next question
             self._conversation.messages += [one for one in before.messages if one["role"] != "system"]
@@ -228,9 +228,11 @@ class Engine(QObject):
         )
 
     def _new_chat(self) -> None:
-        llm = self._chat().llm
-        self._conversation = Conversation(llm, system=self._system or None, sampling=self._sampling)
+        self._conversation = self._empty(self._chat().llm)
         self._tell_chat()
+
+    def _empty(self, llm: Llama) -> Conversation:
+        return Conversation(llm, system=self._system or None, sampling=self._sampling)
 
     def _configure(self, system: str, sampling: Sampling) -> None:
         self._system, self._sampling = system, sampling
@@ -240,7 +242,7 @@ class Engine(QObject):
         if sampling != chat.sampling:
             chat.sampling = sampling
         if len(chat.messages) == len(chat.system):  # nothing has been said yet
-            self._new_chat()
+            self._conversation = self._empty(self._llm)
 
     def _save(self, path: Path) -> None:
         size = save_chat(path, self._chat())

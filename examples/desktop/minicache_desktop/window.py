@@ -237,8 +237,10 @@ class MainWindow(QMainWindow):
 
     def _on_messages(self, messages: list[dict[str, str]], system: str) -> None:
         self.transcript.show_all(messages)
-        self.settings.system = system
-        self.panel.show_settings()
+        if system != self.settings.system:  # of a chat that was opened
+            self.settings.system = system
+            self.panel.show_settings()
+            self.engine.configure(system, self.settings.sampling())
 
     def _on_answered(self, reply: Reply) -> None:
         if reply.finish == "interrupted" and not reply.text:
