@@ -104,7 +104,8 @@ def test_stop_ends_an_answer_and_keeps_it(window: Any) -> None:
 
 
 def test_stop_while_the_question_is_read_gives_it_back(window: Any) -> None:
-    question = "word " * 900
+    # one batch, so that nothing but abort() ends it before the answer begins
+    question = "word " * 450
     window.send(question)
     llm = window.engine._llm
     wait_until(lambda: llm._busy)
@@ -115,6 +116,19 @@ def test_stop_while_the_question_is_read_gives_it_back(window: Any) -> None:
     assert window.engine._conversation.messages == []
     window.composer.field.clear()
     assert ask(window, "Hello!", 4)
+
+
+def test_a_question_that_does_not_fit_is_given_back(window: Any) -> None:
+    ask(window, "Hello!", 4)
+    messages = window.transcript.messages
+    question = "word " * 1100
+    window.send(question)
+    wait_until(lambda: window.state == "idle")
+    assert "the context holds 1024" in window.banner.text and window.banner.kind == "error"
+    assert window.transcript.messages == messages
+    assert window.composer.field.toPlainText() == question
+    window.composer.field.clear()
+    assert ask(window, "Go on.", 4)
 
 
 def test_keys_and_names(window: Any) -> None:

@@ -79,11 +79,12 @@ class Engine(QObject):
     messages = Signal(list, str)  # after a new or an opened chat: its messages, and its system message
     text = Signal(str)  # a further piece of the answer
     answered = Signal(object)  # Reply
+    unanswered = Signal(str)  # why a question has no answer; the chat is as it was before
     memory = Signal(object)  # Memory
     calibrating = Signal(float, str)  # how far a calibration in the background is, and its stage
     calibrated = Signal(str)  # it has ended: "" with a plan, or the reason why there is none
     note = Signal(str)
-    failed = Signal(str)  # a sentence; what was asked for last has not happened
+    failed = Signal(str)  # a sentence; something else was not possible
     closed = Signal()
 
     _queued = Signal(object)
@@ -165,8 +166,6 @@ class Engine(QObject):
         """Does one thing; whatever goes wrong becomes a sentence."""
         try:
             job()
-        except (MiniCacheError, OSError) as error:
-            self.failed.emit(sentence(error))
         except Exception as error:  # llama_cpp raises many kinds, and none may end the app
             logging.getLogger(__name__).debug("in the engine", exc_info=True)
             self.failed.emit(sentence(error))
@@ -221,7 +220,11 @@ class Engine(QObject):
             self.loaded.emit(None)
 
     def _ask(self, question: str, max_tokens: int) -> None:
-        answer = self._chat().ask(question, max_tokens, self.text.emit, self._stopped.is_set)
+        try:
+            answer = self._chat().ask(question, max_tokens, self.text.emit, self._stopped.is_set)
+        except Exception as error:
+            self.unanswered.emit(sentence(error))
+            return
         self._tell_memory()
         self.answered.emit(
             Reply(answer.text, answer.n_tokens, answer.tokens_per_second, answer.finish, answer.dropped)

@@ -58,12 +58,10 @@ class MainWindow(QMainWindow):
         bottom = QWidget()
         column = QWidget(maximumWidth=WIDEST)
         inside = QVBoxLayout(column)
-        inside.setContentsMargins(4, 0, 4, 16)
+        inside.setContentsMargins(4, 8, 4, 16)
         inside.addWidget(self.banner)
         inside.addWidget(self.composer)
-        centred = QHBoxLayout(bottom)
-        # as wide as the chat, which has a scroll bar
-        centred.setContentsMargins(18, 0, 18 + self.transcript.verticalScrollBar().sizeHint().width(), 0)
+        self._bottom = centred = QHBoxLayout(bottom)
         centred.addStretch(1)
         centred.addWidget(column, 1000)
         centred.addStretch(1)
@@ -90,6 +88,7 @@ class MainWindow(QMainWindow):
         engine.messages.connect(self._on_messages)
         engine.text.connect(self.transcript.add_text)
         engine.answered.connect(self._on_answered)
+        engine.unanswered.connect(self._on_unanswered)
         engine.memory.connect(self._on_memory)
         engine.calibrating.connect(sidebar.calibration.show_progress)
         engine.calibrated.connect(self._on_calibrated)
@@ -162,6 +161,9 @@ class MainWindow(QMainWindow):
         colors = theme.apply(app, self.settings.theme)
         for part in (self.sidebar, self.transcript, self.banner, self.composer):
             part.show_in(colors)
+        # as wide as the chat, which has a scroll bar
+        bar = self.transcript.verticalScrollBar().sizeHint().width()
+        self._bottom.setContentsMargins(18, 0, 18 + bar, 0)
         self.topbar.show_in(colors, theme.is_dark(self.settings.theme))
         app.setWindowIcon(icon("app", colors.accent))
 
@@ -263,13 +265,15 @@ class MainWindow(QMainWindow):
                 lambda: self.load(self.settings.model),
             )
 
-    def _on_failed(self, text: str) -> None:
-        if self.state == ANSWERING:
-            self.composer.put_back(self.transcript.take_back())
+    def _on_unanswered(self, text: str) -> None:
+        self.composer.put_back(self.transcript.take_back())
         self.banner.error(text)
-        if not self.loaded:
-            self.topbar.show_model(TITLE, "")
         self._enter(IDLE)
+
+    def _on_failed(self, text: str) -> None:
+        self.banner.error(text)
+        if self.state == LOADING:
+            self._enter(IDLE)
 
     #
     # how it looks
