@@ -37,6 +37,7 @@ def window(loaded: Any) -> Any:
     """The shared window with an empty chat."""
     loaded.settings.max_tokens = 0
     loaded.new_chat()
+    assert loaded.state == "changing"  # nothing can be sent into a chat that is about to go
     settle(loaded)
     loaded.banner.hide()
     assert loaded.transcript.messages == []

@@ -205,9 +205,11 @@ class Engine(QObject):
         self._wanted = wanted
         self.loaded.emit(Loaded(wanted, Path(llm.model_path).stem, cache_name(llm)))
         self._tell_memory()
-        for one in notes:
-            if issubclass(one.category, MiniCacheWarning):
-                self.note.emit(sentence(one.message))
+        texts = [sentence(one.message) for one in notes if issubclass(one.category, MiniCacheWarning)]
+        if self._conversation.template.is_plain:
+            texts.append("This model has no chat template, and was probably not trained to chat.")
+        if texts:
+            self.note.emit(" ".join(texts))
         if llm.calibration is not None:
             self._look.start()
 

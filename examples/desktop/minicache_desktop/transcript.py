@@ -64,6 +64,7 @@ class Transcript(QScrollArea):
 
     def show_all(self, messages: list[dict[str, str]]) -> None:
         """Shows these messages in place of those before."""
+        self._frame.stop()
         while self._messages:
             self._remove(self._messages[-1])
         for one in messages:

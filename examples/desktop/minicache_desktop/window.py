@@ -24,7 +24,8 @@ CHATS, MODELS, PLANS = "Chats (*.chat)", "Models (*.gguf)", "Plans (*.gguf)"
 NARROW = 860  # pixels, below which the panels give way to the chat
 LOOK = 250  # milliseconds between two looks at how full the context is
 WAIT = "Wait until this is done, or stop it first."
-IDLE, LOADING, ANSWERING = "idle", "loading", "answering"
+# what is under way: nothing, a model, a new or another chat, an answer
+IDLE, LOADING, CHANGING, ANSWERING = "idle", "loading", "changing", "answering"
 
 
 class MainWindow(QMainWindow):
@@ -145,6 +146,7 @@ class MainWindow(QMainWindow):
 
     def new_chat(self) -> None:
         if self._may_change_chat():
+            self._enter(CHANGING)
             self.engine.new_chat()
             self.composer.field.setFocus()
 
@@ -152,6 +154,7 @@ class MainWindow(QMainWindow):
         self.engine.save(path)
 
     def open(self, path: Path) -> None:
+        self._enter(CHANGING)
         self.engine.open(path)
 
     def show_theme(self) -> None:
@@ -239,6 +242,7 @@ class MainWindow(QMainWindow):
 
     def _on_messages(self, messages: list[dict[str, str]], system: str) -> None:
         self.transcript.show_all(messages)
+        self._enter(IDLE)
         if system != self.settings.system:  # of a chat that was opened
             self.settings.system = system
             self.panel.show_settings()
@@ -272,7 +276,7 @@ class MainWindow(QMainWindow):
 
     def _on_failed(self, text: str) -> None:
         self.banner.error(text)
-        if self.state == LOADING:
+        if self.state in (LOADING, CHANGING):
             self._enter(IDLE)
 
     #
