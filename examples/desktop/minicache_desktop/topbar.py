@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from PySide6.QtCore import QSize, Qt
-from PySide6.QtGui import QAction, QKeySequence
+from PySide6.QtGui import QAction, QKeySequence, QPainter, QPaintEvent
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QSizePolicy, QToolButton, QVBoxLayout
 
 from .icons import icon
@@ -19,16 +19,25 @@ KEYS = {
 }
 
 
+class Line(QLabel):
+    """A line that ends with dots where it is too long, and does not make the window wider."""
+
+    def __init__(self, **properties: object) -> None:
+        super().__init__(**properties)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+        self.setTextFormat(Qt.TextFormat.PlainText)
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        text = self.fontMetrics().elidedText(self.text(), Qt.TextElideMode.ElideRight, self.width())
+        QPainter(self).drawText(self.rect(), Qt.AlignmentFlag.AlignVCenter, text)
+
+
 class TopBar(QFrame):
     """Title and actions. Each action is a button with a key, and `actions_by_name` has it for whoever connects it."""
 
     def __init__(self) -> None:
         super().__init__(objectName="topbar")
-        self.title, self.subtitle = QLabel(objectName="title"), QLabel(objectName="muted")
-        for label in (self.title, self.subtitle):
-            # a long name is cut off, and does not make the window wider
-            label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
-            label.setTextFormat(Qt.TextFormat.PlainText)
+        self.title, self.subtitle = Line(objectName="title"), Line(objectName="muted")
         self.actions_by_name: dict[str, QAction] = {}
         self._buttons: dict[str, QToolButton] = {}
         for name, (text, key) in KEYS.items():

@@ -313,9 +313,9 @@ class MainWindow(QMainWindow):
             )
 
     def _toggle(self, panel: QWidget, other: QWidget) -> None:
-        panel.setVisible(not panel.isVisible())
-        if panel.isVisible() and self.width() < NARROW:
+        if panel.isHidden() and self.width() < NARROW:
             other.hide()
+        panel.setVisible(panel.isHidden())
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
