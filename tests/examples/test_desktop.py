@@ -206,7 +206,7 @@ def test_a_bad_file_is_a_sentence_and_nothing_is_lost(window: Any, smollm2: Path
 
 def test_another_cache_keeps_the_chat(window: Any) -> None:
     ask(window, "Hello!", 4)
-    messages = window.transcript.messages
+    messages, n_tokens = window.transcript.messages, window.sidebar.memory.memory.n_tokens
     for cache, subtitle in (("f16", "KV cache: f16"), ("auto", "KV cache: a plan of ratio 5.0")):
         window._on_cache(cache, 1024)
         wait_until(lambda: window.state == "idle")
@@ -217,6 +217,9 @@ def test_another_cache_keeps_the_chat(window: Any) -> None:
             assert window.sidebar.memory.summary.text() == "Nothing is saved with this cache."
     assert window.transcript.messages == messages
     assert [one["role"] for one in window.engine._conversation.messages] == ["user", "assistant"]
+    assert window.sidebar.memory.memory.n_tokens == 0
+    ask(window, "Go on.", 4)
+    assert window.sidebar.memory.memory.n_tokens > n_tokens + 4  # all of it was read again
 
 
 def test_themes_can_be_switched_and_are_remembered(window: Any) -> None:
@@ -350,6 +353,32 @@ def test_a_model_without_a_plan_gets_one_while_it_is_idle(app: Any, model: Path,
         assert window.sidebar.calibration.isHidden()
         window.banner.action.click()
         wait_until(lambda: "plan of ratio" in window.topbar.subtitle.text())
+
+
+def test_an_answer_loads_nothing_and_opens_pages_of_the_web_alone(
+    app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PySide6.QtCore import QUrl
+    from PySide6.QtGui import QColor, QImage
+
+    from minicache_desktop import texts, theme
+
+    picture = tmp_path / "red.png"
+    image = QImage(8, 8, QImage.Format.Format_RGB32)
+    image.fill(QColor("red"))
+    image.save(str(picture))
+    box = texts.TextBox("Answer")
+    box.show_markdown(f"![red]({picture.as_uri()}) <b>bold</b>", theme.LIGHT)
+    assert "<b>bold</b>" in box.toPlainText()
+    box.resize(200, 60)
+    shown = box.grab().toImage()
+    red = QColor("red").rgb()
+    assert all(shown.pixel(x, y) != red for x in range(shown.width()) for y in range(shown.height()))
+    opened: list[str] = []
+    monkeypatch.setattr(texts.QDesktopServices, "openUrl", lambda url: opened.append(url.toString()))
+    for address in ("https://example.org/", picture.as_uri(), "mailto:a@example.org"):
+        box.anchorClicked.emit(QUrl(address))
+    assert opened == ["https://example.org/"]
 
 
 def test_answers_are_cut_into_prose_and_code(app: Any) -> None:

@@ -68,6 +68,7 @@ class Picture(QObject):
         self._status = 0
         window.engine.loaded.connect(self._ask)
         window.engine.answered.connect(self._settle)
+        window.engine.unanswered.connect(self._fail)
         window.engine.failed.connect(self._fail)
         window.closed.connect(self._end)
 

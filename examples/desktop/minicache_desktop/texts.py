@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
-from PySide6.QtCore import QSize, QSizeF, Qt
+from PySide6.QtCore import QSize, QSizeF, Qt, QUrl
 from PySide6.QtGui import (
     QColor,
+    QDesktopServices,
     QFont,
     QFontDatabase,
     QGuiApplication,
+    QImage,
     QTextBlock,
     QTextBlockFormat,
     QTextCharFormat,
@@ -51,7 +53,8 @@ class TextBox(QTextBrowser):
         self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-        self.setOpenExternalLinks(True)
+        self.setOpenLinks(False)
+        self.anchorClicked.connect(open_page)
         self.setTabChangesFocus(True)
         font = self.font()
         font.setPointSizeF(font.pointSizeF() * LARGER)
@@ -70,8 +73,11 @@ class TextBox(QTextBrowser):
         copy.setTextWidth(-1)
         return math.ceil(copy.idealWidth()) + 1
 
-    def loadResource(self, kind: int, name: object) -> object:
-        return None
+    def loadResource(self, kind: int, name: QUrl) -> object:
+        # an empty picture: for no picture at all, Qt would look for a file of that name
+        empty = QImage(1, 1, QImage.Format.Format_ARGB32)
+        empty.fill(Qt.GlobalColor.transparent)
+        return empty
 
     def wheelEvent(self, event: QWheelEvent) -> None:
         event.ignore()  # the whole chat scrolls
@@ -109,6 +115,12 @@ class TextBox(QTextBrowser):
                 table.setCellPadding(6)
                 table.setTopMargin(GAP)
                 frame.setFormat(table)
+
+
+def open_page(url: QUrl) -> None:
+    """Opens a link of an answer in the browser; one to anything but a page of the web is not followed."""
+    if url.scheme() in ("http", "https"):
+        QDesktopServices.openUrl(url)
 
 
 def _code_in(block: QTextBlock) -> list[tuple[int, int]]:
