@@ -116,8 +116,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             action="append",
             default=[],
             metavar="NAME",
-            choices=("plot", "lm-eval", "test", "dev"),
-            help="also install these optional dependencies: plot, lm-eval, test or dev; may be repeated",
+            choices=("plot", "lm-eval", "desktop", "test", "dev"),
+            help="also install these optional dependencies: plot, lm-eval, desktop, test or dev; may be repeated",
         )
         command.set_defaults(run=run)
     return parser.parse_args(argv)
@@ -156,7 +156,7 @@ def run_bench(args: argparse.Namespace, passed_on: list[str]) -> int:
 
 
 def run_test(args: argparse.Namespace, passed_on: list[str]) -> int:
-    set_up([*args.extra, "test"])
+    set_up([*args.extra, "test", "desktop"])
     with step("upstream's tools and the native tests"):
         RELEASE.build([*TOOL_TARGETS, *TEST_TARGETS])
     with step("the native tests under sanitizers"):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .chat.conversation import Conversation
     from .chat.file import load_chat, save_chat
     from .chat.sampling import Sampling
+    from .models.listing import NamedModel, fetch_model, list_models
     from .runtime.install import install, uninstall
     from .runtime.llama import Llama
 
@@ -37,23 +38,29 @@ __all__ = [
     "MiniCache",
     "MiniCacheError",
     "MiniCacheWarning",
+    "NamedModel",
     "Sampling",
     "__version__",
     "calibrate_model",
+    "fetch_model",
     "install",
     "kernels",
+    "list_models",
     "load_chat",
     "save_chat",
     "uninstall",
 ]
 
-# where the names are that load the native library
+# where the names are that are loaded when they are first used
 LAZY = {
     "Conversation": "chat.conversation",
     "Llama": "runtime.llama",
+    "NamedModel": "models.listing",
     "Sampling": "chat.sampling",
     "calibrate_model": "calibrate.calibration",
+    "fetch_model": "models.listing",
     "install": "runtime.install",
+    "list_models": "models.listing",
     "load_chat": "chat.file",
     "save_chat": "chat.file",
     "uninstall": "runtime.install",

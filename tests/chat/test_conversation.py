@@ -112,7 +112,7 @@ def test_a_message_longer_than_the_context_changes_nothing(llm: Llama) -> None:
     conversation = talk(llm)
     conversation.ask("hello", 10)
     before, messages = llm.input_ids[: llm.n_tokens].tolist(), list(conversation.messages)
-    with pytest.raises(MiniCacheError, match="larger --ctx"):
+    with pytest.raises(MiniCacheError, match="larger context"):
         conversation.ask("x" * 300, 10)
     assert llm.input_ids[: llm.n_tokens].tolist() == before
     assert conversation.messages == messages

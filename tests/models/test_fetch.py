@@ -173,6 +173,8 @@ def test_no_pip(
     index.add("tiny", PARTS)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert f"{sys.executable} -m ensurepip" in refusal(capsys, cache)
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert "which this app was packaged without" in refusal(capsys, cache)
 
 
 class Usage(NamedTuple):

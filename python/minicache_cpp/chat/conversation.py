@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..errors import MiniCacheError
+from ..errors import AbortedError, MiniCacheError
 from ..native import binding
 from ..native.binding import llama_h
 from ..runtime.llama import Llama
@@ -60,7 +60,7 @@ class Conversation:
     ) -> None:
         self.llm = llm
         self.template = template or template_of(llm)
-        self.sampler = Sampler(sampling or Sampling(), llm.n_vocab())
+        self.sampling = sampling or Sampling()
         self.system: list[Message] = [{"role": "system", "content": system}] if system else []
         self.messages: list[Message] = []
         # the text of the tokens in the context, and of those that were dropped from it
@@ -72,6 +72,16 @@ class Conversation:
     @property
     def n_ctx(self) -> int:
         return self.llm.n_ctx()
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen; it may be set between two questions."""
+        return self._sampling
+
+    @sampling.setter
+    def sampling(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self.sampler = Sampler(sampling, self.llm.n_vocab())
 
     def reset(self) -> None:
         """Forgets everything but the system message."""
@@ -95,6 +105,9 @@ class Conversation:
         stopped: asked between tokens, and between the batches of the prompt, whether to stop.
         max_tokens: the longest answer; 0 limits it to the size of the context, because some models never end
             an answer.
+
+        Llama.abort() from another thread ends it too, at once: what there is of the answer is kept, and a question
+        that has not been read whole is taken back.
 
         Raises MiniCacheError where the question does not fit the context; the conversation then stays as it was.
         """
@@ -120,15 +133,21 @@ class Conversation:
                     finish = "full"
                     break
                 dropped += self._make_room(1)
-            self._eval([token])
+            try:
+                self._eval([token])
+            except AbortedError:
+                finish = "aborted"
+                break
             if writer.stopped or stopped():
                 finish = "stop" if writer.stopped else "interrupted"
                 break
         seconds = time.perf_counter() - started
         text = writer.finish()
         self.messages.append({"role": "assistant", "content": text})
-        if finish != "full" and not writer.stopped:
+        # then the context has all tokens of the answer
+        if finish not in ("full", "aborted") and not writer.stopped:
             self.text = prompt.text + text
+        finish = "interrupted" if finish == "aborted" else finish
         return Answer(text, n_tokens, seconds, len(prompt.tokens), prompt_seconds, finish, dropped)
 
     #
@@ -149,6 +168,8 @@ class Conversation:
                 self._eval(prompt.tokens[start : start + self.llm.n_batch])
             else:
                 return prompt
+        except AbortedError:
+            pass
         except BaseException:
             self.messages = messages
             self._cut(n_tokens)
@@ -229,7 +250,8 @@ class Conversation:
             return 0
         if n_new + self.n_keep >= self.n_ctx or not self.can_shift:
             raise MiniCacheError(
-                f"this message has {n_new} tokens, and the context holds {self.n_ctx}; take a larger --ctx"
+                f"this message has {n_new} tokens, and the context holds {self.n_ctx}; "
+                "take a larger context (n_ctx, --ctx)"
             )
         n_drop = max(excess, (n_tokens - self.n_keep) // 2)
         first, kept = self.n_keep, self.llm.input_ids[self.n_keep + n_drop : n_tokens].copy()

@@ -59,7 +59,7 @@ def load_chat(path: Path, conversation: Conversation) -> None:
     if not by_hash and header["cache"] != spec.name:
         raise MiniCacheError(
             f"{path} was saved with the cache {header['cache']}, and this chat has {spec.name}; "
-            "name the saved one with --config"
+            "name the saved one (minicache=, --config)"
         )
     tokens = header["tokens"]
     if max(tokens, default=0) >= llm.n_vocab() or header["n_keep"] > len(tokens):
@@ -68,7 +68,8 @@ def load_chat(path: Path, conversation: Conversation) -> None:
         )
     if len(tokens) > conversation.n_ctx:
         raise MiniCacheError(
-            f"{path} holds {len(tokens)} tokens, and the context {conversation.n_ctx}; take a larger --ctx"
+            f"{path} holds {len(tokens)} tokens, and the context {conversation.n_ctx}; "
+            "take a larger context (n_ctx, --ctx)"
         )
     try:
         llm.load_state(native_state(llm, tokens, state))

