@@ -15,17 +15,18 @@ LATE = 60.0  # seconds, after which a window that should have done something han
 
 
 def require_pyside() -> None:
-    """Skips without PySide6, or fails if MINICACHE_REQUIRE_ALL=1."""
+    """Skips without PySide6 or what it needs of the system; if MINICACHE_REQUIRE_ALL=1, fails without PySide6."""
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
     try:
         import PySide6.QtWidgets  # noqa: F401
-    except ImportError as error:
-        reason = (
-            f"PySide6 cannot be imported ({error}); the extra `desktop` installs it, and it needs libegl1"
-        )
+    except ModuleNotFoundError as error:
+        reason = f"PySide6 cannot be imported ({error}); the extra `desktop` installs it"
         if os.environ.get("MINICACHE_REQUIRE_ALL") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
+    except ImportError as error:
+        # a machine without a screen may lack them, and pip does not install them; .ci/run insists on them
+        pytest.skip(f"PySide6 lacks a library of the system ({error}); on Debian libegl1 has them")
 
 
 @contextmanager

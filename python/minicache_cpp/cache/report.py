@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from ..host.units import mib
-from .native_settings import window_first
 
 GROWING = ("plain", "merged", "refused")  # the kinds of layers whose cache grows with the context
 NO_SHIFT = "positions cannot be shifted, because the basis matrices are applied after RoPE"
@@ -136,6 +135,9 @@ class KVReport:
 
 def held_tokens(window: int) -> str:
     """Which tokens of a stream a window of so many holds."""
+    # late, because it loads the native library, which `import minicache_cpp` does not
+    from .native_settings import window_first
+
     first = window_first(window)
     latest = f"the latest {window - first} tokens"
     return f"the first {first} and {latest}" if first else latest
