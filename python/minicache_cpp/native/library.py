@@ -93,6 +93,8 @@ def use(directory: Path) -> None:
     """Makes llama_cpp load our libraries when it is imported; raises ImportError where they cannot run here."""
     check_processor(directory)
     os.environ["LLAMA_CPP_LIB_PATH"] = str(directory)
+    # where llama_cpp.mtmd_cpp looks for libmtmd; another one would bring another libllama
+    os.environ["MTMD_CPP_LIB"] = str(directory)
     # llama_cpp._ggml would load the libggml in llama_cpp's own directory, which is another one or does not exist
     module = types.ModuleType("llama_cpp._ggml", "The libggml of minicache_cpp, loaded on first use.")
 
