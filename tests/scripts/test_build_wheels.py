@@ -105,3 +105,18 @@ def test_the_check_runs_here(tmp_path: Path) -> None:
     assert done.stderr == ""
     assert (len(result["logits"]), result["merged"]) == (512, 4)
     assert "ggml-cpu" in result["kernels"]
+
+
+def test_arm_kernels_follow_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cross-compiled, or built on the machine itself."""
+    monkeypatch.setattr(build_wheels.platform, "machine", lambda: "x86_64")
+    assert build_wheels.kernel_options("x86_64") == ["-DGGML_CPU_ALL_VARIANTS=ON"]
+    asked = []
+    for knows, option in ((True, "-DGGML_CPU_ALL_VARIANTS=ON"), (False, "-DGGML_CPU_ARM_ARCH=armv8-a")):
+        monkeypatch.setattr(
+            build_wheels, "compiles", lambda *words, knows=knows: asked.append(words) or knows
+        )
+        assert build_wheels.kernel_options("aarch64") == [option]
+    assert asked == [("aarch64-linux-gnu-gcc", "-march=armv9.2-a+sme")] * 2
+    assert build_wheels.cross_options("x86_64") == []
+    assert "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++" in build_wheels.cross_options("aarch64")
