@@ -55,6 +55,8 @@ TOOL_TARGETS = (
     "llama-server",
 )
 SERVER_TARGETS = ("llama-server",)
+# then the libraries include libmtmd, which else comes with llama-server
+MTMD_WANTED = re.compile(r"-DMINICACHE_MTMD(:BOOL)?=(on|1|true|yes)\b", re.IGNORECASE)
 TEST_TARGETS = ("minicache-test", "minicache-cuda-on-cpu", "minicache-bench-kernels")
 
 
@@ -420,9 +422,13 @@ def set_up(extras: Sequence[str], programs: Sequence[str] = ()) -> None:
 
 def pip_install(*arguments: str) -> None:
     # The wheel takes the libraries that are built already, and nothing is compiled again. A llama-server of other
-    # sources may lie beside them.
-    server = "ON" if RELEASE.is_built(SERVER_TARGETS) else "OFF"
-    options = [f"-DMINICACHE_PREBUILT={RELEASE.bin.as_posix()}", f"-DMINICACHE_SERVER={server}"]
+    # sources, with its libmtmd, may lie beside them.
+    server = RELEASE.is_built(SERVER_TARGETS)
+    options = [
+        f"-DMINICACHE_PREBUILT={RELEASE.bin.as_posix()}",
+        f"-DMINICACHE_SERVER={'ON' if server else 'OFF'}",
+        f"-DMINICACHE_MTMD={'ON' if server or MTMD_WANTED.search(os.environ.get('CMAKE_ARGS', '')) else 'OFF'}",
+    ]
     cmake_args = {"CMAKE_ARGS": shlex.join(options)}
     pip("install", *arguments, environment={**os.environ, **generator_variable(), **cmake_args})
 

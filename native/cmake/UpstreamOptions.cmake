@@ -15,11 +15,11 @@ endif()
 set(LLAMA_BUILD_TESTS ${MINICACHE_TOOLS} CACHE BOOL "follows MINICACHE_TOOLS" FORCE)
 
 set(programs OFF)
-if (MINICACHE_TOOLS OR MINICACHE_SERVER)
+if (MINICACHE_TOOLS OR MINICACHE_SERVER OR MINICACHE_MTMD)
     set(programs ON)
 endif()
 foreach (part COMMON TOOLS SERVER)
-    set(LLAMA_BUILD_${part} ${programs} CACHE BOOL "follows MINICACHE_TOOLS and MINICACHE_SERVER" FORCE)
+    set(LLAMA_BUILD_${part} ${programs} CACHE BOOL "follows MINICACHE_TOOLS, _SERVER and _MTMD" FORCE)
 endforeach()
 
 foreach (part EXAMPLES APP UI)

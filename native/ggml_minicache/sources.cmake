@@ -7,6 +7,11 @@ set(MINICACHE_GGML_BASE_SOURCES
     op/minicache-turn.h
     op/minicache-window.h)
 
+# for ggml's list of folders with backends, where these are libraries that are loaded at run time
+set(MINICACHE_GGML_SOURCES
+    load/minicache-library-dir.h
+    load/minicache-library-dir.cpp)
+
 set(MINICACHE_GGML_CPU_SOURCES
     cpu/minicache-cpu.h
     cpu/minicache-cpu.cpp
@@ -39,6 +44,7 @@ set(MINICACHE_GGML_CPU_SOURCES
     cpu/minicache-cpu-rows.h
     cpu/minicache-cpu-rows.cpp
     cpu/minicache-cpu-simd.h
+    load/minicache-needs.cpp
     op/minicache-code.h
     op/minicache-math.h
     op/minicache-turn.h

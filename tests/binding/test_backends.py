@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minicache_cpp.native import library
+from minicache_cpp.native import devices, library
 
 COMPILER = shutil.which("cc")
 
@@ -27,6 +27,12 @@ void * ggml_backend_load(const char * path) {{
     return {found} ? loaded : NULL;
 }}
 const char * loaded_from(void) {{ return loaded; }}
+typedef void (*log_callback)(int level, const char * text, void * data);
+static log_callback log_now;
+static void * log_data;
+void ggml_log_get(log_callback * callback, void ** data) {{ *callback = log_now; *data = log_data; }}
+void ggml_log_set(log_callback callback, void * data) {{ log_now = callback; log_data = data; }}
+void say(int level, const char * text) {{ log_now(level, text, log_data); }}
 """
 
 
@@ -45,6 +51,22 @@ def test_backends_that_are_libraries_are_loaded(tmp_path: Path) -> None:
     ggml = stand_in(tmp_path, linked=0, found=1)
     library.load_backends(tmp_path)
     assert ggml.loaded_from() == bytes(tmp_path)
+
+
+def test_loading_is_silent_but_for_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Afterwards whoever received ggml's log before does so again."""
+    ggml = stand_in(tmp_path, linked=0, found=1)
+    heard: list[tuple[int, bytes]] = []
+    before = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(
+        lambda level, text, _: heard.append((level, text))
+    )
+    ggml.ggml_log_set(before, None)
+    with library.errors_only(ggml):
+        ggml.say(2, b"loaded a library\n")
+        ggml.say(library.LOG_ERROR, b"no such file\n")
+    ggml.say(2, b"later\n")
+    assert capsys.readouterr().err == "no such file\n"
+    assert heard == [(2, b"later\n")]
 
 
 def test_backends_that_are_linked_are_enough(tmp_path: Path) -> None:
@@ -74,3 +96,8 @@ def test_a_backend_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             ):
                 library.load_backends(folder)
         assert ggml.loaded_from() == b"/elsewhere/libggml-new.so"
+
+
+def test_the_file_of_the_kernels_in_use(library_dir: Path) -> None:
+    path = devices.cpu_library()
+    assert path is not None and path.parent == library_dir and "ggml-cpu" in path.name

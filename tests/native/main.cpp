@@ -2,7 +2,6 @@
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
-#include "ggml-cpu.h"
 #include "ggml.h"
 #include "perf.h"
 #include "test-case.h"

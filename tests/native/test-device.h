@@ -7,6 +7,9 @@
 
 #include <string>
 
+// for a backend of the CPU, which may be a library that was loaded at run time (GGML_BACKEND_DL)
+void test_set_n_threads(ggml_backend_t backend, int n_threads);
+
 class test_device {
   public:
     explicit test_device(const std::string & name);

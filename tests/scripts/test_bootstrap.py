@@ -81,3 +81,19 @@ def test_a_target_is_built_again_where_its_sources_have_changed(
     )
     assert release.is_built(["llama-server"])
     assert not release.is_built(["llama-server", "minicache-libraries"])
+
+
+@pytest.mark.parametrize(
+    ("cmake_args", "server", "expected"),
+    [("", False, "OFF"), ("-DMINICACHE_MTMD=ON", False, "ON"), ("-DMINICACHE_MTMD=off", True, "ON")],
+)
+def test_libmtmd_is_installed_where_it_was_built(
+    monkeypatch: pytest.MonkeyPatch, cmake_args: str, server: bool, expected: str
+) -> None:
+    """With llama-server, which needs it, or where it was asked for: else one of other sources may lie there."""
+    given: list[str] = []
+    monkeypatch.setenv("CMAKE_ARGS", cmake_args)
+    monkeypatch.setattr(bootstrap.NativeBuild, "is_built", lambda self, targets: server)
+    monkeypatch.setattr(bootstrap, "pip", lambda *_, environment: given.append(environment["CMAKE_ARGS"]))
+    bootstrap.pip_install(".")
+    assert f"-DMINICACHE_MTMD={expected}" in given[0]

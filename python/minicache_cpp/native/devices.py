@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
+from pathlib import Path
 
 import cffi
 
@@ -19,9 +21,12 @@ ffi.cdef(
     const char * ggml_backend_dev_description(void * device);
     int ggml_backend_dev_type(void * device);
     void ggml_backend_dev_memory(void * device, size_t * free, size_t * total);
+    void * ggml_backend_dev_by_type(int type);
+    void * ggml_backend_dev_backend_reg(void * device);
+    void * ggml_backend_reg_get_proc_address(void * reg, const char * name);
     """
 )
-GPU = 1  # GGML_BACKEND_DEVICE_TYPE_GPU
+CPU, GPU = 0, 1  # GGML_BACKEND_DEVICE_TYPE_
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,14 @@ def gpus() -> list[Device]:
         )
         found.append(Device(name, description, free[0], total[0]))
     return found
+
+
+def cpu_library() -> Path | None:
+    """The file of the CPU kernels in use, of which there may be several; None where the system cannot tell."""
+    lib = ffi.dlopen(str(library.load()))
+    reg = lib.ggml_backend_dev_backend_reg(lib.ggml_backend_dev_by_type(CPU))
+    function = lib.ggml_backend_reg_get_proc_address(reg, b"ggml_backend_set_n_threads")
+    return library.path_of(ctypes.c_void_p(int(ffi.cast("uintptr_t", function))))
 
 
 def require_gpu() -> Device:

@@ -7,18 +7,24 @@ process, or our libllama over another ggml, would crash later and elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.metadata
 import os
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
+
+from ..host.threads import cpu_name
+from . import processor
 
 LLAMA_CPP_VERSION = "0.3.36"
 OVERRIDE = "MINICACHE_LIB_PATH"
 # where an installed package has its native libraries
 INSTALLED = Path(__file__).parent.parent / "lib"
+SUFFIXES = (".so", ".dylib", ".dll")
 MARK = "llama_minicache_get_report"  # a function that only our libllama has
 # ggml's own variable: a library with a backend that ours was not built with
 MORE_DEVICES = "GGML_BACKEND_PATH"
@@ -84,8 +90,11 @@ def load() -> Path:
 
 
 def use(directory: Path) -> None:
-    """Makes llama_cpp load our libraries when it is imported."""
+    """Makes llama_cpp load our libraries when it is imported; raises ImportError where they cannot run here."""
+    check_processor(directory)
     os.environ["LLAMA_CPP_LIB_PATH"] = str(directory)
+    # where llama_cpp.mtmd_cpp looks for libmtmd; another one would bring another libllama
+    os.environ["MTMD_CPP_LIB"] = str(directory)
     # llama_cpp._ggml would load the libggml in llama_cpp's own directory, which is another one or does not exist
     module = types.ModuleType("llama_cpp._ggml", "The libggml of minicache_cpp, loaded on first use.")
 
@@ -97,6 +106,19 @@ def use(directory: Path) -> None:
 
     vars(module).update(libggml_base_path=directory, __getattr__=load_ggml)
     sys.modules.setdefault(module.__name__, module)
+
+
+@functools.cache
+def check_processor(directory: Path) -> None:
+    """Raises ImportError where the CPU kernels would end the process, as they were built for a newer processor."""
+    # one library, or one for each kind of processor (GGML_CPU_ALL_VARIANTS)
+    kernels = sorted(path for path in directory.glob("*ggml-cpu*") if path.suffix in SUFFIXES)
+    if missing := processor.lacking(kernels):
+        raise ImportError(
+            f"the libraries in {directory} were built for a processor that has {', '.join(missing)}, "
+            f"which this one ({cpu_name()}) lacks; build them on this machine (pip install --no-cache-dir .), "
+            "or use a wheel for all processors (docs/wheels.md)"
+        )
 
 
 def check_version() -> None:
@@ -141,7 +163,8 @@ def load_backends(directory: Path) -> None:
     ggml = ctypes.CDLL(str(path))
     ggml.ggml_backend_reg_count.restype = ctypes.c_size_t
     if ggml.ggml_backend_reg_count() == 0:
-        ggml.ggml_backend_load_all_from_path(os.fsencode(directory))  # and MORE_DEVICES
+        with errors_only(ggml):
+            ggml.ggml_backend_load_all_from_path(os.fsencode(directory))  # and MORE_DEVICES
     elif more := os.environ.get(MORE_DEVICES):
         ggml.ggml_backend_load.restype = ctypes.c_void_p
         if not ggml.ggml_backend_load(os.fsencode(more)):
@@ -152,6 +175,30 @@ def load_backends(directory: Path) -> None:
         raise ImportError(
             f"{directory} has no library of ggml that runs on this machine; build it again here"
         )
+
+
+@contextlib.contextmanager
+def errors_only(ggml: ctypes.CDLL) -> Iterator[None]:
+    """Inside, ggml's log is silent but for errors. It would tell on stderr which libraries it loads."""
+    callback, data = ctypes.c_void_p(), ctypes.c_void_p()
+    ggml.ggml_log_get(ctypes.byref(callback), ctypes.byref(data))
+    ggml.ggml_log_set(PRINT_ERROR, None)
+    try:
+        yield
+    finally:
+        ggml.ggml_log_set(callback, data)
+
+
+LOG_ERROR = 4  # of enum ggml_log_level
+
+
+def print_error(level: int, text: bytes, _: object) -> None:
+    if level == LOG_ERROR:
+        print(text.decode("utf-8", "replace"), end="", file=sys.stderr, flush=True)
+
+
+# ggml keeps a pointer to it
+PRINT_ERROR = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(print_error)
 
 
 class DlInfo(ctypes.Structure):

@@ -4,7 +4,6 @@
 #include "fattn.cuh"
 #include "ggml-backend-impl.h"
 #include "ggml-cpp.h"
-#include "ggml-cpu.h"
 #include "ggml-cuda.h"
 #include "minicache-cuda.cuh"
 
@@ -231,8 +230,10 @@ void device_props(ggml_backend_dev_t device, ggml_backend_dev_props * props) {
 }
 
 ggml_backend_t device_init(ggml_backend_dev_t device, const char *) {
-    ggml_backend_ptr cpu(ggml_backend_cpu_init());
-    ggml_backend_cpu_set_n_threads(cpu.get(), 1);
+    ggml_backend_ptr         cpu(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
+    const ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(cpu.get()));
+    auto * set_n_threads = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
+    set_n_threads(cpu.get(), 1);
 
     ggml_backend_i interface   = {};
     interface.get_name         = backend_name;
@@ -342,7 +343,7 @@ void ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & cuda, ggml_tensor * op
 
     const ggml_init_params params = { ggml_graph_overhead(), nullptr, true };
     const ggml_context_ptr ctx(ggml_init(params));
-    const ggml_backend_ptr cpu(ggml_backend_cpu_init());
+    const ggml_backend_ptr cpu(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
 
     // only this node, because the tensors that its sources were computed from may hold something else by now
     ggml_cgraph * graph = ggml_new_graph(ctx.get());

@@ -1,9 +1,9 @@
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
-#include "ggml-cpu.h"
 #include "ggml-minicache.h"
 #include "test-case.h"
 #include "test-codec.h"
+#include "test-device.h"
 
 #include <algorithm>
 #include <cmath>
@@ -142,8 +142,8 @@ class test_encode : public test_case {
             }
         }
         for (const int n : { 1, 3 }) {
-            const ggml_backend_ptr backend(ggml_backend_cpu_init());
-            ggml_backend_cpu_set_n_threads(backend.get(), n);
+            const ggml_backend_ptr backend(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
+            test_set_n_threads(backend.get(), n);
             clear();
             if (ggml_backend_graph_compute(backend.get(), graph) != GGML_STATUS_SUCCESS || !(read(results[0]) == before)) {
                 return INFINITY;
