@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import sys
 from minicache_cpp import Llama
@@ -37,10 +39,12 @@ def test_a_vision_handler_gets_as_far_as_the_projector(tools_dir: Path, model: P
     assert one_llama == "True"
 
 
-def test_without_ours_no_other_is_taken() -> None:
+@pytest.mark.parametrize("first", ["minicache_cpp", "llama_cpp"])
+def test_without_ours_no_other_is_taken(library_dir: Path, first: str) -> None:
     """Another libmtmd would bring another libllama into the process."""
-    program = (
-        "import minicache_cpp, os; print(os.environ['MTMD_CPP_LIB'] == os.environ['LLAMA_CPP_LIB_PATH'])"
+    program = f"import {first}, minicache_cpp, os; print(os.environ['MTMD_CPP_LIB'])"
+    environment = {**os.environ, "LLAMA_CPP_LIB_PATH": str(library_dir)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("True\n", "")
+    assert (done.stdout, done.stderr) == (f"{library_dir}\n", "")

@@ -57,7 +57,7 @@ def library_dir() -> Path | None:
 def prepare() -> None:
     """Makes a later `import llama_cpp` load our library; raises ImportError where another one is loaded already."""
     if "llama_cpp.llama_cpp" in sys.modules:
-        check_llama(sys.modules["llama_cpp.llama_cpp"])
+        use_mtmd(check_llama(sys.modules["llama_cpp.llama_cpp"]).parent)
     elif directory := library_dir():
         use(directory)
 
@@ -93,8 +93,7 @@ def use(directory: Path) -> None:
     """Makes llama_cpp load our libraries when it is imported; raises ImportError where they cannot run here."""
     check_processor(directory)
     os.environ["LLAMA_CPP_LIB_PATH"] = str(directory)
-    # where llama_cpp.mtmd_cpp looks for libmtmd; another one would bring another libllama
-    os.environ["MTMD_CPP_LIB"] = str(directory)
+    use_mtmd(directory)
     # llama_cpp._ggml would load the libggml in llama_cpp's own directory, which is another one or does not exist
     module = types.ModuleType("llama_cpp._ggml", "The libggml of minicache_cpp, loaded on first use.")
 
@@ -106,6 +105,11 @@ def use(directory: Path) -> None:
 
     vars(module).update(libggml_base_path=directory, __getattr__=load_ggml)
     sys.modules.setdefault(module.__name__, module)
+
+
+def use_mtmd(directory: Path) -> None:
+    # where llama_cpp.mtmd_cpp looks for libmtmd when it is imported; another one would bring another libllama
+    os.environ["MTMD_CPP_LIB"] = str(directory)
 
 
 @functools.cache
