@@ -24,6 +24,12 @@ def four_layers(load: Callable[..., Loaded]) -> Path:
     return load(tiny_models.random_model, n_layer=4).path
 
 
+@pytest.fixture(autouse=True)
+def no_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache directory of the test's own: other tests of this process may have made a plan for the same model."""
+    monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sentences(tmp_path_factory.mktemp("text") / "text.txt")
