@@ -29,7 +29,7 @@ from ..text import bundled
 from ..text.vocabulary import Vocabulary
 from ..version import __version__
 from .capture import NotObservedError, capture
-from .group_fit import LayerWeights, Source
+from .group_fit import FITS_AT_ONCE, LayerWeights, Source
 from .layer_weights import layer_weights, output_gains
 from .material import FAST, THOROUGH, Chunk, Material, make_material
 from .meter import Meter
@@ -235,7 +235,8 @@ def fit_layers(job: Job, captured: Captured) -> Fits:
     """The weights of errors in each captured layer, and what each plain type loses of it."""
     samples, plain = captured.samples, {}
     weights = {number: layer_weights(samples, number) for number in captured.layers}
-    fits = side_by_side(lambda number: fit_plain(samples, weights[number], number), weights, job.threads)
+    threads = min(job.threads, FITS_AT_ONCE)
+    fits = side_by_side(lambda number: fit_plain(samples, weights[number], number), weights, threads)
     for n_done, fit in enumerate(fits, 1):
         plain[fit.layer] = fit
         job.phases(FITTING, n_done / len(weights), f"layer {fit.layer}")

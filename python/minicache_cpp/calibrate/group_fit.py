@@ -14,6 +14,8 @@ from .code_fit import CHOICES, PartCodec, PartFit, codec_array, fit_part, make_c
 from .rope import Rope
 from .samples import Samples
 
+# more fits side by side would take more memory than they save time, as most of a calibration is the model's reading
+FITS_AT_ONCE = 2
 # the largest weight of a token, relative to the mean: what one text attends to most, another may not
 MOST_OF_TOKEN = 3.0
 

@@ -17,7 +17,7 @@ from ..host.threads import side_by_side
 from ..modelfile.ggml_types import GGML_TYPES
 from .allocation import Candidate, Choice, Part, PlainPart, allocate
 from .code_fit import CHOICES
-from .group_fit import GroupFit, LayerWeights, Source, cut_into_groups, fit_group
+from .group_fit import FITS_AT_ONCE, GroupFit, LayerWeights, Source, cut_into_groups, fit_group
 from .plain_fit import PlainFit
 from .plans import PlanBuilder
 from .sensitivity import Sensitivities, measure_sensitivities, widths_like
@@ -71,9 +71,8 @@ class Planner:
         widths: Collection[int] = CHOICES,
     ) -> Iterator[GroupFit]:
         """The codes of groups, fitted side by side: NumPy lets other threads work meanwhile."""
-        return side_by_side(
-            lambda layers: fit_group(self.source, weights, layers, widths), groups, self.trials.meter.threads
-        )
+        threads = min(self.trials.meter.threads, FITS_AT_ONCE)
+        return side_by_side(lambda layers: fit_group(self.source, weights, layers, widths), groups, threads)
 
     def knowing(self, found: Sensitivities) -> Planner:
         """The same planner with these sensitivities; what plain types lose beside them is measured."""
