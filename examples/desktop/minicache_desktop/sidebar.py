@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PySide6.QtCore import Qt, Signal
+from PySide6.QtCore import Signal
 from PySide6.QtWidgets import (
     QComboBox,
     QFrame,
@@ -13,13 +13,13 @@ from PySide6.QtWidgets import (
     QLabel,
     QProgressBar,
     QPushButton,
-    QScrollArea,
     QVBoxLayout,
     QWidget,
 )
 
 from .memory import MemoryView
 from .models import ModelList
+from .scrolled import fill_with_scrolled
 from .theme import Colors
 
 WIDTH = 300
@@ -126,12 +126,7 @@ class Sidebar(QFrame):
             layout.addSpacing(14)
         layout.addWidget(self.calibration)
         layout.addStretch()
-        scroll = QScrollArea(widgetResizable=True)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setWidget(page)
-        outside = QVBoxLayout(self)
-        outside.setContentsMargins(0, 0, 0, 0)
-        outside.addWidget(scroll)
+        fill_with_scrolled(self, page)
 
     def show_in(self, colors: Colors) -> None:
         self.memory.show_in(colors)

@@ -18,7 +18,6 @@ from ..cache.plan import Plan
 from ..cache.plan_store import DEFAULT_RATIO, plan_path
 from ..errors import MiniCacheError
 from ..host.progress import OnProgress, Progress
-from ..host.threads import side_by_side
 from ..modelfile.fingerprint import fingerprint
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..modelfile.shape import ModelShape
@@ -29,7 +28,7 @@ from ..text import bundled
 from ..text.vocabulary import Vocabulary
 from ..version import __version__
 from .capture import NotObservedError, capture
-from .group_fit import FITS_AT_ONCE, LayerWeights, Source
+from .group_fit import LayerWeights, Source, fits_side_by_side
 from .layer_weights import layer_weights, output_gains
 from .material import FAST, THOROUGH, Chunk, Material, make_material
 from .meter import Meter
@@ -235,11 +234,13 @@ def fit_layers(job: Job, captured: Captured) -> Fits:
     """The weights of errors in each captured layer, and what each plain type loses of it."""
     samples, plain = captured.samples, {}
     weights = {number: layer_weights(samples, number) for number in captured.layers}
-    threads = min(job.threads, FITS_AT_ONCE)
-    fits = side_by_side(lambda number: fit_plain(samples, weights[number], number), weights, threads)
-    for n_done, fit in enumerate(fits, 1):
-        plain[fit.layer] = fit
-        job.phases(FITTING, n_done / len(weights), f"layer {fit.layer}")
+
+    def fit(number: int) -> PlainFit:
+        return fit_plain(samples, weights[number], number)
+
+    for n_done, found in enumerate(fits_side_by_side(fit, weights, job.threads), 1):
+        plain[found.layer] = found
+        job.phases(FITTING, n_done / len(weights), f"layer {found.layer}")
     return Fits(Source(samples, job.options.rope_block), weights, plain)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..cache.code_format import KINDS, GroupFormat, Kind, Layout
+from ..host.threads import side_by_side
 from ..modelfile.shape import ModelShape
 from .code_fit import CHOICES, PartCodec, PartFit, codec_array, fit_part, make_codec
 from .rope import Rope
@@ -21,6 +23,8 @@ MOST_OF_TOKEN = 3.0
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+Item = TypeVar("Item")
+Fit = TypeVar("Fit")
 # the weights of squared errors of unit vectors, by layer and by kind, [n_head_kv, d]
 LayerWeights = Mapping[int, Mapping[Kind, Doubles]]
 
@@ -91,6 +95,11 @@ class GroupFit:
                 self.part(kind), layout, [self.source.read(kind, layer) for layer in self.layers]
             )
         return self.codecs[kind, layout]
+
+
+def fits_side_by_side(fit: Callable[[Item], Fit], items: Iterable[Item], threads: int) -> Iterator[Fit]:
+    """Yields fit(item) of each item, in order; NumPy lets other threads work meanwhile."""
+    return side_by_side(fit, items, min(threads, FITS_AT_ONCE))
 
 
 def fit_group(

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, replace
 
 from ..cache.code_format import Kind
 from ..cache.plan import Plan
-from ..host.threads import side_by_side
 from ..modelfile.ggml_types import GGML_TYPES
 from .allocation import Candidate, Choice, Part, PlainPart, allocate
 from .code_fit import CHOICES
-from .group_fit import FITS_AT_ONCE, GroupFit, LayerWeights, Source, cut_into_groups, fit_group
+from .group_fit import GroupFit, LayerWeights, Source, cut_into_groups, fit_group, fits_side_by_side
 from .plain_fit import PlainFit
 from .plans import PlanBuilder
 from .sensitivity import Sensitivities, measure_sensitivities, widths_like
@@ -70,9 +69,12 @@ class Planner:
         groups: Sequence[tuple[int, ...]],
         widths: Collection[int] = CHOICES,
     ) -> Iterator[GroupFit]:
-        """The codes of groups, fitted side by side: NumPy lets other threads work meanwhile."""
-        threads = min(self.trials.meter.threads, FITS_AT_ONCE)
-        return side_by_side(lambda layers: fit_group(self.source, weights, layers, widths), groups, threads)
+        """The codes of groups."""
+
+        def fit(layers: tuple[int, ...]) -> GroupFit:
+            return fit_group(self.source, weights, layers, widths)
+
+        return fits_side_by_side(fit, groups, self.trials.meter.threads)
 
     def knowing(self, found: Sensitivities) -> Planner:
         """The same planner with these sensitivities; what plain types lose beside them is measured."""

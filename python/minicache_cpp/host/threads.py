@@ -22,10 +22,7 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], threads:
     What `work` raises is raised here; items that nobody has begun by then are dropped.
     """
     with ThreadPoolExecutor(threads) as pool:
-        try:
-            yield from pool.map(work, items)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        yield from pool.map(work, items)
 
 
 def default_threads() -> int:
