@@ -110,12 +110,15 @@ function(minicache_add_native_tests)
     set(directory "${CMAKE_CURRENT_SOURCE_DIR}/../tests/native")
     file(GLOB sources CONFIGURE_DEPENDS "${directory}/*.cpp" "${directory}/op/*.cpp" "${directory}/llama/*.cpp")
 
+    set(llama_sources llama-minicache-guard.cpp llama-minicache-packing.cpp llama-minicache-rans.cpp)
+
     if (NOT sources)
         message(FATAL_ERROR "MINICACHE_TESTS: tests/native holds no sources")
     endif()
 
-    # libllama's guard needs ggml only, too
-    add_executable(minicache-test ${sources} "${MINICACHE_SOURCE_DIR}/llama/llama-minicache-guard.cpp")
+    # these of libllama's sources need ggml only, too
+    list(TRANSFORM llama_sources PREPEND "${MINICACHE_SOURCE_DIR}/llama/")
+    add_executable(minicache-test ${sources} ${llama_sources})
     target_compile_features(minicache-test PRIVATE cxx_std_17)
     find_package(Threads REQUIRED)  # for measuring the speed of memory
     minicache_add_cuda_on_cpu(minicache-test)

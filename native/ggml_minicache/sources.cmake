@@ -104,6 +104,12 @@ set(MINICACHE_LLAMA_SOURCES
     llama/llama-minicache-groups.cpp
     llama/llama-minicache-report.cpp
     llama/llama-minicache-shape.cpp
+    llama/llama-minicache-state-header.h
+    llama/llama-minicache-state-header.cpp
+    llama/llama-minicache-packing.h
+    llama/llama-minicache-packing.cpp
+    llama/llama-minicache-rans.h
+    llama/llama-minicache-rans.cpp
     llama/llama-kv-cache-minicache.h
     llama/llama-kv-cache-minicache.cpp
     llama/llama-kv-cache-minicache-create.cpp

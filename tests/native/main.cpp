@@ -154,6 +154,7 @@ int main(int argc, char ** argv) {
     add_encode_cases(cases, false);
     add_attn_code_cases(cases);
     add_guard_cases(cases);
+    add_packing_cases(cases);
 
     return run_tests(device, cases, opts);
 }

@@ -68,6 +68,7 @@ void add_attn_cases(test_cases & cases);
 void add_encode_cases(test_cases & cases, bool perf);
 void add_attn_code_cases(test_cases & cases);
 void add_guard_cases(test_cases & cases);
+void add_packing_cases(test_cases & cases);
 
 //
 // helpers

@@ -13,6 +13,7 @@ import pytest
 
 from minicache_cpp import Llama, MiniCache, MiniCacheError, MiniCacheWarning
 from minicache_cpp.native.binding import llama_h
+from minicache_cpp.text.bundled import evaluation_files
 from support import tiny_models
 from support.llamas import SETTINGS, batches
 
@@ -205,3 +206,19 @@ def test_a_file_that_ends_too_early_is_refused(
         llm.n_tokens = end()
         llm.eval(tokens)
         assert llm.n_tokens == end()
+
+
+def test_a_state_of_codes_is_smaller_than_they_are(smollm2: Path, smollm2_plan: Path) -> None:
+    """Between two states of one text, so that what does not grow with it, such as the window, does not count."""
+    with Llama(str(smollm2), minicache=str(smollm2_plan), n_ctx=512, n_threads=1, verbose=False) as llm:
+        tokens = llm.tokenize(evaluation_files()[0].read_bytes()[:3000])[:384]
+        llm.eval(tokens[:128])
+        short = llm.save_state()
+        llm.eval(tokens[128:])
+        long = llm.save_state()
+        report = llm.kv_report()
+        token_bytes = (report.bytes - report.fixed_bytes) / report.n_cells
+        assert 0.85 < (long.llama_state_size - short.llama_state_size) / 256 / token_bytes < 0.96
+        llm.load_state(short)
+        llm.eval(tokens[128:])
+        assert llm.save_state().llama_state == long.llama_state

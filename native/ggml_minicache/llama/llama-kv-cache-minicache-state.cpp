@@ -3,125 +3,36 @@
 #include "llama-kv-cache-minicache.h"
 #include "llama-minicache-error.h"
 #include "llama-minicache-io.h"
-#include "minicache-hash.h"
+#include "llama-minicache-packing.h"
+#include "llama-minicache-state-header.h"
 #include "minicache-window.h"
 
 #include <algorithm>
 #include <stdexcept>
 
-// A saved state is a header that names the configuration, the number of cells of each stream, and the base class's state, in
-// which the groups' rows follow those of the plain layers, stream by stream. The header has its length and checksum, so that a
-// state that was cut short or damaged is refused before anything is changed.
+// A saved state is a header (llama-minicache-state-header.h), the number of cells of each stream, and the base class's state, in
+// which the groups' rows follow those of the plain layers, stream by stream, packed (llama-minicache-packing.h).
 
-static const uint32_t STATE_MAGIC   = 0x564b434d;  // "MCKV"
-static const uint32_t STATE_VERSION = 6;
-
-struct state_header {
-    uint32_t magic   = STATE_MAGIC;
-    uint32_t version = STATE_VERSION;
-
-    int32_t  type_k    = 0;
-    int32_t  type_v    = 0;
-    int32_t  pool_type = 0;
-    int32_t  block     = 0;
-    float    t         = 0.0f;
-    uint32_t n_group   = 0;
-
-    uint64_t model  = 0;  // its fingerprint; 0 where it was loaded without its weights
-    uint64_t groups = 0;  // hash of the layer numbers
-    uint64_t plan   = 0;  // the plan's hash, which covers basis matrices and codecs; 0 without a plan
-    uint64_t plain  = 0;  // hash of the types of the layers that are not merged
-
-    uint64_t payload_size = 0;
-    uint64_t hash         = 0;  // of the header itself, with 0 here, the numbers of cells and the payload
-
-    uint32_t n_stream = 0;
-    int32_t  mode     = 0;
-    int32_t  window   = 0;
-    uint32_t unused   = 0;
+namespace {
+// Writes a payload and keeps where the rows of coded groups are in it.
+class rows_writer : public llama_io_write_vector {
+  public:
+    std::vector<minicache_code_rows> rows;
 };
+}  // namespace
 
-static state_header header_of(const llama_kv_cache_minicache & kv) {
-    std::vector<int32_t> layers;  // of each group: how many layers it has, then their numbers
-    for (const minicache_group & group : kv.get_groups()) {
-        layers.push_back(group.n_layer());
-        layers.insert(layers.end(), group.layers.begin(), group.layers.end());
+static std::vector<minicache_code_shape> shapes_of(const std::vector<minicache_group> & groups) {
+    std::vector<minicache_code_shape> shapes;
+    for (const minicache_group & group : groups) {
+        shapes.push_back(group.shape);
     }
-    std::vector<int32_t> plain;
-    for (const uint32_t il : kv.get_layer_ids()) {
-        const minicache_layer_types types = kv.get_plain_types(il);
-        plain.insert(plain.end(), { (int32_t) il, types.k, types.v });
-    }
-    state_header h;
-    h.type_k    = kv.get_type_k();
-    h.type_v    = kv.get_type_v();
-    h.pool_type = kv.get_settings().pool_type;
-    h.block     = kv.get_block();
-    h.window    = kv.get_window();
-    h.t         = kv.get_settings().t;
-    h.n_group   = kv.get_groups().size();
-    h.model     = kv.get_model_hash();
-    h.groups    = minicache_hash(layers.data(), layers.size() * sizeof(int32_t));
-    h.plan      = kv.get_plan_hash();
-    h.plain     = minicache_hash(plain.data(), plain.size() * sizeof(int32_t));
-    h.n_stream  = kv.get_n_stream();
-    h.mode      = kv.get_mode();
-    return h;
-}
-
-// Says what differs in the configuration, "" if nothing does.
-static std::string difference(const state_header & saved, const state_header & own) {
-    const auto type_name = [](int32_t type) {
-        return type >= 0 && type < GGML_TYPE_COUNT ? ggml_type_name((ggml_type) type) : "the cache's";
-    };
-    if (saved.model != own.model) {
-        return "another model";
-    }
-    if (saved.n_group != own.n_group || saved.groups != own.groups) {
-        return format("%u groups of layers, here %u, or other layers", saved.n_group, own.n_group);
-    }
-    if (saved.mode != own.mode) {
-        return "merged layers are stored in another way";
-    }
-    if (saved.type_k != own.type_k || saved.type_v != own.type_v) {
-        return format("cache types %s and %s, here %s and %s", type_name(saved.type_k), type_name(saved.type_v),
-            type_name(own.type_k), type_name(own.type_v));
-    }
-    if (saved.plain != own.plain) {
-        return "other cache types of layers that are not merged";
-    }
-    if (saved.t != own.t) {
-        return format("t = %g, here %g", saved.t, own.t);
-    }
-    if (saved.block != own.block) {
-        return format("one token in %d retained, here one in %d", saved.block, own.block);
-    }
-    if (saved.window != own.window) {
-        return format("a window of %d tokens, here %d", saved.window, own.window);
-    }
-    if (saved.block + saved.window > 0 && saved.pool_type != own.pool_type) {
-        return format("pool type %s, here %s", type_name(saved.pool_type), type_name(own.pool_type));
-    }
-    if (saved.plan != own.plan) {
-        return "another plan";
-    }
-    if (saved.n_stream != own.n_stream) {
-        return format("%u streams, here %u", saved.n_stream, own.n_stream);
-    }
-    return "";
-}
-
-static uint64_t hash_of(state_header header, const std::vector<uint32_t> & cell_counts, const std::vector<uint8_t> & payload) {
-    header.hash = 0;
-
-    uint64_t h = minicache_hash(&header, sizeof(header));
-    h          = minicache_hash(cell_counts.data(), cell_counts.size() * sizeof(uint32_t), h);
-    return minicache_hash(payload.data(), payload.size(), h);
+    return shapes;
 }
 
 void llama_kv_cache_minicache::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
-    llama_io_write_vector payload;
-    llama_kv_cache::state_write(payload, seq_id, flags);
+    rows_writer raw;
+    llama_kv_cache::state_write(raw, seq_id, flags);
+    const std::vector<uint8_t> payload = minicache_pack(raw.data, raw.rows, shapes_of(groups));
 
     std::vector<uint32_t> cell_counts(n_stream, 0);
     for (uint32_t s = 0; s < n_stream; ++s) {
@@ -129,13 +40,14 @@ void llama_kv_cache_minicache::state_write(llama_io_write_i & io, llama_seq_id s
             cell_counts[s] += !v_cells[s].is_empty(i) && (seq_id == -1 || v_cells[s].seq_has(i, seq_id));
         }
     }
-    state_header header = header_of(*this);
-    header.payload_size = payload.data.size();
-    header.hash         = hash_of(header, cell_counts, payload.data);
+    minicache_state_header header = minicache_state_header_of(*this);
+
+    header.payload_size = payload.size();
+    header.hash         = minicache_state_hash(header, cell_counts, payload);
 
     io.write(&header, sizeof(header));
     io.write(cell_counts.data(), cell_counts.size() * sizeof(uint32_t));
-    io.write(payload.data.data(), payload.data.size());
+    io.write(payload.data(), payload.size());
 }
 
 void llama_kv_cache_minicache::check_room(const std::vector<uint32_t> & cell_counts, llama_seq_id seq_id) const {
@@ -168,13 +80,13 @@ void llama_kv_cache_minicache::state_read(llama_io_read_i & io, llama_seq_id seq
 void llama_kv_cache_minicache::check_state(llama_io_read_i & io, llama_seq_id seq_id) const { read_checked(io, seq_id); }
 
 std::vector<uint8_t> llama_kv_cache_minicache::read_checked(llama_io_read_i & io, llama_seq_id seq_id) const {
-    state_header header;
+    minicache_state_header header;
     io.read(&header, sizeof(header));
 
-    if (header.magic != STATE_MAGIC || header.version != STATE_VERSION) {
+    if (header.magic != MINICACHE_STATE_MAGIC || header.version != MINICACHE_STATE_VERSION) {
         throw std::runtime_error("the saved state is not of a MiniCache context of this version");
     }
-    const std::string differs = difference(header, header_of(*this));
+    const std::string differs = minicache_state_difference(header, minicache_state_header_of(*this));
     if (!differs.empty()) {
         throw std::runtime_error("the saved state is of another configuration: " + differs);
     }
@@ -182,13 +94,14 @@ std::vector<uint8_t> llama_kv_cache_minicache::read_checked(llama_io_read_i & io
     std::vector<uint32_t> cell_counts(n_stream);
     io.read(cell_counts.data(), cell_counts.size() * sizeof(uint32_t));
 
-    std::vector<uint8_t> payload = minicache_read_payload(io, header.payload_size, total_size());
+    const size_t               max_size = minicache_max_payload(total_size());
+    const std::vector<uint8_t> packed   = minicache_read_payload(io, header.payload_size, max_size);
 
-    if (hash_of(header, cell_counts, payload) != header.hash) {
+    if (minicache_state_hash(header, cell_counts, packed) != header.hash) {
         throw std::runtime_error("the saved state is damaged: its checksum differs");
     }
     check_room(cell_counts, seq_id);
-    return payload;
+    return minicache_unpack(packed, shapes_of(groups), max_size);
 }
 
 void llama_kv_cache_minicache::state_write_data(llama_io_write_i & io, const cell_ranges_t & cr) const {
@@ -200,8 +113,17 @@ void llama_kv_cache_minicache::state_write_data(llama_io_write_i & io, const cel
         }
     }
 
-    for (const minicache_group & group : groups) {
+    uint32_t n_token = 0;
+    for (const auto & [from, to] : cr.data) {
+        n_token += to - from;
+    }
+    auto * const packed = dynamic_cast<rows_writer *>(&io);
+    for (size_t ig = 0; ig < groups.size(); ++ig) {
+        const minicache_group & group = groups[ig];
         for (ggml_tensor * x : group.cell_tensors()) {
+            if (packed && group.is_coded() && n_token > 0) {
+                packed->rows.push_back({ io.n_bytes(), n_token, (uint16_t) ig, x == group.dir_v });
+            }
             for (const auto & [from, to] : cr.data) {
                 io.write_tensor(x, cr.strm * x->nb[2] + from * x->nb[1], (to - from) * x->nb[1]);
             }

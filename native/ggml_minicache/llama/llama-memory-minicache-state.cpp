@@ -108,7 +108,7 @@ std::vector<uint8_t> minicache_read_framed(
     if (frame.configuration != configuration_of(parts)) {
         throw std::runtime_error("the saved state is of another model, or of other types of sliding windows");
     }
-    std::vector<uint8_t> payload = minicache_read_payload(io, frame.payload_size, bytes);
+    std::vector<uint8_t> payload = minicache_read_payload(io, frame.payload_size, minicache_max_payload(bytes));
     if (hash_of(frame, payload) != frame.hash) {
         throw std::runtime_error("the saved state is damaged: its checksum differs");
     }

@@ -56,11 +56,14 @@ class llama_io_read_vector : public llama_io_read_i {
     size_t                       pos = 0;
 };
 
-// The payload of a saved state. Throws std::runtime_error where its length is a damaged one, which must not be allocated: no state is
+// The bytes that the payload of a saved state may have. A length beyond is a damaged one, which must not be allocated: no state is
 // much larger than the memory that it is of.
 //   bytes: of that memory
-inline std::vector<uint8_t> minicache_read_payload(llama_io_read_i & io, uint64_t length, size_t bytes) {
-    if (length > 2 * bytes + ((size_t) 1 << 30)) {
+inline size_t minicache_max_payload(size_t bytes) { return 2 * bytes + ((size_t) 1 << 30); }
+
+// The payload of a saved state. Throws std::runtime_error where it is longer than max_size.
+inline std::vector<uint8_t> minicache_read_payload(llama_io_read_i & io, uint64_t length, size_t max_size) {
+    if (length > max_size) {
         throw std::runtime_error("the saved state is damaged: its length makes no sense");
     }
     std::vector<uint8_t> payload(length);
