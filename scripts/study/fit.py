@@ -1,0 +1,181 @@
+"""Codes fitted to samples: components, the error of every coefficient at every width, and the widths that are chosen.
+
+As minicache_cpp.calibrate.code_fit and .allocation do it, but for vectors of any layers, heads and kinds in one code,
+and with the variants' quantizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicache_cpp.cache.code_format import Kind
+from minicache_cpp.calibrate.code_fit import MAG_MARGIN, unit_vectors
+from minicache_cpp.calibrate.group_fit import MOST_OF_TOKEN
+
+from .knowledge import Knowledge
+from .quantizers import QUANTIZERS
+from .variants import Variant
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+WIDTHS = (0, 1, 2, 3, 4, 5, 6, 8)
+# tokens that errors are measured on
+TRIED = 512
+
+
+@dataclass(frozen=True)
+class Member:
+    """A vector that a code is made of: the K or V of a head in a layer."""
+
+    kind: Kind
+    layer: int
+    head: int
+
+
+@dataclass
+class Fit:
+    """The code of some members, without widths."""
+
+    members: tuple[Member, ...]
+    # which fits have the same widths
+    sharing: tuple[object, ...]
+    # of all members' numbers, [D]; the code is of unit vectors times its root
+    root: Doubles
+    mean: Doubles
+    # [D, r], and the coefficients' standard deviations, [r]
+    vectors: Doubles
+    deviation: Doubles
+    # [choice, r], in standard deviations, and weighted mean squared errors
+    scales: Doubles
+    errors: Doubles
+    # by member, log of the least magnitude and of the ratio of one to the next
+    mags: list[tuple[float, float]]
+    # [r], when they have been chosen
+    widths: NDArray[np.int64]
+
+    @property
+    def loss(self) -> float:
+        """The loss that is expected of the widths."""
+        choice = np.searchsorted(WIDTHS, self.widths)
+        return float(self.errors[choice, np.arange(len(choice))].sum())
+
+
+def parts_of(known: Knowledge, variant: Variant) -> list[tuple[tuple[object, ...], tuple[Member, ...]]]:
+    """The members of each code, and a key that is the same for those with the same widths."""
+    layers = known.layers
+    groups = [layers[i : i + variant.layers] for i in range(0, len(layers), variant.layers)]
+    found = []
+    for group in groups:
+        heads = range(known.shape.layers[group[0]].n_head_kv)
+        kinds: tuple[tuple[Kind, ...], ...] = (("k", "v"),) if variant.code == "kv" else (("k",), ("v",))
+        for of in kinds:
+            codes = [tuple(heads)] if variant.code == "heads" else [(head,) for head in heads]
+            for code in codes:
+                members = tuple(Member(kind, layer, head) for head in code for kind in of for layer in group)
+                key = (of, group[0], *(code if variant.widths == "head" else ()))
+                found.append((key, members))
+    return found
+
+
+def fit(known: Knowledge, variant: Variant, sharing: tuple[object, ...], members: Sequence[Member]) -> Fit:
+    x = [known.read(m.kind, m.layer, variant.block)[:, m.head] for m in members]
+    weights = [known.weights[m.layer][m.kind][m.head] for m in members]
+    root = np.sqrt(np.concatenate(weights))
+    shares = sum(
+        w.sum() * known.tokens(m.kind, m.layer)[:, m.head] for w, m in zip(weights, members, strict=True)
+    )
+    counts = np.minimum(shares / shares.mean(), MOST_OF_TOKEN)
+    counts = counts / counts.mean()
+    y = np.concatenate([unit_vectors(one) for one in x], axis=1).astype(np.float64) * root
+    mean = (y * counts[:, None]).mean(axis=0) if variant.mean == "apart" else np.zeros(y.shape[1])
+    y = y - mean
+    _, vectors = np.linalg.eigh((y * counts[:, None]).T @ y / len(y))
+    vectors = vectors[:, ::-1]
+    t = y @ vectors
+    deviation = np.maximum(np.sqrt((t**2 * counts[:, None]).mean(axis=0)), 1e-12)
+    tried = slice(None, None, max(1, len(t) // TRIED))
+    scales, errors = np.ones((len(WIDTHS), t.shape[1])), np.empty((len(WIDTHS), t.shape[1]))
+    errors[0] = deviation**2
+    for choice, width in enumerate(WIDTHS[1:], 1):
+        quantizer = QUANTIZERS[variant.values]
+        scales[choice], found = quantizer.errors(t[tried] / deviation, counts[tried], width)
+        errors[choice] = found * deviation**2
+    return Fit(
+        tuple(members), sharing, root, mean, vectors, deviation, scales, errors,
+        _mag_scales(x, root, variant.mag), np.zeros(t.shape[1], int),
+    )  # fmt: skip
+
+
+def _mag_scales(x: Sequence[Floats], root: Doubles, bits: int) -> list[tuple[float, float]]:
+    """Scales of the members' lengths with a margin, of which 0 is one value; the restored ones differ little."""
+    result = []
+    for one in x:
+        lengths = np.linalg.norm(one, axis=1)
+        logs = np.log(lengths[lengths > 0])
+        # what is restored is a little shorter than a unit vector
+        first, last = logs.min() - MAG_MARGIN / 2, logs.max() + MAG_MARGIN
+        result.append((float(first), float((last - first) / (2**bits - 2))))
+    return result
+
+
+def choose_widths(fits: Sequence[Fit], variant: Variant, f16_bytes: float) -> float:
+    """Sets the widths of least expected loss at the variant's ratio; returns the bytes of a token."""
+    keys = list(dict.fromkeys(one.sharing for one in fits))
+    together = {key: [one for one in fits if one.sharing == key] for key in keys}
+    losses = {
+        key: _by_unit(np.sum([one.errors for one in ones], axis=0), variant.unit)
+        for key, ones in together.items()
+    }
+    unit_bytes = {key: len(ones) * variant.unit / 8 * np.array(WIDTHS) for key, ones in together.items()}
+    fixed = sum(len(one.members) * variant.mag / 8 for one in fits)
+    low, high = 1e-24, 1e12
+    chosen: dict[tuple[object, ...], NDArray[np.int64]] = {}
+    taken = 0.0
+    for _ in range(100):
+        price = (low * high) ** 0.5
+        at = {key: (losses[key] + price * unit_bytes[key][:, None]).argmin(axis=0) for key in keys}
+        total = fixed + sum(unit_bytes[key][at[key]].sum() for key in keys)
+        if total <= f16_bytes / variant.ratio:
+            chosen, taken, high = at, float(total), price
+        else:
+            low = price
+    for key, ones in together.items():
+        for one in ones:
+            one.widths = np.repeat(np.array(WIDTHS)[chosen[key]], variant.unit)[: len(one.deviation)]
+    return taken
+
+
+def _by_unit(errors: Doubles, unit: int) -> Doubles:
+    missing = -errors.shape[1] % unit
+    padded = np.pad(errors, ((0, 0), (0, missing)))
+    return np.asarray(padded.reshape(len(errors), -1, unit).sum(axis=2))
+
+
+def restore(one: Fit, x: Sequence[Floats], variant: Variant) -> list[Floats]:
+    """What the code restores of its members' vectors, [tokens, d] each."""
+    y = np.concatenate([unit_vectors(vector) for vector in x], axis=1).astype(np.float64) * one.root
+    t = (y - one.mean) @ one.vectors / one.deviation
+    coded = np.zeros_like(t)
+    for choice, width in enumerate(WIDTHS[1:], 1):
+        columns = np.flatnonzero(one.widths == width)
+        if len(columns):
+            scale = one.scales[choice, columns]
+            coded[:, columns] = QUANTIZERS[variant.values].restored(t[:, columns] / scale, width) * scale
+    back = (coded * one.deviation) @ one.vectors.T + one.mean
+    result, at = [], 0
+    for vector, (first, step) in zip(x, one.mags, strict=True):
+        own = slice(at, at + vector.shape[1])
+        at = own.stop
+        length = np.linalg.norm(vector, axis=1).astype(np.float64)
+        # the length that is right where errors are weighted (minicache-code.h)
+        seen, found = np.linalg.norm(y[:, own], axis=1), np.linalg.norm(back[:, own], axis=1)
+        magnitude = length * seen / np.maximum(found, 1e-20)
+        level = np.clip(np.rint((np.log(np.maximum(magnitude, 1e-30)) - first) / step), 0, 2**variant.mag - 2)
+        restored = back[:, own] / one.root[own] * np.exp(first + level * step)[:, None]
+        result.append(np.where(length[:, None] > 0, restored, 0).astype(np.float32))
+    return result

@@ -1,0 +1,140 @@
+"""A variant as a method of the simulation in scripts/rivals."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import numpy as np
+
+from minicache_cpp.cache.code_format import KINDS, Kind
+from minicache_cpp.cache.native_settings import window_first
+from minicache_cpp.calibrate.group_fit import Source
+from minicache_cpp.calibrate.plain_fit import round_trip
+from rivals.method import Floats, Method
+from rivals.simulated_cache import SimulatedCache
+
+from .fit import Fit, choose_widths, fit, parts_of, restore
+from .knowledge import Knowledge
+from .variants import Variant
+
+WINDOW, POOL = 64, "q8_0"
+
+
+class VariantMethod(Method):
+    """K and V in a variant's codes, with the window of today's plans."""
+
+    def __init__(self, known: Knowledge, variant: Variant, name: str, on_step: Callable[[str], None]) -> None:
+        self.shape, self.variant = known.shape, variant
+        self.source = Source(known.source.samples, variant.block)
+        parts = parts_of(known, variant)
+        self.fits = []
+        for n, (sharing, members) in enumerate(parts):
+            on_step(f"{name}: fitting code {n} of {len(parts)}")
+            self.fits.append(fit(known, variant, sharing, members))
+        f16 = sum(2.0 * (layer.n_k + layer.n_v) for layer in known.shape.layers)
+        self._token_bytes = choose_widths(self.fits, variant, f16)
+        self.by_group: dict[int, list[Fit]] = defaultdict(list)
+        for one in self.fits:
+            self.by_group[one.members[0].layer].append(one)
+        self._groups = tuple(
+            tuple(dict.fromkeys(m.layer for m in ones[0].members)) for ones in self.by_group.values()
+        )
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        return self._groups
+
+    @property
+    def together(self) -> bool:
+        """Whether K and V share a code."""
+        return self.variant.code == "kv"
+
+    def first_coded(self, layers: tuple[int, ...]) -> int:
+        return window_first(WINDOW)
+
+    def coded_end(self, kind: Kind, layers: tuple[int, ...], n_tokens: int, tail: int) -> int:
+        return max(0, n_tokens - max(tail, WINDOW - self.first_coded(layers)))
+
+    def exact(self, x: Floats) -> Floats:
+        return round_trip(x, POOL)
+
+    def restore(self, kind: Kind, x: Floats, layers: tuple[int, ...], first: int) -> Floats:
+        return self.restore_both({kind: x}, layers, first)[kind]
+
+    def restore_both(self, x: dict[Kind, Floats], layers: tuple[int, ...], first: int) -> dict[Kind, Floats]:
+        """What is restored of K, of V, or of both, [layers, tokens, n_head_kv, d]; both where they share a code."""
+        given = dict(x)
+        if "k" in x:
+            positions = first + np.arange(x["k"].shape[1])
+            given["k"] = np.stack(
+                [self.source.coded(layer, one, positions) for layer, one in zip(layers, x["k"], strict=True)]
+            )
+        result = {kind: np.empty_like(one) for kind, one in x.items()}
+        for one in self.by_group[layers[0]]:
+            if {m.kind for m in one.members} - set(x):
+                continue
+            places = [(m.kind, layers.index(m.layer), m.head) for m in one.members]
+            vectors = [given[kind][layer, :, head] for kind, layer, head in places]
+            for (kind, layer, head), restored in zip(
+                places, restore(one, vectors, self.variant), strict=True
+            ):
+                result[kind][layer, :, head] = restored
+        if "k" in x:
+            result["k"] = np.stack(
+                [
+                    self.source.cached(layer, one, positions)
+                    for layer, one in zip(layers, result["k"], strict=True)
+                ]
+            )
+        return result
+
+    @property
+    def token_bytes(self) -> float:
+        return self._token_bytes
+
+    def n_bytes(self, n_tokens: int, tail: int) -> float:
+        """The codes' bytes alone: the window and the decoders are about the same in all variants."""
+        return n_tokens * self._token_bytes
+
+    @property
+    def expected(self) -> float:
+        """The loss that the widths were chosen by."""
+        return sum(one.loss for one in self.fits)
+
+    @property
+    def multiply_adds(self) -> float:
+        """Of decode with one query head a KV head, for a cached token: those of scores and of values."""
+        n = 0
+        for one in self.fits:
+            r = int((one.widths > 0).sum())
+            # a code of several heads is multiplied by each head's queries, one of K and V for both purposes
+            n += r * len({(m.head, m.kind, m.layer) for m in one.members})
+        return n
+
+
+class VariantCache(SimulatedCache):
+    """A simulated cache whose K and V may share a code."""
+
+    def _code(self, kind: Kind, method: Method) -> None:
+        if not (isinstance(method, VariantMethod) and method.together):
+            super()._code(kind, method)
+        elif kind == "k":
+            for layers in method.groups:
+                self._code_both(layers, method)
+
+    def _code_both(self, layers: tuple[int, ...], method: VariantMethod) -> None:
+        start = method.first_coded(layers)
+        first = self.coded.get(("k", layers[0]), start)
+        last = method.coded_end("k", layers, self.n_tokens, self.tail)
+        x = {kind: np.stack([self.computed[kind, layer] for layer in layers]) for kind in KINDS}
+        if last > first:
+            restored = method.restore_both({kind: x[kind][:, first:last] for kind in KINDS}, layers, first)
+            for kind in KINDS:
+                for layer, one in zip(layers, restored[kind], strict=True):
+                    self.seen[kind, layer][first:last] = one
+        for kind in KINDS:
+            for layer in layers:
+                for exact in (slice(0, start), slice(max(first, last), self.n_tokens)):
+                    self.seen[kind, layer][exact] = method.exact(self.computed[kind, layer][exact])
+        self.coded["k", layers[0]] = max(first, last)

@@ -1,0 +1,62 @@
+"""The variants of codes that are compared, and how their names are read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from minicache_cpp import MiniCacheError
+
+from .quantizers import QUANTIZERS
+
+CHOICES = {
+    "widths": ("group", "head"),
+    "values": tuple(QUANTIZERS),
+    "code": ("head", "heads", "kv"),
+    "mean": ("kept", "apart"),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to code K and V. The defaults are what plans are today."""
+
+    # f16 bytes of a token over this code's
+    ratio: float = 5.0
+    # layers that share a code
+    layers: int = 2
+    # whether all heads of a group have the same widths, or each its own
+    widths: str = "group"
+    # coefficients that share a width
+    unit: int = 16
+    values: str = "uniform"
+    # base positions of K are multiples of it; 0: K as it is after RoPE
+    block: int = 128
+    # what shares a code, beside layers: nothing, all KV heads, or K and V of a head
+    code: str = "head"
+    # whether the mean of what is coded is a part of it, or is added to what is restored
+    mean: str = "kept"
+    # bits of a magnitude
+    mag: int = 8
+
+    @classmethod
+    def parse(cls, text: str) -> Variant:
+        """Reads "unit=8,widths=head"; an empty text, or "today", means the defaults."""
+        defaults = asdict(cls())
+        values: dict[str, Any] = {}
+        for word in text.split(",") if text not in ("", "today") else ():
+            name, _, value = word.partition("=")
+            if name not in defaults:
+                raise MiniCacheError(f"--config {text}: {name!r} is none of {', '.join(defaults)}")
+            try:
+                values[name] = type(defaults[name])(value)
+            except ValueError:
+                raise MiniCacheError(f"--config {text}: {name}={value} is not a number") from None
+            if name in CHOICES and value not in CHOICES[name]:
+                raise MiniCacheError(f"--config {text}: {name} is one of {', '.join(CHOICES[name])}")
+        found = cls(**values)
+        if not (1 <= found.layers <= 4 and found.ratio > 1 and found.block >= 0 and 2 <= found.mag <= 8):
+            raise MiniCacheError(f"--config {text}: a number is out of range")
+        if found.unit not in (1, 2, 4, 8, 16, 32):
+            raise MiniCacheError(f"--config {text}: unit is one of 1, 2, 4, 8, 16, 32")
+        return found

@@ -1,0 +1,89 @@
+"""scripts/study: quantizers beside their bounds and beside trying everything, and variants on a tiny model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minicache_cpp import MiniCacheError
+from minicache_cpp.text.bundled import evaluation_files
+from study import quantizers
+from study.__main__ import main
+from study.variants import Variant
+from support.loaded import Loaded
+
+VARIANTS = [
+    "today",
+    "ratio=2.2",
+    "ratio=8",
+    "widths=head,unit=8",
+    "values=best",
+    "values=trellis",
+    "code=kv",
+    "code=heads,block=32",
+    "mean=apart,mag=6,layers=3",
+]
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_each_quantizer_of_a_gaussian_is_better_than_the_one_before(width: int) -> None:
+    t = np.random.default_rng(5).standard_normal((64, 128))
+    errors = [((one.restored(t, width) - t) ** 2).mean() for one in quantizers.QUANTIZERS.values()]
+    uniform, best, trellis = 10 * np.log10(errors)
+    # two levels at equal distances from the middle are the best two
+    assert best <= uniform + 0.01 and trellis < best - 0.5
+    assert trellis > -6.02 * width  # no code of so many bits can lose less (Shannon 1959)
+
+
+def test_viterbi_finds_what_trying_everything_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantizers, "WINDOW", 3)
+    rng = np.random.default_rng(2)
+    for width in (1, 2, 3):
+        levels, t = rng.standard_normal(8), rng.standard_normal((5, 4))
+        found = ((levels[quantizers.viterbi_states(t, levels, width)] - t) ** 2).sum(axis=1)
+        least = np.full(5, np.inf)
+        for new in itertools.product(range(2**width), repeat=4):
+            window, total = 0, np.zeros(5)
+            for i, bits in enumerate(new):
+                window = (window << width | bits) & 7
+                total += (levels[window] - t[:, i]) ** 2
+            least = np.minimum(least, total)
+        assert np.allclose(found, least)
+
+
+def test_variants_on_a_tiny_model(
+    random_model: Loaded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = [word for path in evaluation_files()[:2] for word in ("--text", str(path))]
+    arguments = [str(random_model.path), *text, "--ctx", "256", "--tokens", "2048", "--work", str(tmp_path)]
+    assert main([*arguments, "--json", "--config", *VARIANTS]) == 0
+    rows = {row["method"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    for name, row in rows.items():
+        ratio = Variant.parse(name).ratio
+        assert ratio <= row["ratio"] < 1.1 * ratio
+        assert np.isfinite(row["kl_mean"])
+    kl = {name: row["kl_mean"] for name, row in rows.items()}
+    assert kl["ratio=2.2"] < 0.5 * kl["today"] < 0.5 * kl["ratio=8"]
+    expected = {name: row["expected"] for name, row in rows.items()}
+    for better in ("widths=head,unit=8", "values=best", "values=trellis", "code=kv"):
+        assert expected[better] < expected["today"]
+    assert rows["code=kv"]["multiply_adds"] > rows["today"]["multiply_adds"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colour=red", "'colour' is none of ratio"),
+        ("ratio=x", "ratio=x is not a number"),
+        ("values=worst", "values is one of uniform, best, trellis"),
+        ("unit=3", "unit is one of 1, 2, 4"),
+        ("layers=9", "a number is out of range"),
+    ],
+)
+def test_bad_variants_are_refused(text: str, message: str) -> None:
+    with pytest.raises(MiniCacheError, match=message):
+        Variant.parse(text)
