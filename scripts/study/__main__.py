@@ -15,9 +15,11 @@ A variant is "today", or settings that differ from it, separated by commas:
     code=head        a code is of one head's K, or V; heads: of all heads'; kv: of a head's K and V
     mean=kept        the mean is coded with the rest; apart: it is added to what is restored
     mag=8            bits of a magnitude
+    window=64        first and latest tokens that are kept in q8_0
 
 "expected" is the loss that the choice of widths goes by. "mult." are decode's multiply-adds for a cached token and a
-query head of each KV head, in all layers. Bytes are those of codes and magnitudes, without window and decoders.
+query head of each KV head, in all layers. Bytes are those of codes and magnitudes; "with all" adds the window, and
+leaves out the decoders.
 
 Example:
 
@@ -116,12 +118,24 @@ def as_json(method: VariantMethod, row: Row) -> dict[str, object]:
 
 
 def table(rows: list[tuple[VariantMethod, Row]]) -> str:
-    head = ["variant", "bytes/token", "ratio", "mean KL", "±", "median", "99 %", "expected", "mult."]
+    head = [
+        "variant",
+        "bytes/token",
+        "ratio",
+        "with all",
+        "mean KL",
+        "±",
+        "median",
+        "99 %",
+        "expected",
+        "mult.",
+    ]
     cells = [
         [
             row.method,
             f"{row.token_bytes:.0f}",
             f"{row.ratio:.2f}",
+            f"{row.all_bytes:.0f}",
             f"{row.kl_mean:.5f}",
             f"{row.kl_mean_stderr:.5f}",
             f"{row.kl_median:.5f}",

@@ -11,6 +11,7 @@ from minicache_cpp.cache.code_format import KINDS, Kind
 from minicache_cpp.cache.native_settings import window_first
 from minicache_cpp.calibrate.group_fit import Source
 from minicache_cpp.calibrate.plain_fit import round_trip
+from minicache_cpp.modelfile.ggml_types import GGML_TYPES
 from rivals.method import Floats, Method
 from rivals.simulated_cache import SimulatedCache
 
@@ -18,7 +19,7 @@ from .fit import Fit, choose_widths, fit, parts_of, restore
 from .knowledge import Knowledge
 from .variants import Variant
 
-WINDOW, POOL = 64, "q8_0"
+POOL = "q8_0"
 
 
 class VariantMethod(Method):
@@ -51,10 +52,10 @@ class VariantMethod(Method):
         return self.variant.code == "kv"
 
     def first_coded(self, layers: tuple[int, ...]) -> int:
-        return window_first(WINDOW)
+        return window_first(self.variant.window)
 
     def coded_end(self, kind: Kind, layers: tuple[int, ...], n_tokens: int, tail: int) -> int:
-        return max(0, n_tokens - max(tail, WINDOW - self.first_coded(layers)))
+        return max(0, n_tokens - max(tail, self.variant.window - self.first_coded(layers)))
 
     def exact(self, x: Floats) -> Floats:
         return round_trip(x, POOL)
@@ -94,8 +95,11 @@ class VariantMethod(Method):
         return self._token_bytes
 
     def n_bytes(self, n_tokens: int, tail: int) -> float:
-        """The codes' bytes alone: the window and the decoders are about the same in all variants."""
-        return n_tokens * self._token_bytes
+        """The bytes of codes and window; the decoders are about the same in all variants."""
+        exact = sum(
+            GGML_TYPES[POOL].row_bytes(n) for layer in self.shape.layers for n in (layer.n_k, layer.n_v)
+        )
+        return n_tokens * self._token_bytes + self.variant.window * exact
 
     @property
     def expected(self) -> float:

@@ -38,6 +38,8 @@ class Variant:
     mean: str = "kept"
     # bits of a magnitude
     mag: int = 8
+    # first and latest tokens that are kept in q8_0
+    window: int = 64
 
     @classmethod
     def parse(cls, text: str) -> Variant:
@@ -55,7 +57,13 @@ class Variant:
             if name in CHOICES and value not in CHOICES[name]:
                 raise MiniCacheError(f"--config {text}: {name} is one of {', '.join(CHOICES[name])}")
         found = cls(**values)
-        if not (1 <= found.layers <= 4 and found.ratio > 1 and found.block >= 0 and 2 <= found.mag <= 8):
+        if not (
+            1 <= found.layers <= 4
+            and found.ratio > 1
+            and found.block >= 0
+            and 2 <= found.mag <= 8
+            and found.window >= 0
+        ):
             raise MiniCacheError(f"--config {text}: a number is out of range")
         if found.unit not in (1, 2, 4, 8, 16, 32):
             raise MiniCacheError(f"--config {text}: unit is one of 1, 2, 4, 8, 16, 32")
