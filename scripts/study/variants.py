@@ -61,7 +61,7 @@ class Variant:
             1 <= found.layers <= 4
             and found.ratio > 1
             and found.block >= 0
-            and 2 <= found.mag <= 8
+            and 2 <= found.mag <= 16
             and found.window >= 0
         ):
             raise MiniCacheError(f"--config {text}: a number is out of range")
