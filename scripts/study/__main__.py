@@ -15,7 +15,8 @@ A variant is "today", or settings that differ from it, separated by commas:
     code=head        a code is of one head's K, or V; heads: of all heads'; kv: of a head's K and V
     mean=kept        the mean is coded with the rest; apart: it is added to what is restored
     mag=8            bits of a magnitude
-    window=64        first and latest tokens that are kept in q8_0
+    window=64        first and latest tokens that are kept uncoded
+    pool=q8_0        their cache type, or f16
 
 "expected" is the loss that the choice of widths goes by. "mult." are decode's multiply-adds for a cached token and a
 query head of each KV head, in all layers. Bytes are those of codes and magnitudes; "with all" adds the window, and

@@ -19,8 +19,6 @@ from .fit import Fit, choose_widths, fit, parts_of, restore
 from .knowledge import Knowledge
 from .variants import Variant
 
-POOL = "q8_0"
-
 
 class VariantMethod(Method):
     """K and V in a variant's codes, with the window of today's plans."""
@@ -58,7 +56,7 @@ class VariantMethod(Method):
         return max(0, n_tokens - max(tail, self.variant.window - self.first_coded(layers)))
 
     def exact(self, x: Floats) -> Floats:
-        return round_trip(x, POOL)
+        return round_trip(x, self.variant.pool)
 
     def restore(self, kind: Kind, x: Floats, layers: tuple[int, ...], first: int) -> Floats:
         return self.restore_both({kind: x}, layers, first)[kind]
@@ -97,7 +95,9 @@ class VariantMethod(Method):
     def n_bytes(self, n_tokens: int, tail: int) -> float:
         """The bytes of codes and window; the decoders are about the same in all variants."""
         exact = sum(
-            GGML_TYPES[POOL].row_bytes(n) for layer in self.shape.layers for n in (layer.n_k, layer.n_v)
+            GGML_TYPES[self.variant.pool].row_bytes(n)
+            for layer in self.shape.layers
+            for n in (layer.n_k, layer.n_v)
         )
         return n_tokens * self._token_bytes + self.variant.window * exact
 

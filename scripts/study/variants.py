@@ -14,6 +14,7 @@ CHOICES = {
     "values": tuple(QUANTIZERS),
     "code": ("head", "heads", "kv"),
     "mean": ("kept", "apart"),
+    "pool": ("q8_0", "f16"),
 }
 
 
@@ -38,8 +39,9 @@ class Variant:
     mean: str = "kept"
     # bits of a magnitude
     mag: int = 8
-    # first and latest tokens that are kept in q8_0
+    # first and latest tokens that are kept exactly, and their cache type
     window: int = 64
+    pool: str = "q8_0"
 
     @classmethod
     def parse(cls, text: str) -> Variant:
