@@ -10,6 +10,8 @@ faults: allocations that fail, disks that are full, and processes that are kille
 
 soak: many chats in one process, many requests to one server, a long text in one context.
 
+threads: contexts of two models in several threads, for a build with ThreadSanitizer.
+
 Example:
 
     python scripts/campaigns walks --steps 10000 --seed 1
@@ -41,10 +43,10 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     import support.blas_threads  # noqa: F401  # isort: skip  (must come before NumPy)
-    from campaigns import faults, files, soak, walks
+    from campaigns import faults, files, soak, threads, walks
 
     commands = parser.add_subparsers(dest="campaign", required=True, metavar="CAMPAIGN")
-    for module in (walks, files, faults, soak):
+    for module in (walks, files, faults, soak, threads):
         module.configure(commands)
     args = parser.parse_args(argv)
     try:
