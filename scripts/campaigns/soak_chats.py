@@ -65,7 +65,13 @@ class Chats:
         if self.llm is not None:
             self.llm.close()
         self.saved.unlink(missing_ok=True)
-        arguments = {"n_ctx": N_CTX, "n_batch": 128, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
+        arguments: dict[str, Any] = {
+            "n_ctx": N_CTX,
+            "n_batch": 128,
+            "n_threads": 1,
+            "n_threads_batch": 1,
+            "verbose": False,
+        }
         self.llm = Llama(str(self.model), minicache=cache, calibrate="never", **arguments)
         self.llm.set_cache(LlamaRAMCache(8 << 20))
         self.cache = self.llm.cache_spec.name

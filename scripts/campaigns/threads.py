@@ -7,6 +7,7 @@ says where two threads meet in memory.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
@@ -70,11 +71,14 @@ def campaign(args: argparse.Namespace, program: Path) -> Outcome:
 
 def models_and_plans(folder: Path) -> Iterator[Path]:
     """Two models that turn K in different ways, each with its plan."""
+    from minicache_cpp.native.binding import llama_h
     from oracle.model import Config
+    from support.contexts import quiet
     from support.loaded import Loaded
     from support.plans import coded
     from support.tiny_models import random_model
 
+    llama_h.llama_log_set(quiet, ctypes.c_void_p(0))
     for arch in ("llama", "qwen2"):
         tiny = random_model(n_layer=4, n_embd=64, n_head=2, n_head_kv=1, arch=arch)
         loaded = Loaded(tiny, folder / f"{arch}.gguf")
