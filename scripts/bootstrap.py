@@ -57,7 +57,7 @@ TOOL_TARGETS = (
 SERVER_TARGETS = ("llama-server",)
 # then the libraries include libmtmd, which else comes with llama-server
 MTMD_WANTED = re.compile(r"-DMINICACHE_MTMD(:BOOL)?=(on|1|true|yes)\b", re.IGNORECASE)
-TEST_TARGETS = ("minicache-test", "minicache-cuda-on-cpu", "minicache-bench-kernels")
+TEST_TARGETS = ("minicache-test", "minicache-cuda-on-cpu", "minicache-bench-kernels", "minicache-threads")
 
 
 class BootstrapError(Exception):
@@ -173,6 +173,7 @@ def run_test(args: argparse.Namespace, passed_on: list[str]) -> int:
         "MINICACHE_NATIVE_TEST": str(RELEASE.program("minicache-test")),
         "MINICACHE_NATIVE_TEST_SAN": str(SANITIZED.program("minicache-test")),
         "MINICACHE_BENCH_KERNELS": str(RELEASE.program("minicache-bench-kernels")),
+        "MINICACHE_THREADS": str(RELEASE.program("minicache-threads")),
         "MINICACHE_CUDA_ON_CPU": str(RELEASE.bin / "libminicache-cuda-on-cpu.so"),
         "MINICACHE_REQUIRE_ALL": "1",  # all of this is built, so a test that does not find it fails
     }

@@ -141,6 +141,15 @@ function(minicache_add_native_tests)
         RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin" EXCLUDE_FROM_ALL ON)
 
     minicache_sanitize(minicache-test)
+
+    # whole models in threads: with -DMINICACHE_SANITIZE=thread, all of libllama is compiled for it
+    add_executable(minicache-threads "${directory}/threads/threads.cpp")
+    target_compile_features(minicache-threads PRIVATE cxx_std_17)
+    target_link_libraries(minicache-threads PRIVATE llama Threads::Threads)
+    target_include_directories(minicache-threads PRIVATE "${MINICACHE_SOURCE_DIR}/llama")
+    set_target_properties(minicache-threads PROPERTIES
+        RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin" EXCLUDE_FROM_ALL ON)
+    minicache_sanitize(minicache-threads)
 endfunction()
 
 # Adds the sanitizers of MINICACHE_SANITIZE, as for upstream's own targets.

@@ -6,10 +6,18 @@ NumPy oracle of the tests, or upstream's own f16 cache.
 files: plans, models, saved states, saved chats and settings, changed at random and given to their readers, each in a
 process of its own whose memory is limited.
 
+faults: allocations that fail, disks that are full, and processes that are killed, one after the other.
+
+soak: many chats in one process, many requests to one server, a long text in one context.
+
+threads: contexts of two models in several threads, for a build with ThreadSanitizer.
+
 Example:
 
     python scripts/campaigns walks --steps 10000 --seed 1
     python scripts/campaigns files --reader plan state --steps 20000 --minutes 30
+    python scripts/campaigns faults --kind disk --steps 100
+    python scripts/campaigns soak --steps 1000 --model model.gguf
 
 The exit code is 0 where nothing was found, 1 where something was, and 2 where an option is wrong.
 """
@@ -35,10 +43,10 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     import support.blas_threads  # noqa: F401  # isort: skip  (must come before NumPy)
-    from campaigns import files, walks
+    from campaigns import faults, files, soak, threads, walks
 
     commands = parser.add_subparsers(dest="campaign", required=True, metavar="CAMPAIGN")
-    for module in (walks, files):
+    for module in (walks, files, faults, soak, threads):
         module.configure(commands)
     args = parser.parse_args(argv)
     try:

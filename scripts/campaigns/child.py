@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import random
 import resource
-import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from campaigns.children import say
 from campaigns.readers import REFUSED, ModelReader, PlanReader, Reader, StateReader
 from campaigns.text_readers import ChatReader, SettingsReader
 from minicache_cpp import MiniCacheError
@@ -63,8 +62,3 @@ def once(reader: Reader, rng: random.Random) -> dict[str, str]:
         frames = traceback.extract_tb(error.__traceback__)[-3:]
         where = " < ".join(f"{Path(one.filename).name}:{one.lineno}" for one in reversed(frames))
         return {"wrong": f"{type(error).__name__}: {str(error)[:200]} ({where})"}
-
-
-def say(line: Mapping[str, object]) -> None:
-    sys.stdout.write(json.dumps(line) + "\n")
-    sys.stdout.flush()

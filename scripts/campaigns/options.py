@@ -1,4 +1,4 @@
-"""What both campaigns take on the command line, and what they print at the end."""
+"""What all campaigns take on the command line, and what they print at the end."""
 
 from __future__ import annotations
 
@@ -38,12 +38,24 @@ class Outcome:
     counts: dict[str, int] = field(default_factory=dict)
     largest: dict[str, float] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    kinds: set[str] = field(default_factory=set)
 
     def count(self, name: str, by: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + by
 
     def measure(self, name: str, value: float) -> None:
         self.largest[name] = max(self.largest.get(name, 0.0), value)
+
+    def find(self, finding: Finding) -> None:
+        """Keeps the first finding of each kind; numbers in its text do not make another kind."""
+        if not finding.what:
+            return
+        self.count(f"findings of {finding.where.partition(',')[0]}")
+        text = f"{finding.where}: {finding.what}"
+        kind = "".join(c for c in text if not c.isdigit())[:90]
+        if kind not in self.kinds:
+            self.kinds.add(kind)
+            self.findings.append(finding)
 
     @property
     def is_over(self) -> bool:

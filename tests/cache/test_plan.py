@@ -24,6 +24,7 @@ from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.native import binding
 from minicache_cpp.native.model_shape import model_shape
 from support import tiny_models
+from support.disks import LIMITS, files_of_at_most
 from support.family_table import add_value
 
 LAYOUT_K, LAYOUT_V = Layout((1, 0, 0, 1, 0, 1, 0)), Layout((0, 0, 1, 0, 1, 0, 1))
@@ -75,6 +76,18 @@ def test_a_plan_is_read_as_it_was_written(model_kinds: dict[str, Path], tmp_path
     )
     assert path.read_bytes() == again.read_bytes()
     assert [one.name for one in tmp_path.iterdir() if one.suffix != ".gguf"] == []
+
+
+@LIMITS
+def test_a_plan_that_finds_no_room_leaves_the_old_one(model: Path, tmp_path: Path) -> None:
+    """Also where only its last bytes find none, which NumPy's own way to write them does not notice."""
+    path = make(model, tmp_path / "plan.gguf")
+    old, size = path.read_bytes(), path.stat().st_size
+    for room in (100, size // 2, size - 1):
+        with files_of_at_most(room), pytest.raises(MiniCacheError, match="cannot be written: File too large"):
+            make(model, path, window=64)
+        assert path.read_bytes() == old
+        assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("name", ["neighbours", "halves", "alibi", "odd"])

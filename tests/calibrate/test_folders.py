@@ -65,7 +65,7 @@ def test_a_full_disk_is_reported_and_gets_its_room_back(
     models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path / "cache"))
-    save, n_saved = samples._save, 0
+    save, n_saved = samples.save_array, 0
 
     def full(path: Path, array: Any) -> None:
         nonlocal n_saved
@@ -74,7 +74,7 @@ def test_a_full_disk_is_reported_and_gets_its_room_back(
             raise OSError(errno.ENOSPC, "No space left on device")
         save(path, array)
 
-    monkeypatch.setattr(samples, "_save", full)
+    monkeypatch.setattr(samples, "save_array", full)
     with pytest.raises(MiniCacheError, match=r"No space left.*MINICACHE_CACHE_DIR"):
         made(models["plain"], text, tmp_path / "plan.gguf")
     assert list((tmp_path / "cache").rglob("*.npy")) == []

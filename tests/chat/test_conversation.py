@@ -55,6 +55,21 @@ def test_what_a_rewritten_history_takes_out_of_the_window_is_read_anew(models: d
 
 
 @QUIET
+def test_a_context_that_is_rounded_up_is_shifted_when_what_was_asked_for_is_full(
+    models: dict[str, Path],
+) -> None:
+    with Llama(str(models["chat"]), **{**SMALL, "n_ctx": 300}) as llm:
+        assert llm.n_ctx() == 512
+        conversation = talk(llm)
+        assert conversation.n_ctx == 300
+        dropped = [conversation.ask("hello, tell me more", 60).dropped for _ in range(6)]
+        assert sum(dropped) > 0
+        assert llm.n_tokens <= 300
+        with pytest.raises(MiniCacheError, match="the context holds 300"):
+            conversation.ask("x" * 400)
+
+
+@QUIET
 def test_a_shift_reads_nothing_anew(models: dict[str, Path]) -> None:
     with Llama(str(models["chat"]), n_batch=256, minicache=MiniCache(window=16), **SMALL) as llm:
         conversation = talk(llm)

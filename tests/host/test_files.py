@@ -1,12 +1,18 @@
-"""Files that are replaced as a whole."""
+"""Files that are replaced as a whole, and disks without room."""
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from minicache_cpp.host.files import replacing
+from minicache_cpp import MiniCacheError
+from minicache_cpp.host.array_files import WholeArray, save_array
+from minicache_cpp.host.files import has_no_room, replacing, reserve
+from support.disks import LIMITS, files_of_at_most
 
 
 def test_a_file_is_replaced_when_all_is_written(tmp_path: Path) -> None:
@@ -33,3 +39,76 @@ def test_errors_are_the_systems_own(tmp_path: Path) -> None:
         unfinished.write_text("there is no such folder")
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "file"):
         pass  # nothing was written
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "file[1].json"
+    abandoned, fresh = (path.with_name(f"{path.name}.{pid}.part") for pid in (1, 2))
+    others = tmp_path / "other.json.1.part"
+    for one in (abandoned, fresh, others):
+        one.write_text("half")
+    for one in (abandoned, others):
+        os.utime(one, (0, 0))
+    with replacing(path) as unfinished:
+        unfinished.write_text("new")
+    assert sorted(tmp_path.iterdir()) == sorted([path, fresh, others])
+
+
+def test_arrays_are_written_as_numpy_reads_them(tmp_path: Path) -> None:
+    for array in (
+        np.arange(1000, dtype=np.int8),
+        np.arange(12.0).reshape(3, 4),
+        np.zeros((0, 2), np.float16),
+    ):
+        save_array(tmp_path / "array.npy", array)
+        found = np.load(tmp_path / "array.npy", mmap_mode="r" if array.size else None)
+        np.testing.assert_array_equal(found, array)
+        assert found.dtype == array.dtype
+        with (tmp_path / "bytes").open("wb") as file:
+            WholeArray.of(array).tofile(file)
+        assert (tmp_path / "bytes").read_bytes() == array.tobytes()
+
+
+@LIMITS
+@pytest.mark.parametrize("size", [1000, 4095, 5000, 100_000])
+def test_an_array_without_room_is_an_error(tmp_path: Path, size: int) -> None:
+    """NumPy itself says nothing where the last bytes, up to 4095, are lost."""
+    path = tmp_path / "array.npy"
+    path.write_bytes(b"old")
+    with files_of_at_most(size - 500), pytest.raises(OSError) as caught:  # noqa: PT011  (of either number)
+        save_array(path, np.zeros(size, np.int8))
+    assert has_no_room(caught.value)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("by_the_system", [True, False])
+def test_a_reserved_file_has_its_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_the_system: bool
+) -> None:
+    if not by_the_system:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    with (tmp_path / "file").open("wb") as file:
+        reserve(file, 3_000_001)
+    assert (tmp_path / "file").read_bytes() == bytes(3_000_001)
+
+
+@LIMITS
+@pytest.mark.parametrize("by_the_system", [True, False])
+def test_room_that_is_not_there_is_not_reserved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_the_system: bool
+) -> None:
+    if not by_the_system:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    path = tmp_path / "file"
+    with pytest.raises(OSError) as caught, files_of_at_most(10_000), path.open("wb") as file:  # noqa: PT011
+        reserve(file, 100_000)
+    assert has_no_room(caught.value)
+
+
+def test_what_an_error_was_raised_from_counts_too() -> None:
+    full = MiniCacheError("the plan cannot be written")
+    full.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert has_no_room(full)
+    assert not has_no_room(MiniCacheError("something else"))
+    assert not has_no_room(PermissionError(errno.EACCES, "Permission denied"))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from minicache_cpp import MiniCacheError
 from minicache_cpp.host.work_folder import locked, remove_stale, work_folder
 
 
@@ -37,6 +42,28 @@ def test_the_folder_is_kept_where_work_fails(tmp_path: Path) -> None:
         fail()
     with work_folder(tmp_path / "work") as one:
         assert (one / "file").read_text() == "half"
+
+
+def test_the_folder_is_removed_where_its_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk may be another one, on which the result or a temporary file lies: then the work is kept."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fail(error: Exception) -> None:
+        with suppress(type(error)), work_folder(tmp_path / "work") as one:
+            (one / "file").write_text("half")
+            raise error
+
+    elsewhere = MiniCacheError("the plan cannot be written")
+    elsewhere.__cause__ = full
+    fail(elsewhere)
+    assert (tmp_path / "work" / "file").exists()
+    fail(full)
+    assert not (tmp_path / "work").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5000))
+    fail(elsewhere)
+    assert not (tmp_path / "work").exists()
 
 
 def test_each_of_many_waits_for_its_turn(tmp_path: Path) -> None:
@@ -74,6 +101,7 @@ def test_waiting_can_be_given_up(tmp_path: Path) -> None:
 
 WORK = """
 import sys
+from contextlib import suppress
 from pathlib import Path
 from minicache_cpp.host.work_folder import work_folder
 with work_folder(Path(sys.argv[1]), lambda: print("waiting", flush=True)) as folder:

@@ -120,7 +120,14 @@ def test_changes_are_of_fields_and_repeat_with_their_seed(random_model: Loaded) 
 
 
 @pytest.mark.parametrize(
-    "arguments", [["walks", "--steps", "0"], ["files", "--minutes", "nan"], ["walks", "--seed", "-1"]]
+    "arguments",
+    [
+        ["walks", "--steps", "0"],
+        ["files", "--minutes", "nan"],
+        ["walks", "--seed", "-1"],
+        ["soak", "--tokens", "0"],
+        ["threads", "--threads", "0"],
+    ],
 )
 def test_bad_numbers_are_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str], arguments: list[str]
@@ -130,7 +137,7 @@ def test_bad_numbers_are_one_line_and_exit_code_2(
 
 
 def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["walks"], ["files"]):
+    for arguments in ([], ["walks"], ["files"], ["faults"], ["soak"], ["threads"]):
         with pytest.raises(SystemExit, match="0"):
             main([*arguments, "--help"])
         assert "python scripts/campaigns" in capsys.readouterr().out

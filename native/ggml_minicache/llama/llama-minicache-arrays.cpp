@@ -22,8 +22,8 @@ ggml_type minicache_check_type(ggml_type type, int64_t head_size, const char * n
     return type;
 }
 
-minicache_array_graph::minicache_array_graph() {
-    ctx.reset(ggml_init({ /*.mem_size =*/32 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, /*.no_alloc =*/true }));
+minicache_array_graph::minicache_array_graph() : memory(32 * ggml_tensor_overhead() + ggml_graph_overhead()) {
+    ctx.reset(ggml_init({ memory.size(), memory.data(), /*.no_alloc =*/true }));
     backend.reset(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
     minicache_check_arg(ctx && backend, "the CPU backend could not be started");
 }

@@ -47,6 +47,7 @@ class minicache_array_graph {
     void compute(ggml_tensor * result, int32_t n_threads, float * out);
 
   private:
+    std::vector<uint8_t>    memory;  // of ctx: ggml_init() would end the process where it cannot allocate it
     ggml_context_ptr        ctx;
     ggml_backend_ptr        backend;
     ggml_backend_buffer_ptr buffer;

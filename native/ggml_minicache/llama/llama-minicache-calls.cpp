@@ -164,16 +164,20 @@ bool llama_minicache_free(llama_context * ctx) {
         if (!ctx) {
             return;
         }
+        stop_flag flag;  // outlives the context, which looks at it
         {
             const std::lock_guard<std::mutex> lock(mutex);
             if (devices_failed && llama_get_model(ctx)->n_devices() > 0) {
                 throw std::runtime_error("the context and its model are kept to the end of the process: a device failed");
             }
+            // before the context is gone: another thread may make one at its address at once
             failures.erase(ctx);
+            const auto it = stop_flags.find(ctx);
+            if (it != stop_flags.end()) {
+                flag = it->second;
+                stop_flags.erase(it);
+            }
         }
         llama_free(ctx);
-
-        const std::lock_guard<std::mutex> lock(mutex);
-        stop_flags.erase(ctx);
     });
 }

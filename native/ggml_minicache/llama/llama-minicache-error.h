@@ -5,7 +5,8 @@
 #include <exception>
 #include <string>
 
-void                minicache_set_error(const std::string & message);
+void                minicache_set_error(const char * message) noexcept;
+void                minicache_set_error(const std::string & message) noexcept;
 const std::string & minicache_get_error();
 
 // Runs f. Returns false and keeps the reason if it throws.

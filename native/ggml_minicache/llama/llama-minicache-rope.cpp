@@ -64,9 +64,11 @@ std::string minicache_rope_why_not(const llama_model & model) {
 // factors and scaling are all taken into account, and none of their formulas is repeated here.
 static std::vector<float> turned(const llama_model & model, const llama_cparams & cparams, uint32_t il,
     const minicache_rope_turn & turn, const std::vector<int32_t> & positions) {
-    ggml_context_ptr ctx{ ggml_init({ /*.mem_size =*/16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr,
+    // of our own: ggml_init() would end the process where it cannot allocate it
+    std::vector<uint8_t> memory(16 * ggml_tensor_overhead() + ggml_graph_overhead());
+    ggml_context_ptr     ctx{ ggml_init({ memory.size(), memory.data(),
         /*.no_alloc =*/true }) };
-    ggml_backend_ptr backend{ ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr) };
+    ggml_backend_ptr     backend{ ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr) };
 
     const llama_hparams & hparams = model.hparams;
 

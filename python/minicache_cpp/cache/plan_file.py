@@ -47,11 +47,13 @@ def write_plan(path: str | Path, plan: Plan, parts: Mapping[int, NDArray[np.int8
         with replacing(path) as part:
             _write(part, plan, parts)
     except OSError as error:
-        raise MiniCacheError(f"the plan {path} cannot be written: {error.strerror or error}") from None
+        raise MiniCacheError(f"the plan {path} cannot be written: {error.strerror or error}") from error
 
 
 def _write(path: Path, plan: Plan, parts: Mapping[int, NDArray[np.int8] | BasisMatrices]) -> None:
     import gguf
+
+    from ..host.array_files import WholeArray
 
     writer = gguf.GGUFWriter(path, "minicache")
     writer.add_type(TYPE)
@@ -84,12 +86,12 @@ def _write(path: Path, plan: Plan, parts: Mapping[int, NDArray[np.int8] | BasisM
     for group in plan.groups:
         part_of = parts[group.first]
         if isinstance(part_of, BasisMatrices):
-            writer.add_tensor(basis_name(group, "k"), part_of.k)
-            writer.add_tensor(basis_name(group, "v"), part_of.v)
+            writer.add_tensor(basis_name(group, "k"), WholeArray.of(part_of.k))
+            writer.add_tensor(basis_name(group, "v"), WholeArray.of(part_of.v))
         elif part_of.nbytes != group.codec_bytes():
             raise ValueError(f"the codec of layer {group.first} has {part_of.nbytes} bytes")
         else:
-            writer.add_tensor(codec_name(group), part_of)
+            writer.add_tensor(codec_name(group), WholeArray.of(part_of))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

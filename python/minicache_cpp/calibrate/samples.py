@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cache.code_format import Kind
-from ..host.files import replacing
+from ..host.array_files import save_array
 from ..modelfile.shape import ModelShape
 from .attention_weights import AttentionWeights, attention_weights
 from .material import Chunk
@@ -61,8 +61,8 @@ class Samples:
             gain = self.gains[layer_number] if self.gains else None
             read = attention_weights(q, k, v, gain if gain is not None else np.ones(q.shape[1]), self.window)
             weights += [one.reshape(-1) for one in (read.k, read.v, read.tokens_k, read.tokens_v)]
-        _save(self._file(number, "kv"), np.concatenate(rows).astype(np.float16))
-        _save(self._file(number, "weights"), np.concatenate(weights))
+        save_array(self._file(number, "kv"), np.concatenate(rows).astype(np.float16))
+        save_array(self._file(number, "weights"), np.concatenate(weights))
 
     @property
     def positions(self) -> NDArray[np.int64]:
@@ -118,8 +118,3 @@ class Samples:
         heads = layer.n_head_kv
         by_token = (tokens.reshape(n, heads) for tokens in (tokens_k, tokens_v))
         return AttentionWeights(k.reshape(heads, -1), np.array(v), *by_token)
-
-
-def _save(path: Path, array: NDArray[Any]) -> None:
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
-        np.save(file, array)

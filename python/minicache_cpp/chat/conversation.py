@@ -71,7 +71,8 @@ class Conversation:
 
     @property
     def n_ctx(self) -> int:
-        return self.llm.n_ctx()
+        # llama.cpp rounds the context up, and llama_cpp's own list of its tokens stays as long as was asked for
+        return min(self.llm.n_ctx(), len(self.llm.input_ids))
 
     @property
     def sampling(self) -> Sampling:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import sys
@@ -13,21 +12,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from .files import has_no_room
+from .units import MIB
+
 WAIT = 0.5  # seconds between two looks at a lock
+LITTLE = 16 * MIB  # of free bytes, with which a disk counts as full
 
 
 @contextlib.contextmanager
 def work_folder(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """The folder, once no other process uses it; `on_wait` is called every half second until then.
 
-    It is removed when the block succeeds, and kept for the next run when it fails, unless the disk is full.
+    It is removed when the block succeeds, and kept for the next run when it fails, unless its disk is full.
     """
     with locked(path.with_name(f"{path.name}.lock"), on_wait):
         path.mkdir(exist_ok=True)
         try:
             yield path
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
+        except Exception as error:
+            # an error may come from another disk, on which a temporary file or the result lies
+            if has_no_room(error) and (isinstance(error, OSError) or shutil.disk_usage(path).free < LITTLE):
                 shutil.rmtree(path, ignore_errors=True)
             raise
         shutil.rmtree(path, ignore_errors=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import shutil
 import zipfile
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import MiniCacheError
-from ..host.files import replacing
+from ..host.files import has_no_room, replacing
 from ..host.progress import OnProgress, Progress
 from ..host.units import MIB, mib
 from ..host.work_folder import work_folder
@@ -45,7 +44,7 @@ def fetch(model: Model, on_progress: OnProgress | None = None) -> Path:
         )
         raise
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if has_no_room(error):
             raise MiniCacheError(
                 f"the disk of {path.parent} is full; make room, and run the same command again"
             ) from None

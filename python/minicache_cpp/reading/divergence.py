@@ -7,6 +7,10 @@ import tempfile
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import MiniCacheError
+from ..host.files import reserve
+from ..host.units import mib
+
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
@@ -30,7 +34,16 @@ class Reference:
     """Log-probabilities of the reference on one chunk, [n_rows, n_vocab], in a temporary file as they may be large."""
 
     def __init__(self, n_rows: int, n_vocab: int) -> None:
+        folder, n_bytes = tempfile.gettempdir(), self.size(n_rows, n_vocab)
         self.file = tempfile.TemporaryFile(prefix="minicache-")  # noqa: SIM115  (closed in close)
+        try:
+            reserve(self.file, n_bytes)
+        except OSError as error:
+            self.file.close()
+            raise MiniCacheError(
+                f"{folder} has no room for {mib(n_bytes)} of logits of the f16 cache ({error.strerror}); make room, "
+                "or set TMPDIR to another folder"
+            ) from error
         self.rows: Floats = np.memmap(self.file, np.float32, "w+", shape=(n_rows, n_vocab))
 
     @staticmethod
