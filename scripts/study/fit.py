@@ -172,10 +172,22 @@ def restore(one: Fit, x: Sequence[Floats], variant: Variant) -> list[Floats]:
         own = slice(at, at + vector.shape[1])
         at = own.stop
         length = np.linalg.norm(vector, axis=1).astype(np.float64)
-        # the length that is right where errors are weighted (minicache-code.h)
-        seen, found = np.linalg.norm(y[:, own], axis=1), np.linalg.norm(back[:, own], axis=1)
-        magnitude = length * seen / np.maximum(found, 1e-20)
+        magnitude = length * _scale(y[:, own], back[:, own], variant.length)
         level = np.clip(np.rint((np.log(np.maximum(magnitude, 1e-30)) - first) / step), 0, 2**variant.mag - 2)
         restored = back[:, own] / one.root[own] * np.exp(first + level * step)[:, None]
         result.append(np.where(length[:, None] > 0, restored, 0).astype(np.float32))
     return result
+
+
+def _scale(y: Doubles, back: Doubles, length: str) -> Doubles:
+    """What restored unit vectors, [n, d], are multiplied by, where errors are weighted.
+
+    "kept" is what plans do (minicache-code.h). The others make the part along y as long as y, which the rest of the
+    error lengthens, or make the error least, which shortens what is restored.
+    """
+    seen, found, along = (
+        np.maximum((a * b).sum(axis=1), 1e-20) for a, b in ((y, y), (back, back), (y, back))
+    )
+    if length == "unbiased":
+        return np.asarray(np.minimum(seen / along, 4.0))
+    return np.asarray(along / found if length == "least" else np.sqrt(seen / found))

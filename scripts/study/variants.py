@@ -15,6 +15,7 @@ CHOICES = {
     "code": ("head", "heads", "kv"),
     "mean": ("kept", "apart"),
     "pool": ("q8_0", "f16"),
+    "length": ("kept", "unbiased", "least"),
 }
 
 
@@ -39,6 +40,8 @@ class Variant:
     mean: str = "kept"
     # bits of a magnitude
     mag: int = 8
+    # what a magnitude keeps: the length, the part along the vector, or the least error
+    length: str = "kept"
     # first and latest tokens that are kept exactly, and their cache type
     window: int = 64
     pool: str = "q8_0"
