@@ -23,12 +23,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from minicache_cpp import MiniCacheError
 from minicache_cpp.host.progress import StepProgress
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.options import add_json_option, check_numbers
-from minicache_cpp.text.files import read_texts
-from minicache_cpp.text.vocabulary import Vocabulary
+from rivals.command import add_text_options, first_tokens, guarded
 from rivals.measure import measure, table
 from rivals.methods import NAME_HELP, method_of
 from rivals.weights import read_weights
@@ -42,18 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file of a llama or qwen2 model")
-    parser.add_argument(
-        "--text",
-        type=Path,
-        action="append",
-        required=True,
-        metavar="FILE",
-        help="UTF-8 text; may be repeated",
-    )
-    parser.add_argument(
-        "--ctx", type=int, default=1024, metavar="N", help="tokens that are read (default: 1024)"
-    )
+    add_text_options(parser)
     parser.add_argument(
         "--config",
         nargs="+",
@@ -76,16 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    try:
-        run(args)
-    except MiniCacheError as error:
-        print(f"rivals: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("rivals: stopped", file=sys.stderr)
-        return 1
-    return 0
+    return guarded("rivals", run, parse(argv))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -109,18 +87,6 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps({**settings, "rows": [asdict(row) for row in rows]}))
     else:
         print(table(rows))
-
-
-def first_tokens(model: Path, paths: list[Path], n_ctx: int) -> list[int]:
-    """The first `n_ctx` tokens of the texts, after a beginning-of-text token where the model needs one."""
-    text = read_texts(paths)
-    with Vocabulary(model) as vocabulary:
-        tokens = vocabulary.begun(vocabulary.tokenize(text))[:n_ctx]
-    if len(tokens) < n_ctx:
-        raise MiniCacheError(
-            f"the text has {len(tokens)} tokens, too few for --ctx {n_ctx}; give more --text"
-        )
-    return tokens
 
 
 if __name__ == "__main__":

@@ -59,7 +59,6 @@ def measure(
     block: int,
     tail: int,
     on_step: Callable[[str], None],
-    kind_of_cache: type[SimulatedCache] = SimulatedCache,
 ) -> list[Row]:
     """Reads the tokens with each method in turn, and scores the predictions of the second half.
 
@@ -70,7 +69,7 @@ def measure(
 
     def predictions(what: str, method: Method | None) -> Floats:
         """The log-probabilities after each scored token, [n, n_vocab]."""
-        cache = kind_of_cache(layers, len(tokens), method, tail)
+        cache = SimulatedCache(layers, len(tokens), method, tail)
         found = []
         for first, logits in read_text(weights, tokens, block, cache, scored_from):
             on_step(f"{what}: {first} of {len(tokens)} tokens")

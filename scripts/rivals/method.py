@@ -26,6 +26,11 @@ class Method(ABC):
     shape: ModelShape
 
     @property
+    def kinds(self) -> tuple[tuple[Kind, ...], ...]:
+        """K and V, apart or as one where they are coded together."""
+        return tuple((kind,) for kind in KINDS)
+
+    @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """The layers that are coded together."""
         return tuple((number,) for number in range(len(self.shape.layers)))
@@ -45,6 +50,10 @@ class Method(ABC):
     @abstractmethod
     def restore(self, kind: Kind, x: Floats, layers: tuple[int, ...], first: int) -> Floats:
         """What is restored of x [layers, tokens, n_head_kv, d], the K or V of consecutive tokens from `first` on."""
+
+    def restore_kinds(self, x: dict[Kind, Floats], layers: tuple[int, ...], first: int) -> dict[Kind, Floats]:
+        """What is restored of kinds that are coded together, each as in restore()."""
+        return {kind: self.restore(kind, one, layers, first) for kind, one in x.items()}
 
     @property
     @abstractmethod

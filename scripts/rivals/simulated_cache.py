@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from minicache_cpp.cache.code_format import KINDS, Kind
@@ -46,26 +48,31 @@ class SimulatedCache:
     def end_block(self) -> None:
         """Codes what the method codes now; all layers have added their K and V."""
         self.n_tokens += self.n_block
-        for kind in KINDS:
-            if self.method is None:
-                for number in range(len(self.computed) // len(KINDS)):
-                    self._show(kind, number, self.n_tokens - self.n_block)
-            else:
-                self._code(kind, self.method)
+        if self.method is None:
+            for kind, number in self.computed:
+                self._show(kind, number, self.n_tokens - self.n_block)
+        else:
+            for kinds in self.method.kinds:
+                self._code(kinds, self.method)
         self.n_block = 0
 
     def _show(self, kind: Kind, layer: int, first: int) -> None:
         self.seen[kind, layer][first : self.n_tokens] = self.computed[kind, layer][first : self.n_tokens]
 
-    def _code(self, kind: Kind, method: Method) -> None:
+    def _code(self, kinds: tuple[Kind, ...], method: Method) -> None:
         for layers in method.groups:
-            first = self.coded.get((kind, layers[0]), method.first_coded(layers))
-            last = method.coded_end(kind, layers, self.n_tokens, self.tail)
+            key = kinds[0], layers[0]
+            first = self.coded.get(key, method.first_coded(layers))
+            last = method.coded_end(kinds[0], layers, self.n_tokens, self.tail)
             if last > first:
-                x = np.stack([self.computed[kind, layer][first:last] for layer in layers])
-                for layer, restored in zip(layers, method.restore(kind, x, layers, first), strict=True):
-                    self.seen[kind, layer][first:last] = restored
-            for layer in layers:
+                x = {
+                    kind: np.stack([self.computed[kind, layer][first:last] for layer in layers])
+                    for kind in kinds
+                }
+                for kind, restored in method.restore_kinds(x, layers, first).items():
+                    for layer, one in zip(layers, restored, strict=True):
+                        self.seen[kind, layer][first:last] = one
+            for kind, layer in itertools.product(kinds, layers):
                 for exact in (slice(0, method.first_coded(layers)), slice(max(first, last), self.n_tokens)):
                     self.seen[kind, layer][exact] = method.exact(self.computed[kind, layer][exact])
-            self.coded[kind, layers[0]] = max(first, last)
+            self.coded[key] = max(first, last)

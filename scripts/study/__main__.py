@@ -38,16 +38,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from minicache_cpp import MiniCacheError
 from minicache_cpp.host.progress import StepProgress
 from minicache_cpp.host.tables import aligned
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.options import add_json_option, check_numbers
-from rivals.__main__ import first_tokens
+from rivals.command import add_text_options, first_tokens, guarded
 from rivals.measure import Row, measure
 from rivals.weights import read_weights
 from study.knowledge import calibrated
-from study.method import VariantCache, VariantMethod
+from study.method import VariantMethod
 from study.variants import Variant
 
 # as `minicache calibrate` with --tokens 20480, which the shipped plans are made with
@@ -61,13 +60,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file of a llama or qwen2 model")
-    parser.add_argument(
-        "--text", type=Path, action="append", required=True, metavar="FILE", help="UTF-8 text to read"
-    )
-    parser.add_argument(
-        "--ctx", type=int, default=1024, metavar="N", help="tokens that are read (default: 1024)"
-    )
+    add_text_options(parser)
     parser.add_argument("--config", nargs="+", default=["today"], metavar="VARIANT", help="see above")
     parser.add_argument(
         "--work", type=Path, required=True, metavar="DIR", help="keeps what the calibration measured"
@@ -84,16 +77,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    try:
-        run(args)
-    except MiniCacheError as error:
-        print(f"study: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("study: stopped", file=sys.stderr)
-        return 1
-    return 0
+    return guarded("study", run, parse(argv))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -105,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     known = calibrated(file, weights.shape, args.tokens, args.work, threads=1)
     with StepProgress() as progress:
         methods = {name: VariantMethod(known, one, name, progress) for name, one in variants.items()}
-        measured = measure(weights, tokens, dict(methods), BLOCK, 0, progress, VariantCache)
+        measured = measure(weights, tokens, dict(methods), BLOCK, 0, progress)
     rows = list(zip(methods.values(), measured, strict=True))
     if args.json:
         print(

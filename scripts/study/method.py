@@ -13,7 +13,6 @@ from minicache_cpp.calibrate.group_fit import Source
 from minicache_cpp.calibrate.plain_fit import round_trip
 from minicache_cpp.modelfile.ggml_types import GGML_TYPES
 from rivals.method import Floats, Method
-from rivals.simulated_cache import SimulatedCache
 
 from .fit import Fit, choose_widths, fit, parts_of, restore
 from .knowledge import Knowledge
@@ -45,9 +44,8 @@ class VariantMethod(Method):
         return self._groups
 
     @property
-    def together(self) -> bool:
-        """Whether K and V share a code."""
-        return self.variant.code == "kv"
+    def kinds(self) -> tuple[tuple[Kind, ...], ...]:
+        return (KINDS,) if self.variant.code == "kv" else super().kinds
 
     def first_coded(self, layers: tuple[int, ...]) -> int:
         return window_first(self.variant.window)
@@ -59,9 +57,9 @@ class VariantMethod(Method):
         return round_trip(x, self.variant.pool)
 
     def restore(self, kind: Kind, x: Floats, layers: tuple[int, ...], first: int) -> Floats:
-        return self.restore_both({kind: x}, layers, first)[kind]
+        return self.restore_kinds({kind: x}, layers, first)[kind]
 
-    def restore_both(self, x: dict[Kind, Floats], layers: tuple[int, ...], first: int) -> dict[Kind, Floats]:
+    def restore_kinds(self, x: dict[Kind, Floats], layers: tuple[int, ...], first: int) -> dict[Kind, Floats]:
         """What is restored of K, of V, or of both, [layers, tokens, n_head_kv, d]; both where they share a code."""
         given = dict(x)
         if "k" in x:
@@ -115,30 +113,3 @@ class VariantMethod(Method):
             # a code of several heads is multiplied by each head's queries, one of K and V for both purposes
             n += r * len({(m.head, m.kind, m.layer) for m in one.members})
         return n
-
-
-class VariantCache(SimulatedCache):
-    """A simulated cache whose K and V may share a code."""
-
-    def _code(self, kind: Kind, method: Method) -> None:
-        if not (isinstance(method, VariantMethod) and method.together):
-            super()._code(kind, method)
-        elif kind == "k":
-            for layers in method.groups:
-                self._code_both(layers, method)
-
-    def _code_both(self, layers: tuple[int, ...], method: VariantMethod) -> None:
-        start = method.first_coded(layers)
-        first = self.coded.get(("k", layers[0]), start)
-        last = method.coded_end("k", layers, self.n_tokens, self.tail)
-        x = {kind: np.stack([self.computed[kind, layer] for layer in layers]) for kind in KINDS}
-        if last > first:
-            restored = method.restore_both({kind: x[kind][:, first:last] for kind in KINDS}, layers, first)
-            for kind in KINDS:
-                for layer, one in zip(layers, restored[kind], strict=True):
-                    self.seen[kind, layer][first:last] = one
-        for kind in KINDS:
-            for layer in layers:
-                for exact in (slice(0, start), slice(max(first, last), self.n_tokens)):
-                    self.seen[kind, layer][exact] = method.exact(self.computed[kind, layer][exact])
-        self.coded["k", layers[0]] = max(first, last)

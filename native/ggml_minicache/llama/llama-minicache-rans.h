@@ -14,7 +14,7 @@ struct minicache_symbol_columns {
     std::vector<uint16_t> n_symbol;      // of each distribution, 1 to 256: its symbols are 0 to n_symbol - 1
 };
 
-// Appends the coded symbols to out. Their size is, but for the frequencies and 36 bytes, what the entropy of the distributions says.
+// Appends the coded symbols to out. Their size is, but for the frequencies and 32 bytes, what the entropy of the distributions says.
 //   symbols: [n_row][columns], each below its n_symbol
 void minicache_rans_encode(
     const minicache_symbol_columns & columns, const uint8_t * symbols, size_t n_row, std::vector<uint8_t> & out);
