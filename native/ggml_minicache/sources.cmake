@@ -106,6 +106,7 @@ set(MINICACHE_LLAMA_SOURCES
     llama/llama-minicache-shape.cpp
     llama/llama-minicache-state-header.h
     llama/llama-minicache-state-header.cpp
+    llama/llama-minicache-bytes.h
     llama/llama-minicache-packing.h
     llama/llama-minicache-packing.cpp
     llama/llama-minicache-rans.h

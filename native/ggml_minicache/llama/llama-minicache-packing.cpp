@@ -1,5 +1,6 @@
 #include "llama-minicache-packing.h"
 
+#include "llama-minicache-bytes.h"
 #include "llama-minicache-rans.h"
 #include "minicache-code-unit.h"
 
@@ -152,12 +153,6 @@ static void unpack_rows(
     }
 }
 
-template <typename T>
-static void append(std::vector<uint8_t> & out, const T * values, size_t n) {
-    const uint8_t * bytes = (const uint8_t *) values;
-    out.insert(out.end(), bytes, bytes + n * sizeof(T));
-}
-
 std::vector<uint8_t> minicache_pack(const std::vector<uint8_t> & payload, const std::vector<minicache_code_rows> & rows,
     const std::vector<minicache_code_shape> & shapes) {
     std::vector<packed_rows> taken;
@@ -182,29 +177,34 @@ std::vector<uint8_t> minicache_pack(const std::vector<uint8_t> & payload, const 
     const packed_header  header = { payload.size(), taken.size() };
     std::vector<uint8_t> result;
     result.reserve(sizeof(header) + taken.size() * sizeof(packed_rows) + others.size() + coded.size());
-    append(result, &header, 1);
-    append(result, taken.data(), taken.size());
-    append(result, others.data(), others.size());
-    append(result, coded.data(), coded.size());
+    minicache_append(result, &header, 1);
+    minicache_append(result, taken.data(), taken.size());
+    minicache_append(result, others.data(), others.size());
+    minicache_append(result, coded.data(), coded.size());
     return result;
 }
 
 [[noreturn]] static void damaged() { throw std::runtime_error("the saved state is damaged: its parts make no sense"); }
 
-// The packed rows, if all of them fit into the payload and all that is packed is there.
-static std::vector<packed_rows> read_rows(
+struct packed_parts {
+    std::vector<packed_rows> rows;
+    uint64_t                 n_other;  // bytes of the payload that are in no rows
+};
+
+// What is packed, if all rows fit into the payload and all of them are there.
+static packed_parts read_parts(
     const packed_header & header, const std::vector<uint8_t> & packed, const std::vector<minicache_code_shape> & shapes) {
     const size_t after = packed.size() - sizeof(header);
     if (header.n_rows > after / sizeof(packed_rows)) {
         damaged();
     }
-    std::vector<packed_rows> found(header.n_rows);
+    packed_parts               parts = { std::vector<packed_rows>(header.n_rows), header.size };
+    std::vector<packed_rows> & found = parts.rows;
     if (!found.empty()) {
         memcpy(found.data(), packed.data() + sizeof(header), found.size() * sizeof(packed_rows));
     }
-    uint64_t left   = after - found.size() * sizeof(packed_rows);  // for other bytes and coded rows
-    uint64_t others = header.size;
-    uint64_t at     = 0;
+    uint64_t left = after - found.size() * sizeof(packed_rows);  // for other bytes and coded rows
+    uint64_t at   = 0;
     for (const packed_rows & one : found) {
         const minicache_code_rows & rows = one.rows;
         if (rows.group >= shapes.size() || rows.is_v > 1 || rows.at < at || rows.at > header.size || one.size > left) {
@@ -216,12 +216,12 @@ static std::vector<packed_rows> read_rows(
         }
         at = rows.at + size;
         left -= one.size;
-        others -= size;
+        parts.n_other -= size;
     }
-    if (left != others) {
+    if (left != parts.n_other) {
         damaged();
     }
-    return found;
+    return parts;
 }
 
 std::vector<uint8_t> minicache_unpack(
@@ -234,18 +234,14 @@ std::vector<uint8_t> minicache_unpack(
     if (header.size > max_size) {
         damaged();
     }
-    const std::vector<packed_rows> found = read_rows(header, packed, shapes);
+    const packed_parts parts = read_parts(header, packed, shapes);
 
-    uint64_t in_rows = 0;
-    for (const packed_rows & one : found) {
-        in_rows += one.rows.n_token * (uint64_t) token_bytes(shapes[one.rows.group], one.rows.is_v);
-    }
-    const uint8_t * other = packed.data() + sizeof(header) + found.size() * sizeof(packed_rows);
-    const uint8_t * coded = other + (header.size - in_rows);
+    const uint8_t * other = packed.data() + sizeof(header) + parts.rows.size() * sizeof(packed_rows);
+    const uint8_t * coded = other + parts.n_other;
 
     std::vector<uint8_t> payload;
     payload.reserve(header.size);
-    for (const packed_rows & one : found) {
+    for (const packed_rows & one : parts.rows) {
         const size_t before = one.rows.at - payload.size();
         payload.insert(payload.end(), other, other + before);
         other += before;

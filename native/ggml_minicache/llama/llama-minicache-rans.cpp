@@ -1,5 +1,7 @@
 #include "llama-minicache-rans.h"
 
+#include "llama-minicache-bytes.h"
+
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -58,15 +60,6 @@ static frequencies frequencies_of(const std::array<uint64_t, N_SYMBOL> & counts)
     return f;
 }
 
-template <typename T>
-static void append(std::vector<uint8_t> & out, const T * values, size_t n) {
-    const size_t at = out.size();
-    out.resize(at + n * sizeof(T));
-    if (n > 0) {
-        memcpy(out.data() + at, values, n * sizeof(T));
-    }
-}
-
 static void write_frequencies(const frequencies & f, std::vector<uint8_t> & out) {
     uint16_t ends[2] = { 0, 0 };
     for (uint32_t s = N_SYMBOL; s-- > 0;) {
@@ -75,8 +68,8 @@ static void write_frequencies(const frequencies & f, std::vector<uint8_t> & out)
             ends[0] = s;
         }
     }
-    append(out, ends, 2);
-    append(out, f.of + ends[0], ends[1] - ends[0] + 1);
+    minicache_append(out, ends, 2);
+    minicache_append(out, f.of + ends[0], ends[1] - ends[0] + 1);
 }
 
 void minicache_rans_encode(
@@ -114,8 +107,8 @@ void minicache_rans_encode(
         }
     }
     std::reverse(words.begin(), words.end());
-    append(out, states, N_STATE);
-    append(out, words.data(), words.size());
+    minicache_append(out, states, N_STATE);
+    minicache_append(out, words.data(), words.size());
 }
 
 // What the lower bits of a state say: the symbol, and what the state is without it.
