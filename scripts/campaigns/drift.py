@@ -22,7 +22,7 @@ from support import tiny_models
 
 BATCH = 32
 KEPT = 4  # of the first tokens, which a shift never drops
-# of random tokens; a text of this length is read again and again, so that its passes can be compared
+# of random tokens; the text is repeated, so that its passes can be compared
 TINY_PASS = 512
 
 
@@ -49,7 +49,7 @@ def main(model: Path | None, n_tokens: int, planted: bool) -> None:
 
 
 def read(contexts: list[Shifted], text: list[int], n_tokens: int, planted: bool) -> None:
-    """Reads the text again and again, in whole passes, until both contexts have read so many tokens."""
+    """Reads the text in whole passes until both contexts have read at least this many tokens."""
     n_read = 0
     text = text[: len(text) // BATCH * BATCH]
     while n_read < n_tokens:

@@ -1,5 +1,5 @@
-// Allocations that fail when they are told to. Preloaded into a process, this library counts what the libraries that it is told
-// of allocate with `new`, and what they ask posix_memalign() for where that is large, as the buffers of tensors are.
+// Makes chosen allocations fail. Preloaded into a process, this library counts the allocations that chosen other libraries make:
+// all that go through `new`, and the large ones that go through posix_memalign(), as the buffers of tensors do.
 
 #include <cerrno>
 #include <cstddef>

@@ -1,6 +1,6 @@
 """What is done while an allocation fails, and what must hold afterwards.
 
-`check` is told what was raised, None if nothing was, and returns what is wrong, "" if nothing is.
+`check` gets the exception that was raised, or None. It returns a description of what is wrong, or "".
 """
 
 from __future__ import annotations
