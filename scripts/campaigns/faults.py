@@ -9,7 +9,7 @@ from pathlib import Path
 
 from campaigns.allocations import compiled
 from campaigns.children import Child
-from campaigns.options import Finding, Outcome, add_options, check_options, report, tell
+from campaigns.options import Finding, Outcome, add_options, check_options, end_of, report, tell
 from campaigns.small_disks import wrapper
 
 KINDS = ("memory", "disk", "kill")
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 def campaign(args: argparse.Namespace) -> Outcome:
     outcome = Outcome()
-    ends = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    ends = end_of(args)
     for kind in dict.fromkeys(args.kind):
         if kind == "memory":
             fail_allocations(args, ends, outcome)

@@ -6,7 +6,7 @@ import argparse
 import time
 
 from campaigns.children import Child
-from campaigns.options import Finding, Outcome, add_options, check_options, report, tell
+from campaigns.options import Finding, Outcome, add_options, check_options, end_of, report, tell
 
 READER_NAMES = ("plan", "model", "state", "sequence", "chat", "settings")
 SECONDS_A_FILE = 30.0
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 def campaign(args: argparse.Namespace) -> Outcome:
     outcome = Outcome()
-    ends = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    ends = end_of(args)
     for reader in dict.fromkeys(args.reader):
         seed, last = args.seed, args.seed + args.steps
         while seed < last and time.monotonic() < ends:

@@ -77,6 +77,11 @@ def add_options(parser: argparse.ArgumentParser, steps: int, of_what: str) -> No
     add_json_option(parser)
 
 
+def end_of(args: argparse.Namespace) -> float:
+    """When a campaign that begins now must end, on the monotonic clock."""
+    return time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+
+
 def check_options(args: argparse.Namespace) -> None:
     """Raises MiniCacheError where a number is out of its range."""
     check_numbers("--steps", [args.steps], 1)
@@ -87,7 +92,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 def seeds(args: argparse.Namespace) -> Iterator[int]:
     """The first seed and those after it, until the time is over."""
-    ends = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    ends = end_of(args)
     seed = args.seed
     while time.monotonic() < ends:
         yield seed

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from campaigns.children import Child
-from campaigns.options import Finding, Outcome, add_options, check_options, report, tell
+from campaigns.options import Finding, Outcome, add_options, check_options, end_of, report, tell
 from minicache_cpp.options import check_numbers
 
 KINDS = ("chats", "server", "drift")
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 def campaign(args: argparse.Namespace) -> Outcome:
     outcome = Outcome()
-    ends = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    ends = end_of(args)
     for kind in dict.fromkeys(args.kind):
         options = ["soak", "--inside", kind, "--seed", str(args.seed), "--steps", str(args.steps)]
         options += ["--tokens", str(args.tokens)]

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from campaigns.children import why_ended
-from campaigns.options import Finding, Outcome, add_options, check_options, report, tell
+from campaigns.options import Finding, Outcome, add_options, check_options, end_of, report, tell
 from minicache_cpp import MiniCacheError
 from minicache_cpp.options import check_numbers
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 def campaign(args: argparse.Namespace, program: Path) -> Outcome:
     outcome = Outcome()
-    ends = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    ends = end_of(args)
     with tempfile.TemporaryDirectory() as folder:
         files = [str(one) for one in models_and_plans(Path(folder))]
         for seed in range(args.seed, args.seed + args.steps):
