@@ -15,6 +15,7 @@ A variant is "today", or settings that differ from it, separated by commas:
     code=head        a code is of one head's K, or V; heads: of all heads'; kv: of a head's K and V
     mean=kept        the mean is coded with the rest; apart: it is added to what is restored
     mag=8            bits of a magnitude
+    scale=token      each token multiplies its steps by what suits it best; fixed: all tokens have the same steps
     length=kept      a magnitude keeps the length; unbiased: the part along the vector; least: the error least
     window=64        first and latest tokens that are kept uncoded
     pool=q8_0        their cache type, or f16

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicache_cpp.cache.code_format import Kind
-from minicache_cpp.calibrate.code_fit import MAG_MARGIN, unit_vectors
+from minicache_cpp.calibrate.code_fit import MAG_MARGIN, SCALES, unit_vectors
 from minicache_cpp.calibrate.group_fit import MOST_OF_TOKEN
 
 from .knowledge import Knowledge
@@ -25,7 +25,7 @@ Doubles = NDArray[np.float64]
 
 WIDTHS = (0, 1, 2, 3, 4, 5, 6, 8)
 # tokens that errors are measured on
-TRIED = 512
+TRIED = 2048
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,7 @@ def restore(one: Fit, x: Sequence[Floats], variant: Variant) -> list[Floats]:
     """What the code restores of its members' vectors, [tokens, d] each."""
     y = np.concatenate([unit_vectors(vector) for vector in x], axis=1).astype(np.float64) * one.root
     t = (y - one.mean) @ one.vectors / one.deviation
-    coded = np.zeros_like(t)
-    for choice, width in enumerate(WIDTHS[1:], 1):
-        columns = np.flatnonzero(one.widths == width)
-        if len(columns):
-            scale = one.scales[choice, columns]
-            coded[:, columns] = QUANTIZERS[variant.values].restored(t[:, columns] / scale, width) * scale
-    back = (coded * one.deviation) @ one.vectors.T + one.mean
+    back = (_coded(one, t, variant) * one.deviation) @ one.vectors.T + one.mean
     result, at = [], 0
     for vector, (first, step) in zip(x, one.mags, strict=True):
         own = slice(at, at + vector.shape[1])
@@ -177,6 +171,29 @@ def restore(one: Fit, x: Sequence[Floats], variant: Variant) -> list[Floats]:
         restored = back[:, own] / one.root[own] * np.exp(first + level * step)[:, None]
         result.append(np.where(length[:, None] > 0, restored, 0).astype(np.float32))
     return result
+
+
+def _coded(one: Fit, t: Doubles, variant: Variant) -> Doubles:
+    """Coefficients t [n, r], in standard deviations, as the code restores them."""
+    if variant.scale == "fixed":
+        return _quantized(one, t, variant)
+    best, least = np.zeros_like(t), np.full(len(t), np.inf)
+    for scale in SCALES:
+        tried = _quantized(one, t / scale, variant) * scale
+        error = ((tried - t) ** 2 * one.deviation**2).sum(axis=1)
+        better = error < least
+        best[better], least[better] = tried[better], error[better]
+    return best
+
+
+def _quantized(one: Fit, t: Doubles, variant: Variant) -> Doubles:
+    coded = np.zeros_like(t)
+    for choice, width in enumerate(WIDTHS[1:], 1):
+        columns = np.flatnonzero(one.widths == width)
+        if len(columns):
+            scale = one.scales[choice, columns]
+            coded[:, columns] = QUANTIZERS[variant.values].restored(t[:, columns] / scale, width) * scale
+    return coded
 
 
 def _scale(y: Doubles, back: Doubles, length: str) -> Doubles:

@@ -15,6 +15,7 @@ CHOICES = {
     "code": ("head", "heads", "kv"),
     "mean": ("kept", "apart"),
     "pool": ("q8_0", "f16"),
+    "scale": ("token", "fixed"),
     "length": ("kept", "unbiased", "least"),
 }
 
@@ -40,6 +41,8 @@ class Variant:
     mean: str = "kept"
     # bits of a magnitude
     mag: int = 8
+    # whether each token multiplies its steps by what suits it best, or all have the same steps
+    scale: str = "token"
     # what a magnitude keeps: the length, the part along the vector, or the least error
     length: str = "kept"
     # first and latest tokens that are kept exactly, and their cache type

@@ -54,7 +54,7 @@ def test_the_error_is_the_expected_one(fitted: Fitted, units: tuple[int, ...]) -
     layout = Layout.of(Layout(units).widths[: fit.n_unit])  # no longer than what it codes
     part = oracle_part(make_codec(fit, layout, layers))
     unit = [unit_vectors(x) for x in layers]
-    levels = part.quantize(part.project(unit))
+    levels = part.levels_at(part.project(unit), 1.0)
     errors = []
     for side, u in enumerate(unit):
         wrong = part.decode(levels, side) / code_fit.UNIT_LENGTH - u

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import oracle.code as expected
 from minicache_cpp import MiniCacheError, kernels
 from oracle.code import Layout
 from support.code_arrays import BOUND, MIXED, assert_coded, codecs, vectors
@@ -80,6 +81,25 @@ def test_a_complete_code_restores_what_went_in(d: int, n_layer: int) -> None:
         assert nmse(k, x["k"][side]) < 5e-4
         assert nmse(v, x["v"][side]) < 5e-4
     assert codes.distance_k.mean() < 5e-4 and codes.distance_v.mean() < 5e-4
+
+
+def test_rare_vectors_are_not_cut_off() -> None:
+    """Where a coefficient is beyond the largest level, all steps are larger, and the direction stays."""
+    complete = Layout((4, 0, 0, 0, 0, 0, 0))
+    oracle, codec = codecs(3, (complete, complete), rope="none", n_layer=1)
+    x = {}
+    for name, part in (("k", oracle.k), ("v", oracle.v)):
+        # one token for each coefficient, which is much larger than a second one
+        columns = np.moveaxis(part.decoder, 2, 0)
+        x[name] = (columns + 0.4 * np.roll(columns, 1, axis=0))[None].astype(np.float32)
+    beyond = np.abs(oracle.k.project([expected.unit(x["k"][0])])).max(axis=-1)
+    assert beyond.min() > 1.5 * 127.5
+    codes = assert_coded(oracle, codec, x, np.zeros(64, int))
+    for restored, given in zip(
+        kernels.decode(codes.k, codes.v, codec, 0), (x["k"][0], x["v"][0]), strict=True
+    ):
+        cosine = (expected.unit(restored) * expected.unit(given)).sum(axis=-1)
+        assert cosine.min() > 0.999  # 0.98 where the levels are cut off
 
 
 def test_k_is_coded_relative_to_its_base() -> None:

@@ -24,6 +24,8 @@ WIDTHS = (8, 6, 5, 4, 3, 2, 1)
 PLANES = {8: (8,), 6: (4, 2), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,), 1: (1,)}
 UNIT = 16
 ROPES = ("none", "neighbours", "halves")
+# what the steps of a code may be multiplied by
+SCALES = np.array([2.0 ** (i / 8) for i in range(-6, 17)])
 F32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -110,8 +112,26 @@ class Part:
         return z
 
     def quantize(self, z: Array) -> Ints:
+        """The levels of each code at the scale that loses least."""
+        levels = np.stack([self.levels_at(z, scale) for scale in SCALES])
+        best = self.losses(z)[..., None, :].argmin(axis=-1)
+        found: Ints = np.take_along_axis(levels, best[None], axis=0)[0]
+        return found
+
+    def levels_at(self, z: Array, scale: float) -> Ints:
         top = 2.0**self.layout.widths - 1
-        return np.clip(round_half_away(z + top / 2), 0, top).astype(np.int64)
+        return np.clip(round_half_away(z / scale + top / 2), 0, top).astype(np.int64)
+
+    def losses(self, z: Array) -> Array:
+        """What each of the scales loses, [n, n_head_kv, scale]."""
+        half = (2.0**self.layout.widths - 1) / 2
+        return np.stack(
+            [
+                ((z - scale * (self.levels_at(z, scale) - half)) ** 2 / self.gain).sum(axis=-1)
+                for scale in SCALES
+            ],
+            axis=-1,
+        )
 
     def decode(self, levels: Ints, side: int) -> Array:
         """û of one layer, [n, n_head_kv, d]."""

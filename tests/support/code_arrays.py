@@ -36,10 +36,18 @@ def codecs(
 
 
 def assert_levels(part: expected.Part, rows: npt.NDArray[np.uint8], z: npt.NDArray[np.floating]) -> None:
-    """Each level is the nearest one, or one of two that are equally near up to float32 rounding."""
+    """Each code has a scale that loses least, or as little up to float32 rounding, and each level is the nearest one at
+    that scale, or one of two that are equally near up to that rounding.
+    """
     top = 2.0**part.layout.widths - 1
     got = part.layout.unpack(rows, part.n_layer)[1]
-    assert np.abs(got - np.clip(z + top / 2, 0, top)).max(initial=0) <= 0.5 + 2e-3
+    losses = part.losses(z)
+    fits = np.zeros(losses.shape, bool)
+    for i, scale in enumerate(expected.SCALES):
+        away = np.abs(got - np.clip(z / scale + top / 2, 0, top)).max(axis=-1, initial=0)
+        fits[..., i] = away <= 0.5 + 2e-3
+    least = losses.min(axis=-1, keepdims=True)
+    assert (fits & (losses <= least * (1 + 1e-4))).any(axis=-1).all()
 
 
 def assert_coded(
@@ -59,7 +67,7 @@ def assert_coded(
             assert_levels(part, rows, code.projections)
             # at a tie the kernel may choose the other level, and then magnitude and distance differ too
             same = (part.layout.unpack(rows, part.n_layer)[1] == code.levels).all(-1)
-            assert same.mean() > 0.9
+            assert same.mean() > 0.75
             mags = part.layout.unpack(rows, part.n_layer)[0].astype(int)
             assert np.abs(mags - code.mags)[same].max(initial=0) <= 1
             assert (mags == code.mags)[same].mean() > 0.99

@@ -3,8 +3,8 @@
 // The specification of encoding: one head of one token at a time, in double. Parallel over tokens.
 
 // Work memory of one thread, in doubles: [n_angle] cosines and sines, [n_layer*d] unit vectors, [n_layer*d] decoded vectors, [r]
-// coefficients.
-static int64_t ref_work(const minicache_encode & e) { return e.n_angle() + 2 * e.n_layer * e.d_max + e.r_max; }
+// coefficients, [r] coefficients as they are restored.
+static int64_t ref_work(const minicache_encode & e) { return e.n_angle() + 2 * (e.n_layer * e.d_max + e.r_max); }
 
 // Makes x a unit vector, zeros for a zero vector, and returns its length. In double no finite float32 vector overflows, and no
 // denormal one vanishes.
@@ -32,24 +32,45 @@ void minicache_cpu_encode_ref(const ggml_compute_params * params, ggml_tensor * 
     auto *   work   = (double *) params->wdata + params->ith * ref_work(e);
     double * u      = work + e.n_angle();
     double * u_hat  = u + e.n_layer * e.d_max;
-    double * coef   = u_hat + e.n_layer * e.d_max;
+    double * z      = u_hat + e.n_layer * e.d_max;
+    double * coef   = z + e.r_max;
     auto *   levels = (uint8_t *) ((double *) params->wdata + params->nth * ref_work(e)) + params->ith * e.r_max;
 
     minicache_code_angles angles(e.p.shape, e.codec->data, work);
 
-    const auto encode_head = [&](const minicache_code_head & head, const double * length, uint8_t * row) {
-        int c = 0;
+    // the levels of the coefficients z at a scale, and what is lost
+    const auto quantize = [&](const minicache_code_head & head, float scale) {
+        double lost = 0.0;
+        int    c    = 0;
         for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
             const int width = minicache_code_width(i);
             for (const int end = c + MINICACHE_CODE_UNIT * head.layout.n_unit[i]; c < end; ++c) {
-                double z = 0.0;
-                for (int64_t j = 0; j < head.n(); ++j) {
-                    z += (double) GGML_CPU_FP16_TO_FP32(head.dec[j * head.r + c]) * head.weight[j] * u[j];
-                }
-                levels[c] = (uint8_t) minicache_code_level((float) (head.gain[c] * z), width);
+                levels[c] = (uint8_t) minicache_code_level((float) (z[c] / scale), width);
                 coef[c]   = levels[c] - 0.5 * ((1 << width) - 1);
+                lost += (z[c] - scale * coef[c]) * (z[c] - scale * coef[c]) / head.gain[c];
             }
         }
+        return lost;
+    };
+
+    const auto encode_head = [&](const minicache_code_head & head, const double * length, uint8_t * row) {
+        for (int64_t c = 0; c < head.r; ++c) {
+            z[c] = 0.0;
+            for (int64_t j = 0; j < head.n(); ++j) {
+                z[c] += (double) GGML_CPU_FP16_TO_FP32(head.dec[j * head.r + c]) * head.weight[j] * u[j];
+            }
+            z[c] *= head.gain[c];
+        }
+        int    best  = MINICACHE_CODE_NO_SCALE;
+        double least = quantize(head, minicache_code_scale(best));
+        for (int i = 0; i < MINICACHE_CODE_SCALES; ++i) {
+            const double lost = quantize(head, minicache_code_scale(i));
+            if (lost < least) {
+                best  = i;
+                least = lost;
+            }
+        }
+        quantize(head, minicache_code_scale(best));
         minicache_code_write(head.layout, levels, row);
 
         for (int64_t j = 0; j < head.n(); ++j) {

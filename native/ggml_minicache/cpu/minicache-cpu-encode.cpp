@@ -23,7 +23,7 @@ struct encode_schedule {
 
     // doubles, then floats, then bytes, so that all are aligned
     size_t scratch_bytes() const {
-        const size_t n = n_angle * (sizeof(double) + sizeof(float)) + TILE * (3 * d + r) * sizeof(float) + r;
+        const size_t n = n_angle * (sizeof(double) + sizeof(float)) + (TILE * (3 * d + r) + r) * sizeof(float) + r;
         return (n + sizeof(double) - 1) / sizeof(double) * sizeof(double);
     }
 };
@@ -62,7 +62,13 @@ struct encode_tile {
     encode_tile(const minicache_encode & e, const encode_schedule & schedule, char * scratch) :
         e(e), cosines((float *) ((double *) scratch + schedule.n_angle)), sines(cosines + schedule.n_angle / 2),
         u(cosines + schedule.n_angle), y(u + TILE * schedule.d), u_hat(y + TILE * schedule.d), coef(u_hat + TILE * schedule.d),
-        levels((uint8_t *) (coef + TILE * schedule.r)), angles(e.p.shape, e.codec->data, (double *) scratch) {}
+        steps(coef + TILE * schedule.r), levels((uint8_t *) (steps + schedule.r)),
+        angles(e.p.shape, e.codec->data, (double *) scratch) {
+        for (int i = 0; i < MINICACHE_CODE_SCALES; ++i) {
+            scales[i]   = minicache_code_scale(i);
+            inverses[i] = 1.0f / scales[i];
+        }
+    }
 
     void encode(ggml_tensor * dst, int64_t i_head, int64_t token_0, int64_t n) {
         is_v    = i_head >= e.n_head_kv;
@@ -73,6 +79,9 @@ struct encode_tile {
         const int64_t d = head.n();
         for (int64_t t = 0; t < n; ++t) {
             read(token_0 + t, u + t * d, y + t * d, length[t]);
+        }
+        for (int64_t c = 0; c < head.r; ++c) {
+            steps[c] = 1.0f / head.gain[c];
         }
         std::fill(coef, coef + n * head.r, 0.0f);
         minicache_accumulate(coef, head.r, n, y, d, head.dec, d, head.r);
@@ -102,8 +111,12 @@ struct encode_tile {
     float *   y;       // [TILE][n_layer*d]  weighted
     float *   u_hat;   // [TILE][n_layer*d]  decoded
     float *   coef;    // [TILE][r]
+    float *   steps;   // [r]  squares of the steps, relative to each other
     uint8_t * levels;  // [r]
     double    length[TILE][MINICACHE_CODE_LAYERS];
+
+    float scales[MINICACHE_CODE_SCALES];
+    float inverses[MINICACHE_CODE_SCALES];
 
     minicache_code_angles angles;
 
@@ -147,26 +160,68 @@ struct encode_tile {
         return sum == 0.0f ? 0.0 : NAN;
     }
 
-    // Quantizes the projections z to levels, and replaces them by the coefficients that those stand for.
+    // Quantizes the projections z to levels, at the scale that loses least, and replaces them by the coefficients that those
+    // stand for.
     void quantize(float * z) {
-        const float * gain  = head.gain;
-        uint8_t *     level = levels;
+        for (int64_t c = 0; c < head.r; ++c) {
+            z[c] *= head.gain[c];
+        }
+        const float inverse = 1.0f / best_scale(z);
+        for_units([&](int64_t at, float top) { quantize_unit(inverse, top, z + at, levels + at); });
+    }
+
+    // Calls fn with the first coefficient of each unit and the largest level of its width.
+    template <typename F>
+    void for_units(const F & fn) const {
+        int64_t at = 0;
         for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
-            const float top = (float) ((1 << minicache_code_width(i)) - 1);
-            for (int u = 0; u < head.layout.n_unit[i]; ++u) {
-                quantize_unit(gain, top, z, level);
-                gain += MINICACHE_CODE_UNIT;
-                z += MINICACHE_CODE_UNIT;
-                level += MINICACHE_CODE_UNIT;
+            for (int u = 0; u < head.layout.n_unit[i]; ++u, at += MINICACHE_CODE_UNIT) {
+                fn(at, (float) ((1 << minicache_code_width(i)) - 1));
             }
         }
     }
 
+    // The scale at which coefficients z lose least.
+    float best_scale(const float * z) const {
+        minicache_vec lost[MINICACHE_CODE_SCALES];
+        for (minicache_vec & x : lost) {
+            x = vec_zero();
+        }
+        for_units([&](int64_t at, float top) {
+            for (int64_t c = at; c < at + MINICACHE_CODE_UNIT; c += MINICACHE_LANES) {
+                add_losses(vec_load(z + c), vec_load(steps + c), top, lost);
+            }
+        });
+        int   best  = MINICACHE_CODE_NO_SCALE;
+        float least = vec_sum(lost[best]);
+        for (int i = 0; i < MINICACHE_CODE_SCALES; ++i) {
+            const float sum = vec_sum(lost[i]);
+            if (sum < least) {
+                best  = i;
+                least = sum;
+            }
+        }
+        return scales[best];
+    }
+
+    // Adds what some coefficients z lose at each scale.
+    void add_losses(minicache_vec z, minicache_vec step, float top, minicache_vec (&lost)[MINICACHE_CODE_SCALES]) const {
+        // a number below 2^22 is a whole one after this has been added to it
+        const minicache_vec whole   = vec_set(12582912.0f);
+        const minicache_vec half    = vec_set(0.5f * top);
+        const minicache_vec largest = vec_set(top);
+        for (int i = 0; i < MINICACHE_CODE_SCALES; ++i) {
+            const minicache_vec x     = vec_min(vec_max(vec_fma(z, vec_set(inverses[i]), half), vec_zero()), largest);
+            const minicache_vec level = vec_sub(vec_add(x, whole), whole);
+            const minicache_vec away  = vec_fma(vec_set(scales[i]), vec_sub(half, level), z);
+            lost[i]                   = vec_fma(vec_mul(away, away), step, lost[i]);
+        }
+    }
+
     // As minicache_code_level(), except for numbers midway between two levels.
-    static void quantize_unit(
-        const float * MINICACHE_RESTRICT gain, float top, float * MINICACHE_RESTRICT z, uint8_t * MINICACHE_RESTRICT level) {
+    static void quantize_unit(float inverse, float top, float * MINICACHE_RESTRICT z, uint8_t * MINICACHE_RESTRICT level) {
         for (int c = 0; c < MINICACHE_CODE_UNIT; ++c) {
-            const float x = gain[c] * z[c] + 0.5f * top;
+            const float x = inverse * z[c] + 0.5f * top;
             const float l = x > 0.0f ? x : 0.0f;  // 0 for NaN too
             const int   q = (int) ((l < top ? l : top) + 0.5f);
             level[c]      = (uint8_t) q;

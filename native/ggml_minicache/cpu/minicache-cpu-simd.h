@@ -25,6 +25,7 @@ static inline minicache_vec vec_add(minicache_vec a, minicache_vec b) { return _
 static inline minicache_vec vec_sub(minicache_vec a, minicache_vec b) { return _mm512_sub_ps(a, b); }
 static inline minicache_vec vec_mul(minicache_vec a, minicache_vec b) { return _mm512_mul_ps(a, b); }
 static inline minicache_vec vec_max(minicache_vec a, minicache_vec b) { return _mm512_max_ps(a, b); }
+static inline minicache_vec vec_min(minicache_vec a, minicache_vec b) { return _mm512_min_ps(a, b); }
 static inline float         vec_top(minicache_vec x) { return _mm512_reduce_max_ps(x); }
 static inline float         vec_sum(minicache_vec x) { return _mm512_reduce_add_ps(x); }
 static inline minicache_vec vec_load(const ggml_fp16_t * p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
@@ -47,6 +48,7 @@ static inline minicache_vec vec_add(minicache_vec a, minicache_vec b) { return _
 static inline minicache_vec vec_sub(minicache_vec a, minicache_vec b) { return _mm256_sub_ps(a, b); }
 static inline minicache_vec vec_mul(minicache_vec a, minicache_vec b) { return _mm256_mul_ps(a, b); }
 static inline minicache_vec vec_max(minicache_vec a, minicache_vec b) { return _mm256_max_ps(a, b); }
+static inline minicache_vec vec_min(minicache_vec a, minicache_vec b) { return _mm256_min_ps(a, b); }
 static inline float         vec_top(minicache_vec x) {
     __m128 r = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     r        = _mm_max_ps(r, _mm_movehl_ps(r, r));
@@ -79,6 +81,7 @@ static inline minicache_vec vec_add(minicache_vec a, minicache_vec b) { return v
 static inline minicache_vec vec_sub(minicache_vec a, minicache_vec b) { return vsubq_f32(a, b); }
 static inline minicache_vec vec_mul(minicache_vec a, minicache_vec b) { return vmulq_f32(a, b); }
 static inline minicache_vec vec_max(minicache_vec a, minicache_vec b) { return vmaxq_f32(a, b); }
+static inline minicache_vec vec_min(minicache_vec a, minicache_vec b) { return vminq_f32(a, b); }
 static inline float         vec_top(minicache_vec x) { return vmaxvq_f32(x); }
 static inline float         vec_sum(minicache_vec x) { return vaddvq_f32(x); }
 static inline minicache_vec vec_load(const ggml_fp16_t * p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
@@ -102,6 +105,7 @@ static inline minicache_vec vec_add(minicache_vec a, minicache_vec b) { return a
 static inline minicache_vec vec_sub(minicache_vec a, minicache_vec b) { return a - b; }
 static inline minicache_vec vec_mul(minicache_vec a, minicache_vec b) { return a * b; }
 static inline minicache_vec vec_max(minicache_vec a, minicache_vec b) { return a > b ? a : b; }
+static inline minicache_vec vec_min(minicache_vec a, minicache_vec b) { return a < b ? a : b; }
 static inline float         vec_top(minicache_vec x) { return x; }
 static inline float         vec_sum(minicache_vec x) { return x; }
 static inline minicache_vec vec_load(const ggml_fp16_t * p) { return GGML_CPU_FP16_TO_FP32(*p); }

@@ -105,6 +105,38 @@ static __device__ void unit_vectors(const encode_args & a, const encode_part & p
     }
 }
 
+// What a coefficient z loses at a scale, times gain.
+static __device__ float lost_at(float z, float scale, int width) {
+    const float half_top = 0.5f * (float) ((1 << width) - 1);
+    const float y        = z - scale * ((float) minicache_code_level(z / scale, width) - half_top);
+    return y * y;
+}
+
+// One warp: quantizes coefficients z to levels, at the scale that loses least, and replaces them by what those stand for.
+static __device__ void quantize(const encode_part & part, const uint8_t * widths, float * z, uint8_t * levels) {
+    float best  = minicache_code_scale(MINICACHE_CODE_NO_SCALE);
+    float least = 0.0f;
+    for (int i = -1; i < MINICACHE_CODE_SCALES; ++i) {
+        // the first that is tried is 1, which stays where no other loses less
+        const float scale = minicache_code_scale(i < 0 ? MINICACHE_CODE_NO_SCALE : i);
+
+        float lost = 0.0f;
+        for (int c = threadIdx.x; c < part.r; c += WARP_SIZE) {
+            lost += lost_at(z[c], scale, widths[c]) / part.gain[c];
+        }
+        lost = warp_reduce_sum(lost);
+        if (i < 0 || lost < least) {
+            best  = scale;
+            least = lost;
+        }
+    }
+    for (int c = threadIdx.x; c < part.r; c += WARP_SIZE) {
+        const int level = minicache_code_level(z[c] / best, widths[c]);
+        levels[c]       = (uint8_t) level;
+        z[c]            = (float) level - 0.5f * (float) ((1 << widths[c]) - 1);
+    }
+}
+
 // One warp: does what minicache_encode_magnitudes() does on the CPU.
 static __device__ void write_magnitudes(
     const encode_part & part, const float * u, const float * u_hat, const double * length, uint8_t * row, float * distance) {
@@ -177,6 +209,7 @@ static __global__ void __launch_bounds__(THREADS) encode_kernel(const encode_arg
     float *   coef   = u_hat + TOKENS * d;                     // [TOKENS][r]
     float *   angles = coef + TOKENS * r;                      // [WARPS][d]
     uint8_t * levels = (uint8_t *) (angles + WARPS * part.d);  // [TOKENS][r]
+    uint8_t * widths = levels + TOKENS * r;                    // [r]
 
     for (int t = threadIdx.y; t < n_token; t += WARPS) {
         float *   turns  = angles + threadIdx.y * part.d;
@@ -196,8 +229,7 @@ static __global__ void __launch_bounds__(THREADS) encode_kernel(const encode_arg
     __syncthreads();
 
     for (int c = thread; c < r; c += THREADS) {
-        const int   width    = minicache_code_unit_at(part.layout, c / MINICACHE_CODE_UNIT).width;
-        const float half_top = 0.5f * (float) ((1 << width) - 1);
+        widths[c] = (uint8_t) minicache_code_unit_at(part.layout, c / MINICACHE_CODE_UNIT).width;
 
         float z[TOKENS] = { 0.0f };
         for (int i = 0; i < d; ++i) {
@@ -209,10 +241,13 @@ static __global__ void __launch_bounds__(THREADS) encode_kernel(const encode_arg
         }
 #pragma unroll
         for (int t = 0; t < TOKENS; ++t) {
-            const int level   = minicache_code_level(part.gain[c] * z[t], width);
-            levels[t * r + c] = (uint8_t) level;
-            coef[t * r + c]   = (float) level - half_top;
+            coef[t * r + c] = part.gain[c] * z[t];
         }
+    }
+    __syncthreads();
+
+    for (int t = threadIdx.y; t < TOKENS; t += WARPS) {
+        quantize(part, widths, coef + t * r, levels + t * r);
     }
     __syncthreads();
 
@@ -252,7 +287,7 @@ static size_t encode_shared(const minicache_code_shape & shape) {
     const int d = std::max(shape.d_k, shape.d_v);
     const int n = shape.layout_k.n_layer * d;
     const int r = std::max(minicache_code_size(shape.layout_k), minicache_code_size(shape.layout_v));
-    return sizeof(float) * (2 * TOKENS * n + TOKENS * r + WARPS * d) + TOKENS * r;
+    return sizeof(float) * (2 * TOKENS * n + TOKENS * r + WARPS * d) + (TOKENS + 1) * r;
 }
 
 void minicache_cuda_encode_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {

@@ -11,9 +11,17 @@
 //   û_i = Σ_c D[i][c]*(L_c - (2^w_c - 1)/2)     rows s*d..s*d+d-1 of D are the decoder of layer s
 //   x̂_s = m_s*û_s                               each layer's own magnitude
 //
-// with the level L_c = z_c + (2^w_c - 1)/2, rounded and clamped to w_c bits. A magnitude m is one byte q: 0 for 0, else
+// with the level L_c = z_c/a + (2^w_c - 1)/2, rounded and clamped to w_c bits. A magnitude m is one byte q: 0 for 0, else
 // m = exp(log_min + (q - 1)*log_step). It is not |x|, because û is not a unit vector. It makes m*û as long as x when lengths are
 // weighted like errors: m² = Σ w_i*x_i² / Σ w_i*û_i², over the layer's numbers, and 0 if û is 0.
+//
+// The scale a multiplies the steps of one code. Of minicache_code_scale(), it is the one that loses least:
+//
+//   Σ_c (z_c - a*(L_c - (2^w_c - 1)/2))²/gain_c
+//
+// because the weighted length of a column of D is proportional to its step, and gain_c to 1/step². A rare token's coefficients may
+// be far larger than those that the steps suit, and clamped levels would lose most of them. The row need not hold a: magnitudes
+// take it up.
 //
 // A code row holds one KV head of one token: a byte of magnitude for each layer, a byte of 0 if their number is odd, then the
 // segments from the widest to the narrowest. A segment of n coefficients of w bits is one or two planes: the upper bits of all
@@ -151,6 +159,15 @@ static inline MINICACHE_HD uint8_t minicache_code_mag(float m, float log_min, fl
 
 static inline MINICACHE_HD float minicache_code_mag_value(uint8_t q, float log_min, float log_step) {
     return q == 0 ? 0.0f : expf(log_min + (float) (q - 1) * log_step);
+}
+
+// The scales of a code: the powers of 2^(1/8) from 0.6 to 4, of which number MINICACHE_CODE_NO_SCALE is 1.
+#define MINICACHE_CODE_SCALES   23
+#define MINICACHE_CODE_NO_SCALE 6
+
+static inline MINICACHE_HD float minicache_code_scale(int i) {
+    const float eighths[8] = { 1.0f, 1.09050773f, 1.18920712f, 1.29683955f, 1.41421356f, 1.54221083f, 1.68179283f, 1.83400809f };
+    return 0.5f * eighths[(i + 2) % 8] * (float) (1 << (i + 2) / 8);
 }
 
 // The level of a coefficient z, which is in units of its step.

@@ -25,6 +25,9 @@ CHOICES = (0, 1, 2, 3, 4, 5, 6, 8)
 GAUSSIAN_STEPS = {1: 1.596, 2: 0.9957, 3: 0.586, 4: 0.3352, 5: 0.1881, 6: 0.1041, 8: 0.0308}
 FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.12, 1.25, 1.45, 1.7, 2.0, 2.5)
 
+# what the steps of a token's code may be multiplied by (minicache-code.h)
+SCALES = tuple(np.float32(2 ** (i / 8)) for i in range(-6, 17))
+
 # the bins of a histogram of |coefficient|, and the width of one in standard deviations
 BINS, BIN = 4096, 1 / 256
 # the standard deviation of a coefficient of unit vectors below which there is nothing to code
@@ -134,7 +137,7 @@ def make_codec(fit: PartFit, layout: Layout, layers: Sequence[Floats]) -> PartCo
         # the codec's weights are divided by their mean, so the gain is multiplied by it
         gain[head] = fit.weight[head].mean() / (UNIT_LENGTH * step**2)
         y = _weighted(layers, fit.weight, head)
-        decoded = quantize(y @ vectors, step, widths) @ vectors.T
+        decoded = coded(y @ vectors, step, widths) @ vectors.T
         for side, x in enumerate(layers):
             own = slice(side * d, (side + 1) * d)
             lengths = np.linalg.norm(x[:, head].astype(np.float64), axis=1)
@@ -158,6 +161,17 @@ def quantize(t: Floats, step: Doubles, widths: NDArray[np.int64]) -> Floats:
     top = 2.0**widths - 1
     level = np.clip(np.rint(t / step + top / 2), 0, top)
     return np.asarray((level - top / 2) * step, dtype=np.float32)
+
+
+def coded(t: Floats, step: Doubles, widths: NDArray[np.int64]) -> Floats:
+    """Coefficients t [tokens, r] as decoders restore them: each token's divided by the scale that loses least."""
+    best, least = np.empty_like(t), np.full(len(t), np.inf)
+    for scale in SCALES:
+        tried = quantize(t / scale, step, widths)
+        lost = ((t - scale * tried) ** 2).sum(axis=1)
+        better = lost < least
+        best[better], least[better] = tried[better], lost[better]
+    return best
 
 
 def restored(fit: PartFit, width: int, x: Floats) -> Floats:
