@@ -7,7 +7,7 @@ rounded, and again after they are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..cache.code_format import Kind
 from ..modelfile.ggml_types import CACHE_TYPES, GGML_TYPES, is_quantized
 from ..native import binding
 from .code_fit import unit_vectors
+from .plans import POOL_TYPE
 from .samples import Samples
 
 Floats = NDArray[np.float32]
@@ -31,11 +32,17 @@ IQ4_NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 
 
 @dataclass(frozen=True)
 class PlainFit:
-    """The weighted mean squared errors of a layer's K and V in each cache type that its heads can have."""
+    """The weighted mean squared errors of a layer's K and V in each cache type that its heads can have.
+
+    `window_k` and `window_v` are those of rows of the pool's type that are not rotated, as the window of coded layers
+    keeps them; 0 where heads cannot have that type.
+    """
 
     layer: int
     k: Mapping[str, float]
     v: Mapping[str, float]
+    window_k: float
+    window_v: float
 
 
 def fit_plain(samples: Samples, weights: Mapping[Kind, Doubles], number: int) -> PlainFit:
@@ -44,10 +51,13 @@ def fit_plain(samples: Samples, weights: Mapping[Kind, Doubles], number: int) ->
     step = max(1, len(k) // ROWS)
     size_k, size_v = k.shape[2], v.shape[2]
     rotated_k, rotated_v = rotation(size_k, size_v)
+    unit_k, unit_v = unit_vectors(k[::step]), unit_vectors(v[::step])
     return PlainFit(
         number,
-        _errors(unit_vectors(k[::step]), weights["k"], rotated_k),
-        _errors(unit_vectors(v[::step]), weights["v"], rotated_v),
+        _errors(unit_k, weights["k"], rotated_k),
+        _errors(unit_v, weights["v"], rotated_v),
+        _errors(unit_k, weights["k"], 0, [POOL_TYPE]).get(POOL_TYPE, 0.0),
+        _errors(unit_v, weights["v"], 0, [POOL_TYPE]).get(POOL_TYPE, 0.0),
     )
 
 
@@ -58,10 +68,12 @@ def rotation(size_k: int, size_v: int) -> tuple[int, int]:
     return int(n_k[0]), int(n_v[0])
 
 
-def _errors(unit: Floats, weight: Doubles, n_rotated: int) -> dict[str, float]:
+def _errors(
+    unit: Floats, weight: Doubles, n_rotated: int, types: Collection[str] = CACHE_TYPES
+) -> dict[str, float]:
     """The errors of unit vectors [n, heads, d] by type; quantized types rotate blocks of `n_rotated` numbers."""
     found = {}
-    for name in CACHE_TYPES:
+    for name in types:
         ggml_type = GGML_TYPES[name]
         if unit.shape[2] % ggml_type.block:
             continue

@@ -31,6 +31,8 @@ class PlanBuilder:
     template: Plan
     # how RoPE turns each layer's K: layers that differ in it share no code
     ropes: Sequence[Rope | None]
+    # whether the window is kept as f16, where the pool's type would lose too much of it
+    exact_window: bool = False
 
     def types(self) -> list[str]:
         """The cache types that all heads of this model can have."""
@@ -78,6 +80,8 @@ class PlanBuilder:
             for side in (0, 1)
         ]
         pool_type = self._window_type() if groups else "f16"
+        if retain and not self.exact_window:
+            pool_type = POOL_TYPE
         return replace(
             self.template,
             rope_block=self.template.rope_block if groups else 0,
@@ -88,7 +92,7 @@ class PlanBuilder:
             ),
             groups=tuple(groups),
             retain=retain,
-            pool_type=POOL_TYPE if retain else pool_type,
+            pool_type=pool_type,
             window=self.template.window if groups else 0,
         )
 
@@ -107,7 +111,8 @@ class PlanBuilder:
 
     def _window_type(self) -> str:
         """The pool's type in a plan that has groups and retains no tokens."""
-        return POOL_TYPE if self.template.window and self.can_retain() else "f16"
+        smaller = self.template.window and self.can_retain() and not self.exact_window
+        return POOL_TYPE if smaller else "f16"
 
 
 def write_fitted(path: Path, plan: Plan, fits: Sequence[GroupFit]) -> None:
