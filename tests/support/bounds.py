@@ -15,8 +15,9 @@ ROUNDING = 1e-5
 Q8_BOUND = 5e-4
 
 # Where every layer is coded, the oracle agrees to about 1e-13, except for coefficients that lie within float32
-# rounding of the middle between two levels: the library may take one level and the oracle the other.
-CODE_BOUND = 1e-3
+# rounding of the middle between two levels: the library may take one level and the oracle the other. The same goes
+# for two scales of a token that lose equally much, and then many of its levels differ: 2e-3 has been seen.
+CODE_BOUND = 4e-3
 
 # Beside plain layers, whose f16 sums differ by 1e-6 in upstream's attention, this happens more often.
 MIXED_BOUND = 3e-2
