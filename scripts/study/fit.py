@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicache_cpp.cache.code_format import Kind
-from minicache_cpp.calibrate.code_fit import MAG_MARGIN, SCALES, unit_vectors
+from minicache_cpp.calibrate.code_fit import MAG_MARGIN, token_scales, unit_vectors
 from minicache_cpp.calibrate.group_fit import MOST_OF_TOKEN
 
 from .knowledge import Knowledge
@@ -177,13 +177,8 @@ def _coded(one: Fit, t: Doubles, variant: Variant) -> Doubles:
     """Coefficients t [n, r], in standard deviations, as the code restores them."""
     if variant.scale == "fixed":
         return _quantized(one, t, variant)
-    best, least = np.zeros_like(t), np.full(len(t), np.inf)
-    for scale in SCALES:
-        tried = _quantized(one, t / scale, variant) * scale
-        error = ((tried - t) ** 2 * one.deviation**2).sum(axis=1)
-        better = error < least
-        best[better], least[better] = tried[better], error[better]
-    return best
+    scales = token_scales(t, lambda x: _quantized(one, x, variant), one.deviation**2)[:, None]
+    return _quantized(one, t / scales, variant) * scales
 
 
 def _quantized(one: Fit, t: Doubles, variant: Variant) -> Doubles:

@@ -105,28 +105,25 @@ static __device__ void unit_vectors(const encode_args & a, const encode_part & p
     }
 }
 
-// What a coefficient z loses at a scale, times gain.
-static __device__ float lost_at(float z, float scale, int width) {
-    const float half_top = 0.5f * (float) ((1 << width) - 1);
-    const float y        = z - scale * ((float) minicache_code_level(z / scale, width) - half_top);
-    return y * y;
+// One warp: what coefficients z lose at a scale.
+static __device__ float lost_at(const encode_part & part, const uint8_t * widths, const float * z, float scale) {
+    float lost = 0.0f;
+    for (int c = threadIdx.x; c < part.r; c += WARP_SIZE) {
+        const float half_top = 0.5f * (float) ((1 << widths[c]) - 1);
+        const float away     = z[c] - scale * ((float) minicache_code_level(z[c] / scale, widths[c]) - half_top);
+        lost += away * away / part.gain[c];
+    }
+    return warp_reduce_sum(lost);
 }
 
 // One warp: quantizes coefficients z to levels, at the scale that loses least, and replaces them by what those stand for.
 static __device__ void quantize(const encode_part & part, const uint8_t * widths, float * z, uint8_t * levels) {
     float best  = minicache_code_scale(MINICACHE_CODE_NO_SCALE);
-    float least = 0.0f;
-    for (int i = -1; i < MINICACHE_CODE_SCALES; ++i) {
-        // the first that is tried is 1, which stays where no other loses less
-        const float scale = minicache_code_scale(i < 0 ? MINICACHE_CODE_NO_SCALE : i);
-
-        float lost = 0.0f;
-        for (int c = threadIdx.x; c < part.r; c += WARP_SIZE) {
-            lost += lost_at(z[c], scale, widths[c]) / part.gain[c];
-        }
-        lost = warp_reduce_sum(lost);
-        if (i < 0 || lost < least) {
-            best  = scale;
+    float least = lost_at(part, widths, z, best);
+    for (int i = 0; i < MINICACHE_CODE_SCALES; ++i) {
+        const float lost = lost_at(part, widths, z, minicache_code_scale(i));
+        if (lost < least) {
+            best  = minicache_code_scale(i);
             least = lost;
         }
     }

@@ -8,8 +8,10 @@ can be allocated (allocation.py). The codec that results is laid out as minicach
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,7 +139,8 @@ def make_codec(fit: PartFit, layout: Layout, layers: Sequence[Floats]) -> PartCo
         # the codec's weights are divided by their mean, so the gain is multiplied by it
         gain[head] = fit.weight[head].mean() / (UNIT_LENGTH * step**2)
         y = _weighted(layers, fit.weight, head)
-        decoded = coded(y @ vectors, step, widths) @ vectors.T
+        t, restore = y @ vectors, partial(quantize, step=step, widths=widths)
+        decoded = restore(t / token_scales(t, restore)[:, None]) @ vectors.T
         for side, x in enumerate(layers):
             own = slice(side * d, (side + 1) * d)
             lengths = np.linalg.norm(x[:, head].astype(np.float64), axis=1)
@@ -163,14 +166,19 @@ def quantize(t: Floats, step: Doubles, widths: NDArray[np.int64]) -> Floats:
     return np.asarray((level - top / 2) * step, dtype=np.float32)
 
 
-def coded(t: Floats, step: Doubles, widths: NDArray[np.int64]) -> Floats:
-    """Coefficients t [tokens, r] as decoders restore them: each token's divided by the scale that loses least."""
-    best, least = np.empty_like(t), np.full(len(t), np.inf)
+def token_scales(
+    t: NDArray[Any], restore: Callable[[NDArray[Any]], NDArray[Any]], weight: Doubles | float = 1.0
+) -> Floats:
+    """The scale of each token's steps that loses least, [tokens].
+
+    t [tokens, r] are coefficients, of which restore(t / scale) * scale is restored, and `weight` [r] is that of their
+    squared errors.
+    """
+    best, least = np.ones(len(t), np.float32), np.full(len(t), np.inf)
     for scale in SCALES:
-        tried = quantize(t / scale, step, widths)
-        lost = ((t - scale * tried) ** 2).sum(axis=1)
+        lost = ((t - scale * restore(t / scale)) ** 2 * weight).sum(axis=1)
         better = lost < least
-        best[better], least[better] = tried[better], lost[better]
+        best[better], least[better] = scale, lost[better]
     return best
 
 

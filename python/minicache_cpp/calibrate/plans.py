@@ -79,9 +79,6 @@ class PlanBuilder:
             or (Counter(names[side] for names in types.values()).most_common(1)[0][0] if types else "f16")
             for side in (0, 1)
         ]
-        pool_type = self._window_type() if groups else "f16"
-        if retain and not self.exact_window:
-            pool_type = POOL_TYPE
         return replace(
             self.template,
             rope_block=self.template.rope_block if groups else 0,
@@ -92,7 +89,7 @@ class PlanBuilder:
             ),
             groups=tuple(groups),
             retain=retain,
-            pool_type=pool_type,
+            pool_type=self._pool_type(retain) if groups else "f16",
             window=self.template.window if groups else 0,
         )
 
@@ -106,12 +103,12 @@ class PlanBuilder:
             )
         beside = self._beside() or self.template.type_k
         return replace(
-            self.template, groups=tuple(groups), pool_type=self._window_type(), type_k=beside, type_v=beside
+            self.template, groups=tuple(groups), pool_type=self._pool_type(), type_k=beside, type_v=beside
         )
 
-    def _window_type(self) -> str:
-        """The pool's type in a plan that has groups and retains no tokens."""
-        smaller = self.template.window and self.can_retain() and not self.exact_window
+    def _pool_type(self, retain: float = 0.0) -> str:
+        """The type of the window and of retained tokens in a plan that has groups."""
+        smaller = (self.template.window or retain) and self.can_retain() and not self.exact_window
         return POOL_TYPE if smaller else "f16"
 
 
