@@ -6,8 +6,8 @@
     python3 scripts/random_plan.py random-8b-4.gguf --plain q4_0 -o plain-q4_0.plan.gguf    # nothing is merged
 
 All layers are coded, in groups of --group, like those of plans that calibrate writes: coefficients of many widths, more
-bits for K than for V, bases 128 tokens apart, a window of 64 tokens. With --plain, all layers are plain layers of a
-MiniCache context, whose attention is computed by its kernels.
+bits for K than for V, and for some KV heads than for others, bases 128 tokens apart, a window of 64 tokens. With
+--plain, all layers are plain layers of a MiniCache context, whose attention is computed by its kernels.
 
 What such a plan restores has nothing to do with what was stored, so it is of no use for anything else.
 """
@@ -22,7 +22,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from minicache_cpp.cache.code_format import MAX_LAYERS, UNIT, WIDTHS, GroupFormat, Layout
+from minicache_cpp.cache.code_format import (
+    MAX_LAYERS,
+    UNIT,
+    WIDTHS,
+    GroupFormat,
+    Layout,
+    Layouts,
+    token_row_bytes,
+)
 from minicache_cpp.cache.plan import Plan
 from minicache_cpp.cache.plan_file import write_plan
 from minicache_cpp.calibrate.code_fit import UNIT_LENGTH, PartCodec, codec_array
@@ -37,6 +45,8 @@ ROPE_BLOCK, WINDOW = 128, 64  # calibrate's defaults
 # as in plans that were calibrated: K's share of the bytes, and by how many bits units of 16 coefficients get narrower
 SHARE_K = 0.6
 SLOPE_K, SLOPE_V = 0.27, 0.4
+# how much more than the mean the KV head with the most bytes has
+SPREAD = 0.15
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,12 +101,18 @@ def coded_groups(layers: Sequence[Layer], n_layer: int, ratio: float) -> list[Gr
     for first in range(0, len(layers) - n_layer + 1, n_layer):
         layer = layers[first]
         sizes = layer.head_size_k, layer.head_size_v
-        budget = n_layer * 2 * sum(sizes) / ratio  # bytes of a head of all layers
-        layout_k = layout_of(sizes[0], n_layer, SLOPE_K, SHARE_K * budget)
-        layout_v = layout_of(sizes[1], n_layer, SLOPE_V, budget - layout_k.row_bytes(n_layer))
+        budget = layer.n_head_kv * n_layer * 2 * sum(sizes) / ratio  # bytes of a token of all layers
+        k = layouts_of(layer.n_head_kv, sizes[0], n_layer, SLOPE_K, SHARE_K * budget)
+        v = layouts_of(layer.n_head_kv, sizes[1], n_layer, SLOPE_V, budget - token_row_bytes(k, n_layer))
         members = tuple(range(first, first + n_layer))
-        groups.append(GroupFormat(members, layer.n_head_kv, *sizes, layout_k, layout_v))
+        groups.append(GroupFormat(members, layer.n_head_kv, *sizes, k, v))
     return groups
+
+
+def layouts_of(n_head_kv: int, size: int, n_layer: int, slope: float, n_bytes: float) -> Layouts:
+    """The widest layouts of a token's row of at most n_bytes, of which some heads have more than others."""
+    shares = 1 + SPREAD * np.linspace(1, -1, n_head_kv) if n_head_kv > 1 else np.ones(1)
+    return tuple(layout_of(size, n_layer, slope, share * n_bytes / n_head_kv) for share in shares)
 
 
 def layout_of(size: int, n_layer: int, slope: float, n_bytes: float) -> Layout:
@@ -116,27 +132,27 @@ def layout_of(size: int, n_layer: int, slope: float, n_bytes: float) -> Layout:
 def random_codec(rng: np.random.Generator, group: GroupFormat) -> NDArray[np.int8]:
     """Random orthonormal directions, with steps that cover four standard deviations of the coefficients."""
 
-    def part(layout: Layout, size: int) -> PartCodec:
+    def part(layouts: Layouts, size: int) -> PartCodec:
         n, n_layer = group.n_head_kv, group.n_layer
-        width = np.repeat(np.array(layout.widths, np.float64), UNIT)
-        step = 8 / np.sqrt(size) / 2**width
-        vectors = np.linalg.qr(rng.standard_normal((n, n_layer * size, n_layer * size)))[0][
-            :, :, : layout.size
-        ]
+        widths = [np.repeat(np.array(layout.widths, np.float64), UNIT) for layout in layouts]
+        steps = [8 / np.sqrt(size) / 2**width for width in widths]
+        vectors = np.linalg.qr(rng.standard_normal((n, n_layer * size, n_layer * size)))[0]
         mag = np.empty((n, n_layer, 2), np.float32)
         # a restored unit vector has the length UNIT_LENGTH; the vectors it stands for have lengths of 1e-2 to 1e3
         mag[..., 0] = np.log(1e-2 / UNIT_LENGTH)
         mag[..., 1] = np.log(1e5) / 254
-        gain = np.broadcast_to(1 / (UNIT_LENGTH * step**2), (n, layout.size))
         return PartCodec(
-            layout,
+            layouts,
             mag,
             np.ones((n, n_layer * size), np.float32),
-            gain.astype(np.float32),
-            (vectors * step * UNIT_LENGTH).astype(np.float16),
+            [(1 / (UNIT_LENGTH * step**2)).astype(np.float32) for step in steps],
+            [
+                (own[:, : len(step)] * step * UNIT_LENGTH).astype(np.float16)
+                for own, step in zip(vectors, steps, strict=True)
+            ],
         )
 
-    return codec_array(part(group.layout_k, group.d_k), part(group.layout_v, group.d_v))
+    return codec_array(part(group.layouts_k, group.d_k), part(group.layouts_v, group.d_v))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ set(MINICACHE_GGML_BASE_SOURCES
     op/ggml-minicache.h
     op/ggml-minicache.cpp
     op/minicache-code.h
+    op/minicache-code-heads.h
     op/minicache-turn.h
     op/minicache-window.h)
 

@@ -99,7 +99,7 @@ class PlanMethod(Method):
 
     def n_bytes(self, n_tokens: int, tail: int) -> float:
         window = plan_window_bytes(self.shape, replace(self.plan, window=max(tail, self.plan.window)))
-        codecs = sum(len(codec.data) for codec in self.codecs.values())
+        codecs = sum(group.codec_bytes(self.codecs[group.first].n_rot) for group in self.plan.groups)
         return n_tokens * self.token_bytes + window + codecs
 
 
@@ -107,8 +107,8 @@ def _codec(group: GroupFormat, file: GGUFFile, rope: Rope, rope_block: int) -> C
     freq = np.asarray(rope.freq if rope_block else (), dtype="<f4")
     return Codec(
         freq.tobytes() + file.tensors[codec_name(group)].read(),
-        group.layout_k.units,
-        group.layout_v.units,
+        tuple(layout.units for layout in group.layouts_k),
+        tuple(layout.units for layout in group.layouts_v),
         group.d_k,
         group.d_v,
         group.n_head_kv,

@@ -27,21 +27,24 @@ from support import tiny_models
 from support.disks import LIMITS, files_of_at_most
 from support.family_table import add_value
 
-LAYOUT_K, LAYOUT_V = Layout((1, 0, 0, 1, 0, 1, 0)), Layout((0, 0, 1, 0, 1, 0, 1))
+# of as many KV heads as a model has
+LAYOUTS_K = (Layout((1, 0, 0, 1, 0, 1, 0)), Layout((0, 1, 0, 1, 0, 0, 0)), Layout())
+LAYOUTS_V = (Layout((0, 0, 1, 0, 1, 0, 1)), Layout(), Layout((0, 0, 1, 0, 1, 0, 1)))
 SMALL = {"n_ctx": 700, "n_threads": 1, "verbose": False}
 
 
 def group_format(model: Path, *layers: int) -> GroupFormat:
     layer = model_shape(read_gguf(model)).layers[layers[0]]
-    return GroupFormat(layers, layer.n_head_kv, layer.head_size_k, layer.head_size_v, LAYOUT_K, LAYOUT_V)
+    n = layer.n_head_kv
+    return GroupFormat(layers, n, layer.head_size_k, layer.head_size_v, LAYOUTS_K[:n], LAYOUTS_V[:n])
 
 
 def codec_of(group: GroupFormat, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
     """A codec of the right size whose numbers are harmless and useless."""
     rng = np.random.default_rng(seed)
-    n = group.n_head_kv * group.n_layer
-    n_half = n * (group.d_k * group.layout_k.size + group.d_v * group.layout_v.size)
-    n_float = (group.codec_bytes() - 2 * n_half) // 4
+    size_k, size_v = (sum(one.size for one in layouts) for layouts in (group.layouts_k, group.layouts_v))
+    n_half = group.n_layer * (group.d_k * size_k + group.d_v * size_v)
+    n_float = (group.file_codec_bytes - 2 * n_half) // 4
     floats = np.full(n_float, 0.05, np.float32)
     halves = (rng.standard_normal(n_half) * 0.1).astype(np.float16)
     return np.frombuffer(floats.tobytes() + halves.tobytes(), np.int8)
@@ -222,6 +225,15 @@ DAMAGES: dict[str, Callable[[dict[str, object]], object]] = {
     "version": lambda keys: keys.update({"minicache.version": 9}),
     "no groups, but their sizes": lambda keys: keys.pop("minicache.groups"),
     "short list": lambda keys: keys.update({"minicache.units_k": [1, 2, 3]}),
+    "units of a head too few": lambda keys: keys.update(
+        {"minicache.units_k": keys["minicache.units_k"][:-7]}  # type: ignore[index]
+    ),
+    "units of a head too many": lambda keys: keys.update(
+        {"minicache.units_v": keys["minicache.units_v"] + [0] * 7}  # type: ignore[operator]
+    ),
+    "units of one head for all": lambda keys: keys.update({"minicache.units_k": [1, 0, 0, 1, 0, 1, 0] * 2}),
+    "units of other heads": lambda keys: keys.update({"minicache.units_v": [1, 0, 0, 1, 0, 1, 0] * 4}),
+    "units below zero": lambda keys: keys.update({"minicache.units_v": [0, 0, 0, 0, 0, 0, -1] * 4}),
     "layers": lambda keys: keys.update({"minicache.groups": [0, 1, 1, 2]}),
     "too deep": lambda keys: keys.update({"minicache.groups": [0, 1, 5, 6]}),
     "order": lambda keys: keys.update({"minicache.groups": [1, 0, 4, 5]}),
@@ -231,12 +243,12 @@ DAMAGES: dict[str, Callable[[dict[str, object]], object]] = {
         {"minicache.groups": [0, 1, 2, 3, 4], "minicache.group_sizes": [5]}
         | {
             f"minicache.{name}": keys[f"minicache.{name}"][:n]  # type: ignore[index]
-            for name, n in (("heads", 3), ("units_k", 7), ("units_v", 7))
+            for name, n in (("heads", 3), ("units_k", 14), ("units_v", 14))
         }
     ),
-    "older version": lambda keys: keys.update({"minicache.version": 2}),
+    "older version": lambda keys: keys.update({"minicache.version": 3}),
     "window": lambda keys: keys.update({"minicache.window": 65537}),
-    "long code": lambda keys: keys.update({"minicache.units_v": [9] * 14}),
+    "long code": lambda keys: keys.update({"minicache.units_v": [9] * 28}),
     "type": lambda keys: keys.update({"minicache.type_k": "q3"}),
     "size": lambda keys: keys.update({"minicache.heads": [2, 32, 32, 2, 32, 64]}),
 }

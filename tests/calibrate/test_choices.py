@@ -93,7 +93,9 @@ def test_an_odd_layer_has_a_code_of_its_own(models: dict[str, Path], text: Path,
     assert [group.layers for group in plan.groups] == [(0, 1), (2,)]
     row = found["choices"][-1]
     assert (row["layers"], row["kind"]) == ([2], "code")
-    assert row["bits_k"] == plan.groups[1].layout_k.bits / plan.groups[1].d_k
+    layouts = plan.groups[1].layouts_k
+    assert row["bits_k"] == sum(one.bits for one in layouts) / (len(layouts) * plan.groups[1].d_k)
+    assert row["units_k"] == [list(one.units) for one in layouts]
     assert min(row["sensitivity_k"] + row["sensitivity_v"]) > 0
     with Llama(str(models["odd"]), n_ctx=4096, minicache=found["plan"], verbose=False) as llm:
         assert 6.0 <= llm.kv_report().ratio < 6.3

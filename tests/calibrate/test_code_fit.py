@@ -10,15 +10,21 @@ from minicache_cpp.cache.code_format import GroupFormat, Layout
 from minicache_cpp.calibrate import code_fit
 from minicache_cpp.calibrate.code_fit import CHOICES, PartCodec, PartFit, fit_part, make_codec, unit_vectors
 from minicache_cpp.calibrate.rope import Rope
-from oracle.code import Codec
+from oracle.code import Codec, Head
 from oracle.code import Layout as OracleLayout
 from oracle.code import Part as OraclePart
 
 Array = npt.NDArray[np.floating]
 
 N_HEAD, D = 2, 32
-LAYOUTS = [(4, 0, 0, 0, 0, 0, 0), (0, 0, 0, 4, 0, 0, 0), (0, 0, 0, 0, 0, 4, 0), (0, 1, 0, 1, 0, 1, 1),
-           (1, 0, 1, 0, 1, 0, 0), (0, 0, 0, 0, 0, 0, 1)]  # fmt: skip
+# of the two heads
+LAYOUTS = [
+    ((4, 0, 0, 0, 0, 0, 0), (4, 0, 0, 0, 0, 0, 0)),
+    ((0, 0, 0, 4, 0, 0, 0), (0, 0, 0, 0, 0, 4, 0)),
+    ((0, 1, 0, 1, 0, 1, 1), (1, 0, 1, 0, 1, 0, 0)),
+    ((0, 0, 0, 0, 0, 0, 1), (1, 1, 0, 0, 0, 0, 0)),
+    ((0, 0, 0, 0, 0, 0, 0), (0, 0, 0, 1, 1, 0, 0)),
+]
 
 Fitted = tuple[PartFit, list[Array]]
 
@@ -40,42 +46,55 @@ def fitted(request: pytest.FixtureRequest) -> Fitted:
 
 def oracle_part(codec: PartCodec) -> OraclePart:
     return OraclePart(
-        OracleLayout(codec.layout.units),
-        codec.mag.astype(np.float64),
-        codec.weight.astype(np.float64),
-        codec.gain.astype(np.float64),
-        codec.decoder.astype(np.float64),
+        tuple(
+            Head(OracleLayout(layout.units), *(one.astype(np.float64) for one in arrays))
+            for layout, *arrays in zip(
+                codec.layouts, codec.mag, codec.weight, codec.gain, codec.decoder, strict=True
+            )
+        )
     )
 
 
 @pytest.mark.parametrize("units", LAYOUTS)
-def test_the_error_is_the_expected_one(fitted: Fitted, units: tuple[int, ...]) -> None:
+def test_the_error_is_the_expected_one(fitted: Fitted, units: tuple[tuple[int, ...], ...]) -> None:
     fit, layers = fitted
-    layout = Layout.of(Layout(units).widths[: fit.n_unit])  # no longer than what it codes
-    part = oracle_part(make_codec(fit, layout, layers))
+    layouts = tuple(
+        Layout.of(Layout(one).widths[: fit.n_unit]) for one in units
+    )  # no longer than what they code
+    part = oracle_part(make_codec(fit, layouts, layers))
     unit = [unit_vectors(x) for x in layers]
-    levels = part.levels_at(part.project(unit), 1.0)
-    errors = []
-    for side, u in enumerate(unit):
-        wrong = part.decode(levels, side) / code_fit.UNIT_LENGTH - u
-        weight = fit.weight[:, side * D : (side + 1) * D]
-        errors.append(float((weight * wrong**2).sum(axis=2).mean(axis=0).sum()))
+    errors = np.zeros(len(layers))
+    for i, head in enumerate(part.heads):
+        levels = head.levels_at(head.project([u[:, i] for u in unit]), 1.0)
+        for side, u in enumerate(unit):
+            wrong = head.decode(levels, side) / code_fit.UNIT_LENGTH - u[:, i]
+            weight = fit.weight[i, side * D : (side + 1) * D]
+            errors[side] += (weight * wrong**2).sum(axis=1).mean()
     # the fit uses a histogram in steps of 1/256 of a deviation, and decoders that are not rounded to f16
-    assert sum(errors) == pytest.approx(fit.error(layout), rel=0.005)
-    by_layer = fit.layer_errors(layout, len(layers))
-    assert by_layer.sum() == pytest.approx(fit.error(layout))
+    assert errors.sum() == pytest.approx(fit.error(layouts), rel=0.005)
+    by_layer = fit.layer_errors(layouts, len(layers))
+    assert by_layer.sum() == pytest.approx(fit.error(layouts))
     # errors of coefficients may be correlated, which gives one layer more of the error and another less
     np.testing.assert_allclose(errors, by_layer, rtol=0.2)
+
+
+def test_the_error_of_heads_is_the_sum_of_theirs(fitted: Fitted) -> None:
+    fit, _ = fitted
+    one, other = fit.uniform(5)[:1], fit.uniform(2)[:1]
+    errors = [fit.error(layouts) for layouts in (one + one, one + other, other + one, other + other)]
+    assert errors[1] + errors[2] == pytest.approx(errors[0] + errors[3])
+    assert errors[0] < min(errors[1:3]) < max(errors[1:3]) < errors[3]
+    assert fit.whole == pytest.approx(fit.errors[:, 0].sum())
 
 
 def test_a_code_serves_the_layer_that_counts() -> None:
     """Of two layers in one code, the one whose errors weigh more is restored better, with the same bits."""
     layers = samples(np.random.default_rng(11))
-    layout = Layout((0, 0, 0, 1, 1, 0, 0))
+    layouts = Layout((0, 0, 0, 1, 1, 0, 0)), Layout((0, 0, 1, 0, 1, 0, 0))
     shares = []
     for factor in (0.01, 1.0, 100.0):
         fit = fit_part(layers, np.repeat([[factor, 1.0]], D, axis=1) * np.ones((N_HEAD, 1)))
-        shares.append(fit.layer_errors(layout, 2) / fit.layer_errors(Layout(), 2))
+        shares.append(fit.layer_errors(layouts, 2) / fit.layer_errors(fit.uniform(0), 2))
     first, second = np.transpose(shares)
     assert first[0] > 1.3 * first[1] > 1.3**2 * first[2]
     assert second[2] > 1.3 * second[1] > 1.3**2 * second[0]
@@ -98,15 +117,16 @@ def test_tokens_count_by_their_weights() -> None:
 
 def test_magnitudes_are_in_the_middle_of_their_range(fitted: Fitted) -> None:
     fit, layers = fitted
-    part = oracle_part(make_codec(fit, Layout((1, 0, 0, 1, 0, 0, 0)), layers))
-    code = part.encode(layers)
+    layouts = Layout((1, 0, 0, 1, 0, 0, 0)), Layout((0, 1, 0, 0, 1, 0, 0))
+    part = oracle_part(make_codec(fit, layouts, layers))
+    codes = part.encode(layers)
     for side, x in enumerate(layers):
-        restored = part.mag_value(code.mags[..., side], side)[..., None] * part.decode(code.levels, side)
+        restored = part.restore(codes.rows, side)
         assert np.median(((restored - x) ** 2).sum(-1) / (x**2).sum(-1)) < 0.5
         # vectors twice or half as long would still be in the range
         for factor, ends in ((2.0, 255), (0.5, 1)):
-            mags = part.encode([one * factor for one in layers]).mags[..., side]
-            assert (mags == ends).mean() < 0.01
+            for code in part.encode([one * factor for one in layers]).heads:
+                assert (code.mags[:, side] == ends).mean() < 0.01
 
 
 def test_more_bits_and_better_directions_lose_less(fitted: Fitted) -> None:
@@ -126,7 +146,8 @@ def test_steps_are_those_known_to_be_best_for_a_gaussian() -> None:
 def test_the_fit_is_the_same_every_time() -> None:
     layers = samples(np.random.default_rng(1), n=400)
     weight = np.ones((N_HEAD, 2 * D))
-    one, two = (make_codec(fit_part(layers, weight), Layout(LAYOUTS[3]), layers) for _ in range(2))
+    layouts = tuple(map(Layout, LAYOUTS[2]))
+    one, two = (make_codec(fit_part(layers, weight), layouts, layers) for _ in range(2))
     assert code_fit.codec_array(one, one).tobytes() == code_fit.codec_array(two, two).tobytes()
 
 
@@ -135,10 +156,11 @@ def test_a_layer_that_is_always_zero_and_a_code_of_nothing_are_finite() -> None:
     zero = np.zeros_like(x)
     for layers in ([x, zero], [zero, zero], [zero], [x, zero, x]):
         fit = fit_part(layers, np.ones((N_HEAD, len(layers) * D)))
-        assert np.isfinite(fit.layer_errors(Layout(), len(layers))).all()
-        for layout in (Layout((2, 0, 0, 0, 0, 0, 0)), Layout()):
-            codec = make_codec(fit, layout, layers)
-            for array in (codec.mag, codec.gain, codec.weight, codec.decoder):
+        assert np.isfinite(fit.layer_errors(fit.uniform(0), len(layers))).all()
+        some = Layout((2, 0, 0, 0, 0, 0, 0))
+        for layouts in ((some, some), (some, Layout()), (Layout(), Layout())):
+            codec = make_codec(fit, layouts, layers)
+            for array in (codec.mag, codec.weight, *codec.gain, *codec.decoder):
                 assert np.isfinite(array.astype(np.float64)).all()
             code = oracle_part(codec).encode(layers)
             assert np.isfinite(oracle_part(codec).restore(code.rows, 0)).all()
@@ -146,13 +168,16 @@ def test_a_layer_that_is_always_zero_and_a_code_of_nothing_are_finite() -> None:
 
 def test_the_codec_is_laid_out_as_the_header_says(fitted: Fitted) -> None:
     fit, layers = fitted
-    layout_k, layout_v = Layout((0, 1, 0, 1, 0, 0, 0)), Layout((1, 0, 0, 0, 0, 0, 0))
-    k, v = make_codec(fit, layout_k, layers), make_codec(fit, layout_v, layers)
+    layouts_k = Layout((0, 1, 0, 1, 0, 0, 0)), Layout((0, 0, 0, 0, 1, 0, 0))
+    layouts_v = Layout(), Layout((1, 0, 0, 0, 0, 0, 1))
+    k, v = make_codec(fit, layouts_k, layers), make_codec(fit, layouts_v, layers)
     data = code_fit.codec_array(k, v)
-    group = GroupFormat(tuple(range(len(layers))), N_HEAD, D, D, layout_k, layout_v)
-    assert data.nbytes == group.codec_bytes()
-    assert data.tobytes() == Codec(oracle_part(k), oracle_part(v)).to_bytes()
-    assert layout_k.row_bytes(len(layers)) == OracleLayout(layout_k.units).row_bytes(len(layers))
+    group = GroupFormat(tuple(range(len(layers))), N_HEAD, D, D, layouts_k, layouts_v)
+    codec = Codec(oracle_part(k), oracle_part(v))
+    assert data.nbytes == group.file_codec_bytes
+    assert data.tobytes() == codec.to_bytes()
+    assert group.codec_bytes(0) == codec.n_bytes
+    assert group.token_bytes == codec.k.row_bytes + codec.v.row_bytes
 
 
 def test_rope_turns_as_the_oracle_does(rng: np.random.Generator) -> None:

@@ -2,8 +2,8 @@
 
 A code is of unit vectors, weighted by how much attention reads each number, in principal components about zero. So a
 bias of K is one component of large variance, which gets many bits once; channels that stand out are components too; a
-head that nobody reads has next to no weight; and a token of huge norm is a unit vector like any other, with its norm in
-a byte of logarithmic scale. The window is f16 where q8_0 would lose too much of it.
+head that nobody reads has next to no weight, and gets few bits; and a token of huge norm is a unit vector like any
+other, with its norm in a byte of logarithmic scale. The window is f16 where q8_0 would lose too much of it.
 """
 
 from __future__ import annotations
@@ -90,10 +90,21 @@ def test_a_plan_loses_less_than_q4_0_in_fewer_bytes(text: Path, tmp_path: Path, 
     rows = {row["name"]: row for row in found["rows"]}
     plan = PlanFile.open(found["plan"]).plan
     assert plan.groups
-    # a block of the window's rows that has a bias in it leaves few levels to the numbers beside it
-    assert plan.pool_type == ("f16" if name == "biases" else "q8_0")
+    # a block of the window's rows that has a bias in it leaves few levels to the numbers beside it, and where all bits
+    # are for one of two heads, its code loses no more than rows of q8_0 would
+    assert plan.pool_type == ("f16" if name in ("biases", "unread") else "q8_0")
     assert rows["plan"]["ratio"] > rows["q4_0"]["ratio"]
     assert rows["plan"]["kl"] < rows["q4_0"]["kl"]
+
+
+def test_a_head_that_nobody_reads_gets_few_bits(text: Path, tmp_path: Path) -> None:
+    tiny = tiny_models.random_model(n_layer=4)
+    unread(tiny)
+    found = made(tiny.write(tmp_path / "model.gguf"), text, tmp_path / "plan.gguf", ratio=4.0)
+    for group in PlanFile.open(found["plan"]).plan.groups:
+        for read, other in (group.layouts_k, group.layouts_v):
+            assert read.bits > 8 * 32
+            assert other.bits < read.bits / 4
 
 
 def test_the_sink_is_one(tmp_path: Path) -> None:

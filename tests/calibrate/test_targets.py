@@ -32,7 +32,8 @@ def test_the_plan_meets_the_ratio_and_says_why(models: dict[str, Path], found: d
     assert plan.notes["choices"] == found["choices"]
     assert plan.notes["checked"]["kl"] == rows["plan"]["kl"]
     for pair, row in zip(plan.groups, found["choices"], strict=True):
-        assert row["bits_k"] == pair.layout_k.bits / (2 * pair.d_k)
+        n_number = pair.n_head_kv * 2 * pair.d_k
+        assert row["bits_k"] == sum(one.bits for one in pair.layouts_k) / n_number
         assert min(row["sensitivity_k"] + row["sensitivity_v"]) > 0
     printed = table(found)
     for words in ("0+1", "2+3", "ratio 5", "q4_0", str(found["plan"])):

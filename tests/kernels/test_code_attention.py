@@ -13,13 +13,22 @@ from oracle.arithmetic import alibi_slopes
 from oracle.code import Layout
 from oracle.quant import round_trip
 from support.arrays import Floats, normal
-from support.code_arrays import BOUND, MIXED, assert_coded, codecs, vectors
+from support.code_arrays import (
+    BOUND,
+    MIXED,
+    OF_FOUR_HEADS,
+    HeadLayouts,
+    assert_coded,
+    codecs,
+    mag_columns,
+    vectors,
+)
 from support.contexts import nmse
 
 
 def case(
     seed: int,
-    layouts: tuple[Layout, Layout] = MIXED,
+    layouts: HeadLayouts = MIXED,
     n_q: int = 3,
     n_kv: int = 150,
     n_head: int = 4,
@@ -42,9 +51,10 @@ def case(
     )
     rng = np.random.default_rng(seed)
     rows = []
-    for layout in layouts:
-        row = rng.integers(0, 256, (n_kv, n_head_kv, layout.row_bytes(n_layer)), dtype=np.uint8)
-        row[..., :n_layer] = rng.integers(0, 150, (n_kv, n_head_kv, n_layer))
+    for part in (oracle.k, oracle.v):
+        row = rng.integers(0, 256, (n_kv, part.row_bytes), dtype=np.uint8)
+        for of_layer in range(n_layer):
+            row[:, mag_columns(part, of_layer)] = rng.integers(0, 150, (n_kv, n_head_kv))
         rows.append(row)
     mask = np.where(rng.random((n_q, n_kv)) < 0.3, -np.inf, 0).astype(np.float32)
     mask[:, 0] = 0  # every query sees something
@@ -89,8 +99,15 @@ def test_attention_reads_every_width(segment: int) -> None:
     for units in (1, 3):
         alone = Layout(tuple(units if i == segment else 0 for i in range(7)))
         among = Layout(tuple(units if i == segment else 1 for i in range(7)))
-        assert_attends(*case(segment, (alone, among)))
-        assert_attends(*case(segment, (among, alone), side=0))
+        assert_attends(*case(segment, ([alone, among], [among, alone])))
+        assert_attends(*case(segment, ([among], [alone]), side=0))
+
+
+@pytest.mark.parametrize("n_q", [1, 9, 40])
+@pytest.mark.parametrize("heads", OF_FOUR_HEADS)
+def test_attention_over_heads_of_layouts_of_their_own(heads: str, n_q: int) -> None:
+    for n_head, n_kv in ((4, 700), (12, 90)):
+        assert_attends(*case(n_q, OF_FOUR_HEADS[heads], n_q=n_q, n_kv=n_kv, n_head=n_head, n_head_kv=4))
 
 
 @pytest.mark.parametrize(
@@ -106,11 +123,11 @@ def test_attention_of_every_layer_of_a_group(n_layer: int, side: int) -> None:
 def test_the_longest_codes(head_size: int, n_layer: int, width: int) -> None:
     """As many coefficients as the heads of four layers have numbers, at head size 256; no CUDA kernel takes so many."""
     longest = Layout(tuple(64 * (width == bits) for bits in expected.WIDTHS))
-    oracle, codec = codecs(1, (longest, longest), 1, head_size, head_size, n_layer=n_layer)
+    oracle, codec = codecs(1, ([longest], [longest]), 1, head_size, head_size, n_layer=n_layer)
     assert_coded(oracle, codec, vectors(1, 9, codec), np.arange(9) // 4 * 64)
     sizes = {"n_head_kv": 1, "head_size": head_size, "n_layer": n_layer, "side": n_layer - 1}
     for n_q in (1, 9):
-        assert_attends(*case(1, (longest, longest), n_q=n_q, n_kv=24, **sizes))
+        assert_attends(*case(1, ([longest], [longest]), n_q=n_q, n_kv=24, **sizes))
 
 
 @pytest.mark.parametrize("rope", kernels.ROPES)
@@ -208,8 +225,9 @@ def test_the_bound_excludes_mistakes() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"code_k": np.zeros((150, 2, 3), np.uint8)}, "code_k"),
-        ({"code_v": np.zeros((150, 2, 58), np.float32)}, "code_v"),
+        ({"code_k": np.zeros((150, 3), np.uint8)}, "code_k"),
+        ({"code_k": np.zeros((150, 2, 45), np.uint8)}, "code_k"),
+        ({"code_v": np.zeros((150, 104), np.float32)}, "code_v"),
         ({"bases": np.zeros(149, int)}, "bases"),
         ({"bases": np.zeros(150)}, "bases"),
         ({"side": 2}, "side"),

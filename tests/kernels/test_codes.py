@@ -11,7 +11,7 @@ import pytest
 import oracle.code as expected
 from minicache_cpp import MiniCacheError, kernels
 from oracle.code import Layout
-from support.code_arrays import BOUND, MIXED, assert_coded, codecs, vectors
+from support.code_arrays import BOUND, MIXED, OF_FOUR_HEADS, assert_coded, codecs, mag_columns, vectors
 from support.contexts import nmse
 
 Floats = npt.NDArray[np.float32]
@@ -26,10 +26,29 @@ def normal(rng: np.random.Generator, *shape: int) -> Floats:
 def test_every_width(segment: int, units: int) -> None:
     alone = Layout(tuple(units if i == segment else 0 for i in range(7)))
     among = Layout(tuple(units if i == segment else 1 for i in range(7)))
-    oracle, codec = codecs(segment, (alone, among))
+    oracle, codec = codecs(segment, ([alone, among], [among, alone]))
     x = vectors(units, 9, codec)
     codes = assert_coded(oracle, codec, x, np.arange(9) // 4 * 64)
-    assert codes.k.shape == (9, 2, alone.row_bytes(2)) and codes.v.shape == (9, 2, among.row_bytes(2))
+    assert codes.k.shape == codes.v.shape == (9, alone.row_bytes(2) + among.row_bytes(2))
+
+
+@pytest.mark.parametrize("n_layer", [2, 3])
+@pytest.mark.parametrize("heads", OF_FOUR_HEADS)
+def test_heads_have_layouts_of_their_own(heads: str, n_layer: int) -> None:
+    oracle, codec = codecs(n_layer, OF_FOUR_HEADS[heads], n_head_kv=4, n_layer=n_layer)
+    bases = np.arange(9) // 4 * 64
+    codes = assert_coded(oracle, codec, vectors(4, 9, codec), bases)
+    for side in range(n_layer):
+        k, v = kernels.decode(codes.k, codes.v, codec, side, bases=bases)
+        for got, want, part in (
+            (k, oracle.restore_k(codes.k, side, bases), oracle.k),
+            (v, oracle.restore_v(codes.v, side), oracle.v),
+        ):
+            for i, head in enumerate(part.heads):
+                if head.layout.size:
+                    assert nmse(got[:, i], want[:, i]) <= BOUND
+                else:
+                    assert not got[:, i].any()
 
 
 @pytest.mark.parametrize("rope", kernels.ROPES)
@@ -50,8 +69,9 @@ def test_groups_of_any_number_of_layers(n_layer: int) -> None:
     bases = np.arange(7) // 2 * 64
     codes = assert_coded(oracle, codec, vectors(n_layer, 7, codec), bases)
     mag_bytes = n_layer + n_layer % 2
-    assert codes.k.shape[2] == mag_bytes + sum(MIXED[0].widths) // 8
-    assert not codes.k[..., n_layer:mag_bytes].any() and not codes.v[..., n_layer:mag_bytes].any()
+    assert codes.k.shape[1] == sum(mag_bytes + sum(layout.widths) // 8 for layout in MIXED[0])
+    for part, rows in ((oracle.k, codes.k), (oracle.v, codes.v)):
+        assert not any(own[:, n_layer:mag_bytes].any() for own in part.split(rows))
     restored = [kernels.decode(codes.k, codes.v, codec, side, bases=bases) for side in range(n_layer)]
     for side, (k, v) in enumerate(restored):
         assert nmse(k, oracle.restore_k(codes.k, side, bases)) <= BOUND
@@ -72,7 +92,7 @@ def test_a_group_has_four_layers_at_most() -> None:
 @pytest.mark.parametrize(("d", "n_layer"), [(32, 2), (64, 2), (80, 2), (64, 1), (64, 3), (32, 4)])
 def test_a_complete_code_restores_what_went_in(d: int, n_layer: int) -> None:
     complete = Layout((n_layer * d // 16, 0, 0, 0, 0, 0, 0))
-    oracle, codec = codecs(d, (complete, complete), d_k=d, d_v=d, n_rot=d, n_layer=n_layer)
+    oracle, codec = codecs(d, ([complete], [complete]), d_k=d, d_v=d, n_rot=d, n_layer=n_layer)
     x, bases = vectors(2, 20, codec), np.arange(20) * 64
     codes = assert_coded(oracle, codec, x, bases)
     for side in range(n_layer):
@@ -86,14 +106,15 @@ def test_a_complete_code_restores_what_went_in(d: int, n_layer: int) -> None:
 def test_rare_vectors_are_not_cut_off() -> None:
     """Where a coefficient is beyond the largest level, all steps are larger, and the direction stays."""
     complete = Layout((4, 0, 0, 0, 0, 0, 0))
-    oracle, codec = codecs(3, (complete, complete), rope="none", n_layer=1)
+    oracle, codec = codecs(3, ([complete], [complete]), rope="none", n_layer=1)
     x = {}
     for name, part in (("k", oracle.k), ("v", oracle.v)):
         # one token for each coefficient, which is much larger than a second one
-        columns = np.moveaxis(part.decoder, 2, 0)
+        columns = np.moveaxis(part.stacked("decoder"), 2, 0)
         x[name] = (columns + 0.4 * np.roll(columns, 1, axis=0))[None].astype(np.float32)
-    beyond = np.abs(oracle.k.project([expected.unit(x["k"][0])])).max(axis=-1)
-    assert beyond.min() > 1.5 * 127.5
+    for i, head in enumerate(oracle.k.heads):
+        beyond = np.abs(head.project([expected.unit(x["k"][0, :, i])])).max(axis=-1)
+        assert beyond.min() > 1.5 * 127.5
     codes = assert_coded(oracle, codec, x, np.zeros(64, int))
     for restored, given in zip(
         kernels.decode(codes.k, codes.v, codec, 0), (x["k"][0], x["v"][0]), strict=True
@@ -148,7 +169,7 @@ def test_edges(case: str) -> None:
         k, v = kernels.decode(codes.k, codes.v, codec, side)
         assert np.isfinite(k).all() and np.isfinite(v).all()
         if not x["k"][side].any():
-            assert not k.any() and not v.any() and not codes.k[..., side].any()
+            assert not k.any() and not v.any() and not codes.k[:, mag_columns(oracle.k, side)].any()
     if case == "zero":
         assert not codes.distance_k.any() and not codes.distance_v.any()
 
@@ -184,6 +205,13 @@ def test_bad_codecs_are_refused() -> None:
         (replace(codec, n_rot=66), "n_rot"),
         (replace(codec, n_rot=3), "n_rot"),
         (replace(codec, units_k=(1, 2)), "units_k"),
+        (replace(codec, units_k=codec.units_k[0]), "units_k"),
+        (replace(codec, units_v=codec.units_v[:1]), "units_v"),
+        (replace(codec, units_v=(*codec.units_v, (1,) * 7)), "units_v"),
+        (replace(codec, units_k=(codec.units_k[0], (1, 2))), "units_k"),
+        (replace(codec, units_k=(codec.units_k[0], (-1,) * 7)), "units_k"),
+        (replace(codec, units_v=(codec.units_v[0], (0.5,) * 7)), "units_v"),
+        (replace(codec, units_k=codec.units_k[:1] * 2), "bytes"),
     ):
         with pytest.raises(ValueError, match=named):
             kernels.encode(**x, codec=bad)

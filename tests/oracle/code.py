@@ -1,12 +1,13 @@
-"""Shared codes on arrays: K or V of a group's layers as one row of bytes for each KV head, and attention over rows.
+"""Shared codes on arrays: K or V of a group's layers as a row of bytes for each token, and attention over rows.
 
-Written from the text of `minicache-code.h`: unit vectors, weights, projections, levels, planes of bits, magnitudes.
-Arrays are [n_tokens, n_head_kv, ...], and everything is float64 until a number is stored.
+A row has the code rows of the KV heads, each of which has a layout of its own. Written from the text of
+`minicache-code.h`: unit vectors, weights, projections, levels, planes of bits, magnitudes. Arrays are [n_tokens, ...],
+those of all KV heads [n_tokens, n_head_kv, ...], and everything is float64 until a number is stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -81,34 +82,53 @@ class Layout:
 
 
 class Code(NamedTuple):
-    rows: Bytes  # [n, n_head_kv, row_bytes]
-    mags: Bytes  # [n, n_head_kv, n_layer]
-    levels: Ints  # [n, n_head_kv, r]
-    projections: Array  # [n, n_head_kv, r]: before rounding to levels
+    """The code of one KV head."""
+
+    rows: Bytes  # [n, row_bytes]
+    mags: Bytes  # [n, n_layer]
+    levels: Ints  # [n, r]
+    projections: Array  # [n, r]: before rounding to levels
+    distance: Array  # [n]
+
+
+class Codes(NamedTuple):
+    """The codes of all KV heads."""
+
+    rows: Bytes  # [n, bytes of a token's row]: the heads' code rows, one after the other
     distance: Array  # [n, n_head_kv]
+    heads: list[Code]
 
 
 @dataclass(frozen=True)
-class Part:
-    """The codec of K, or of V, for all KV heads of a group."""
+class Head:
+    """The codec of K, or of V, for one KV head of a group."""
 
     layout: Layout
-    mag: Array  # [n_head_kv, n_layer, 2]: log_min and log_step of each layer
-    weight: Array  # [n_head_kv, n_layer*d]
-    gain: Array  # [n_head_kv, r]
-    decoder: Array  # [n_head_kv, n_layer*d, r], numbers of float16
+    mag: Array  # [n_layer, 2]: log_min and log_step of each layer
+    weight: Array  # [n_layer*d]
+    gain: Array  # [r]
+    decoder: Array  # [n_layer*d, r], numbers of float16
 
     @property
     def n_layer(self) -> int:
-        return int(self.mag.shape[1])
+        return len(self.mag)
 
     @property
     def head_size(self) -> int:
-        return int(self.weight.shape[1]) // self.n_layer
+        return len(self.weight) // self.n_layer
+
+    @property
+    def row_bytes(self) -> int:
+        return self.layout.row_bytes(self.n_layer)
+
+    def unpack(self, rows: Bytes) -> tuple[Bytes, Ints]:
+        """The magnitudes [n, n_layer] and levels [n, r] of code rows."""
+        return self.layout.unpack(rows, self.n_layer)
 
     def project(self, units: Sequence[Array]) -> Array:
+        """The coefficients of the layers' unit vectors, [n, d] each, in steps."""
         y = self.weight * np.concatenate(units, axis=-1)
-        z: Array = self.gain * np.einsum("nhi,hic->nhc", y, self.decoder)
+        z: Array = self.gain * (y @ self.decoder)
         return z
 
     def quantize(self, z: Array) -> Ints:
@@ -123,7 +143,7 @@ class Part:
         return np.clip(round_half_away(z / scale + top / 2), 0, top).astype(np.int64)
 
     def losses(self, z: Array) -> Array:
-        """What each of the scales loses, [n, n_head_kv, scale]."""
+        """What each of the scales loses, [n, scale]."""
         half = (2.0**self.layout.widths - 1) / 2
         return np.stack(
             [
@@ -134,24 +154,24 @@ class Part:
         )
 
     def decode(self, levels: Ints, side: int) -> Array:
-        """û of one layer, [n, n_head_kv, d]."""
+        """û of one layer, [n, d]."""
         coefficients = levels - (2.0**self.layout.widths - 1) / 2
         own = slice(side * self.head_size, (side + 1) * self.head_size)
-        u_hat: Array = np.einsum("nhc,hic->nhi", coefficients, self.decoder[:, own])
+        u_hat: Array = coefficients @ self.decoder[own].T
         return u_hat
 
     def mag_byte(self, m: Array, side: int) -> Bytes:
-        log_min, log_step = self.mag[:, side].T
+        log_min, log_step = self.mag[side]
         with np.errstate(divide="ignore"):
             q = np.clip(round_half_away((np.log(m) - log_min) / log_step) + 1, 1, 255)
         return np.where(m > 0, q, 0).astype(np.uint8)
 
     def mag_value(self, q: Bytes, side: int) -> Array:
-        log_min, log_step = self.mag[:, side].T
+        log_min, log_step = self.mag[side]
         return np.where(q > 0, np.exp(log_min + (q.astype(np.float64) - 1) * log_step), 0)
 
     def encode(self, xs: Sequence[Array]) -> Code:
-        """Encodes the layers' vectors, each [n, n_head_kv, d]. K must be at its position relative to its base."""
+        """Encodes the layers' vectors, each [n, d]. K must be at its position relative to its base."""
         z = self.project([unit(x) for x in xs])
         levels = self.quantize(z)
         mags, errors = zip(*(self._magnitude(x, levels, side) for side, x in enumerate(xs)), strict=True)
@@ -161,7 +181,7 @@ class Part:
     def _magnitude(self, x: Array, levels: Ints, side: int) -> tuple[Bytes, Array]:
         x = np.asarray(x, dtype=np.float64)
         decoded = self.decode(levels, side)
-        weight = self.weight.reshape(len(self.weight), self.n_layer, -1)[:, side]
+        weight = self.weight.reshape(self.n_layer, -1)[side]
         square = (weight * decoded**2).sum(-1)
         mag = np.sqrt((weight * x**2).sum(-1) / np.where(square > 0, square, np.inf))
         mags = self.mag_byte(np.minimum(mag, F32_MAX), side)
@@ -170,9 +190,54 @@ class Part:
         return mags, np.where(length > 0, error / np.where(length > 0, length, 1), 0)
 
     def restore(self, rows: Bytes, side: int) -> Array:
-        """x̂ of one layer, [n, n_head_kv, d]."""
-        mags, levels = self.layout.unpack(rows, self.n_layer)
+        """x̂ of one layer, [n, d]."""
+        mags, levels = self.unpack(rows)
         return self.mag_value(mags[..., side], side)[..., None] * self.decode(levels, side)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The codec of K, or of V, for all KV heads of a group, which may have layouts of their own."""
+
+    heads: tuple[Head, ...]
+
+    @property
+    def n_layer(self) -> int:
+        return self.heads[0].n_layer
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of a token's row."""
+        return sum(head.row_bytes for head in self.heads)
+
+    @property
+    def units(self) -> tuple[tuple[int, ...], ...]:
+        """The units of each KV head's layout."""
+        return tuple(head.layout.units for head in self.heads)
+
+    def changed(self, change: Callable[[Head], Head]) -> Part:
+        """The part with each head's codec changed."""
+        return Part(tuple(map(change, self.heads)))
+
+    def split(self, rows: Bytes) -> list[Bytes]:
+        """Each head's code rows, of tokens' rows [n, row_bytes]."""
+        ends = np.cumsum([head.row_bytes for head in self.heads])
+        return np.split(rows, ends[:-1], axis=-1)
+
+    def encode(self, xs: Sequence[Array]) -> Codes:
+        """Encodes the layers' vectors, each [n, n_head_kv, d]."""
+        codes = [head.encode([x[:, i] for x in xs]) for i, head in enumerate(self.heads)]
+        rows = np.concatenate([code.rows for code in codes], axis=-1)
+        return Codes(rows, np.stack([code.distance for code in codes], axis=-1), codes)
+
+    def restore(self, rows: Bytes, side: int) -> Array:
+        """x̂ of one layer, [n, n_head_kv, d]."""
+        heads = zip(self.heads, self.split(rows), strict=True)
+        return np.stack([head.restore(own, side) for head, own in heads], axis=1)
+
+    def stacked(self, name: str) -> Array:
+        """An array that all heads have, [n_head_kv, ...]."""
+        return np.stack([getattr(head, name) for head in self.heads])
 
 
 @dataclass(frozen=True)
@@ -186,7 +251,7 @@ class Codec:
 
     @property
     def n_head_kv(self) -> int:
-        return len(self.k.gain)
+        return len(self.k.heads)
 
     @property
     def n_layer(self) -> int:
@@ -206,12 +271,12 @@ class Codec:
         turned[..., first], turned[..., second] = z.real, z.imag
         return turned
 
-    def encode_k(self, ks: Sequence[Array], bases: npt.ArrayLike) -> Code:
+    def encode_k(self, ks: Sequence[Array], bases: npt.ArrayLike) -> Codes:
         """K of the layers after RoPE, coded relative to the bases [n]."""
         back = -np.asarray(bases)
         return self.k.encode([self.turn(k, back) for k in ks])
 
-    def encode_v(self, vs: Sequence[Array]) -> Code:
+    def encode_v(self, vs: Sequence[Array]) -> Codes:
         return self.v.encode(vs)
 
     def restore_k(self, rows: Bytes, side: int, bases: npt.ArrayLike) -> Array:
@@ -222,21 +287,27 @@ class Codec:
         return self.v.restore(rows, side)
 
     def to_bytes(self) -> bytes:
-        """The codec as the array that the ops take."""
+        """The codec as llama-minicache.h takes it, without the heads' layouts."""
         parts = (self.k, self.v)
         # [n_head_kv][2*n_layer][2]: |K| of each layer, then |V|
-        words = [self.freq, np.concatenate([part.mag for part in parts], axis=1)]
-        words += [array for part in parts for array in (part.weight, part.gain)]
-        halves = [part.decoder for part in parts]
+        words = [self.freq, np.concatenate([part.stacked("mag") for part in parts], axis=1)]
+        for part in parts:
+            words += [part.stacked("weight"), *(head.gain for head in part.heads)]
+        halves = [head.decoder for part in parts for head in part.heads]
         return b"".join(
             [np.ascontiguousarray(x, dtype=np.float32).tobytes() for x in words]
             + [np.ascontiguousarray(x, dtype=np.float16).tobytes() for x in halves]
         )
 
+    @property
+    def n_bytes(self) -> int:
+        """The bytes of the codec in memory, where the layouts of each head's K and V are in front, 16 bytes each."""
+        return 2 * 16 * self.n_head_kv + len(self.to_bytes())
+
 
 def attention(
     q: Array,  # [n_q, n_head, d_k]
-    rows_k: Bytes,  # [n_kv, n_head_kv, row_bytes]
+    rows_k: Bytes,  # [n_kv, bytes of a token's row]
     rows_v: Bytes,
     codec: Codec,
     side: int,
@@ -273,9 +344,8 @@ def round_half_away(x: Array) -> Array:
 
 def random_codec(
     rng: np.random.Generator,
-    n_head_kv: int,
-    layout_k: Layout,
-    layout_v: Layout,
+    layouts_k: Sequence[Layout],
+    layouts_v: Sequence[Layout],
     d_k: int,
     d_v: int,
     rope: str = "none",
@@ -283,29 +353,34 @@ def random_codec(
     rope_base: float = 10000.0,
     n_layer: int = 2,
 ) -> Codec:
-    """Makes a codec with orthonormal directions and steps that suit unit vectors of any direction."""
+    """Makes a codec with orthonormal directions and steps that suit unit vectors of any direction.
 
-    def part(layout: Layout, d: int) -> Part:
-        width = layout.widths.astype(np.float64)
-        # the numbers of unit vectors are about 1/√d large; the levels cover four deviations
-        step = 8 / np.sqrt(d) / 2**width
-        full = np.stack(
-            [_orthonormal(rng, n_layer * d, max(layout.size, n_layer * d)) for _ in range(n_head_kv)]
-        )
-        # orthonormal after weighting by √w: with as many coefficients as numbers only rounding is lost
-        weight = rng.uniform(0.5, 2, (n_head_kv, n_layer * d)).astype(np.float32).astype(np.float64)
-        decoder = full[:, :, : layout.size] * step / np.sqrt(weight)[:, :, None]
-        decoder = decoder.astype(np.float16).astype(np.float64)
-        gain = np.broadcast_to(1 / step**2, (n_head_kv, layout.size)).astype(np.float32).astype(np.float64)
-        log_min, log_max = np.log(0.1), np.log(100)
-        mag = np.empty((n_head_kv, n_layer, 2))
-        mag[..., 0] = log_min
-        mag[..., 1] = (log_max - log_min) / 254
-        return Part(layout, mag.astype(np.float32).astype(np.float64), weight, gain, decoder)
-
+    The layouts are those of the KV heads.
+    """
     half = n_rot // 2
     freq = (rope_base ** (-np.arange(half) / max(half, 1))).astype(np.float32).astype(np.float64)
-    return Codec(part(layout_k, d_k), part(layout_v, d_v), rope, freq)
+    k, v = (
+        Part(tuple(_random_head(rng, layout, d, n_layer) for layout in layouts))
+        for layouts, d in ((layouts_k, d_k), (layouts_v, d_v))
+    )
+    return Codec(k, v, rope, freq)
+
+
+def _random_head(rng: np.random.Generator, layout: Layout, d: int, n_layer: int) -> Head:
+    width = layout.widths.astype(np.float64)
+    # the numbers of unit vectors are about 1/√d large; the levels cover four deviations
+    step = 8 / np.sqrt(d) / 2**width
+    full = _orthonormal(rng, n_layer * d, max(layout.size, n_layer * d))
+    # orthonormal after weighting by √w: with as many coefficients as numbers only rounding is lost
+    weight = rng.uniform(0.5, 2, n_layer * d).astype(np.float32).astype(np.float64)
+    decoder = full[:, : layout.size] * step / np.sqrt(weight)[:, None]
+    decoder = decoder.astype(np.float16).astype(np.float64)
+    gain = (1 / step**2).astype(np.float32).astype(np.float64)
+    log_min, log_max = np.log(0.1), np.log(100)
+    mag = np.empty((n_layer, 2))
+    mag[:, 0] = log_min
+    mag[:, 1] = (log_max - log_min) / 254
+    return Head(layout, mag.astype(np.float32).astype(np.float64), weight, gain, decoder)
 
 
 def _orthonormal(rng: np.random.Generator, rows: int, columns: int) -> Array:

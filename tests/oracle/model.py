@@ -107,9 +107,10 @@ class CodedGroup(Group):
     def __init__(self, shape: Shape, config: Config, layers: tuple[int, ...], codec: Codec) -> None:
         super().__init__(shape, config, layers)
         self.codec = codec
-        cells = (config.n_stream, config.n_cells, shape.n_head_kv)
-        self.rows_k = np.zeros((*cells, codec.k.layout.row_bytes(codec.n_layer)), dtype=np.uint8)
-        self.rows_v = np.zeros((*cells, codec.v.layout.row_bytes(codec.n_layer)), dtype=np.uint8)
+        self.rows_k, self.rows_v = (
+            np.zeros((config.n_stream, config.n_cells, part.row_bytes), dtype=np.uint8)
+            for part in (codec.k, codec.v)
+        )
 
     def arrays(self) -> list[Array]:
         return [*super().arrays(), self.rows_k, self.rows_v]

@@ -72,7 +72,7 @@ def test_auto_replaces_a_plan_of_an_older_version(
     plan = PlanFile.open(tmp_path / "plan.gguf").plan
     codecs = {group.first: read_codec(tmp_path / "plan.gguf", group.first) for group in plan.groups}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minicache_cpp.cache.plan_file.VERSION", 2)
+        patch.setattr("minicache_cpp.cache.plan_file.VERSION", 3)
         write_plan(path, plan, codecs)
     with pytest.raises(MiniCacheError, match="another version"):
         PlanFile.open(path)

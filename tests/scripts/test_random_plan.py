@@ -20,7 +20,11 @@ def test_random_plans_have_the_ratio(plans: dict[str, Path], ratio: int) -> None
     for group in plan.groups:
         f16 = 2 * 2 * (group.d_k + group.d_v) * group.n_head_kv
         assert ratio <= f16 / group.token_bytes < 1.15 * ratio
-        assert group.layout_k.bits > group.layout_v.bits
+        for layout_k, layout_v in zip(group.layouts_k, group.layouts_v, strict=True):
+            assert layout_k.bits > layout_v.bits
+        # heads differ, as in plans that are calibrated
+        assert group.layouts_k[0].bits > group.layouts_k[-1].bits
+        assert group.layouts_v[0].bits > group.layouts_v[-1].bits
     assert plan.window == random_plan.WINDOW
 
 

@@ -76,9 +76,9 @@ class LoadedFamily:
             if alike and codecs:
                 codecs.append(with_other_heads(codecs[0], number))
                 continue
-            layout = Layout((len(group) * shape.head_size // UNIT, 0, 0, 0, 0, 0, 0))
+            layouts = [Layout((len(group) * shape.head_size // UNIT, 0, 0, 0, 0, 0, 0))] * shape.n_head_kv
             sizes = shape.head_size, shape.head_size
-            codecs.append(random_codec(rng, shape.n_head_kv, layout, layout, *sizes, n_layer=len(group)))
+            codecs.append(random_codec(rng, layouts, layouts, *sizes, n_layer=len(group)))
         config = replace(
             config, groups=groups, codecs=tuple(codecs), rope_block=ROPE_BLOCK, window=window, plan=str(path)
         )
@@ -90,8 +90,8 @@ def with_other_heads(codec: Codec, by: int) -> Codec:
     """The codec whose KV heads have changed places."""
 
     def part(one: Part) -> Part:
-        arrays = (one.mag, one.weight, one.gain, one.decoder)
-        return Part(one.layout, *(np.roll(array, by, axis=0) for array in arrays))
+        n = len(one.heads)
+        return Part(tuple(one.heads[(head - by) % n] for head in range(n)))
 
     return replace(codec, k=part(codec.k), v=part(codec.v))
 

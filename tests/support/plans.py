@@ -13,6 +13,7 @@ from minicache_cpp.native import binding
 from minicache_cpp.native.binding import ffi, lib
 from oracle.code import Codec, Layout, random_codec
 from oracle.model import BasisMatrices, Config
+from support.code_arrays import HeadLayouts, of_heads
 from support.loaded import Loaded
 
 Groups = tuple[tuple[int, ...], ...]
@@ -30,13 +31,29 @@ LAYER_TYPES = (
 )
 
 # Units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits, for K and for V, by the length of a head's vectors of all
-# layers together. They have fewer coefficients than that, so that some are dropped.
-LAYOUTS = {
-    32: (Layout((1, 0, 0, 1, 0, 0, 0)), Layout((0, 0, 1, 0, 0, 0, 0))),
-    64: (Layout((1, 0, 0, 1, 1, 1, 0)), Layout((0, 1, 1, 0, 1, 0, 0))),
-    96: (Layout((1, 1, 0, 1, 1, 1, 0)), Layout((0, 1, 1, 0, 1, 1, 0))),
-    128: (Layout((2, 1, 0, 2, 1, 1, 0)), Layout((1, 1, 1, 1, 1, 1, 1))),
-    256: (Layout((3, 3, 2, 2, 2, 1, 1)), Layout((2, 2, 2, 2, 3, 2, 2))),
+# layers together. They have at most as many coefficients, and mostly fewer, so that some are dropped. Two KV heads
+# have different layouts, which further heads repeat.
+LAYOUTS: dict[int, HeadLayouts] = {
+    32: (
+        [Layout((1, 0, 0, 1, 0, 0, 0)), Layout((0, 1, 0, 0, 0, 0, 0))],
+        [Layout((0, 0, 1, 0, 0, 0, 0)), Layout((0, 0, 0, 1, 1, 0, 0))],
+    ),
+    64: (
+        [Layout((1, 0, 0, 1, 1, 1, 0)), Layout((1, 1, 1, 0, 0, 0, 0))],
+        [Layout((0, 1, 1, 0, 1, 0, 0)), Layout((0, 1, 0, 1, 0, 1, 1))],
+    ),
+    96: (
+        [Layout((1, 1, 0, 1, 1, 1, 0)), Layout((2, 0, 1, 1, 0, 0, 0))],
+        [Layout((0, 1, 1, 0, 1, 1, 0)), Layout((1, 0, 1, 0, 1, 1, 1))],
+    ),
+    128: (
+        [Layout((2, 1, 0, 2, 1, 1, 0)), Layout((1, 2, 1, 0, 1, 0, 1))],
+        [Layout((1, 1, 1, 1, 1, 1, 1)), Layout((0, 2, 1, 1, 2, 0, 0))],
+    ),
+    256: (
+        [Layout((3, 3, 2, 2, 2, 1, 1)), Layout((4, 2, 1, 3, 0, 1, 0))],
+        [Layout((2, 2, 2, 2, 3, 2, 2)), Layout((3, 1, 3, 1, 2, 1, 0))],
+    ),
 }
 
 
@@ -54,7 +71,7 @@ def coded(
     path: Path,
     *,
     rope_block: int = 16,
-    layouts: tuple[Layout, Layout] | None = None,
+    layouts: HeadLayouts | None = None,
     seed: int = 0,
 ) -> Config:
     """Returns `config` with its groups kept as random codes, and writes the plan that says so to `path`."""
@@ -63,8 +80,7 @@ def coded(
     codecs = tuple(
         random_codec(
             rng,
-            shape.n_head_kv,
-            *(layouts or LAYOUTS[len(group) * shape.head_size]),
+            *(of_heads(one, shape.n_head_kv) for one in layouts or LAYOUTS[len(group) * shape.head_size]),
             shape.head_size,
             shape.head_size,
             rope=shape.rope,
@@ -132,7 +148,7 @@ def write_plan(loaded: Loaded, config: Config, **changes: object) -> None:
         "notes": "{}",
     }
     numbers = {
-        "version": 3,
+        "version": 4,
         "n_layer": shape.n_layer,
         "rope_block": config.rope_block,
         "window": config.window,
@@ -140,8 +156,8 @@ def write_plan(loaded: Loaded, config: Config, **changes: object) -> None:
     lists = {
         "groups": [layer for group in config.groups for layer in group],
         "group_sizes": [len(group) for group in config.groups],
-        "units_k": [n for codec in config.codecs for n in codec.k.layout.units],
-        "units_v": [n for codec in config.codecs for n in codec.v.layout.units],
+        "units_k": [n for codec in config.codecs for units in codec.k.units for n in units],
+        "units_v": [n for codec in config.codecs for units in codec.v.units for n in units],
         "heads": [shape.n_head_kv, shape.head_size, shape.head_size] * len(config.groups),
     }
     if config.plain:

@@ -14,17 +14,21 @@ import pytest
 from minicache_cpp import MiniCache
 from minicache_cpp.cache import contexts
 from minicache_cpp.native import binding
-from oracle.code import Layout
+from oracle.code import Head, Layout, Part
 from oracle.model import Config
 from support import scenarios, tiny_models
 from support.assertions import assert_a_state_is_refused, assert_matches_the_oracle
 from support.bounds import CODE_BOUND, F16_BOUND, MIXED_BOUND
+from support.code_arrays import OF_FOUR_HEADS
 from support.contexts import Context, interleaved, nmse, run
 from support.loaded import Loaded
 from support.oracle_runs import clear_cut, native, oracle_run
-from support.plans import ALL_PAIRS, coded, refusal, write_plan
+from support.plans import ALL_PAIRS, LAYOUTS, coded, refusal, write_plan
 from support.scenarios import CASES, Memory, Result
 from support.tiny_models import prompt
+
+# of the two KV heads of a pair of layers, in plans of tiny models
+UNITS_K, UNITS_V = ([n for layout in heads for n in layout.units] for heads in LAYOUTS[64])
 
 
 @pytest.mark.parametrize("n_ubatch", [1, 7, 64])
@@ -47,10 +51,15 @@ def test_the_bound_excludes_mistakes(random_model: Loaded, plan: Path) -> None:
     tokens = run(prompt(100))
     expected, _ = oracle_run(random_model, config, tokens)
     assert nmse(native(random_model, config, tokens), expected) <= CODE_BOUND
-    longer = tuple(replace(one, v=replace(one.v, mag=one.v.mag * [1, 2])) for one in config.codecs)
+    longer = tuple(
+        replace(one, v=one.v.changed(lambda head: replace(head, mag=head.mag * [1, 2])))
+        for one in config.codecs
+    )
+    swapped = tuple(replace(one, v=Part(one.v.heads[::-1])) for one in config.codecs)
     mistakes = {
         "nothing coded": replace(config, groups=(), codecs=()),
         "other steps of magnitudes": replace(config, codecs=longer),
+        "the codecs of another head": replace(config, codecs=swapped),
         "the codecs of another pair": replace(config, codecs=config.codecs[::-1]),
         "another split": replace(config, n_ubatch=8),
     }
@@ -85,12 +94,24 @@ def test_coded_beside_quantized_layers(
 def test_wide_codes_are_the_full_cache(random_model: Loaded, plan: Path) -> None:
     """8 bits for every number lose next to nothing, at any position."""
     full = Layout((4, 0, 0, 0, 0, 0, 0))
-    config = coded(random_model, Config(random_model.pairs, n_ubatch=8), plan, layouts=(full, full))
+    config = coded(random_model, Config(random_model.pairs, n_ubatch=8), plan, layouts=([full], [full]))
     for first in (0, 30000):
         tokens = run(prompt(100), first)
         with Context.of(random_model.model, Config(n_ubatch=8)) as ctx:
             expected = ctx.decode(tokens)
         assert nmse(native(random_model, config, tokens), expected) <= 1e-3
+
+
+@pytest.mark.parametrize("heads", OF_FOUR_HEADS)
+def test_heads_of_layouts_of_their_own_match_the_oracle(
+    load: Callable[..., Loaded], plan: Path, heads: str
+) -> None:
+    loaded = load(tiny_models.random_model, n_layer=4, n_head_kv=4, head_size=64)
+    base = Config(((0, 1), (2, 3)), retain=0.1, window=5, n_ubatch=16)
+    config = coded(loaded, base, plan, layouts=OF_FOUR_HEADS[heads])
+    tokens, expected = clear_cut(loaded, config, lambda seed: run(prompt(80, seed)))
+    for n_threads in (1, 2):
+        assert nmse(native(loaded, config, tokens, n_threads), expected) <= CODE_BOUND
 
 
 @pytest.mark.parametrize(("scenario", "unified"), CASES)
@@ -187,7 +208,16 @@ def test_a_state_of_another_plan_is_refused(random_model: Loaded, tmp_path: Path
         ({"group_sizes": [3, 1]}, "no codec|wrong size"),
         ({"heads": [2, 32, 32]}, "differ in length"),
         ({"type_k": "q9_9"}, "no cache type"),
-        ({"units_k": [9] * 14}, "longer than what it codes"),
+        ({"version": 3}, "a plan of another version"),
+        ({"units_k": [9] * 28}, "longer than what it codes"),
+        ({"units_v": [*UNITS_V, *UNITS_V[:7], 5, 0, 0, 0, 0, 0, 0]}, "longer than what it codes"),
+        ({"units_k": [*UNITS_K, *UNITS_K[:13], -1]}, "units of one width"),
+        # of one group in place of two, or of three, and of all heads but a part of the last
+        ({"units_k": UNITS_K}, "differ in length"),
+        ({"units_v": 3 * UNITS_V}, "differ in length"),
+        ({"units_v": (2 * UNITS_V)[:-1]}, "differ in length"),
+        # of the first head for all
+        ({"units_k": 4 * UNITS_K[:7]}, "wrong size"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -223,10 +253,10 @@ def test_the_report_counts_codes_and_codecs(load: Callable[..., Loaded], plan: P
     n_head_kv, n_cells = loaded.tiny.shape.n_head_kv, 512
     with Context.of(loaded.model, config) as ctx:
         report = ctx.report()
-    row = sum(part.layout.row_bytes(2) for part in (config.codecs[0].k, config.codecs[0].v))
-    assert report.bytes_directions + report.bytes_magnitudes == 2 * n_cells * n_head_kv * row
+    row = config.codecs[0].k.row_bytes + config.codecs[0].v.row_bytes
+    assert report.bytes_directions + report.bytes_magnitudes == 2 * n_cells * row
     assert report.bytes_magnitudes == 2 * n_cells * n_head_kv * 4
-    assert report.fixed_bytes >= 2 * len(config.codecs[0].to_bytes())
+    assert report.fixed_bytes >= 2 * config.codecs[0].n_bytes
     assert report.bytes_f16 == 4 * n_cells * n_head_kv * 64 * 4
     assert report.ratio == pytest.approx(report.bytes_f16 / (report.bytes - report.fixed_bytes))
 
@@ -252,10 +282,14 @@ def test_minicache_shows_the_settings_of_its_plan(random_model: Loaded, plan: Pa
 def test_a_plan_with_numbers_that_are_not_finite_is_refused(random_model: Loaded, plan: Path) -> None:
     """The kernels would spread such numbers over every token."""
     config = coded(random_model, Config(random_model.pairs), plan)
+    (codec,) = config.codecs
+    *others, last = codec.v.heads
+
+    def refused(broken: Head) -> str:
+        changed = replace(codec, v=Part((*others, broken)))
+        write_plan(random_model, replace(config, codecs=(changed,)))
+        return refusal(random_model, plan)
+
     for name in ("gain", "decoder"):
-        broken = replace(config.codecs[0].v, **{name: getattr(config.codecs[0].v, name) * np.inf})
-        write_plan(random_model, replace(config, codecs=(replace(config.codecs[0], v=broken),)))
-        assert "not finite" in refusal(random_model, plan)
-    still = replace(config.codecs[0].v, mag=config.codecs[0].v.mag * [1, 0])
-    write_plan(random_model, replace(config, codecs=(replace(config.codecs[0], v=still),)))
-    assert "not above 0" in refusal(random_model, plan)
+        assert "not finite" in refused(replace(last, **{name: getattr(last, name) * np.inf}))
+    assert "not above 0" in refused(replace(last, mag=last.mag * [1, 0]))

@@ -68,7 +68,7 @@ def test_the_bound_excludes_mistakes(random_model: Loaded, plan: Path) -> None:
     tokens, expected = clear_cut(random_model, config, lambda seed: run(prompt(100, seed)))
     assert nmse(native(random_model, config, tokens), expected) <= CODE_BOUND
     first, four, last = config.codecs
-    rolled = replace(four.k, decoder=np.roll(four.k.decoder, four.k.head_size, axis=1))
+    rolled = four.k.changed(lambda head: replace(head, decoder=np.roll(head.decoder, head.head_size, axis=0)))
     mistakes = {
         "decoders of other sides": replace(config, codecs=(first, replace(four, k=rolled), last)),
         "nothing retained": replace(config, retain=0.0),
@@ -151,12 +151,12 @@ def test_the_report_counts_what_is_there(
         assert layer.side == (group.index(number) if group else None)
     heads = random_model.tiny.shape.n_head_kv
     rows = [
-        (len(group), sum(part.layout.row_bytes(len(group)) for part in (codec.k, codec.v)))
+        (len(group), codec.k.row_bytes + codec.v.row_bytes)
         for group, codec in zip(groups, config.codecs, strict=True)
     ]
-    assert report.bytes_directions + report.bytes_magnitudes == 512 * heads * sum(row for _, row in rows)
+    assert report.bytes_directions + report.bytes_magnitudes == 512 * sum(row for _, row in rows)
     assert report.bytes_magnitudes == 512 * heads * sum(2 * (n + n % 2) for n, _ in rows)
-    assert report.bytes_codec == sum(len(codec.to_bytes()) for codec in config.codecs)
+    assert report.bytes_codec == sum(codec.n_bytes for codec in config.codecs)
     assert sum(layer.bytes for layer in report.layers) == report.bytes - report.fixed_bytes
     assert report.bytes_f16 == 6 * 512 * heads * random_model.tiny.shape.head_size * 4
     for group in groups:

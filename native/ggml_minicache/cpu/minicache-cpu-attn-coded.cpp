@@ -17,8 +17,8 @@ coded_queries::coded_queries(const minicache_attn & a, const attn_schedule & sch
 #endif
 }
 
-void coded_queries::turn(const minicache_code_head & head, const entry_reader & reader, const float * queries, int64_t n_row,
-    const entry_block * block, const entry_block * end) {
+void coded_queries::turn(int64_t h, const minicache_code_head & head, const entry_reader & reader, const float * queries,
+    int64_t n_row, const entry_block * block, const entry_block * end) {
     const int n_pair = minicache_turn_pairs(a.shape);
 
     n = 0;
@@ -39,16 +39,16 @@ void coded_queries::turn(const minicache_code_head & head, const entry_reader & 
     }
     const int64_t n_all = n * n_row;
     std::fill(q, q + n_all * schedule.r_k, 0.0f);
-    minicache_accumulate(q, schedule.r_k, n_all, turned, schedule.d_k, head.decoder(a.p.side), a.d_k, a.r_k);
-    reader.set_level_queries(levels, n_all, max_rows(schedule), q, schedule.r_k, a.r_k, SHARED);
+    minicache_accumulate(q, schedule.r_k, n_all, turned, schedule.d_k, head.decoder(a.p.side), a.d_k, head.r);
+    reader.set_level_queries(h, levels, n_all, max_rows(schedule), q, schedule.r_k, head.r, SHARED);
 }
 
 void coded_queries::decode_keys(
     const minicache_code_head & head, const entry_block & block, const void * const * rows, float * k) {
     prepare_decoder(head);
-    minicache_code_read(a.shape.layout_k, (const uint8_t * const *) rows, block.n, code_rows, schedule.r_k);
+    minicache_code_read(head.layout, (const uint8_t * const *) rows, block.n, code_rows, schedule.r_k);
     std::fill(k, k + block.n * schedule.d_k, 0.0f);
-    minicache_accumulate(k, schedule.d_k, block.n, code_rows, schedule.r_k, decoder, a.r_k, schedule.d_k);
+    minicache_accumulate(k, schedule.d_k, block.n, code_rows, schedule.r_k, decoder, head.r, schedule.d_k);
     const float * angle = angles.at(block.base);
     for (int c = 0; c < block.n; ++c) {
         minicache_turn(a.shape, angle, angle + minicache_turn_pairs(a.shape), false, k + c * schedule.d_k);

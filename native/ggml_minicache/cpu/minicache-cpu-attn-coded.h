@@ -28,8 +28,9 @@ class coded_queries {
 
     // Turns the queries for the block's base and for the bases of the blocks that follow it, and multiplies all by the decoder in
     // one product: (R(-b)q)ᵀD of each row. The block's base becomes number 0.
-    //   q [n_row][d_k], padded
-    void turn(const minicache_code_head & head, const entry_reader & reader, const float * q, int64_t n_row,
+    //   h  the KV head's number in the piece of work
+    //   q  [n_row][d_k], padded
+    void turn(int64_t h, const minicache_code_head & head, const entry_reader & reader, const float * q, int64_t n_row,
         const entry_block * block, const entry_block * end);
 
     // queries as entries of base number i see them, from row `row` of that base's n_row on

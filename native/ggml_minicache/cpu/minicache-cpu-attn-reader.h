@@ -6,6 +6,7 @@
 #include "minicache-cpu-level-queries.h"
 
 #include <algorithm>
+#include <new>
 
 // Fills a row of n numbers up with zeros.
 static inline void pad_row(float * row, int64_t n, int64_t n_padded) { std::fill(row + n, row + n_padded, 0.0f); }
@@ -13,36 +14,45 @@ static inline void pad_row(float * row, int64_t n, int64_t n_padded) { std::fill
 class entry_reader {
   public:
     // formats: of each kind of entry
-    // layout:  of code rows, if the shared entries are coded
+    // r:       the longest code's coefficients
     // ld:      bytes from one entry's levels to the next one's
-    entry_reader(const minicache_attn & a, const entry_rows * formats, const minicache_code_layout & layout, int64_t ld,
-        scratch_memory & memory) : coded(a.coded), formats(formats), layout(layout), codes(layout), ld(ld) {
+    entry_reader(const minicache_attn & a, const attn_schedule & schedule, const entry_rows * formats, int64_t r, int64_t ld,
+        scratch_memory & memory) : coded(a.coded), formats(formats), ld(ld) {
         scratch.levels = (uint8_t *) memory.floats((MINICACHE_LEVEL_BLOCK * ld + 64) / sizeof(float));
         scratch.ld     = ld;
         scratch.scale  = (ggml_fp16_t *) memory.floats(ld / MINICACHE_LEVEL_SPAN * MINICACHE_LEVEL_BLOCK / 2);
         scratch.min    = (ggml_fp16_t *) memory.floats(ld / MINICACHE_LEVEL_SPAN * MINICACHE_LEVEL_BLOCK / 2);
         for (const entry_kind kind : { SHARED, RETAINED }) {
-            zero[kind] = memory.floats(ld);
+            zeros[kind] = memory.floats(kind == SHARED ? n_codes(schedule) * ld : ld);
             if (memory.is_real()) {
-                std::fill(zero[kind], zero[kind] + ld, formats[kind].levels.zero);
+                std::fill(zeros[kind], zeros[kind] + ld, formats[kind].levels.zero);
             }
         }
-        if (memory.is_real() && coded) {
-            minicache_code_zeros(layout, zero[SHARED]);
+        if (coded && schedule.few) {
+            codes = (minicache_code_levels *) memory.floats(bytes_to_floats(n_codes(schedule) * sizeof(minicache_code_levels)));
+            parts = (minicache_code_levels::part *) memory.floats(
+                bytes_to_floats(n_codes(schedule) * minicache_code_levels::n_part_of(r) * sizeof(minicache_code_levels::part)));
         }
+    }
+
+    // Prepares for code rows of KV head number h of a piece of work as levels.
+    //   r  the longest code's coefficients
+    void set_code(int64_t h, const minicache_code_layout & layout, int64_t r) {
+        new (codes + h) minicache_code_levels(layout, parts + h * minicache_code_levels::n_part_of(r));
+        minicache_code_zeros(layout, zeros[SHARED] + h * ld);
     }
 
     const entry_rows & format_of(const entry_block & block) const { return formats[block.kind]; }
 
     bool is_coded(const entry_block & block) const { return coded && block.kind == SHARED; }
 
-    // levels of up to MINICACHE_LEVEL_BLOCK rows of d numbers, in this object's scratch
-    minicache_level_rows read_levels(const entry_block & block, const minicache_rows & rows, int64_t d) const {
+    // levels of up to MINICACHE_LEVEL_BLOCK rows of d numbers of KV head number h, in this object's scratch
+    minicache_level_rows read_levels(int64_t h, const entry_block & block, const minicache_rows & rows, int64_t d) const {
         minicache_level_rows x = scratch;
-        x.zero                 = zero[block.kind];
+        x.zero                 = zero_of(h, block.kind);
         if (is_coded(block)) {
             x.scale = x.min = nullptr;
-            codes.read(rows, x.levels, x.ld);
+            codes[h].read(rows, x.levels, x.ld);
         } else {
             const minicache_level_format & levels = format_of(block).levels;
 
@@ -53,7 +63,9 @@ class entry_reader {
     }
 
     // all of the block's rows as float32: out [block.n][ld_out], each row padded with zeros behind its d numbers
-    void read_floats(const entry_block & block, const void * const * rows, int64_t d, float * out, int64_t ld_out) const {
+    //   layout  of the code rows, if the block is coded
+    void read_floats(const minicache_code_layout & layout, const entry_block & block, const void * const * rows, int64_t d,
+        float * out, int64_t ld_out) const {
         if (is_coded(block)) {
             minicache_code_read(layout, (const uint8_t * const *) rows, block.n, out, ld_out);
         }
@@ -65,29 +77,38 @@ class entry_reader {
         }
     }
 
-    // Brings n of up to n_max queries q [n][ldq] of d numbers into the form that products with levels take. Does nothing where
-    // `levels` is null because there are no such products.
+    // Brings n of up to n_max queries q [n][ldq] of d numbers into the form that products with levels of KV head number h take.
+    // Does nothing where `levels` is null because there are no such products.
     void set_level_queries(
-        float * levels, int64_t n, int64_t n_max, const float * q, int64_t ldq, int64_t d, entry_kind kind) const {
+        int64_t h, float * levels, int64_t n, int64_t n_max, const float * q, int64_t ldq, int64_t d, entry_kind kind) const {
 #if MINICACHE_LEVELS
         if (levels) {
             minicache_level_queries x(levels, n_max, ld);
             for (int64_t r = 0; r < n; ++r) {
-                x.set(r, q + r * ldq, d, zero[kind], coded && kind == SHARED);
+                x.set(r, q + r * ldq, d, zero_of(h, kind), coded && kind == SHARED);
             }
         }
 #else
-        (void) levels, (void) n, (void) n_max, (void) q, (void) ldq, (void) d, (void) kind;
+        (void) h, (void) levels, (void) n, (void) n_max, (void) q, (void) ldq, (void) d, (void) kind;
 #endif
     }
 
   private:
-    const bool                  coded;
-    const entry_rows * const    formats;
-    const minicache_code_layout layout;
-    const minicache_code_levels codes;
-    const int64_t               ld;
+    const bool               coded;
+    const entry_rows * const formats;
+    const int64_t            ld;
 
     minicache_level_rows scratch = {};
-    float *              zero[2];  // [ld] each, of shared and of retained entries
+    float *              zeros[2];  // [ld] each, of shared and of retained entries; of codes [n_codes()][ld]
+
+    // for few queries
+    minicache_code_levels *       codes = nullptr;  // [n_codes()]
+    minicache_code_levels::part * parts = nullptr;  // [n_codes()][minicache_code_levels::n_part_of(r)]
+
+    // the KV heads that a piece of work reads as levels
+    int64_t n_codes(const attn_schedule & schedule) const { return coded && schedule.few ? schedule.heads : 1; }
+
+    static int64_t bytes_to_floats(int64_t n) { return (n + sizeof(float) - 1) / sizeof(float); }
+
+    const float * zero_of(int64_t h, entry_kind kind) const { return zeros[kind] + (coded && kind == SHARED ? h * ld : 0); }
 };

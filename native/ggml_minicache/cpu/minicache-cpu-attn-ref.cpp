@@ -48,11 +48,13 @@ void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * ds
     const auto read = [&](bool is_v, int64_t s, int64_t h, int64_t cell, int32_t state) {
         if (a.coded && state == GGML_MINICACHE_CELL_MERGED) {
             if (is_v) {
-                decode(minicache_code_head_v(a.shape, a.codec->data, h), a.p.side, a.code_v(s, h, cell), row_v, entry);
+                const minicache_code_head code = a.head_v(h);
+                decode(code, a.p.side, a.code_v(code, s, cell), row_v, entry);
                 return;
             }
             // R(b)û: the kernel turns the query back instead, so the two ways check each other
-            decode(minicache_code_head_k(a.shape, a.codec->data, h), a.p.side, a.code_k(s, h, cell), row_k, entry);
+            const minicache_code_head code = a.head_k(h);
+            decode(code, a.p.side, a.code_k(code, s, cell), row_k, entry);
             angles.set(a.bases(s)[cell]);
             minicache_turn(a.shape, angles.cosines(), angles.sines(), false, entry);
             return;
@@ -69,9 +71,8 @@ void minicache_cpu_attn_ref(const ggml_compute_params * params, ggml_tensor * ds
         if (!a.coded) {
             return a.magnitude(which, s, h, cell);
         }
-        return which == MINICACHE_MAG_K ?
-                   minicache_code_head_k(a.shape, a.codec->data, h).magnitude(a.code_k(s, h, cell), a.p.side) :
-                   minicache_code_head_v(a.shape, a.codec->data, h).magnitude(a.code_v(s, h, cell), a.p.side);
+        const minicache_code_head code = which == MINICACHE_MAG_K ? a.head_k(h) : a.head_v(h);
+        return code.magnitude(which == MINICACHE_MAG_K ? a.code_k(code, s, cell) : a.code_v(code, s, cell), a.p.side);
     };
 
     for (int64_t ir = params->ith; ir < a.n_stream * a.n_head * a.n_tps; ir += params->nth) {

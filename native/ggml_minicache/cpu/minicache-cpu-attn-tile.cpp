@@ -33,8 +33,8 @@ attn_tile::attn_tile(const minicache_attn & a, const attn_schedule & schedule, s
     v(memory.floats(MINICACHE_BLOCK * schedule.row_v)), columns(memory.floats(schedule.row_k * MINICACHE_BLOCK)),
     weights(memory.floats(schedule.ld_v / MINICACHE_LEVEL_SPAN * 4 * MINICACHE_LEVEL_BLOCK)),
     words((int32_t *) memory.floats(schedule.ld_k / 4 * MINICACHE_LEVEL_BLOCK)),
-    reader_k(a, schedule.rows_k, a.shape.layout_k, schedule.ld_k, memory),
-    reader_v(a, schedule.rows_v, a.shape.layout_v, schedule.ld_v, memory) {
+    reader_k(a, schedule, schedule.rows_k, a.r_k, schedule.ld_k, memory),
+    reader_v(a, schedule, schedule.rows_v, a.r_v, schedule.ld_v, memory) {
     for (int64_t h = 0; h < schedule.heads; ++h) {
         const head_rows x = head_rows::take(memory, a, schedule);
         if (memory.is_real()) {
@@ -49,6 +49,9 @@ void attn_tile::begin(int64_t i_stream, int64_t i_head_kv, int64_t i_token, int6
     token_0   = i_token;
     n_token   = n;
 
+    if (a.coded) {
+        set_codes();
+    }
     for (int64_t h = 0; h < schedule.heads; ++h) {
         head_rows & x = heads[h];
         for (int64_t r = 0; r < n_row(); ++r) {
@@ -62,11 +65,25 @@ void attn_tile::begin(int64_t i_stream, int64_t i_head_kv, int64_t i_token, int6
         std::fill(x.sum, x.sum + n_row(), 0.0f);
         x.coded = false;
         if (!a.coded) {
-            reader_k.set_level_queries(x.levels[SHARED], n_row(), schedule.rows, x.q, schedule.d_k, a.d_k, SHARED);
+            reader_k.set_level_queries(h, x.levels[SHARED], n_row(), schedule.rows, x.q, schedule.d_k, a.d_k, SHARED);
         }
-        reader_k.set_level_queries(x.levels[RETAINED], n_row(), schedule.rows, x.q, schedule.d_k, a.d_k, RETAINED);
+        reader_k.set_level_queries(h, x.levels[RETAINED], n_row(), schedule.rows, x.q, schedule.d_k, a.d_k, RETAINED);
     }
     turned.forget_decoder();
+}
+
+// Finds the codecs of the piece's KV heads. They stay the same where a piece has all heads.
+void attn_tile::set_codes() {
+    const bool is_set = schedule.few && has_codes;
+    for (int64_t h = 0; h < schedule.heads && !is_set; ++h) {
+        heads[h].code_k = a.head_k(head_kv_0 + h);
+        heads[h].code_v = a.head_v(head_kv_0 + h);
+        if (schedule.few) {
+            reader_k.set_code(h, heads[h].code_k.layout, a.r_k);
+            reader_v.set_code(h, heads[h].code_v.layout, a.r_v);
+        }
+    }
+    has_codes = true;
 }
 
 void attn_tile::attend(int64_t cell_0, int64_t cell_1) {
@@ -87,7 +104,7 @@ void attn_tile::finish() {
     for (int64_t h = 0; h < schedule.heads; ++h) {
         head_rows & x = heads[h];
         if (a.coded && x.coded) {
-            decode_values(h, x);
+            decode_values(x);
         } else if (!a.coded) {
             for (int64_t r = 0; r < n_row(); ++r) {
                 for (int64_t j = 0; j < a.d_v; ++j) {
@@ -118,9 +135,9 @@ void attn_tile::join(int64_t h, const entry_block & block) {
         softmax_row(h, x, block, r_0 + r, scores + r * MINICACHE_BLOCK, has_mag);
     }
     if (block.kind == SHARED) {
-        add_values(block, x.acc_shared + r_0 * schedule.r_v, schedule.r_v, n);
+        add_values(h, block, x.acc_shared + r_0 * schedule.r_v, schedule.r_v, n);
     } else {
-        add_values(block, x.acc_exact + r_0 * schedule.d_v, schedule.d_v, n);
+        add_values(h, block, x.acc_exact + r_0 * schedule.d_v, schedule.d_v, n);
     }
     x.coded |= is_coded(block);
 }
@@ -136,8 +153,9 @@ void attn_tile::find_rows(int64_t h, const entry_block & block) {
         }
     };
     if (block.kind == SHARED) {
-        const auto *  k_0    = (const char *) a.shared_k(stream, head, 0);
-        const auto *  v_0    = (const char *) a.shared_v(stream, head, 0);
+        const bool    coded  = a.coded;
+        const auto *  k_0    = (const char *) (coded ? a.code_k(heads[h].code_k, stream, 0) : a.merged_k(stream, head, 0));
+        const auto *  v_0    = (const char *) (coded ? a.code_v(heads[h].code_v, stream, 0) : a.merged_v(stream, head, 0));
         const int64_t step_k = (int64_t) a.cache_k->nb[2];
         const int64_t step_v = (int64_t) a.cache_v->nb[2];
         each([=](int32_t cell) { return k_0 + cell * step_k; }, [=](int32_t cell) { return v_0 + cell * step_v; });
@@ -159,8 +177,8 @@ bool attn_tile::find_magnitudes(int64_t h, const entry_block & block) {
         mag_k[c] = mag_v[c] = 0.0f;
     }
     if (is_coded(block)) {
-        const minicache_code_head k_head = code_k(h);
-        const minicache_code_head v_head = code_v(h);
+        const minicache_code_head & k_head = heads[h].code_k;
+        const minicache_code_head & v_head = heads[h].code_v;
         for (int c = 0; c < block.n; ++c) {
             mag_k[c] = k_head.log_magnitude((const uint8_t *) rows_k[c], a.p.side);
             mag_v[c] = v_head.log_magnitude((const uint8_t *) rows_v[c], a.p.side);
@@ -187,28 +205,28 @@ bool attn_tile::find_magnitudes(int64_t h, const entry_block & block) {
 // Scores of the rows r_0 to r_0 + n, without magnitudes.
 void attn_tile::score(int64_t h, head_rows & x, const entry_block & block, int64_t r_0, int64_t n) {
     if (!is_coded(block)) {
-        score_entries(block, n, x.q + r_0 * schedule.d_k, schedule.d_k, a.d_k, x.levels[block.kind], schedule.rows, r_0);
+        score_entries(h, block, n, x.q + r_0 * schedule.d_k, schedule.d_k, a.d_k, x.levels[block.kind], schedule.rows, r_0);
         return;
     }
     int i = turned.find(block.base);
     if (i < 0 && !schedule.few && block.n < n) {
         // the cheaper way where a base has fewer entries than there are queries
-        turned.decode_keys(code_k(h), block, rows_k, k);
+        turned.decode_keys(x.code_k, block, rows_k, k);
         minicache_columns(k, block.n, schedule.d_k, columns);
         minicache_scores_columns(x.q + r_0 * schedule.d_k, n, columns, schedule.d_k, scores);
         return;
     }
     if (i < 0) {
-        turned.turn(code_k(h), reader_k, x.q, n_row(), &block, span.end());
+        turned.turn(h, x.code_k, reader_k, x.q, n_row(), &block, span.end());
         i = 0;
     }
-    score_entries(block, n, turned.queries(i, n_row(), r_0), schedule.r_k, a.r_k, turned.level_queries(),
+    score_entries(h, block, n, turned.queries(i, n_row(), r_0), schedule.r_k, x.code_k.r, turned.level_queries(),
         coded_queries::max_rows(schedule), i * n_row() + r_0);
 }
 
 // n queries q [n][ldq] of d numbers; the same queries as levels are the rows from r_levels on, of n_levels in all.
-void attn_tile::score_entries(const entry_block & block, int64_t n, const float * q, int64_t ldq, int64_t d, float * levels,
-    int64_t n_levels, int64_t r_levels) {
+void attn_tile::score_entries(int64_t h, const entry_block & block, int64_t n, const float * q, int64_t ldq, int64_t d,
+    float * levels, int64_t n_levels, int64_t r_levels) {
     const entry_rows &   format = reader_k.format_of(block);
     const minicache_rows rows   = rows_of(block, rows_k, a.cache_k);
 #if MINICACHE_LEVELS
@@ -216,7 +234,7 @@ void attn_tile::score_entries(const entry_block & block, int64_t n, const float 
         const minicache_level_queries all(levels, n_levels, schedule.ld_k);
         for (int c = 0; c < rows.n; c += MINICACHE_LEVEL_BLOCK) {
             const minicache_rows       some = rows.from(c, MINICACHE_LEVEL_BLOCK);
-            const minicache_level_rows x    = reader_k.read_levels(block, some, d);
+            const minicache_level_rows x    = reader_k.read_levels(h, block, some, d);
             minicache_level_words(x.levels, x.ld, d, some.n, words);
             minicache_scores_levels(all.from(r_levels), n, d, words, x, some.n, scores + c);
         }
@@ -239,7 +257,7 @@ void attn_tile::score_entries(const entry_block & block, int64_t n, const float 
         }
         return;
     }
-    reader_k.read_floats(block, rows_k, d, k, ldq);
+    reader_k.read_floats(heads[h].code_k.layout, block, rows_k, d, k, ldq);
     minicache_columns(k, block.n, ldq, columns);
     minicache_scores_columns(q, n, columns, ldq, scores);
 }
@@ -300,15 +318,15 @@ void attn_tile::raise_max(head_rows & x, int64_t r, float max) const {
 //
 
 // acc [n][ld] += the block's V, weighted
-void attn_tile::add_values(const entry_block & block, float * acc, int64_t ld, int64_t n) {
+void attn_tile::add_values(int64_t h, const entry_block & block, float * acc, int64_t ld, int64_t n) {
     const entry_rows &   format = reader_v.format_of(block);
     const minicache_rows rows   = rows_of(block, rows_v, a.cache_v);
-    const int64_t        d      = block.kind == SHARED ? a.r_v : a.d_v;
+    const int64_t        d      = is_coded(block) ? heads[h].code_v.r : a.d_v;
 #if MINICACHE_LEVELS
     if (schedule.few && format.is_level) {
         for (int c = 0; c < rows.n; c += MINICACHE_LEVEL_BLOCK) {
             const minicache_rows       some = rows.from(c, MINICACHE_LEVEL_BLOCK);
-            const minicache_level_rows x    = reader_v.read_levels(block, some, d);
+            const minicache_level_rows x    = reader_v.read_levels(h, block, some, d);
             minicache_values_levels(acc, ld, n, scores + c, x, some.n, d, weights);
         }
         return;
@@ -328,19 +346,20 @@ void attn_tile::add_values(const entry_block & block, float * acc, int64_t ld, i
         }
         return;
     }
-    reader_v.read_floats(block, rows_v, d, v, ld);
+    reader_v.read_floats(heads[h].code_v.layout, block, rows_v, d, v, ld);
     minicache_accumulate(acc, ld, n, scores, MINICACHE_BLOCK, v, block.n, ld);
 }
 
 // Adds V's decoder times each row's sum of codes to the exact accumulator.
-void attn_tile::decode_values(int64_t h, head_rows & x) {
-    const ggml_fp16_t * d = code_v(h).decoder(a.p.side);
+void attn_tile::decode_values(head_rows & x) {
+    const int64_t       r = x.code_v.r;
+    const ggml_fp16_t * d = x.code_v.decoder(a.p.side);
     for (int64_t i = 0; i < a.d_v; i += MINICACHE_BLOCK) {
         const int n = (int) std::min<int64_t>(MINICACHE_BLOCK, a.d_v - i);
         for (int c = 0; c < MINICACHE_BLOCK; ++c) {
-            rows_k[c] = d + (i + std::min(c, n - 1)) * a.r_v;
+            rows_k[c] = d + (i + std::min(c, n - 1)) * r;
         }
-        minicache_scores_rows<ggml_fp16_t>(x.acc_shared, schedule.r_v, n_row(), { rows_k, n, 0 }, a.r_v, scores);
+        minicache_scores_rows<ggml_fp16_t>(x.acc_shared, schedule.r_v, n_row(), { rows_k, n, 0 }, r, scores);
         for (int64_t r = 0; r < n_row(); ++r) {
             for (int c = 0; c < n; ++c) {
                 x.acc_exact[r * schedule.d_v + i + c] += scores[r * MINICACHE_BLOCK + c];

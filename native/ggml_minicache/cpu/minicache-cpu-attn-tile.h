@@ -16,6 +16,10 @@ struct head_rows {
     float * levels[N_ENTRY_KIND];  // queries for levels, for those kinds that are read as levels
     bool    coded;                 // a coded entry was seen
 
+    // where the shared entries are coded
+    minicache_code_head code_k;
+    minicache_code_head code_v;
+
     static head_rows take(scratch_memory & memory, const minicache_attn & a, const attn_schedule & schedule);
 };
 
@@ -60,14 +64,15 @@ class attn_tile {
     float *   weights;  // scratch of minicache_values_levels()
     int32_t * words;    // [ld_k/4][MINICACHE_LEVEL_BLOCK]
 
-    const entry_reader reader_k;
-    const entry_reader reader_v;
+    entry_reader reader_k;
+    entry_reader reader_v;
 
     int64_t stream    = 0;
     int64_t head_kv_0 = 0;
     int64_t token_0   = 0;
     int64_t n_token   = 0;
     int64_t n_ahead   = 0;  // cells from this span's to the next span's, 0 in the last one
+    bool    has_codes = false;
 
     // of a block's entries; addresses repeat the last one up to a whole vector
     const void * rows_k[MINICACHE_BLOCK];
@@ -75,22 +80,22 @@ class attn_tile {
     float        mag_k[MINICACHE_BLOCK];
     float        mag_v[MINICACHE_BLOCK];
 
-    minicache_rows      rows_of(const entry_block & block, const void * const * rows, const ggml_tensor * cache) const;
-    bool                is_coded(const entry_block & block) const { return a.coded && block.kind == SHARED; }
-    minicache_code_head code_k(int64_t h) const { return minicache_code_head_k(a.shape, a.codec->data, head_kv_0 + h); }
-    minicache_code_head code_v(int64_t h) const { return minicache_code_head_v(a.shape, a.codec->data, head_kv_0 + h); }
+    minicache_rows rows_of(const entry_block & block, const void * const * rows, const ggml_tensor * cache) const;
+    bool           is_coded(const entry_block & block) const { return a.coded && block.kind == SHARED; }
+
+    void set_codes();
 
     void join(int64_t h, const entry_block & block);
     void find_rows(int64_t h, const entry_block & block);
     bool find_magnitudes(int64_t h, const entry_block & block);
 
     void score(int64_t h, head_rows & x, const entry_block & block, int64_t r_0, int64_t n);
-    void score_entries(const entry_block & block, int64_t n, const float * q, int64_t ldq, int64_t d, float * levels,
+    void score_entries(int64_t h, const entry_block & block, int64_t n, const float * q, int64_t ldq, int64_t d, float * levels,
         int64_t n_levels, int64_t r_levels);
 
     void softmax_row(int64_t h, head_rows & x, const entry_block & block, int64_t r, float * s, bool has_mag) const;
     void raise_max(head_rows & x, int64_t r, float max) const;
 
-    void add_values(const entry_block & block, float * acc, int64_t ld, int64_t n);
-    void decode_values(int64_t h, head_rows & x);
+    void add_values(int64_t h, const entry_block & block, float * acc, int64_t ld, int64_t n);
+    void decode_values(head_rows & x);
 };

@@ -20,10 +20,9 @@ struct minicache_attn {
         shape(coded ? minicache_params<ggml_minicache_attn_code_params>(dst).shape : minicache_code_shape{}), q(dst->src[0]),
         cache_k(dst->src[1]), cache_v(dst->src[2]), mag(coded ? nullptr : dst->src[3]), codec(coded ? dst->src[3] : nullptr),
         pool_k(dst->src[4]), pool_v(dst->src[5]), kv_cur(dst->src[6]), mask(dst->src[7]), index(dst->src[8]), sinks(dst->src[9]),
-        d_k(q->ne[0]), d_v(dst->ne[0]), r_k(coded ? minicache_code_size(shape.layout_k) : d_k),
-        r_v(coded ? minicache_code_size(shape.layout_v) : d_v), n_tps(q->ne[1]), n_head(q->ne[2]), n_stream(q->ne[3]),
-        n_head_kv(cache_k->ne[1]), n_gqa(n_head / n_head_kv), n_kv(cache_k->ne[2]),
-        read_cache_k(coded ? nullptr : minicache_row_reader(cache_k->type)),
+        d_k(q->ne[0]), d_v(dst->ne[0]), r_k(coded ? shape.r_k : d_k), r_v(coded ? shape.r_v : d_v), n_tps(q->ne[1]),
+        n_head(q->ne[2]), n_stream(q->ne[3]), n_head_kv(coded ? shape.n_head_kv : cache_k->ne[1]), n_gqa(n_head / n_head_kv),
+        n_kv(cache_k->ne[2]), read_cache_k(coded ? nullptr : minicache_row_reader(cache_k->type)),
         read_cache_v(coded ? nullptr : minicache_row_reader(cache_v->type)),
         read_pool_k(pool_k ? minicache_row_reader(pool_k->type) : nullptr),
         read_pool_v(pool_v ? minicache_row_reader(pool_v->type) : nullptr) {}
@@ -46,7 +45,7 @@ struct minicache_attn {
 
     const int64_t d_k;
     const int64_t d_v;
-    const int64_t r_k;  // numbers of a shared entry: a direction's or a code's
+    const int64_t r_k;  // numbers of a shared entry: a direction's, or those of the longest code of all KV heads
     const int64_t r_v;
     const int64_t n_tps;
     const int64_t n_head;
@@ -87,22 +86,28 @@ struct minicache_attn {
         return GGML_CPU_FP16_TO_FP32(((const ggml_fp16_t *) row)[head_kv]);
     }
 
-    // the bytes of a shared entry: a direction's or a code's
-    const void * shared_k(int64_t stream, int64_t head_kv, int64_t cell) const { return row(cache_k, stream, head_kv, cell); }
+    // the bytes of a merged entry's directions
+    const void * merged_k(int64_t stream, int64_t head_kv, int64_t cell) const { return row(cache_k, stream, head_kv, cell); }
 
-    const void * shared_v(int64_t stream, int64_t head_kv, int64_t cell) const { return row(cache_v, stream, head_kv, cell); }
+    const void * merged_v(int64_t stream, int64_t head_kv, int64_t cell) const { return row(cache_v, stream, head_kv, cell); }
 
     void read_merged(int64_t stream, int64_t head_kv, int64_t cell, float * k, float * v) const {
-        read_cache_k(shared_k(stream, head_kv, cell), k, d_k);
-        read_cache_v(shared_v(stream, head_kv, cell), v, d_v);
+        read_cache_k(merged_k(stream, head_kv, cell), k, d_k);
+        read_cache_v(merged_v(stream, head_kv, cell), v, d_v);
     }
 
-    const uint8_t * code_k(int64_t stream, int64_t head_kv, int64_t cell) const {
-        return (const uint8_t *) shared_k(stream, head_kv, cell);
+    // the codecs of a KV head
+    minicache_code_head head_k(int64_t head_kv) const { return minicache_code_head_k(shape, codec->data, head_kv); }
+
+    minicache_code_head head_v(int64_t head_kv) const { return minicache_code_head_v(shape, codec->data, head_kv); }
+
+    // the code rows of a coded entry
+    const uint8_t * code_k(const minicache_code_head & head, int64_t stream, int64_t cell) const {
+        return (const uint8_t *) row(cache_k, stream, 0, cell) + head.row;
     }
 
-    const uint8_t * code_v(int64_t stream, int64_t head_kv, int64_t cell) const {
-        return (const uint8_t *) shared_v(stream, head_kv, cell);
+    const uint8_t * code_v(const minicache_code_head & head, int64_t stream, int64_t cell) const {
+        return (const uint8_t *) row(cache_v, stream, 0, cell) + head.row;
     }
 
     // the bytes of a retained token

@@ -229,34 +229,63 @@ static inline void levels_parts(const T * parts, const minicache_rows & rows, in
 }
 #endif
 
-minicache_code_levels::minicache_code_levels(const minicache_code_layout & layout) :
-    layout(layout), n_byte(minicache_code_bytes(layout)) {
+#if defined(__AVX512VBMI__)
+// A part's numbers for the 16 levels of a unit, by its width. A unit has two words of eight levels; byte i of a word is the i-th of
+// the upper plane's bytes for those levels, then comes one after another of the lower plane's.
+struct unit_pattern {
+    uint8_t byte[MINICACHE_CODE_UNIT];      // from the unit's beginning in its plane
+    uint8_t is_lower[MINICACHE_CODE_UNIT];  // the byte is one of the lower plane's
+    uint8_t upper[MINICACHE_CODE_UNIT];
+    uint8_t lower[MINICACHE_CODE_UNIT];
+    uint8_t is_upper[MINICACHE_CODE_UNIT];
+    uint8_t is_level[MINICACHE_CODE_UNIT];
+
+    explicit unit_pattern(int width) {
+        const int n_upper = minicache_code_upper(width);
+        const int n_lower = width - n_upper;
+        for (int i = 0; i < MINICACHE_CODE_UNIT; ++i) {
+            const int word = i / 8;
+            const int at   = i % 8;
+
+            is_lower[i] = at >= n_upper && at < width;
+            byte[i]     = (uint8_t) (at < n_upper ? word * n_upper + at : at < width ? word * n_lower + at - n_upper : 0);
+            upper[i]    = (uint8_t) ((at * n_upper - n_lower) & 63);
+            lower[i]    = (uint8_t) (8 * n_upper + at * n_lower);
+            is_upper[i] = (uint8_t) (((1 << n_upper) - 1) << n_lower);
+            is_level[i] = (uint8_t) ((1 << width) - 1);
+        }
+    }
+};
+
+static const unit_pattern & pattern_of(int width) {
+    static const unit_pattern patterns[] = { unit_pattern(1), unit_pattern(2), unit_pattern(3), unit_pattern(4), unit_pattern(5),
+        unit_pattern(6), unit_pattern(8) };
+    return patterns[width == 8 ? 6 : width - 1];
+}
+#endif
+
+minicache_code_levels::minicache_code_levels(const minicache_code_layout & layout, part * scratch) :
+    layout(layout), n_byte(minicache_code_bytes(layout)), parts(scratch) {
 #if defined(__AVX512VBMI__)
     const int n_level = minicache_code_size(layout);
-    if (n_byte > 256 || n_level > 64 * MAX_PARTS) {
+    if (n_byte > 256) {
         return;
     }
-    n_part = (n_level + 63) / 64;
+    n_part = (int) n_part_of(n_level);
     memset(parts, 0, n_part * sizeof(part));
     for (int u = 0; u < n_level / MINICACHE_CODE_UNIT; ++u) {
         const minicache_code_unit unit    = minicache_code_unit_at(layout, u);
-        const int                 n_upper = minicache_code_upper(unit.width);
-        const int                 n_lower = unit.width - n_upper;
-        for (int i = 0; i < MINICACHE_CODE_UNIT; ++i) {
-            part &    x    = parts[u / 4];
-            const int j    = u % 4 * MINICACHE_CODE_UNIT + i;
-            const int word = i / 8;  // of the unit
-            const int at   = i % 8;
+        const unit_pattern &      pattern = pattern_of(unit.width);
 
-            // byte `at` of the word: n_upper bytes of the upper plane, then those of the lower one
-            x.byte[j]     = (uint8_t) (at < n_upper           ? unit.upper + word * n_upper + at :
-                                       at < n_upper + n_lower ? unit.lower + word * n_lower + at - n_upper :
-                                                                0);
-            x.upper[j]    = (uint8_t) ((at * n_upper - n_lower) & 63);
-            x.lower[j]    = (uint8_t) (8 * n_upper + at * n_lower);
-            x.is_upper[j] = (uint8_t) (((1 << n_upper) - 1) << n_lower);
-            x.is_level[j] = (uint8_t) ((1 << unit.width) - 1);
+        part &    x = parts[u / 4];
+        const int j = u % 4 * MINICACHE_CODE_UNIT;
+        for (int i = 0; i < MINICACHE_CODE_UNIT; ++i) {
+            x.byte[j + i] = (uint8_t) (pattern.byte[i] + (pattern.is_lower[i] ? unit.lower : unit.upper));
         }
+        memcpy(x.upper + j, pattern.upper, MINICACHE_CODE_UNIT);
+        memcpy(x.lower + j, pattern.lower, MINICACHE_CODE_UNIT);
+        memcpy(x.is_upper + j, pattern.is_upper, MINICACHE_CODE_UNIT);
+        memcpy(x.is_level + j, pattern.is_level, MINICACHE_CODE_UNIT);
     }
 #endif
 }

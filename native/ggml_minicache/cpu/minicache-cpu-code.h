@@ -14,8 +14,9 @@
 struct minicache_code_head {
     minicache_code_layout layout;
 
-    int64_t d;  // head size
-    int64_t r;  // coefficients
+    int64_t row;  // bytes of a token's row before the head's code row
+    int64_t d;    // head size
+    int64_t r;    // coefficients
 
     const float *       mag;     // [n_layer][2]   log_min and log_step of each layer
     const float *       weight;  // [n_layer*d]
@@ -86,14 +87,6 @@ void minicache_code_read(const minicache_code_layout & layout, const uint8_t * c
 // Reads the levels of code rows of one layout.
 class minicache_code_levels {
   public:
-    explicit minicache_code_levels(const minicache_code_layout & layout);
-
-    // Reads levels as unsigned integers to out [rows.n][stride]; stride is a multiple of 64.
-    void read(const minicache_rows & rows, uint8_t * out, int64_t stride) const;
-
-  private:
-    static const int MAX_PARTS = 16;
-
     // How AVX-512 VBMI puts together 64 levels of a row of up to 256 bytes, by permutations of bytes and by shifts that pick
     // any eight bits of a 64-bit word. Each such word collects the bytes with the upper bits of eight levels and those with
     // their lower bits, and each level picks its own bits from it.
@@ -105,11 +98,21 @@ class minicache_code_levels {
         uint8_t is_level[64];  // mask of all bits of a level
     };
 
+    // the parts of a row of r levels
+    static int64_t n_part_of(int64_t r) { return (r + 63) / 64; }
+
+    // scratch [n_part_of()], which must stay
+    minicache_code_levels(const minicache_code_layout & layout, part * scratch);
+
+    // Reads levels as unsigned integers to out [rows.n][stride]; stride is a multiple of 64.
+    void read(const minicache_rows & rows, uint8_t * out, int64_t stride) const;
+
+  private:
     const minicache_code_layout layout;
     const int                   n_byte;
 
-    int  n_part = 0;  // 0: rows are read segment by segment
-    part parts[MAX_PARTS];
+    int    n_part = 0;  // 0: rows are read segment by segment
+    part * parts;
 };
 
 // Writes the level at which each coefficient is zero, (2^w - 1)/2, to out [r].

@@ -112,7 +112,7 @@ void minicache_cpu_encode_ref(const ggml_compute_params * params, ggml_tensor * 
                 minicache_turn(e.p.shape, angles.cosines(), angles.sines(), true, u_side);
                 length[side] = normalize(u_side, e.d_k);
             }
-            e.distances(dst, t)[h] = encode_head(head_k, length, e.row_k(t, h));
+            e.distances(dst, t)[h] = encode_head(head_k, length, e.row_k(head_k, t));
 
             const minicache_code_head head_v = minicache_code_head_v(e.p.shape, e.codec->data, h);
             for (int side = 0; side < e.n_layer; ++side) {
@@ -120,7 +120,7 @@ void minicache_cpu_encode_ref(const ggml_compute_params * params, ggml_tensor * 
                 std::copy_n(e.v(side, t, h), e.d_v, u_side);
                 length[side] = normalize(u_side, e.d_v);
             }
-            e.distances(dst, t)[e.n_head_kv + h] = encode_head(head_v, length, e.row_v(t, h));
+            e.distances(dst, t)[e.n_head_kv + h] = encode_head(head_v, length, e.row_v(head_v, t));
         }
     }
 }

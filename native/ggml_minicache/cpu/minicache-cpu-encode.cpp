@@ -120,7 +120,7 @@ struct encode_tile {
 
     minicache_code_angles angles;
 
-    uint8_t * row(int64_t token) const { return is_v ? e.row_v(token, head_kv) : e.row_k(token, head_kv); }
+    uint8_t * row(int64_t token) const { return is_v ? e.row_v(head, token) : e.row_k(head, token); }
 
     // Reads a token's unit vectors, zeros for a zero vector, of K at its block-relative position, and multiplies them by the
     // weights.

@@ -12,9 +12,9 @@
 struct minicache_encode {
     explicit minicache_encode(const ggml_tensor * dst) :
         p(minicache_params<ggml_minicache_encode_params>(dst)), codec(dst->src[0]), code_k(dst->src[1]), code_v(dst->src[2]),
-        n_layer(p.shape.layout_k.n_layer), n_tokens(dst->ne[1]), n_head_kv(p.shape.n_head_kv), d_k(p.shape.d_k), d_v(p.shape.d_v),
-        d_max(std::max(d_k, d_v)), r_max(std::max(minicache_code_size(p.shape.layout_k), minicache_code_size(p.shape.layout_v))),
-        rows((const int64_t *) dst->src[3]->data), bases((const int32_t *) dst->src[4]->data), kv(dst->src + 5) {}
+        n_layer(p.shape.n_layer), n_tokens(dst->ne[1]), n_head_kv(p.shape.n_head_kv), d_k(p.shape.d_k), d_v(p.shape.d_v),
+        d_max(std::max(d_k, d_v)), r_max(std::max(p.shape.r_k, p.shape.r_v)), rows((const int64_t *) dst->src[3]->data),
+        bases((const int32_t *) dst->src[4]->data), kv(dst->src + 5) {}
 
     const ggml_minicache_encode_params p;
 
@@ -34,9 +34,10 @@ struct minicache_encode {
 
     int32_t base(int64_t token) const { return bases[token]; }
 
-    uint8_t * row_k(int64_t token, int64_t head_kv) const { return row(code_k, token, head_kv); }
+    // the code rows of a head's K and V
+    uint8_t * row_k(const minicache_code_head & head, int64_t token) const { return row(code_k, token) + head.row; }
 
-    uint8_t * row_v(int64_t token, int64_t head_kv) const { return row(code_v, token, head_kv); }
+    uint8_t * row_v(const minicache_code_head & head, int64_t token) const { return row(code_v, token) + head.row; }
 
     // the token's distances: of K for each KV head, then of V
     float * distances(ggml_tensor * dst, int64_t token) const { return (float *) ((char *) dst->data + token * dst->nb[1]); }
@@ -57,10 +58,9 @@ struct minicache_encode {
         return (const float *) ((const char *) kv[side]->data + token * kv[side]->nb[1]);
     }
 
-    uint8_t * row(const ggml_tensor * code, int64_t token, int64_t head_kv) const {
+    uint8_t * row(const ggml_tensor * code, int64_t token) const {
         const int64_t n_cells = code->ne[1];
-        return (uint8_t *) code->data + rows[token] / n_cells * code->nb[2] + rows[token] % n_cells * code->nb[1] +
-               head_kv * (code->ne[0] / n_head_kv);
+        return (uint8_t *) code->data + rows[token] / n_cells * code->nb[2] + rows[token] % n_cells * code->nb[1];
     }
 };
 

@@ -56,6 +56,8 @@ struct minicache_attn_block {
 
     row_state &           rows;
     uint32_t *            ballots;  // [warps]
+    minicache_cuda_head & head_k;   // of coded entries; in shared memory, because registers are scarce
+    minicache_cuda_head & head_v;
     minicache_code_unit * units_k;
     minicache_code_unit * units_v;
 
@@ -125,6 +127,16 @@ struct minicache_attn_block {
         }
     }
 
+    // One warp, for as many units at most.
+    __device__ void load_head(const minicache_cuda_head & from, minicache_cuda_head & head, minicache_code_unit * units) {
+        if (threadIdx.x == 0) {
+            head = from;
+        }
+        if ((int) threadIdx.x < from.r / MINICACHE_CODE_UNIT) {
+            units[threadIdx.x] = minicache_code_unit_at(from.layout, threadIdx.x);
+        }
+    }
+
     __device__ void begin() {
         load_queries();
         if (thread() < ROWS) {
@@ -142,11 +154,10 @@ struct minicache_attn_block {
             if (thread() < ROWS) {
                 rows.scale_code[thread()] = 0.0f;
             }
-            for (int u = thread(); u < a.dims.r_k / MINICACHE_CODE_UNIT; u += MINICACHE_ATTN_WARPS * WARP_SIZE) {
-                units_k[u] = minicache_code_unit_at(a.shape.layout_k, u);
-            }
-            for (int u = thread(); u < a.dims.r_v / MINICACHE_CODE_UNIT; u += MINICACHE_ATTN_WARPS * WARP_SIZE) {
-                units_v[u] = minicache_code_unit_at(a.shape.layout_v, u);
+            if (threadIdx.y == 0) {
+                load_head(a.head_k(head_kv), head_k, units_k);
+            } else if (threadIdx.y == 1) {
+                load_head(a.head_v(head_kv), head_v, units_v);
             }
         }
         __syncthreads();
@@ -208,8 +219,8 @@ struct minicache_attn_block {
         }
         for (int c = threadIdx.y; any && c < schedule.tile; c += MINICACHE_ATTN_WARPS) {
             if (cell[c] >= 0) {
-                minicache_stage_row(a.k.row(stream, head_kv, cell[c]), a.dims.bytes_k, raw_k + c * schedule.raw_k);
-                minicache_stage_row(a.v.row(stream, head_kv, cell[c]), a.dims.bytes_v, raw_v + c * schedule.raw_v);
+                minicache_stage_row(row(a.k, head_k, c), CODED ? head_k.bytes : a.dims.bytes_k, raw_k + c * schedule.raw_k);
+                minicache_stage_row(row(a.v, head_v, c), CODED ? head_v.bytes : a.dims.bytes_v, raw_v + c * schedule.raw_v);
             }
         }
         __pipeline_commit();
@@ -228,20 +239,23 @@ struct minicache_attn_block {
         __syncthreads();
     }
 
-    // Where the row of the tile's cell c begins among the staged rows, in bytes.
-    __device__ int staged(const minicache_cuda_rows & from, int c, int stride) const {
-        return c * stride + (int) ((uintptr_t) from.row(stream, head_kv, cell[c]) & 2);
+    // The row of the tile's cell c in the cache.
+    __device__ const char * row(const minicache_cuda_rows & from, const minicache_cuda_head & head, int c) const {
+        return CODED ? head.code(from, stream, cell[c]) : from.row(stream, head_kv, cell[c]);
     }
+
+    // Where a row of the cache, that of the tile's cell c, begins among the staged rows, in bytes.
+    __device__ static int staged(const char * row, int c, int stride) { return c * stride + (int) ((uintptr_t) row & 2); }
 
     // Unpacks K and V of the tile's shared entries.
     __device__ void read_shared() {
         if (!CODED) {
             for (int c = threadIdx.y; c < schedule.tile; c += MINICACHE_ATTN_WARPS) {
                 const bool there = cell[c] >= 0;
-                minicache_read_row(
-                    there ? raw_k + staged(a.k, c, schedule.raw_k) : nullptr, a.k.type, a.dims.d_k, k + c * schedule.ld_k);
-                minicache_read_row(
-                    there ? raw_v + staged(a.v, c, schedule.raw_v) : nullptr, a.v.type, a.dims.d_v, v + c * schedule.ld_v);
+                minicache_read_row(there ? raw_k + staged(row(a.k, head_k, c), c, schedule.raw_k) : nullptr, a.k.type, a.dims.d_k,
+                    k + c * schedule.ld_k);
+                minicache_read_row(there ? raw_v + staged(row(a.v, head_v, c), c, schedule.raw_v) : nullptr, a.v.type, a.dims.d_v,
+                    v + c * schedule.ld_v);
             }
             __syncthreads();
             return;
@@ -253,15 +267,15 @@ struct minicache_attn_block {
             const int c = thread();
             rows_k[c] = rows_v[c] = -1;
             if (cell[c] >= 0) {
-                rows_k[c] = staged(a.k, c, schedule.raw_k);
-                rows_v[c] = staged(a.v, c, schedule.raw_v);
+                rows_k[c] = staged(row(a.k, head_k, c), c, schedule.raw_k);
+                rows_v[c] = staged(row(a.v, head_v, c), c, schedule.raw_v);
                 mag_k[c]  = expf(a.log_magnitude(0, head_kv, raw_k + rows_k[c]));
                 log_v[c]  = a.log_magnitude(2, head_kv, raw_v + rows_v[c]);
             }
         }
         __syncthreads();
-        minicache_read_units(raw_k, rows_k, schedule.tile, units_k, a.dims.r_k / MINICACHE_CODE_UNIT, k, schedule.ld_k);
-        minicache_read_units(raw_v, rows_v, schedule.tile, units_v, a.dims.r_v / MINICACHE_CODE_UNIT, v, schedule.ld_v);
+        minicache_read_units(raw_k, rows_k, schedule.tile, units_k, head_k.r / MINICACHE_CODE_UNIT, k, schedule.ld_k);
+        minicache_read_units(raw_v, rows_v, schedule.tile, units_v, head_v.r / MINICACHE_CODE_UNIT, v, schedule.ld_v);
         __syncthreads();
     }
 
@@ -305,7 +319,7 @@ struct minicache_attn_block {
         if (found >= 0) {
             const int64_t entry = span * schedule.n_base + found;
             const int64_t first = (entry * a.dims.n_head_kv + head_kv) * schedule.n_row_tile * ROWS + row_0;
-            const int     n     = a.dims.r_k / 8;
+            const int     n     = head_k.r / 8;
             for (int i = thread(); i < ROWS * n; i += MINICACHE_ATTN_WARPS * WARP_SIZE) {
                 const int r = i / n;
                 ((int4 *) (q_code + r * schedule.ld_q_code))[i % n] =
@@ -318,8 +332,8 @@ struct minicache_attn_block {
             float * scratch = (float *) raw_k;
             minicache_turn_angles(a, b, scratch + a.dims.d_k);
             for (int r = 0; r < n_row; ++r) {
-                minicache_turn_query(a, head_kv, a.query(stream, head(r), token(r)), scratch, q_code + r * schedule.ld_q_code,
-                    rows.scale_code + r);
+                minicache_turn_query(
+                    a, head_k, a.query(stream, head(r), token(r)), scratch, q_code + r * schedule.ld_q_code, rows.scale_code + r);
             }
         }
         has_query  = true;
@@ -343,7 +357,7 @@ struct minicache_attn_block {
             const int b = base[first];
             load_code_query(b, cell[first]);
             minicache_attn_multiply<ROWS>(
-                k, schedule.ld_k, schedule.tile, q_code, schedule.ld_q_code, a.dims.r_k, rows.scale_code, base, b, scores);
+                k, schedule.ld_k, schedule.tile, q_code, schedule.ld_q_code, head_k.r, rows.scale_code, base, b, scores);
             waits = waits && base[thread()] != b;
             __syncthreads();
         }
@@ -398,7 +412,7 @@ struct minicache_attn_block {
         minicache_attn_soften<ROWS>(a, schedule, rows, stream, n_row, cell, mag_k, log_v, scores, weights);
         accumulate_all(acc, code ? 0 : a.dims.d_v);
         if (CODED) {
-            accumulate_all(acc_code, code ? a.dims.r_v : 0);
+            accumulate_all(acc_code, code ? head_v.r : 0);
         }
         __syncthreads();
     }
@@ -451,8 +465,8 @@ struct minicache_attn_block {
         }
         write_all(acc, a.dims.d_v, [&](int r, int at, float x) { partial(r)[4 + at] = x; });
         if (CODED) {
-            write_all(acc_code, a.dims.r_v,
-                [&](int r, int at, float x) { partial(r)[4 + a.dims.d_v + minicache_code_placed(at)] = x; });
+            write_all(
+                acc_code, head_v.r, [&](int r, int at, float x) { partial(r)[4 + a.dims.d_v + minicache_code_placed(at)] = x; });
         }
     }
 
@@ -485,6 +499,8 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE) minic
 
     __shared__ typename block::row_state rows;
     __shared__ uint32_t                  ballots[MINICACHE_ATTN_WARPS];
+    __shared__ minicache_cuda_head       head_k;
+    __shared__ minicache_cuda_head       head_v;
     __shared__ minicache_code_unit       units_k[32];
     __shared__ minicache_code_unit       units_v[32];
 
@@ -512,6 +528,8 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE) minic
         cells + 3 * MINICACHE_ATTN_CELL * schedule.tile,
         rows,
         ballots,
+        head_k,
+        head_v,
         units_k,
         units_v,
     };

@@ -54,7 +54,7 @@ static inline MINICACHE_HD int minicache_round_up(int x, int n) { return (x + n 
 struct minicache_attn_dims {
     int32_t d_k;
     int32_t d_v;
-    int32_t r_k;  // coefficients of a code; d_k without codes
+    int32_t r_k;  // the most coefficients of a KV head's code; d_k without codes
     int32_t r_v;
     int32_t n_tps;
     int32_t n_head;
@@ -63,7 +63,7 @@ struct minicache_attn_dims {
     int32_t n_kv;
     int32_t n_stream;
     int32_t coded;
-    int32_t bytes_k;  // bytes of a row of the cache
+    int32_t bytes_k;  // the most bytes of a KV head's row in the cache
     int32_t bytes_v;
 };
 

@@ -24,7 +24,8 @@ minicache_cuda_attn minicache_cuda_attn_of(const ggml_tensor * dst) {
     const ggml_tensor * mask  = dst->src[7];
     const ggml_tensor * index = dst->src[8];
 
-    const auto data = [](const ggml_tensor * x) { return x ? x->data : nullptr; };
+    const auto data     = [](const ggml_tensor * x) { return x ? x->data : nullptr; };
+    const auto row_size = [](const ggml_tensor * x) { return (int32_t) ggml_row_size(x->type, x->ne[0]); };
 
     minicache_cuda_attn a = {};
     if (coded) {
@@ -40,13 +41,13 @@ minicache_cuda_attn minicache_cuda_attn_of(const ggml_tensor * dst) {
     }
     a.dims.d_k       = (int32_t) q->ne[0];
     a.dims.d_v       = (int32_t) dst->ne[0];
-    a.dims.r_k       = coded ? minicache_code_size(a.shape.layout_k) : a.dims.d_k;
-    a.dims.r_v       = coded ? minicache_code_size(a.shape.layout_v) : a.dims.d_v;
-    a.dims.bytes_k   = (int32_t) ggml_row_size(k->type, k->ne[0]);
-    a.dims.bytes_v   = (int32_t) ggml_row_size(dst->src[2]->type, dst->src[2]->ne[0]);
+    a.dims.r_k       = coded ? a.shape.r_k : a.dims.d_k;
+    a.dims.r_v       = coded ? a.shape.r_v : a.dims.d_v;
+    a.dims.bytes_k   = coded ? a.shape.row_k : row_size(dst->src[1]);
+    a.dims.bytes_v   = coded ? a.shape.row_v : row_size(dst->src[2]);
     a.dims.n_tps     = (int32_t) q->ne[1];
     a.dims.n_head    = (int32_t) q->ne[2];
-    a.dims.n_head_kv = (int32_t) k->ne[1];
+    a.dims.n_head_kv = coded ? a.shape.n_head_kv : (int32_t) k->ne[1];
     a.dims.n_gqa     = a.dims.n_head / a.dims.n_head_kv;
     a.dims.n_kv      = (int32_t) k->ne[2];
     a.dims.n_stream  = (int32_t) q->ne[3];
@@ -96,7 +97,9 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
     const int head    = blockIdx.y;
     const int stream  = blockIdx.z;
     const int n       = minicache_attn_partial(a.dims);
-    const int n_acc   = n - 4;
+
+    const minicache_cuda_head head_v = a.dims.coded ? a.head_v(head / a.dims.n_gqa) : minicache_cuda_head{};
+    const int                 n_acc  = a.dims.d_v + head_v.r;
 
     float * acc     = (float *) shared;  // [n_acc]
     float * factors = acc + n_acc;       // [n_split]
@@ -153,12 +156,11 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
         }
         return;
     }
-    const half *  decoder = a.decoder_v(head / a.dims.n_gqa);
-    const float * code    = acc + a.dims.d_v;
+    const float * code = acc + a.dims.d_v;
     for (int j = threadIdx.y; j < a.dims.d_v; j += MINICACHE_ATTN_WARPS) {
         float s = 0.0f;
-        for (int c = 2 * threadIdx.x; c < a.dims.r_v; c += 2 * WARP_SIZE) {
-            const float2 y = __half22float2(((const half2 *) (decoder + j * a.dims.r_v))[c / 2]);
+        for (int c = 2 * threadIdx.x; c < head_v.r; c += 2 * WARP_SIZE) {
+            const float2 y = __half22float2(((const half2 *) (head_v.decoder + j * head_v.r))[c / 2]);
             s += y.x * code[c] + y.y * code[c + 1];
         }
         s = warp_reduce_sum(s);

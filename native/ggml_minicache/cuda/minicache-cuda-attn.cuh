@@ -8,6 +8,19 @@
 #include "minicache-cuda-rows.cuh"
 #include "minicache-window.h"
 
+// One KV head's K or V in the cache, as one layer decodes it.
+struct minicache_cuda_head {
+    minicache_code_layout layout;
+
+    int32_t      row;      // where its code row begins in a token's row, in bytes
+    int32_t      bytes;    // of the code row
+    int32_t      r;        // coefficients, dims.r_k or dims.r_v at most
+    const half * decoder;  // [d][r]
+
+    // the code row of a cell
+    __device__ const char * code(const minicache_cuda_rows & from, int s, int cell) const { return from.row(s, 0, cell) + row; }
+};
+
 struct minicache_cuda_attn {
     minicache_attn_dims        dims;
     ggml_minicache_attn_params p;
@@ -60,23 +73,17 @@ struct minicache_cuda_attn {
         return __half2float(((const half *) (mag + s * mag_nb[2] + cell * mag_nb[1] + (which + p.side) * mag_nb[0]))[head_kv]);
     }
 
-    __device__ int n_layer() const { return shape.layout_k.n_layer; }
-
     // natural logarithm of a coded entry's magnitude
     //   which: 0 for K, 2 for V
     __device__ float log_magnitude(int which, int head_kv, const char * row) const {
-        const float * range = (const float *) (codec + at.mag) + (head_kv * 2 * n_layer() + which / 2 * n_layer() + p.side) * 2;
+        const float * range = (const float *) (codec + at.mag) + ((head_kv * 2 + which / 2) * shape.n_layer + p.side) * 2;
         const uint8_t q     = (uint8_t) row[p.side];
         return q == 0 ? -INFINITY : range[0] + (float) (q - 1) * range[1];
     }
 
-    __device__ const half * decoder_k(int head_kv) const {
-        return (const half *) (codec + at.dec_k) + ((int64_t) head_kv * n_layer() + p.side) * dims.d_k * dims.r_k;
-    }
+    __device__ minicache_cuda_head head_k(int head_kv) const { return head(head_kv, at.dec_k, dims.d_k); }
 
-    __device__ const half * decoder_v(int head_kv) const {
-        return (const half *) (codec + at.dec_v) + ((int64_t) head_kv * n_layer() + p.side) * dims.d_v * dims.r_v;
-    }
+    __device__ minicache_cuda_head head_v(int head_kv) const { return head(dims.n_head_kv + head_kv, at.dec_v, dims.d_v); }
 
     __device__ const float * freq() const { return (const float *) (codec + at.freq); }
 
@@ -113,6 +120,17 @@ struct minicache_cuda_attn {
             minicache_read_row_f32(x + dims.n_head_kv * dims.d_k + head_kv * dims.d_v, dims.d_v, out_v);
         }
     }
+
+  private:
+    //   i         number of the head in the codec, where those of V follow those of K
+    //   decoders  where those of K, or of V, begin
+    __device__ minicache_cuda_head head(int i, int64_t decoders, int d) const {
+        const minicache_head_layout x       = ((const minicache_head_layout *) (codec + at.heads))[i];
+        const int                   r       = minicache_code_size(x.layout);
+        const half *                decoder = (const half *) (codec + decoders);
+        return { x.layout, x.row, minicache_code_bytes(x.layout), r,
+            decoder + ((int64_t) shape.n_layer * x.coef + p.side * r) * d };
+    }
 };
 
 // Queries as the coded entries of one base see them, (R(-b)q)ᵀD. One kernel makes them for all bases that a span of cells has, so
@@ -121,7 +139,8 @@ struct minicache_query_table {
     int32_t * n_base;  // [n_stream][n_span]
     int32_t * base;    // [n_stream][n_span][the schedule's n_base]
     float *   scale;   // [n_stream][n_span][n_base][n_head_kv][n_row_tile*rows]
-    half *    query;   // [...][r_k], coefficients at their places (minicache-code-unit.h), of absolute value 1 at most
+    half *    query;   // [...][r_k], coefficients at their places (minicache-code-unit.h), of absolute value 1 at most; a head
+                       // with fewer leaves the rest unset
 };
 
 minicache_cuda_attn minicache_cuda_attn_of(const ggml_tensor * dst);

@@ -22,7 +22,6 @@ struct encode_args {
     char *          code[2];  // K, V
     int64_t         code_cell[2];
     int64_t         code_stream[2];
-    int32_t         code_bytes[2];  // bytes of a head's row
     int64_t         n_cells;
     const int64_t * rows;
     const int32_t * bases;
@@ -35,35 +34,37 @@ struct encode_part {
     minicache_code_layout layout;
 
     int           is_v;
-    int           head;
     int           d;
     int           r;
     int           n_layer;
     int           first;   // where the head begins in a token's row, in numbers
+    int           code;    // where its code row begins in a token's row of those, in bytes
     const float * mag;     // [n_layer][2]
     const float * weight;  // [n_layer*d]
     const float * gain;    // [r]
     const half *  decoder;
 
     __device__ encode_part(const encode_args & a, int i) {
-        const int n = a.shape.n_head_kv;
-        is_v        = i / n;
-        head        = i % n;
-        layout      = is_v ? a.shape.layout_v : a.shape.layout_k;
-        d           = is_v ? a.shape.d_v : a.shape.d_k;
-        r           = minicache_code_size(layout);
-        n_layer     = layout.n_layer;
-        first       = is_v ? a.shape.d_k * n + head * d : head * d;
-        mag         = (const float *) (a.codec + a.at.mag) + (head * 2 + is_v) * n_layer * 2;
-        weight      = (const float *) (a.codec + (is_v ? a.at.weight_v : a.at.weight_k)) + head * n_layer * d;
-        gain        = (const float *) (a.codec + (is_v ? a.at.gain_v : a.at.gain_k)) + head * r;
-        decoder     = (const half *) (a.codec + (is_v ? a.at.dec_v : a.at.dec_k)) + (int64_t) head * n_layer * d * r;
+        const int                   n    = a.shape.n_head_kv;
+        const int                   head = i % n;
+        const minicache_head_layout at   = ((const minicache_head_layout *) (a.codec + a.at.heads))[i];
+
+        layout  = at.layout;
+        is_v    = i / n;
+        d       = is_v ? a.shape.d_v : a.shape.d_k;
+        r       = minicache_code_size(layout);
+        n_layer = a.shape.n_layer;
+        first   = is_v ? a.shape.d_k * n + head * d : head * d;
+        code    = at.row;
+        mag     = (const float *) (a.codec + a.at.mag) + (head * 2 + is_v) * n_layer * 2;
+        weight  = (const float *) (a.codec + (is_v ? a.at.weight_v : a.at.weight_k)) + head * n_layer * d;
+        gain    = (const float *) (a.codec + (is_v ? a.at.gain_v : a.at.gain_k)) + at.coef;
+        decoder = (const half *) (a.codec + (is_v ? a.at.dec_v : a.at.dec_k)) + (int64_t) n_layer * d * at.coef;
     }
 
     __device__ uint8_t * row(const encode_args & a, int token) const {
         const int64_t at = a.rows[token];
-        return (uint8_t *) a.code[is_v] + at / a.n_cells * a.code_stream[is_v] + at % a.n_cells * a.code_cell[is_v] +
-               (int64_t) head * a.code_bytes[is_v];
+        return (uint8_t *) a.code[is_v] + at / a.n_cells * a.code_stream[is_v] + at % a.n_cells * a.code_cell[is_v] + code;
     }
 };
 
@@ -282,8 +283,8 @@ static __global__ void __launch_bounds__(THREADS) encode_kernel(const encode_arg
 
 static size_t encode_shared(const minicache_code_shape & shape) {
     const int d = std::max(shape.d_k, shape.d_v);
-    const int n = shape.layout_k.n_layer * d;
-    const int r = std::max(minicache_code_size(shape.layout_k), minicache_code_size(shape.layout_v));
+    const int n = shape.n_layer * d;
+    const int r = std::max(shape.r_k, shape.r_v);
     return sizeof(float) * (2 * TOKENS * n + TOKENS * r + WARPS * d) + (TOKENS + 1) * r;
 }
 
@@ -291,7 +292,7 @@ void minicache_cuda_encode_forward(ggml_backend_cuda_context & ctx, ggml_tensor 
     encode_args a = {};
     a.shape       = minicache_cuda_params<ggml_minicache_encode_params>(dst).shape;
     a.at          = minicache_codec_offsets_of(a.shape);
-    for (int side = 0; side < a.shape.layout_k.n_layer; ++side) {
+    for (int side = 0; side < a.shape.n_layer; ++side) {
         a.kv[side] = (const char *) dst->src[5 + side]->data;
     }
     a.kv_token = dst->src[5]->nb[1];
@@ -301,7 +302,6 @@ void minicache_cuda_encode_forward(ggml_backend_cuda_context & ctx, ggml_tensor 
         a.code[is_v]             = (char *) code->data;
         a.code_cell[is_v]        = code->nb[1];
         a.code_stream[is_v]      = code->nb[2];
-        a.code_bytes[is_v]       = (int32_t) code->ne[0] / a.shape.n_head_kv;
     }
     a.n_cells  = dst->src[1]->ne[1];
     a.rows     = (const int64_t *) dst->src[3]->data;

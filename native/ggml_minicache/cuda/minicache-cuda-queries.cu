@@ -91,16 +91,17 @@ static __device__ int find_bases(const minicache_cuda_attn & a, int stream, int 
 }
 
 // The whole block: makes the table's entries for one span of cells.
+//   head         the KV head's K
 //   slice_there  the slice of the decoder that is in shared memory, -1 for none
 template <int ROWS>
 static __device__ __forceinline__ void add_span(const minicache_cuda_attn & a, const minicache_attn_schedule & schedule,
-    const query_table_shape & shape, const minicache_query_table & table, int span, int & slice_there, char * shared) {
+    const query_table_shape & shape, const minicache_query_table & table, const minicache_cuda_head & head, int span,
+    int & slice_there, char * shared) {
     const int COLUMNS = ROWS / 8;
 
     const int head_kv = blockIdx.y;
     const int stream  = blockIdx.z;
     const int thread  = threadIdx.y * WARP_SIZE + threadIdx.x;
-    const int r       = a.dims.r_k;
     const int n_pair  = minicache_turn_pairs(a.shape);
 
     half *  decoder = (half *) shared;  // [d_k][slice], padded
@@ -148,15 +149,15 @@ static __device__ __forceinline__ void add_span(const minicache_cuda_attn & a, c
 
             tile<16, 8, float> z[N_MATRIX][COLUMNS];
 
-            for (int slice = 0; slice * shape.slice < r; ++slice) {
+            for (int slice = 0; slice * shape.slice < head.r; ++slice) {
                 const int c_0 = slice * shape.slice;
-                const int n   = minicache_min(shape.slice, r - c_0);
+                const int n   = minicache_min(shape.slice, head.r - c_0);
                 if (slice != slice_there) {
                     __syncthreads();
-                    const half * from = a.decoder_k(head_kv) + c_0;
+                    const half * from = head.decoder + c_0;
                     for (int i = threadIdx.y; i < a.dims.d_k; i += MINICACHE_ATTN_WARPS) {
                         for (int c = threadIdx.x; c < n / 2; c += WARP_SIZE) {
-                            ((half2 *) (decoder + i * shape.ld_decoder))[c] = ((const half2 *) (from + i * r))[c];
+                            ((half2 *) (decoder + i * shape.ld_decoder))[c] = ((const half2 *) (from + i * head.r))[c];
                         }
                     }
                     slice_there = slice;
@@ -226,10 +227,10 @@ static __device__ __forceinline__ void add_span(const minicache_cuda_attn & a, c
                     for (int l = 0; l < 4; ++l) {
                         const int c   = (threadIdx.y + k * MINICACHE_ATTN_WARPS) * 16 + tile<16, 8, float>::get_i(l);
                         const int row = j * 8 + tile<16, 8, float>::get_j(l);
-                        if (c < r) {
+                        if (c < head.r) {
                             const float top = top_of(row);
 
-                            table.query[(out + row) * r + minicache_code_place(c)] =
+                            table.query[(out + row) * a.dims.r_k + minicache_code_place(c)] =
                                 __float2half(top > 0.0f ? z[k][j].x[l] / top : 0.0f);
                         }
                     }
@@ -247,9 +248,11 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE) query
     const MINICACHE_PARAMETER query_table_shape shape, const MINICACHE_PARAMETER minicache_query_table table) {
     MINICACHE_SHARED(shared);
 
+    const minicache_cuda_head head = a.head_k(blockIdx.y);
+
     int slice_there = -1;
     for (int span = blockIdx.x; span < schedule.n_span; span += gridDim.x) {
-        add_span<ROWS>(a, schedule, shape, table, span, slice_there, shared);
+        add_span<ROWS>(a, schedule, shape, table, head, span, slice_there, shared);
     }
 }
 

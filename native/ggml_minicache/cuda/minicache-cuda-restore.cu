@@ -52,22 +52,21 @@ static __device__ void restore_direction(const char * row, int32_t type, int d, 
 
 // The whole block: multiplies the code rows of the tile's coded cells by the decoder, to [CELLS][ld_row] at shape.at_row, without
 // magnitudes.
-static __device__ void decode_tile(const minicache_cuda_attn & a, const restore_shape & shape, const minicache_cuda_rows & from,
-    minicache_code_layout layout, int r, int bytes, int d, const half * decoder, int stream, int head_kv, int cell_0,
-    const bool * coded, char * shared) {
+static __device__ void decode_tile(const restore_shape & shape, const minicache_cuda_rows & from,
+    const minicache_cuda_head & head, int d, int stream, int cell_0, const bool * coded, char * shared) {
     half *  code = (half *) shared;
     float * out  = (float *) (shared + shape.at_row);
     char *  raw  = shared + shape.at_raw;
 
     for (int c = threadIdx.y; c < CELLS; c += MINICACHE_ATTN_WARPS) {
         if (coded[c]) {
-            minicache_stage_row(from.row(stream, head_kv, cell_0 + c), bytes, raw + c * shape.raw);
+            minicache_stage_row(head.code(from, stream, cell_0 + c), head.bytes, raw + c * shape.raw);
         }
     }
     __pipeline_commit();
     __pipeline_wait_prior(0);
     __syncthreads();
-    for (int u = threadIdx.y; u < r / MINICACHE_CODE_UNIT; u += MINICACHE_ATTN_WARPS) {
+    for (int u = threadIdx.y; u < head.r / MINICACHE_CODE_UNIT; u += MINICACHE_ATTN_WARPS) {
         const int c = threadIdx.x;
         half2     x[MINICACHE_CODE_UNIT / 2];
 #pragma unroll
@@ -75,8 +74,8 @@ static __device__ void decode_tile(const minicache_cuda_attn & a, const restore_
             x[j] = __floats2half2_rn(0.0f, 0.0f);
         }
         if (coded[c]) {
-            const int shift = (uintptr_t) from.row(stream, head_kv, cell_0 + c) & 2;
-            minicache_read_unit(raw + c * shape.raw + shift, minicache_code_unit_at(layout, u), x);
+            const int shift = (uintptr_t) head.code(from, stream, cell_0 + c) & 2;
+            minicache_read_unit(raw + c * shape.raw + shift, minicache_code_unit_at(head.layout, u), x);
         }
         half * to = code + c * shape.ld_code + u * MINICACHE_CODE_UNIT;
 #pragma unroll
@@ -88,9 +87,9 @@ static __device__ void decode_tile(const minicache_cuda_attn & a, const restore_
     __syncthreads();
     for (int m = threadIdx.y; m < d / 16; m += MINICACHE_ATTN_WARPS) {
         tile<16, 8, float> sum[CELLS / 8];
-        for (int i = 0; i < r; i += 16) {
+        for (int i = 0; i < head.r; i += 16) {
             tile<16, 8, half2> x;
-            load_generic(x, (const half2 *) (decoder + m * 16 * r + i), r / 2);
+            load_generic(x, (const half2 *) (head.decoder + m * 16 * head.r + i), head.r / 2);
 #pragma unroll
             for (int j = 0; j < CELLS / 8; ++j) {
                 tile<8, 8, half2> y;
@@ -153,8 +152,8 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
     float *       angles = (float *) (shared + shape.at_angles);
     const int     n_pair = minicache_turn_pairs(a.shape);
 
-    decode_tile(a, shape, a.k, a.shape.layout_k, a.dims.r_k, a.dims.bytes_k, a.dims.d_k, a.decoder_k(head_kv), stream, head_kv,
-        cell_0, coded, shared);
+    const minicache_cuda_head head_k = a.head_k(head_kv);
+    decode_tile(shape, a.k, head_k, a.dims.d_k, stream, cell_0, coded, shared);
 
     // K is turned forward to its position, one base after the other
     uint32_t done = 0;
@@ -182,7 +181,7 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
                 continue;
             }
             const int   cell = cell_0 + c;
-            const float mag  = expf(a.log_magnitude(0, head_kv, a.k.row(stream, head_kv, cell)));
+            const float mag  = expf(a.log_magnitude(0, head_kv, head_k.code(a.k, stream, cell)));
             for (int i = threadIdx.x; i < a.dims.d_k; i += WARP_SIZE) {
                 const float y = minicache_turned(a.shape.rope, n_pair, angles, angles + n_pair, 0, rows + c * shape.ld_row, i);
 
@@ -193,14 +192,14 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
     }
     __syncthreads();
 
-    decode_tile(a, shape, a.v, a.shape.layout_v, a.dims.r_v, a.dims.bytes_v, a.dims.d_v, a.decoder_v(head_kv), stream, head_kv,
-        cell_0, coded, shared);
+    const minicache_cuda_head head_v = a.head_v(head_kv);
+    decode_tile(shape, a.v, head_v, a.dims.d_v, stream, cell_0, coded, shared);
     for (int c = threadIdx.y; c < CELLS; c += MINICACHE_ATTN_WARPS) {
         if (!coded[c]) {
             continue;
         }
         const int   cell = cell_0 + c;
-        const float mag  = expf(a.log_magnitude(2, head_kv, a.v.row(stream, head_kv, cell)));
+        const float mag  = expf(a.log_magnitude(2, head_kv, head_v.code(a.v, stream, cell)));
         for (int i = threadIdx.x; i < a.dims.d_v; i += WARP_SIZE) {
             v[(first + cell) * a.dims.d_v + i] = __float2half(mag * rows[c * shape.ld_row + i]);
         }

@@ -16,10 +16,11 @@ static __device__ __noinline__ void minicache_turn_angles(const minicache_cuda_a
 
 // The whole block: computes (R(-b)x)ᵀD for one query, divided by its largest coefficient, which goes to out_scale; coefficients
 // are at their places (minicache-code-unit.h). Has barriers before, within and after.
+//   head     the KV head's K
 //   x        [d_k]
 //   scratch  [d_k], followed by the angles of minicache_turn_angles()
-static __device__ __noinline__ void minicache_turn_query(
-    const minicache_cuda_attn & a, int head_kv, const float * x, float * scratch, half * out, float * out_scale) {
+static __device__ __noinline__ void minicache_turn_query(const minicache_cuda_attn & a, const minicache_cuda_head & head,
+    const float * x, float * scratch, half * out, float * out_scale) {
     const int THREADS = MINICACHE_ATTN_WARPS * WARP_SIZE;
     const int thread  = threadIdx.y * WARP_SIZE + threadIdx.x;
     const int n_pair  = minicache_turn_pairs(a.shape);
@@ -34,16 +35,15 @@ static __device__ __noinline__ void minicache_turn_query(
     }
     __syncthreads();
 
-    const half * decoder = a.decoder_k(head_kv);
-    float        z[512 / (MINICACHE_ATTN_WARPS * WARP_SIZE)];
-    float        top = 0.0f;
+    float z[512 / (MINICACHE_ATTN_WARPS * WARP_SIZE)];
+    float top = 0.0f;
 #pragma unroll
     for (int j = 0; j < 512 / (MINICACHE_ATTN_WARPS * WARP_SIZE); ++j) {
         const int c = j * THREADS + thread;
         z[j]        = 0.0f;
-        if (c < a.dims.r_k) {
+        if (c < head.r) {
             for (int i = 0; i < a.dims.d_k; ++i) {
-                z[j] += scratch[i] * __half2float(decoder[i * a.dims.r_k + c]);
+                z[j] += scratch[i] * __half2float(head.decoder[i * head.r + c]);
             }
         }
         top = fmaxf(top, fabsf(z[j]));
@@ -59,7 +59,7 @@ static __device__ __noinline__ void minicache_turn_query(
 #pragma unroll
     for (int j = 0; j < 512 / (MINICACHE_ATTN_WARPS * WARP_SIZE); ++j) {
         const int c = j * THREADS + thread;
-        if (c < a.dims.r_k) {
+        if (c < head.r) {
             out[minicache_code_place(c)] = __float2half(top > 0.0f ? z[j] / top : 0.0f);
         }
     }

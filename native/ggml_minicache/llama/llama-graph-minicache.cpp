@@ -164,9 +164,9 @@ static ggml_minicache_attn_params attn_params(
         /*.scale     =*/kq_scale,
         /*.max_bias  =*/graph.hparams.f_max_alibi_bias,
         /*.softcap   =*/graph.hparams.attn_soft_cap ? graph.hparams.f_attn_logit_softcapping : 0.0f,
-        /*.side      =*/side,
-        /*.block     =*/kv.get_block(),
+        /*.side      =*/(int16_t) side,
         /*.reference =*/0,
+        /*.block     =*/kv.get_block(),
         /*.window    =*/kv.get_window(),
     };
 }
@@ -198,12 +198,9 @@ static ggml_tensor * build_merged(const llm_graph_context & graph, const llm_gra
 
     const ggml_minicache_attn_params params = attn_params(graph, *inp.kv, kq_scale, side);
 
-    // codes have a length of their own in place of the head size
-    const int64_t d_k = group.dir_k->ne[0] / group.n_head_kv;
-    const int64_t d_v = group.dir_v->ne[0] / group.n_head_kv;
-
-    ggml_tensor * rows_k = view_heads(ctx, group.dir_k, d_k, n_kv, sinfo);
-    ggml_tensor * rows_v = view_heads(ctx, group.dir_v, d_v, n_kv, sinfo);
+    // the codes of a token's heads have lengths of their own and are seen as one
+    ggml_tensor * rows_k = view_heads(ctx, group.dir_k, group.is_coded() ? group.shape.bytes_k : group.d_k, n_kv, sinfo);
+    ggml_tensor * rows_v = view_heads(ctx, group.dir_v, group.is_coded() ? group.shape.bytes_v : group.d_v, n_kv, sinfo);
     ggml_tensor * pool_k = view_heads(ctx, group.pool_k, group.d_k, n_slot, sinfo, side);
     ggml_tensor * pool_v = view_heads(ctx, group.pool_v, group.d_v, n_slot, sinfo, side);
 

@@ -72,10 +72,8 @@ void llama_kv_cache_minicache::add_tensors(minicache_group & group, ggml_context
         return x;
     };
     if (is_coded()) {
-        const minicache_code_shape & shape = group.shape;
-
-        group.dir_k = new_tensor("code_k", GGML_TYPE_I8, minicache_code_bytes(shape.layout_k) * group.n_head_kv, kv_size);
-        group.dir_v = new_tensor("code_v", GGML_TYPE_I8, minicache_code_bytes(shape.layout_v) * group.n_head_kv, kv_size);
+        group.dir_k = new_tensor("code_k", GGML_TYPE_I8, group.shape.bytes_k, kv_size);
+        group.dir_v = new_tensor("code_v", GGML_TYPE_I8, group.shape.bytes_v, kv_size);
     } else {
         group.dir_k = new_tensor("dir_k", cache_type_k, n_embd_k, kv_size);
         group.dir_v = new_tensor("dir_v", cache_type_v, n_embd_v, kv_size);
@@ -149,7 +147,7 @@ void llama_kv_cache_minicache::allocate(const minicache_plan * plan, bool offloa
     }
 }
 
-// Writes the plan's codecs, with the model's own RoPE frequencies in front of the plan's part.
+// Writes the plan's codecs, with the model's own RoPE frequencies in their place.
 void llama_kv_cache_minicache::write_codecs(const minicache_plan & plan, const std::vector<minicache_rope_turn> & turns) {
     if (hparams.no_alloc) {
         return;
@@ -159,12 +157,10 @@ void llama_kv_cache_minicache::write_codecs(const minicache_plan & plan, const s
         const minicache_plan_group & source = group.source_in(plan);
         const minicache_rope_turn &  turn   = turns[ig];
 
-        std::vector<uint8_t> codec(turn.freq.size() * sizeof(float));
-        for (size_t i = 0; i < turn.freq.size(); ++i) {
-            const float freq = (float) turn.freq[i];
-            memcpy(codec.data() + i * sizeof(float), &freq, sizeof(freq));
-        }
-        codec.insert(codec.end(), source.codec.begin(), source.codec.end());
+        const std::vector<float> freq(turn.freq.begin(), turn.freq.end());
+        const auto *             bytes = (const uint8_t *) freq.data();
+        std::vector<uint8_t>     codec = source.codec;
+        codec.insert(codec.begin() + minicache_codec_offsets_of(group.shape).freq, bytes, bytes + freq.size() * sizeof(float));
 
         GGML_ASSERT(codec.size() == ggml_nbytes(group.codec));
         ggml_backend_tensor_set(group.codec, codec.data(), 0, codec.size());

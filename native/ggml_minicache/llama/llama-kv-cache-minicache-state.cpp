@@ -21,18 +21,18 @@ class rows_writer : public llama_io_write_vector {
 };
 }  // namespace
 
-static std::vector<minicache_code_shape> shapes_of(const std::vector<minicache_group> & groups) {
-    std::vector<minicache_code_shape> shapes;
+static std::vector<minicache_group_layouts> layouts_of(const std::vector<minicache_group> & groups) {
+    std::vector<minicache_group_layouts> layouts;
     for (const minicache_group & group : groups) {
-        shapes.push_back(group.shape);
+        layouts.push_back(group.layouts);
     }
-    return shapes;
+    return layouts;
 }
 
 void llama_kv_cache_minicache::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
     rows_writer raw;
     llama_kv_cache::state_write(raw, seq_id, flags);
-    const std::vector<uint8_t> payload = minicache_pack(raw.data, raw.rows, shapes_of(groups));
+    const std::vector<uint8_t> payload = minicache_pack(raw.data, raw.rows, layouts_of(groups));
 
     std::vector<uint32_t> cell_counts(n_stream, 0);
     for (uint32_t s = 0; s < n_stream; ++s) {
@@ -101,7 +101,7 @@ std::vector<uint8_t> llama_kv_cache_minicache::read_checked(llama_io_read_i & io
         throw std::runtime_error("the saved state is damaged: its checksum differs");
     }
     check_room(cell_counts, seq_id);
-    return minicache_unpack(packed, shapes_of(groups), max_size);
+    return minicache_unpack(packed, layouts_of(groups), max_size);
 }
 
 void llama_kv_cache_minicache::state_write_data(llama_io_write_i & io, const cell_ranges_t & cr) const {

@@ -126,6 +126,7 @@ std::vector<minicache_rope_turn> llama_kv_cache_minicache::add_shapes(
     for (minicache_group & group : groups) {
         turns.push_back(minicache_rope_of(model, cparams, group.first()));
 
+        group.layouts     = group.source_in(plan).layouts;
         group.shape       = group.source_in(plan).shape;
         group.shape.n_rot = (int16_t) turns.back().n_rot;
         group.shape.rope  = turns.back().kind;

@@ -34,8 +34,10 @@ struct minicache_group {
     int64_t d_v;
     int64_t n_head_kv;
 
-    minicache_code_shape shape;  // of a coded group
-    ggml_tensor *        codec;  // I8 [minicache_codec_offsets.size] of a coded group, else null
+    // of a coded group
+    minicache_code_shape    shape;
+    minicache_group_layouts layouts;
+    ggml_tensor *           codec;  // I8 [minicache_codec_offsets.size]; null without codes
 
     // Basis matrices of each layer, F32 [d, d, n_head_kv]; null if its vectors are merged without one. basis_o is basis_v
     // transposed, for the attention's result. Groups with basis matrices have two layers.
@@ -43,9 +45,9 @@ struct minicache_group {
     ggml_tensor * basis_v[MINICACHE_CODE_LAYERS];
     ggml_tensor * basis_o[MINICACHE_CODE_LAYERS];
 
-    // Streams are dimension 2 of all of these. In a coded group dir_k and dir_v are codes, I8 [bytes*n_head_kv, kv_size,
-    // n_stream], which contain the magnitudes; averages have no magnitudes. The n_slot slots include the window's, see
-    // ggml-minicache.h.
+    // Streams are dimension 2 of all of these. In a coded group dir_k and dir_v are codes, I8 [shape.bytes_k or
+    // bytes_v, kv_size, n_stream], which contain the magnitudes; averages have no magnitudes. The n_slot slots include the
+    // window's, see ggml-minicache.h.
     ggml_tensor * dir_k;   // cache type of K  [d_k*n_head_kv, kv_size, n_stream]
     ggml_tensor * dir_v;   // cache type of V  [d_v*n_head_kv, kv_size, n_stream]
     ggml_tensor * mag;     // f16              [4*n_head_kv,   kv_size, n_stream]: |K_a|, |K_b|, |V_a|, |V_b|, or null

@@ -10,13 +10,11 @@
 
 // Entries that are code rows, in place of k, v and their magnitudes.
 struct code_entries {
-    const llama_minicache_codec * codec;
-
-    minicache_code_shape shape;
-    const uint8_t *      code_k;
-    const uint8_t *      code_v;
-    const int32_t *      bases;
-    int32_t              side;
+    minicache_array_codec codec;
+    const uint8_t *       code_k;
+    const uint8_t *       code_v;
+    const int32_t *       bases;
+    int32_t               side;
 };
 
 static void check_args(const llama_minicache_attention_args & a, const code_entries * codes) {
@@ -35,9 +33,10 @@ static void check_args(const llama_minicache_attention_args & a, const code_entr
         return;
     }
     minicache_check_arg(codes->code_k && codes->code_v && codes->bases, "code_k, code_v and bases must not be NULL");
-    minicache_check_side(codes->side, codes->shape);
-    minicache_check_arg(codes->shape.d_k == a.head_size && codes->shape.d_v == a.head_size, "the codec is for another head size");
-    minicache_check_arg(codes->shape.n_head_kv == a.n_head_kv, "the codec is for another n_head_kv");
+    minicache_check_side(codes->side, codes->codec.shape);
+    minicache_check_arg(
+        codes->codec.shape.d_k == a.head_size && codes->codec.shape.d_v == a.head_size, "the codec is for another head size");
+    minicache_check_arg(codes->codec.shape.n_head_kv == a.n_head_kv, "the codec is for another n_head_kv");
 }
 
 // What each cell holds.
@@ -125,9 +124,9 @@ static void attention(const llama_minicache_attention_args & a, const code_entri
     ggml_tensor * pool_v  = nullptr;
     ggml_tensor * kv_cur  = nullptr;
     if (codes) {
-        cache_k = new_rows(GGML_TYPE_I8, minicache_code_bytes(codes->shape.layout_k), a.n_kv);
-        cache_v = new_rows(GGML_TYPE_I8, minicache_code_bytes(codes->shape.layout_v), a.n_kv);
-        codec   = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, codes->codec->size);
+        cache_k = ggml_new_tensor_3d(ctx, GGML_TYPE_I8, codes->codec.shape.bytes_k, 1, a.n_kv);
+        cache_v = ggml_new_tensor_3d(ctx, GGML_TYPE_I8, codes->codec.shape.bytes_v, 1, a.n_kv);
+        codec   = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, (int64_t) codes->codec.data.size());
     } else {
         cache_k = new_rows(a.type_k, d, a.n_kv);
         cache_v = new_rows(a.type_v, d, a.n_kv);
@@ -146,15 +145,15 @@ static void attention(const llama_minicache_attention_args & a, const code_entri
         a.scale,
         a.max_bias,
         a.softcap,
-        codes ? codes->side : 0,
+        (int16_t) (codes ? codes->side : 0),
+        (int16_t) a.reference,
         /*.block =*/n_slot > 0 ? a.retain_block : 0,
-        a.reference ? 1 : 0,
         /*.window =*/0,
     };
     ggml_tensor * q_heads = ggml_permute(ctx, q, 0, 2, 1, 3);
     ggml_tensor * r =
-        codes ? ggml_minicache_attn_code(
-                    ctx, q_heads, cache_k, cache_v, codec, pool_k, pool_v, kv_cur, mask, index, sinks, params, codes->shape) :
+        codes ? ggml_minicache_attn_code(ctx, q_heads, cache_k, cache_v, codec, pool_k, pool_v, kv_cur, mask, index, sinks,
+                    params, codes->codec.shape) :
                 ggml_minicache_attn(ctx, q_heads, cache_k, cache_v, mag, pool_k, pool_v, kv_cur, mask, index, sinks, params);
 
     graph.allocate();
@@ -164,7 +163,7 @@ static void attention(const llama_minicache_attention_args & a, const code_entri
     if (codes) {
         minicache_set_data(cache_k, codes->code_k);
         minicache_set_data(cache_v, codes->code_v);
-        minicache_set_data(codec, codes->codec->data);
+        minicache_set_data(codec, codes->codec.data.data());
         ggml_backend_tensor_set(index, codes->bases, index->nb[2], a.n_kv * sizeof(int32_t));
     } else {
         minicache_set_data(cache_k, converted(cache_k, a.k).data());
@@ -200,7 +199,7 @@ bool llama_minicache_code_attention(const llama_minicache_codec * codec, const u
     const int32_t * bases, int32_t side, const llama_minicache_attention_args * args, float * result) {
     return minicache_guarded([&] {
         minicache_check_arg(args, "args must not be NULL");
-        const code_entries codes = { codec, minicache_checked_shape(codec), code_k, code_v, bases, side };
+        const code_entries codes = { minicache_checked_codec(codec), code_k, code_v, bases, side };
         attention(*args, &codes, result);
     });
 }

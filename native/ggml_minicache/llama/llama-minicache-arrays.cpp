@@ -5,6 +5,7 @@
 #include "llama-minicache-plan.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 void minicache_check_arg(bool ok, const std::string & message) {
@@ -62,13 +63,18 @@ std::vector<float> minicache_joined(const float * k, const float * v, int64_t n_
 // codecs
 //
 
-static minicache_code_layout layout_of(const int32_t * units, const char * name) {
-    minicache_code_layout layout = {};
-    for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
-        minicache_check_arg(units[i] >= 0 && units[i] <= UINT8_MAX, std::string(name) + " must be from 0 to 255");
-        layout.n_unit[i] = (uint8_t) units[i];
+static std::vector<minicache_code_layout> layouts_of(
+    const int32_t * units, int32_t n_head_kv, int32_t n_layer, const std::string & name) {
+    minicache_check_arg(units, name + " must not be NULL");
+    std::vector<minicache_code_layout> layouts(n_head_kv);
+    for (minicache_code_layout & layout : layouts) {
+        for (uint8_t & n_unit : layout.n_unit) {
+            minicache_check_arg(*units >= 0 && *units <= UINT8_MAX, name + " must be from 0 to 255");
+            n_unit = (uint8_t) *units++;
+        }
+        layout.n_layer = (uint8_t) n_layer;
     }
-    return layout;
+    return layouts;
 }
 
 static int16_t check_size(int32_t n, int32_t least, const char * name) {
@@ -76,38 +82,46 @@ static int16_t check_size(int32_t n, int32_t least, const char * name) {
     return (int16_t) n;
 }
 
-static minicache_code_shape shape_of(const llama_minicache_codec & codec) {
-    minicache_code_shape shape = {};
-    minicache_check_arg(codec.n_layer >= 1 && codec.n_layer <= MINICACHE_CODE_LAYERS,
+static minicache_array_codec array_codec_of(const llama_minicache_codec & given) {
+    minicache_check_arg(given.n_layer >= 1 && given.n_layer <= MINICACHE_CODE_LAYERS,
         "n_layer must be from 1 to " + std::to_string(MINICACHE_CODE_LAYERS));
-    shape.layout_k         = layout_of(codec.units_k, "units_k");
-    shape.layout_v         = layout_of(codec.units_v, "units_v");
-    shape.d_k              = check_size(codec.head_size_k, 1, "head_size_k");
-    shape.d_v              = check_size(codec.head_size_v, 1, "head_size_v");
-    shape.layout_k.n_layer = shape.layout_v.n_layer = (uint8_t) codec.n_layer;
-    shape.n_head_kv                                 = check_size(codec.n_head_kv, 1, "n_head_kv");
-    shape.n_rot                                     = check_size(codec.n_rot, 0, "n_rot");
-    shape.rope                                      = codec.rope;
+    minicache_check_arg(given.rope >= MINICACHE_ROPE_NONE && given.rope <= MINICACHE_ROPE_HALVES, "rope must be 0, 1 or 2");
 
-    minicache_check_arg(codec.rope >= MINICACHE_ROPE_NONE && codec.rope <= MINICACHE_ROPE_HALVES, "rope must be 0, 1 or 2");
+    minicache_array_codec  codec = {};
+    minicache_code_shape & shape = codec.shape;
+    shape.d_k                    = check_size(given.head_size_k, 1, "head_size_k");
+    shape.d_v                    = check_size(given.head_size_v, 1, "head_size_v");
+    shape.n_head_kv              = check_size(given.n_head_kv, 1, "n_head_kv");
+    shape.n_layer                = (int16_t) given.n_layer;
+    shape.n_rot                  = check_size(given.n_rot, 0, "n_rot");
+    shape.rope                   = (int16_t) given.rope;
     minicache_check_arg(shape.n_rot % 2 == 0 && shape.n_rot <= shape.d_k, "n_rot must be even, and no more than head_size_k");
 
-    const int64_t size = minicache_codec_offsets_of(shape).size;
-    minicache_check_arg(codec.data && codec.size == size,
-        "the codec has " + std::to_string(codec.size) + " bytes; one of this shape has " + std::to_string(size));
-    return shape;
+    const minicache_group_layouts layouts = {
+        layouts_of(given.units_k, given.n_head_kv, given.n_layer, "units_k"),
+        layouts_of(given.units_v, given.n_head_kv, given.n_layer, "units_v"),
+    };
+    codec.heads = minicache_set_heads(shape, layouts);
+
+    const minicache_codec_offsets o = minicache_codec_offsets_of(shape);
+    minicache_check_arg(given.data && given.size == o.size - o.freq,
+        "the codec has " + std::to_string(given.size) + " bytes; one of this shape has " + std::to_string(o.size - o.freq));
+    codec.data.resize(o.size);
+    memcpy(codec.data.data() + o.heads, codec.heads.data(), o.freq - o.heads);
+    memcpy(codec.data.data() + o.freq, given.data, given.size);
+    return codec;
 }
 
-minicache_code_shape minicache_checked_shape(const llama_minicache_codec * codec) {
+minicache_array_codec minicache_checked_codec(const llama_minicache_codec * codec) {
     minicache_check_arg(codec, "codec must not be NULL");
-    const minicache_code_shape shape = shape_of(*codec);
-    const std::string          flaw  = minicache_codec_flaw(shape, codec->data);
+    minicache_array_codec checked = array_codec_of(*codec);
+    const std::string     flaw    = minicache_codec_flaw(checked.shape, checked.data.data());
     minicache_check_arg(flaw.empty(), "the codec has " + flaw);
-    return shape;
+    return checked;
 }
 
 void minicache_check_side(int32_t side, const minicache_code_shape & shape) {
-    const int n = shape.layout_k.n_layer;
+    const int n = shape.n_layer;
     minicache_check_arg(side >= 0 && side < n, "side must be from 0 to " + std::to_string(n - 1));
 }
 

@@ -80,13 +80,13 @@ struct group_ops {
         if (n_slot > 0) {
             look("index", ggml_minicache_index(ctx, cells, slots, storage.block, storage.window));
         }
-        const ggml_minicache_attn_params attn = { 1.0f, hparams.f_max_alibi_bias, 0.0f, 0, storage.block, 0, storage.window };
+        const ggml_minicache_attn_params attn = { 1.0f, hparams.f_max_alibi_bias, 0.0f, 0, 0, storage.block, storage.window };
 
         ggml_tensor * stored;
         if (storage.coded) {
             ggml_tensor * codec  = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, minicache_codec_offsets_of(group.shape).size);
-            ggml_tensor * code_k = rows(GGML_TYPE_I8, minicache_code_bytes(group.shape.layout_k), N_CELLS);
-            ggml_tensor * code_v = rows(GGML_TYPE_I8, minicache_code_bytes(group.shape.layout_v), N_CELLS);
+            ggml_tensor * code_k = ggml_new_tensor_4d(ctx, GGML_TYPE_I8, group.shape.bytes_k, 1, N_CELLS, 1);
+            ggml_tensor * code_v = ggml_new_tensor_4d(ctx, GGML_TYPE_I8, group.shape.bytes_v, 1, N_CELLS, 1);
             ggml_tensor * bases  = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, 1);
             look("attention over codes", ggml_minicache_attn_code(ctx, q, code_k, code_v, codec, pool_k, pool_v, kv, mask, cells,
                                              nullptr, attn, group.shape));

@@ -4,6 +4,7 @@
 #include "llama-minicache-rans.h"
 #include "minicache-code-unit.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
@@ -19,38 +20,39 @@ struct packed_rows {
     uint64_t            size;  // of the coded rows
 };
 
-static const minicache_code_layout & layout_of(const minicache_code_shape & shape, bool is_v) {
-    return is_v ? shape.layout_v : shape.layout_k;
-}
+typedef std::vector<minicache_code_layout> head_layouts;  // of all KV heads
 
-static size_t token_bytes(const minicache_code_shape & shape, bool is_v) {
-    return (size_t) shape.n_head_kv * minicache_code_bytes(layout_of(shape, is_v));
+static size_t token_bytes(const head_layouts & heads) {
+    size_t n = 0;
+    for (const minicache_code_layout & layout : heads) {
+        n += minicache_code_bytes(layout);
+    }
+    return n;
 }
 
 // The columns of a token's symbols: for each KV head the magnitudes, then the levels. Heads share the distributions, and so do
 // coefficients of one width, whose steps are such that their levels are alike: a distribution of each coefficient would save
 // less than 2 % more, without the room that its frequencies take.
-static minicache_symbol_columns columns_of(const minicache_code_shape & shape, bool is_v) {
-    const minicache_code_layout & layout = layout_of(shape, is_v);
-
-    const int mags = minicache_code_mag_bytes(layout);
+static minicache_symbol_columns columns_of(const head_layouts & heads) {
+    const int mags = minicache_code_mag_bytes(heads[0]);
 
     minicache_symbol_columns columns;
     columns.n_symbol.assign(mags, 256);
-    std::vector<uint8_t> & head = columns.distribution;
-    for (int i = 0; i < mags; ++i) {
-        head.push_back((uint8_t) i);
-    }
+
+    uint8_t of_width[MINICACHE_CODE_WIDTHS];
     for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
-        if (layout.n_unit[i] > 0) {
-            head.insert(head.end(), MINICACHE_CODE_UNIT * layout.n_unit[i], (uint8_t) columns.n_symbol.size());
+        of_width[i] = (uint8_t) columns.n_symbol.size();
+        if (std::any_of(heads.begin(), heads.end(), [i](const minicache_code_layout & one) { return one.n_unit[i] > 0; })) {
             columns.n_symbol.push_back((uint16_t) (1 << minicache_code_width(i)));
         }
     }
-    const size_t n = head.size();
-    for (int h = 1; h < shape.n_head_kv; ++h) {
-        for (size_t i = 0; i < n; ++i) {
-            head.push_back(head[i]);
+    std::vector<uint8_t> & distribution = columns.distribution;
+    for (const minicache_code_layout & layout : heads) {
+        for (int i = 0; i < mags; ++i) {
+            distribution.push_back((uint8_t) i);
+        }
+        for (int i = 0; i < MINICACHE_CODE_WIDTHS; ++i) {
+            distribution.insert(distribution.end(), MINICACHE_CODE_UNIT * layout.n_unit[i], of_width[i]);
         }
     }
     return columns;
@@ -59,7 +61,7 @@ static minicache_symbol_columns columns_of(const minicache_code_shape & shape, b
 // A code row as symbols, and back. The row is a copy, because words are read from it.
 class row_symbols {
   public:
-    row_symbols(const minicache_code_layout & layout) :
+    explicit row_symbols(const minicache_code_layout & layout) :
         layout(layout), mags(minicache_code_mag_bytes(layout)), row(minicache_code_bytes(layout) / sizeof(uint16_t)) {
         for (int u = 0; u < minicache_code_size(layout) / MINICACHE_CODE_UNIT; ++u) {
             units.push_back(minicache_code_unit_at(layout, u));
@@ -128,42 +130,76 @@ class row_symbols {
     std::vector<minicache_code_unit> units;
 };
 
-static std::vector<uint8_t> packed_of(const uint8_t * bytes, uint32_t n_token, const minicache_code_shape & shape, bool is_v) {
-    row_symbols  row(layout_of(shape, is_v));
-    const size_t n_row = (size_t) n_token * shape.n_head_kv;
+// The code rows of a token as symbols, and back.
+class token_symbols {
+  public:
+    explicit token_symbols(const head_layouts & layouts) : heads(layouts.begin(), layouts.end()) {}
 
-    std::vector<uint8_t> symbols(n_row * row.n_symbol());
-    for (size_t i = 0; i < n_row; ++i) {
-        row.read(bytes + i * row.n_byte(), symbols.data() + i * row.n_symbol());
+    size_t n_symbol() const {
+        size_t n = 0;
+        for (const row_symbols & head : heads) {
+            n += head.n_symbol();
+        }
+        return n;
+    }
+
+    void read(const uint8_t * bytes, uint8_t * symbols) {
+        for (row_symbols & head : heads) {
+            head.read(bytes, symbols);
+            bytes += head.n_byte();
+            symbols += head.n_symbol();
+        }
+    }
+
+    void write(const uint8_t * symbols, uint8_t * bytes) {
+        for (row_symbols & head : heads) {
+            head.write(symbols, bytes);
+            bytes += head.n_byte();
+            symbols += head.n_symbol();
+        }
+    }
+
+  private:
+    std::vector<row_symbols> heads;
+};
+
+static std::vector<uint8_t> packed_of(const uint8_t * bytes, uint32_t n_token, const head_layouts & heads) {
+    token_symbols token(heads);
+    const size_t  n_symbol = token.n_symbol();
+    const size_t  n_byte   = token_bytes(heads);
+
+    std::vector<uint8_t> symbols(n_token * n_symbol);
+    for (size_t i = 0; i < n_token; ++i) {
+        token.read(bytes + i * n_byte, symbols.data() + i * n_symbol);
     }
     std::vector<uint8_t> packed;
-    minicache_rans_encode(columns_of(shape, is_v), symbols.data(), n_token, packed);
+    minicache_rans_encode(columns_of(heads), symbols.data(), n_token, packed);
     return packed;
 }
 
-static void unpack_rows(
-    const uint8_t * packed, size_t size, uint32_t n_token, const minicache_code_shape & shape, bool is_v, uint8_t * bytes) {
-    row_symbols  row(layout_of(shape, is_v));
-    const size_t n_row = (size_t) n_token * shape.n_head_kv;
+static void unpack_rows(const uint8_t * packed, size_t size, uint32_t n_token, const head_layouts & heads, uint8_t * bytes) {
+    token_symbols token(heads);
+    const size_t  n_symbol = token.n_symbol();
+    const size_t  n_byte   = token_bytes(heads);
 
-    std::vector<uint8_t> symbols(n_row * row.n_symbol());
-    minicache_rans_decode(columns_of(shape, is_v), packed, size, n_token, symbols.data());
-    for (size_t i = 0; i < n_row; ++i) {
-        row.write(symbols.data() + i * row.n_symbol(), bytes + i * row.n_byte());
+    std::vector<uint8_t> symbols(n_token * n_symbol);
+    minicache_rans_decode(columns_of(heads), packed, size, n_token, symbols.data());
+    for (size_t i = 0; i < n_token; ++i) {
+        token.write(symbols.data() + i * n_symbol, bytes + i * n_byte);
     }
 }
 
 std::vector<uint8_t> minicache_pack(const std::vector<uint8_t> & payload, const std::vector<minicache_code_rows> & rows,
-    const std::vector<minicache_code_shape> & shapes) {
+    const std::vector<minicache_group_layouts> & layouts) {
     std::vector<packed_rows> taken;
     std::vector<uint8_t>     coded;
     std::vector<uint8_t>     others;
 
     size_t at = 0;
     for (const minicache_code_rows & one : rows) {
-        const minicache_code_shape & shape  = shapes[one.group];
-        const size_t                 size   = one.n_token * token_bytes(shape, one.is_v);
-        const std::vector<uint8_t>   packed = packed_of(payload.data() + one.at, one.n_token, shape, one.is_v);
+        const head_layouts &       heads  = layouts[one.group].of(one.is_v);
+        const size_t               size   = one.n_token * token_bytes(heads);
+        const std::vector<uint8_t> packed = packed_of(payload.data() + one.at, one.n_token, heads);
         if (packed.size() + sizeof(packed_rows) >= size) {
             continue;  // a few tokens, whose frequencies would take more than they save
         }
@@ -193,7 +229,7 @@ struct packed_parts {
 
 // What is packed, if all rows fit into the payload and all of them are there.
 static packed_parts read_parts(
-    const packed_header & header, const std::vector<uint8_t> & packed, const std::vector<minicache_code_shape> & shapes) {
+    const packed_header & header, const std::vector<uint8_t> & packed, const std::vector<minicache_group_layouts> & layouts) {
     const size_t after = packed.size() - sizeof(header);
     if (header.n_rows > after / sizeof(packed_rows)) {
         damaged();
@@ -207,10 +243,10 @@ static packed_parts read_parts(
     uint64_t at   = 0;
     for (const packed_rows & one : found) {
         const minicache_code_rows & rows = one.rows;
-        if (rows.group >= shapes.size() || rows.is_v > 1 || rows.at < at || rows.at > header.size || one.size > left) {
+        if (rows.group >= layouts.size() || rows.is_v > 1 || rows.at < at || rows.at > header.size || one.size > left) {
             damaged();
         }
-        const uint64_t size = rows.n_token * (uint64_t) token_bytes(shapes[rows.group], rows.is_v);
+        const uint64_t size = rows.n_token * (uint64_t) token_bytes(layouts[rows.group].of(rows.is_v));
         if (size > header.size - rows.at) {
             damaged();
         }
@@ -225,7 +261,7 @@ static packed_parts read_parts(
 }
 
 std::vector<uint8_t> minicache_unpack(
-    const std::vector<uint8_t> & packed, const std::vector<minicache_code_shape> & shapes, size_t max_size) {
+    const std::vector<uint8_t> & packed, const std::vector<minicache_group_layouts> & layouts, size_t max_size) {
     packed_header header;
     if (packed.size() < sizeof(header)) {
         damaged();
@@ -234,7 +270,7 @@ std::vector<uint8_t> minicache_unpack(
     if (header.size > max_size) {
         damaged();
     }
-    const packed_parts parts = read_parts(header, packed, shapes);
+    const packed_parts parts = read_parts(header, packed, layouts);
 
     const uint8_t * other = packed.data() + sizeof(header) + parts.rows.size() * sizeof(packed_rows);
     const uint8_t * coded = other + parts.n_other;
@@ -246,9 +282,9 @@ std::vector<uint8_t> minicache_unpack(
         payload.insert(payload.end(), other, other + before);
         other += before;
 
-        const minicache_code_shape & shape = shapes[one.rows.group];
-        payload.resize(payload.size() + one.rows.n_token * token_bytes(shape, one.rows.is_v));
-        unpack_rows(coded, one.size, one.rows.n_token, shape, one.rows.is_v, payload.data() + one.rows.at);
+        const head_layouts & heads = layouts[one.rows.group].of(one.rows.is_v);
+        payload.resize(payload.size() + one.rows.n_token * token_bytes(heads));
+        unpack_rows(coded, one.size, one.rows.n_token, heads, payload.data() + one.rows.at);
         coded += one.size;
     }
     payload.insert(payload.end(), other, other + (header.size - payload.size()));

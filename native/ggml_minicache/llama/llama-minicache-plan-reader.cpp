@@ -7,7 +7,7 @@
 #include <cstring>
 #include <stdexcept>
 
-static const uint32_t PLAN_VERSION = 3;
+static const uint32_t PLAN_VERSION = 4;
 
 static const char * const MAKE_IT_ANEW = "make a new one with `minicache calibrate MODEL`";
 

@@ -12,16 +12,19 @@
 static const uint32_t MOST_LAYERS     = 65536;
 static const uint32_t MOST_ROPE_BLOCK = 1 << 20;  // positions
 
-// of each group, from the numbers of units of each width
-static std::vector<minicache_code_layout> layouts_of(
-    const minicache_plan_reader & reader, const std::vector<int32_t> & counts, size_t n_group) {
-    reader.check_that(counts.size() == MINICACHE_CODE_WIDTHS * n_group, "its lists differ in length");
+// of the n_head_kv KV heads of a group, from the numbers of units of each width; `at` is moved behind them
+static std::vector<minicache_code_layout> take_layouts(
+    const minicache_plan_reader & reader, const std::vector<int32_t> & counts, size_t & at, const minicache_code_shape & shape) {
+    reader.check_that(MINICACHE_CODE_WIDTHS * (size_t) shape.n_head_kv <= counts.size() - at, "its lists differ in length");
 
-    std::vector<minicache_code_layout> layouts(n_group);
-    for (size_t i = 0; i < counts.size(); ++i) {
-        reader.check_that(
-            counts[i] >= 0 && counts[i] <= UINT8_MAX, "a code has " + std::to_string(counts[i]) + " units of one width");
-        layouts[i / MINICACHE_CODE_WIDTHS].n_unit[i % MINICACHE_CODE_WIDTHS] = (uint8_t) counts[i];
+    std::vector<minicache_code_layout> layouts(shape.n_head_kv);
+    for (minicache_code_layout & layout : layouts) {
+        for (uint8_t & n_unit : layout.n_unit) {
+            const int32_t n = counts[at++];
+            reader.check_that(n >= 0 && n <= UINT8_MAX, "a code has " + std::to_string(n) + " units of one width");
+            n_unit = (uint8_t) n;
+        }
+        layout.n_layer = (uint8_t) shape.n_layer;
     }
     return layouts;
 }
@@ -29,12 +32,12 @@ static std::vector<minicache_code_layout> layouts_of(
 std::string minicache_codec_flaw(const minicache_code_shape & shape, const void * codec) {
     const minicache_codec_offsets o = minicache_codec_offsets_of(shape);
 
-    std::vector<float> x(o.dec_k / sizeof(float));
-    memcpy(x.data(), codec, o.dec_k);
+    std::vector<float> x((o.dec_k - o.freq) / sizeof(float));
+    memcpy(x.data(), (const char *) codec + o.freq, o.dec_k - o.freq);
     if (!std::all_of(x.begin(), x.end(), [](float value) { return std::isfinite(value); })) {
         return "numbers that are not finite";
     }
-    for (int64_t i = o.mag / sizeof(float) + 1; i < o.weight_k / (int64_t) sizeof(float); i += 2) {
+    for (int64_t i = (o.mag - o.freq) / sizeof(float) + 1; i < (o.weight_k - o.freq) / (int64_t) sizeof(float); i += 2) {
         if (x[i] <= 0.0f) {
             return "a step of magnitudes that is not above 0";
         }
@@ -47,22 +50,22 @@ std::string minicache_codec_flaw(const minicache_code_shape & shape, const void 
     return "";
 }
 
-// of a group, whose layers and sizes are known
-static void read_code(const minicache_plan_reader & reader, const minicache_code_layout & layout_k,
-    const minicache_code_layout & layout_v, minicache_plan_group & group) {
+// of a group, whose layers, sizes and layouts are known
+static void read_code(const minicache_plan_reader & reader, minicache_plan_group & group) {
     const std::string first = std::to_string(group.layers[0]);
-    const int         n     = (int) group.layers.size();
+    const int         n     = group.shape.n_layer;
 
-    group.shape.layout_k         = layout_k;
-    group.shape.layout_v         = layout_v;
-    group.shape.layout_k.n_layer = group.shape.layout_v.n_layer = (uint8_t) n;
+    const std::vector<minicache_head_layout> heads = minicache_set_heads(group.shape, group.layouts);
     reader.check_that(
-        minicache_code_size(layout_k) <= n * group.shape.d_k && minicache_code_size(layout_v) <= n * group.shape.d_v,
-        "a code is longer than what it codes");
+        group.shape.r_k <= n * group.shape.d_k && group.shape.r_v <= n * group.shape.d_v, "a code is longer than what it codes");
 
-    group.codec = reader.codec("group." + first + ".codec");
-    reader.check_that((int64_t) group.codec.size() == minicache_codec_offsets_of(group.shape).size,
-        "the codec of layer " + first + " has the wrong size");
+    const minicache_codec_offsets o    = minicache_codec_offsets_of(group.shape);
+    const std::vector<uint8_t>    rest = reader.codec("group." + first + ".codec");
+    reader.check_that((int64_t) rest.size() == o.size - o.freq, "the codec of layer " + first + " has the wrong size");
+
+    const auto * bytes = (const uint8_t *) heads.data();
+    group.codec.assign(bytes, bytes + heads.size() * sizeof(heads[0]));
+    group.codec.insert(group.codec.end(), rest.begin(), rest.end());
 
     const std::string flaw = minicache_codec_flaw(group.shape, group.codec.data());
     reader.check_that(flaw.empty(), "the codec of layer " + first + " has " + flaw);
@@ -118,24 +121,27 @@ static void read_groups(const minicache_plan_reader & reader, minicache_plan & p
 
     const bool coded = plan.mode == LLAMA_MINICACHE_MODE_CODE;
 
-    std::vector<minicache_code_layout> layouts_k;
-    std::vector<minicache_code_layout> layouts_v;
-    if (coded) {
-        layouts_k = layouts_of(reader, reader.ints("minicache.units_k"), layers.size());
-        layouts_v = layouts_of(reader, reader.ints("minicache.units_v"), layers.size());
-    }
+    const std::vector<int32_t> units_k = coded ? reader.ints("minicache.units_k") : std::vector<int32_t>();
+    const std::vector<int32_t> units_v = coded ? reader.ints("minicache.units_v") : std::vector<int32_t>();
 
+    size_t at_k = 0;
+    size_t at_v = 0;
     for (size_t i = 0; i < layers.size(); ++i) {
         minicache_plan_group group = {};
         group.layers               = layers[i];
         for (int j = 0; j < 3; ++j) {
             reader.check_that(sizes[3 * i + j] > 0 && sizes[3 * i + j] <= 4096, "a head size makes no sense");
         }
+        group.shape.n_layer   = (int16_t) group.layers.size();
         group.shape.n_head_kv = (int16_t) sizes[3 * i];
         group.shape.d_k       = (int16_t) sizes[3 * i + 1];
         group.shape.d_v       = (int16_t) sizes[3 * i + 2];
         if (coded) {
-            read_code(reader, layouts_k[i], layouts_v[i], group);
+            group.layouts = {
+                take_layouts(reader, units_k, at_k, group.shape),
+                take_layouts(reader, units_v, at_v, group.shape),
+            };
+            read_code(reader, group);
         } else {
             const std::string name = "group." + std::to_string(group.layers[0]) + ".basis_";
             reader.basis(name + "k", group.shape.d_k, group.shape.n_head_kv, group.basis_k);
@@ -144,6 +150,7 @@ static void read_groups(const minicache_plan_reader & reader, minicache_plan & p
         plan.hash = hash_group(group, plan.hash);
         plan.groups.push_back(std::move(group));
     }
+    reader.check_that(at_k == units_k.size() && at_v == units_v.size(), "its lists differ in length");
 }
 
 // layers that are in no group and have types of their own: layer, type of K, type of V, as ggml numbers them

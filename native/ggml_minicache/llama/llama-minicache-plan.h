@@ -5,7 +5,7 @@
 
 #include "ggml.h"
 #include "llama-minicache.h"
-#include "minicache-code.h"
+#include "minicache-code-heads.h"
 
 #include <cstdint>
 #include <map>
@@ -21,8 +21,9 @@ typedef std::vector<int32_t> minicache_layers;  // layers in order, such as thos
 struct minicache_plan_group {
     minicache_layers layers;
 
-    minicache_code_shape shape;  // n_rot and rope are the model's, set when a cache is made; without codes only the sizes
-    std::vector<uint8_t> codec;  // as minicache_codec_offsets says; the frequencies are the model's
+    minicache_code_shape    shape;  // n_rot and rope are the model's, set when a cache is made; without codes only the sizes
+    minicache_group_layouts layouts;
+    std::vector<uint8_t>    codec;  // as minicache_codec_offsets says, without frequencies, which are the model's
 
     // of a group of two, layers a and b, [n_head_kv][d][d]: a layer's vectors are multiplied by their head's matrix before they are
     // merged; empty if they are merged unchanged

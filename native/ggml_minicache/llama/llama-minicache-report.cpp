@@ -141,7 +141,7 @@ static void report_merged(const llama_model & model, const llama_kv_cache_minica
         r.bytes_directions += ggml_nbytes(group.dir_k) + ggml_nbytes(group.dir_v);
         if (group.is_coded()) {
             // code rows begin with their magnitudes
-            const uint64_t magnitudes = (uint64_t) 2 * minicache_code_mag_bytes(group.shape.layout_k) * group.n_head_kv * n_rows;
+            const uint64_t magnitudes = (uint64_t) 2 * minicache_code_mag_bytes(group.layouts.k[0]) * group.n_head_kv * n_rows;
             r.bytes_directions -= magnitudes;
             r.bytes_magnitudes += magnitudes;
             r.bytes_codec += ggml_nbytes(group.codec);

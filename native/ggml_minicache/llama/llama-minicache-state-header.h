@@ -10,7 +10,7 @@
 #include <vector>
 
 static const uint32_t MINICACHE_STATE_MAGIC   = 0x564b434d;  // "MCKV"
-static const uint32_t MINICACHE_STATE_VERSION = 7;
+static const uint32_t MINICACHE_STATE_VERSION = 8;
 
 struct minicache_state_header {
     uint32_t magic   = MINICACHE_STATE_MAGIC;

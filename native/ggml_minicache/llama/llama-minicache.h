@@ -374,14 +374,14 @@ struct llama_minicache_attention_args {
 LLAMA_API bool llama_minicache_attention(const struct llama_minicache_attention_args * args, float * result);
 
 // What a group's shared codes are made and read with. Code rows are laid out as minicache-code.h says, a token's heads one
-// after the other: [n_tokens, n_head_kv, bytes of a row].
+// after the other: [n_tokens, bytes of the code rows of all KV heads].
 struct llama_minicache_codec {
-    const void * data;  // codec as minicache-code.h says
+    const void * data;  // codec as minicache-code.h says, without the heads' layouts that it begins with
     int64_t      size;  // bytes
 
-    // units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits
-    int32_t units_k[7];
-    int32_t units_v[7];
+    // units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits, [n_head_kv, 7]
+    const int32_t * units_k;
+    const int32_t * units_v;
 
     int32_t n_layer;  // of the group, 1 to 4
     int32_t head_size_k;

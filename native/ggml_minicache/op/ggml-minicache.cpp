@@ -47,18 +47,18 @@ ggml_tensor * ggml_minicache_index(ggml_context * ctx, ggml_tensor * cells, ggml
 // What the attention ops over merged and over coded entries have in common; the caller sets the parameters.
 static ggml_tensor * attn_impl(ggml_context * ctx, ggml_tensor * q, ggml_tensor * cache_k, ggml_tensor * cache_v,
     ggml_tensor * scales, ggml_tensor * pool_k, ggml_tensor * pool_v, ggml_tensor * kv_cur, ggml_tensor * mask,
-    ggml_tensor * index, ggml_tensor * sinks, const ggml_minicache_attn_params & params, int64_t d_v, int n_layer) {
-    const int64_t d_k       = q->ne[0];
-    const int64_t n_tps     = q->ne[1];
-    const int64_t n_head    = q->ne[2];
-    const int64_t n_stream  = q->ne[3];
-    const int64_t n_head_kv = cache_k->ne[1];
-    const int64_t n_kv      = cache_k->ne[2];
+    ggml_tensor * index, ggml_tensor * sinks, const ggml_minicache_attn_params & params, int64_t d_v, int64_t n_head_kv,
+    int n_layer) {
+    const int64_t d_k      = q->ne[0];
+    const int64_t n_tps    = q->ne[1];
+    const int64_t n_head   = q->ne[2];
+    const int64_t n_stream = q->ne[3];
+    const int64_t n_kv     = cache_k->ne[2];
 
     GGML_ASSERT(q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float));
     GGML_ASSERT(n_head % n_head_kv == 0);
     GGML_ASSERT(cache_k->ne[3] == n_stream);
-    GGML_ASSERT(cache_v->ne[1] == n_head_kv && cache_v->ne[2] == n_kv && cache_v->ne[3] == n_stream);
+    GGML_ASSERT(cache_v->ne[1] == cache_k->ne[1] && cache_v->ne[2] == n_kv && cache_v->ne[3] == n_stream);
     if (index) {
         GGML_ASSERT(index->type == GGML_TYPE_I32 && index->nb[0] == sizeof(int32_t));
         GGML_ASSERT(index->ne[0] == n_kv && index->ne[1] == n_stream);
@@ -113,7 +113,7 @@ ggml_tensor * ggml_minicache_attn(ggml_context * ctx, ggml_tensor * q, ggml_tens
     }
 
     ggml_tensor * result =
-        attn_impl(ctx, q, dir_k, dir_v, mag, pool_k, pool_v, kv_cur, mask, index, sinks, params, dir_v->ne[0], 2);
+        attn_impl(ctx, q, dir_k, dir_v, mag, pool_k, pool_v, kv_cur, mask, index, sinks, params, dir_v->ne[0], dir_k->ne[1], 2);
 
     set_params(result, GGML_MINICACHE_OP_ATTN, params);
 
@@ -183,8 +183,7 @@ ggml_tensor * ggml_minicache_retain(ggml_context * ctx, ggml_tensor * slots, ggm
 static void check_shape(const minicache_code_shape & shape, const ggml_tensor * codec) {
     GGML_ASSERT(shape.d_k > 0 && shape.d_v > 0 && shape.n_head_kv > 0);
     GGML_ASSERT(shape.n_rot >= 0 && shape.n_rot <= shape.d_k && shape.n_rot % 2 == 0);
-    GGML_ASSERT(shape.layout_k.n_layer >= 1 && shape.layout_k.n_layer <= MINICACHE_CODE_LAYERS);
-    GGML_ASSERT(shape.layout_k.n_layer == shape.layout_v.n_layer);
+    GGML_ASSERT(shape.n_layer >= 1 && shape.n_layer <= MINICACHE_CODE_LAYERS);
     GGML_ASSERT(shape.rope >= MINICACHE_ROPE_NONE && shape.rope <= MINICACHE_ROPE_HALVES);
     GGML_ASSERT(codec->type == GGML_TYPE_I8 && ggml_is_contiguous(codec));
     GGML_ASSERT(ggml_nelements(codec) == minicache_codec_offsets_of(shape).size);
@@ -193,7 +192,7 @@ static void check_shape(const minicache_code_shape & shape, const ggml_tensor * 
 ggml_tensor * ggml_minicache_encode(ggml_context * ctx, ggml_tensor * const * kv, ggml_tensor * codec, ggml_tensor * code_k,
     ggml_tensor * code_v, ggml_tensor * rows, ggml_tensor * bases, minicache_code_shape shape) {
     const int64_t n_tokens = kv[0]->ne[1];
-    const int     n_layer  = shape.layout_k.n_layer;
+    const int     n_layer  = shape.n_layer;
 
     check_shape(shape, codec);
     for (int side = 0; side < n_layer; ++side) {
@@ -202,8 +201,7 @@ ggml_tensor * ggml_minicache_encode(ggml_context * ctx, ggml_tensor * const * kv
     }
     GGML_ASSERT(code_k->type == GGML_TYPE_I8 && code_k->nb[0] == 1 && code_k->ne[3] == 1);
     GGML_ASSERT(code_v->type == GGML_TYPE_I8 && code_v->nb[0] == 1 && code_v->ne[3] == 1);
-    GGML_ASSERT(code_k->ne[0] == (int64_t) minicache_code_bytes(shape.layout_k) * shape.n_head_kv);
-    GGML_ASSERT(code_v->ne[0] == (int64_t) minicache_code_bytes(shape.layout_v) * shape.n_head_kv);
+    GGML_ASSERT(code_k->ne[0] == shape.bytes_k && code_v->ne[0] == shape.bytes_v);
     GGML_ASSERT(code_k->ne[1] == code_v->ne[1] && code_k->ne[2] == code_v->ne[2]);
     GGML_ASSERT(rows->type == GGML_TYPE_I64 && ggml_is_contiguous(rows) && ggml_nelements(rows) == n_tokens);
     GGML_ASSERT(bases->type == GGML_TYPE_I32 && ggml_is_contiguous(bases) && ggml_nelements(bases) == n_tokens);
@@ -237,14 +235,14 @@ ggml_tensor * ggml_minicache_attn_code(ggml_context * ctx, ggml_tensor * q, ggml
     ggml_tensor * index, ggml_tensor * sinks, ggml_minicache_attn_params params, minicache_code_shape shape) {
     check_shape(shape, codec);
     GGML_ASSERT(q->ne[0] == shape.d_k);
-    GGML_ASSERT(code_k->type == GGML_TYPE_I8 && code_k->nb[0] == 1 && code_k->ne[1] == shape.n_head_kv);
-    GGML_ASSERT(code_v->type == GGML_TYPE_I8 && code_v->nb[0] == 1);
-    GGML_ASSERT(code_k->ne[0] == minicache_code_bytes(shape.layout_k));
-    GGML_ASSERT(code_v->ne[0] == minicache_code_bytes(shape.layout_v));
+    for (const ggml_tensor * code : { code_k, code_v }) {
+        GGML_ASSERT(code->type == GGML_TYPE_I8 && code->nb[0] == 1 && code->ne[1] == 1);
+    }
+    GGML_ASSERT(code_k->ne[0] == shape.bytes_k && code_v->ne[0] == shape.bytes_v);
     GGML_ASSERT(index && index->ne[2] == 2);
 
-    ggml_tensor * result = attn_impl(
-        ctx, q, code_k, code_v, codec, pool_k, pool_v, kv_cur, mask, index, sinks, params, shape.d_v, shape.layout_k.n_layer);
+    ggml_tensor * result = attn_impl(ctx, q, code_k, code_v, codec, pool_k, pool_v, kv_cur, mask, index, sinks, params, shape.d_v,
+        shape.n_head_kv, shape.n_layer);
 
     set_params(result, GGML_MINICACHE_OP_ATTN_CODE, ggml_minicache_attn_code_params{ params, shape });
 

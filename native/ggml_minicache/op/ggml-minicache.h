@@ -61,9 +61,9 @@ struct ggml_minicache_attn_params {
     float   scale;
     float   max_bias;  // ALiBi, as in ggml_flash_attn_ext
     float   softcap;   // 0: none
-    int32_t side;
+    int16_t side;
+    int16_t reference;  // 1: the scalar reference kernel
     int32_t block;      // cells per slot, 0 without a pool
-    int32_t reference;  // 1: the scalar reference kernel
     int32_t window;     // first and latest tokens that are kept unmerged, 0 for none
 };
 
@@ -136,8 +136,8 @@ GGML_API struct ggml_tensor * ggml_minicache_retain(struct ggml_context * ctx, s
 // Encodes the current K and V of all layers and writes them to the cache, in place, for each token and KV head.
 //   kv          [n_layer]  each layer's F32 [(d_k + d_v)*n_head_kv, n_tokens]
 //   codec       I8  [minicache_codec_offsets.size]
-//   code_k      I8  [minicache_code_bytes(layout_k)*n_head_kv, n_cells, all streams]
-//   code_v      I8  [minicache_code_bytes(layout_v)*n_head_kv, n_cells, all streams]
+//   code_k      I8  [shape.bytes_k, n_cells, all streams]
+//   code_v      I8  [shape.bytes_v, n_cells, all streams]
 //   rows        I64 [n_tokens]  cell + stream*n_cells of each current token
 //   bases       I32 [n_tokens]  the position that each token's K is coded relative to
 //   result      F32 [2*n_head_kv, n_tokens]: for each KV head the squared error of K, then for each that of V, relative to the
@@ -159,8 +159,8 @@ GGML_API void ggml_minicache_encode_set_reference(struct ggml_tensor * op);
 // As ggml_minicache_attn(), with coded entries in place of merged ones. For those, with codes z and the magnitudes m of K and μ
 // of V:
 //   score_j = scale*(D_kᵀR(-b_j)q)·z_j*m_j, and D_v*Σ p_j*μ_j*z_j is added to the result
-//   code_k  I8  [minicache_code_bytes(layout_k), n_head_kv, n_kv, n_stream]
-//   code_v  I8  [minicache_code_bytes(layout_v), n_head_kv, n_kv, n_stream]
+//   code_k  I8  [shape.bytes_k, 1, n_kv, n_stream]
+//   code_v  I8  [shape.bytes_v, 1, n_kv, n_stream]
 //   codec   I8  [minicache_codec_offsets.size]
 //   index   I32 [n_kv, n_stream, 2]  what each cell holds, as for ggml_minicache_attn(); then the base of each cell
 //   params  side, block, scale, ... as for ggml_minicache_attn()

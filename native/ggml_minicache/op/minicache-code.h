@@ -23,8 +23,9 @@
 // be far larger than those that the steps suit, and clamped levels would lose most of them. The row need not hold a: magnitudes
 // take it up.
 //
-// A code row holds one KV head of one token: a byte of magnitude for each layer, a byte of 0 if their number is odd, then the
-// segments from the widest to the narrowest. A segment of n coefficients of w bits is one or two planes: the upper bits of all
+// Each KV head has widths of its own, because heads differ in what their errors do to the model's output. A code row holds one KV
+// head of one token: a byte of magnitude for each layer, a byte of 0 if their number is odd, then the segments from the widest to
+// the narrowest. A segment of n coefficients of w bits is one or two planes: the upper bits of all
 // its levels, then their lower bits (8: 8; 6: 4 + 2; 5: 4 + 1; 4: 4; 3: 2 + 1; 2: 2; 1: 1). A plane of p bits is a
 // little-endian string of bits, in which level i has the bits i*p to i*p + p - 1. Coefficients come in units of 16, so planes
 // are whole numbers of 16-bit words. A token's row in the cache is the code rows of its KV heads, one after the other.
@@ -90,29 +91,51 @@ enum minicache_rope {
     MINICACHE_ROPE_HALVES     = 2,
 };
 
-// All that encoding and attention need to know about a group, except its matrices. Both layouts have the same number of layers.
-struct minicache_code_shape {
-    struct minicache_code_layout layout_k;
-    struct minicache_code_layout layout_v;
+// The code rows of one KV head's K, or V: their layout, and how much comes before them.
+struct minicache_head_layout {
+    struct minicache_code_layout layout;
 
+    int32_t row;   // bytes of a token's row before this head's code row
+    int32_t coef;  // coefficients of the heads before this one
+};
+
+// What encoding and attention need to know about a group before they look into its codec. It says of K and of V:
+//   d      the head size
+//   r      the most coefficients that a KV head has
+//   row    the most bytes that a KV head's code row has
+//   size   coefficients of all KV heads
+//   bytes  bytes of a token's row, which has all KV heads
+struct minicache_code_shape {
     int16_t d_k;
     int16_t d_v;
     int16_t n_head_kv;
+    int16_t n_layer;
+    int16_t rope;   // enum minicache_rope
     int16_t n_rot;  // numbers of a head of K that RoPE turns, 0 without RoPE
-    int32_t rope;   // enum minicache_rope
+    int16_t r_k;
+    int16_t r_v;
+    int16_t row_k;
+    int16_t row_v;
+    int32_t size_k;
+    int32_t size_v;
+    int32_t bytes_k;
+    int32_t bytes_v;
 };
 
-// The codec of a group of n layers is one array of float32 words, then float16 ones:
+// The codec of a group of n layers is one array of the heads' layouts, then float32 words, then float16 ones. Where heads have
+// r coefficients, of which each has its own number, those of one head follow those of another without a gap.
+//        heads    [2][n_head_kv]           minicache_head_layout of K, then of V
 //   F32  freq     [n_rot/2]                radians per position of each turned pair of numbers
 //   F32  mag      [n_head_kv][2*n][2]      log_min and log_step of |K| of each layer, then of |V|
 //   F32  weight_k [n_head_kv][n*d_k]       w
-//   F32  gain_k   [n_head_kv][r_k]
+//   F32  gain_k   [n_head_kv][r]
 //   F32  weight_v [n_head_kv][n*d_v]
-//   F32  gain_v   [n_head_kv][r_v]
-//   F16  dec_k    [n_head_kv][n*d_k][r_k]  D
-//   F16  dec_v    [n_head_kv][n*d_v][r_v]
+//   F32  gain_v   [n_head_kv][r]
+//   F16  dec_k    [n_head_kv][n*d_k][r]    D
+//   F16  dec_v    [n_head_kv][n*d_v][r]
 // This struct holds the offsets of its parts, and its size, in bytes.
 struct minicache_codec_offsets {
+    int64_t heads;
     int64_t freq;
     int64_t mag;
     int64_t weight_k;
@@ -130,21 +153,20 @@ static inline MINICACHE_HD int minicache_turn_pairs_of(int32_t rope, int32_t n_r
 }
 
 static inline MINICACHE_HD struct minicache_codec_offsets minicache_codec_offsets_of(struct minicache_code_shape s) {
-    const int64_t n   = s.n_head_kv;
-    const int64_t l   = s.layout_k.n_layer;
-    const int64_t r_k = minicache_code_size(s.layout_k);
-    const int64_t r_v = minicache_code_size(s.layout_v);
+    const int64_t n = s.n_head_kv;
+    const int64_t l = s.n_layer;
 
     struct minicache_codec_offsets o;
-    o.freq     = 0;
+    o.heads    = 0;
+    o.freq     = o.heads + 2 * n * (int64_t) sizeof(struct minicache_head_layout);
     o.mag      = o.freq + 4 * (int64_t) minicache_turn_pairs_of(s.rope, s.n_rot);
     o.weight_k = o.mag + 4 * n * 4 * l;
     o.gain_k   = o.weight_k + 4 * n * l * s.d_k;
-    o.weight_v = o.gain_k + 4 * n * r_k;
+    o.weight_v = o.gain_k + 4 * (int64_t) s.size_k;
     o.gain_v   = o.weight_v + 4 * n * l * s.d_v;
-    o.dec_k    = o.gain_v + 4 * n * r_v;
-    o.dec_v    = o.dec_k + 2 * n * l * s.d_k * r_k;
-    o.size     = o.dec_v + 2 * n * l * s.d_v * r_v;
+    o.dec_k    = o.gain_v + 4 * (int64_t) s.size_v;
+    o.dec_v    = o.dec_k + 2 * l * s.d_k * s.size_k;
+    o.size     = o.dec_v + 2 * l * s.d_v * s.size_v;
     return o;
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 from typing import Literal
 
 # the bits of a coefficient in each segment of a code, widest first
@@ -12,6 +13,9 @@ WIDTHS = (8, 6, 5, 4, 3, 2, 1)
 UNIT = 16
 # the most layers that can share a code
 MAX_LAYERS = 4
+
+# of the table in front of a codec in memory: the layouts of a KV head's K and V, and where its codes begin
+HEAD_BYTES = 2 * 16
 
 Kind = Literal["k", "v"]
 KINDS: tuple[Kind, Kind] = ("k", "v")
@@ -46,11 +50,20 @@ class Layout:
     @property
     def bits(self) -> int:
         """The bits of all coefficients."""
-        return UNIT * sum(self.widths)
+        return UNIT * int(sum(map(mul, WIDTHS, self.units)))
 
     def row_bytes(self, n_layer: int) -> int:
         """The bytes of a code row, of one token and KV head, which n_layer layers share."""
         return mag_bytes(n_layer) + self.bits // 8
+
+
+# one for each KV head
+Layouts = tuple[Layout, ...]
+
+
+def token_row_bytes(layouts: Layouts, n_layer: int) -> int:
+    """The bytes of a token's row: the code rows of all KV heads, one after the other."""
+    return sum(one.row_bytes(n_layer) for one in layouts)
 
 
 @dataclass(frozen=True)
@@ -62,8 +75,9 @@ class GroupFormat:
     n_head_kv: int
     d_k: int
     d_v: int
-    layout_k: Layout = Layout()
-    layout_v: Layout = Layout()
+    # none without codes
+    layouts_k: Layouts = ()
+    layouts_v: Layouts = ()
     # without codes, how many of the two layers have basis matrices for K and for V: 1 for layer b alone
     n_basis_k: int = 0
     n_basis_v: int = 0
@@ -88,15 +102,19 @@ class GroupFormat:
     @property
     def token_bytes(self) -> int:
         """The bytes of a token's codes."""
-        return self.n_head_kv * (
-            self.layout_k.row_bytes(self.n_layer) + self.layout_v.row_bytes(self.n_layer)
-        )
+        return sum(token_row_bytes(layouts, self.n_layer) for layouts in (self.layouts_k, self.layouts_v))
 
-    def codec_bytes(self, n_rot: int = 0) -> int:
-        """The bytes of the codec. In a plan file it has no frequencies of RoPE, and n_rot is 0."""
+    @property
+    def file_codec_bytes(self) -> int:
+        """The bytes of the codec in a plan file."""
         heads, n = self.n_head_kv, self.n_layer
-        words = heads * (4 * n + n * self.d_k + self.layout_k.size + n * self.d_v + self.layout_v.size)
+        size_k, size_v = (sum(one.size for one in layouts) for layouts in (self.layouts_k, self.layouts_v))
+        words = heads * n * (4 + self.d_k + self.d_v) + size_k + size_v
+        halves = n * (self.d_k * size_k + self.d_v * size_v)
+        return 4 * words + 2 * halves
+
+    def codec_bytes(self, n_rot: int) -> int:
+        """The bytes of the codec in memory, which begins with the heads' layouts and the frequencies of RoPE."""
         # as minicache_turn_pairs_of() in minicache-code.h counts them
         n_pair = n_rot // 2
-        halves = heads * n * (self.d_k * self.layout_k.size + self.d_v * self.layout_v.size)
-        return 4 * n_pair + 4 * words + 2 * halves
+        return HEAD_BYTES * self.n_head_kv + 4 * n_pair + self.file_codec_bytes

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,14 @@ from ..errors import MiniCacheError
 from ..host.files import replacing
 from ..modelfile.ggml_types import BY_NUMBER, GGML_TYPES
 from ..modelfile.gguf_file import GGUFFile, gguf_header, read_gguf
-from .code_format import WIDTHS, GroupFormat, Layout
+from .code_format import WIDTHS, GroupFormat, Layout, Layouts
 from .plan import DEFAULT_T, BasisMatrices, PlainLayer, Plan, basis_name, codec_name
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-VERSION = 3
+VERSION = 4
 TYPE = "minicache-plan"  # general.type of a plan
 
 
@@ -75,8 +75,8 @@ def _write(path: Path, plan: Plan, parts: Mapping[int, NDArray[np.int8] | BasisM
         writer.add_array("minicache.groups", [layer for group in plan.groups for layer in group.layers])
         writer.add_array("minicache.group_sizes", [group.n_layer for group in plan.groups])
         if plan.mode == "code":
-            writer.add_array("minicache.units_k", [n for group in plan.groups for n in group.layout_k.units])
-            writer.add_array("minicache.units_v", [n for group in plan.groups for n in group.layout_v.units])
+            writer.add_array("minicache.units_k", _units(group.layouts_k for group in plan.groups))
+            writer.add_array("minicache.units_v", _units(group.layouts_v for group in plan.groups))
         sizes = [n for group in plan.groups for n in (group.n_head_kv, group.d_k, group.d_v)]
         writer.add_array("minicache.heads", sizes)
     writer.add_string("minicache.model", plan.model)
@@ -88,7 +88,7 @@ def _write(path: Path, plan: Plan, parts: Mapping[int, NDArray[np.int8] | BasisM
         if isinstance(part_of, BasisMatrices):
             writer.add_tensor(basis_name(group, "k"), WholeArray.of(part_of.k))
             writer.add_tensor(basis_name(group, "v"), WholeArray.of(part_of.v))
-        elif part_of.nbytes != group.codec_bytes():
+        elif part_of.nbytes != group.file_codec_bytes:
             raise ValueError(f"the codec of layer {group.first} has {part_of.nbytes} bytes")
         else:
             writer.add_tensor(codec_name(group), WholeArray.of(part_of))
@@ -96,6 +96,10 @@ def _write(path: Path, plan: Plan, parts: Mapping[int, NDArray[np.int8] | BasisM
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _units(groups: Iterable[Layouts]) -> list[int]:
+    return [n for layouts in groups for layout in layouts for n in layout.units]
 
 
 def _numbers(one: PlainLayer) -> tuple[int, int, int]:
@@ -194,8 +198,11 @@ def _groups_of(file: GGUFFile, keys: Mapping[str, Any], mode: str) -> Iterator[G
         if mode == "aligned":
             yield replace(group, n_basis_k=_n_basis(file, group, "k"), n_basis_v=_n_basis(file, group, "v"))
         else:
-            k, v = (Layout(tuple(itertools.islice(units[kind], len(WIDTHS)))) for kind in ("k", "v"))
-            yield replace(group, layout_k=k, layout_v=v)
+            k, v = (
+                tuple(Layout(tuple(itertools.islice(units[kind], len(WIDTHS)))) for _ in range(n_head_kv))
+                for kind in ("k", "v")
+            )
+            yield replace(group, layouts_k=k, layouts_v=v)
 
 
 def _n_basis(file: GGUFFile, group: GroupFormat, kind: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..errors import MiniCacheError
 from ..modelfile.ggml_types import GGML_TYPES, GGMLType
 from ..modelfile.shape import Layer, ModelShape
-from .code_format import GroupFormat
+from .code_format import GroupFormat, token_row_bytes
 from .plan import Plan
 from .settings import CacheSpec, MiniCache
 
@@ -162,8 +162,8 @@ def _merged_bytes(layer: Layer, group: GroupFormat, plan: Plan, cells: int) -> i
     """A group's directions and magnitudes, or its codes."""
     if plan.mode == "aligned":
         return _row_bytes(layer, (plan.type_k, plan.type_v), cells) + _magnitude_bytes(layer, cells)
-    layouts = (group.layout_k, group.layout_v)
-    return sum(_aligned(one.row_bytes(group.n_layer) * group.n_head_kv * cells) for one in layouts)
+    row_bytes = (token_row_bytes(layouts, group.n_layer) for layouts in (group.layouts_k, group.layouts_v))
+    return sum(_aligned(n * cells) for n in row_bytes)
 
 
 def _exact_bytes(layer: Layer, n_layer: int, pool_types: tuple[str, str], n: int) -> int:

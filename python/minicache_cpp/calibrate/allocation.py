@@ -1,9 +1,10 @@
 """Allocates bits: chooses the widths, and the plain types of uncoded layers, that lose least within a given size.
 
 The loss of a plan is taken to be the sum of the losses of its parts, each of which is a squared error times the
-measured sensitivity of its layer (sensitivity.py). Given a price for a byte, every part is chosen by itself, to cost
-least; the price is searched for at which all of them together fit. This is reverse water-filling (Cover and Thomas,
-Elements of Information Theory, ch. 10) with a Lagrange multiplier in place of the water level (Shoham and Gersho 1988).
+measured sensitivity of its layer (sensitivity.py). Given a price for a byte, every part, and in it every KV head, is
+chosen by itself, to cost least; the price is searched for at which all of them together fit. This is reverse
+water-filling (Cover and Thomas, Elements of Information Theory, ch. 10) with a Lagrange multiplier in place of the
+water level (Shoham and Gersho 1988).
 """
 
 from __future__ import annotations
@@ -14,37 +15,39 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cache.code_format import UNIT, Layout, mag_bytes
-from .code_fit import CHOICES
+from ..cache.code_format import UNIT, WIDTHS, Layout, Layouts, token_row_bytes
+from .code_fit import CHOICES, of_layouts
 
 # the prices between which the search is done
 LOWEST, HIGHEST = 1e-24, 1e12
+
+# the width of each choice, and the bytes that a unit of it takes
+_WIDTH = np.array(CHOICES)
+_UNIT_BYTES = UNIT / 8 * _WIDTH
 
 
 @dataclass(frozen=True)
 class Part:
     """The K, or the V, of a group that is coded."""
 
-    # [choice, unit], summed over all KV heads
+    # [n_head_kv, choice, unit]
     losses: NDArray[np.float64]
-    n_head_kv: int
     n_layer: int
 
-    def layout(self, price: float) -> Layout:
-        """The widths that cost least at this price for a byte per token."""
-        widths = np.array(CHOICES)
-        unit_bytes = self.n_head_kv * UNIT / 8 * widths
-        best = widths[(self.losses + price * unit_bytes[:, None]).argmin(axis=0)]
+    def layouts(self, price: float) -> Layouts:
+        """The widths of each KV head that cost least at this price for a byte per token."""
+        best = _WIDTH[(self.losses + price * _UNIT_BYTES[:, None]).argmin(axis=1)]
         # a row has its wide units first, and variances fall: where a later unit would be wider, that is noise
-        return Layout.of(np.minimum.accumulate(best).tolist())
+        falling = np.minimum.accumulate(best, axis=1)
+        units = (falling[:, :, None] == WIDTHS).sum(axis=1)
+        return tuple(Layout(tuple(one)) for one in units.tolist())
 
-    def loss(self, layout: Layout) -> float:
-        widths = layout.widths + [0] * (self.losses.shape[1] - len(layout.widths))
-        return float(sum(self.losses[CHOICES.index(width), unit] for unit, width in enumerate(widths)))
+    def loss(self, layouts: Layouts) -> float:
+        return float(of_layouts(self.losses, layouts).sum())
 
-    def token_bytes(self, layout: Layout) -> float:
+    def token_bytes(self, layouts: Layouts) -> float:
         """Bytes per token, magnitudes included."""
-        return self.n_head_kv * (mag_bytes(self.n_layer) + layout.bits / 8)
+        return token_row_bytes(layouts, self.n_layer)
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ class PlainPart:
 class Choice:
     """How a group is kept: the layouts of its K and V, or the cache types of K and V of each of its layers."""
 
-    k: Layout | None = None
-    v: Layout | None = None
+    k: Layouts | None = None
+    v: Layouts | None = None
     types: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -88,24 +91,24 @@ class Candidate:
         if self.plain:
             ways.append(Choice(types=tuple((k.choose(price), v.choose(price)) for k, v in self.plain)))
         if self.code:
-            ways.append(Choice(self.code[0].layout(price), self.code[1].layout(price)))
+            ways.append(Choice(self.code[0].layouts(price), self.code[1].layouts(price)))
         return min(reversed(ways), key=lambda way: self.loss(way) + price * self.token_bytes(way))
 
     def loss(self, choice: Choice) -> float:
         if choice.types:
             return sum(part.losses[name] for part, name in self._typed(choice))
-        return sum(part.loss(layout) for part, layout in self._coded(choice))
+        return sum(part.loss(layouts) for part, layouts in self._coded(choice))
 
     def token_bytes(self, choice: Choice) -> float:
         if choice.types:
             return sum(part.n_bytes[name] for part, name in self._typed(choice))
-        return sum(part.token_bytes(layout) for part, layout in self._coded(choice))
+        return sum(part.token_bytes(layouts) for part, layouts in self._coded(choice))
 
     def _typed(self, choice: Choice) -> Iterator[tuple[PlainPart, str]]:
         for parts, names in zip(self.plain, choice.types, strict=True):
             yield from zip(parts, names, strict=True)
 
-    def _coded(self, choice: Choice) -> list[tuple[Part, Layout]]:
+    def _coded(self, choice: Choice) -> list[tuple[Part, Layouts]]:
         assert self.code is not None and choice.k is not None and choice.v is not None
         return [(self.code[0], choice.k), (self.code[1], choice.v)]
 

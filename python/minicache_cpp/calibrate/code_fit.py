@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cache.code_format import UNIT, Layout
+from ..cache.code_format import UNIT, WIDTHS, Layout, Layouts
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -59,26 +59,36 @@ class PartFit:
     errors: Doubles
 
     @property
+    def n_head_kv(self) -> int:
+        return int(self.steps.shape[0])
+
+    @property
     def n_unit(self) -> int:
         return int(self.steps.shape[2]) // UNIT
 
     @property
     def unit_errors(self) -> Doubles:
-        """The errors of each choice and unit of 16 coefficients, summed over all heads, [choice, unit]."""
-        total = self.errors.sum(axis=0)
-        return np.asarray(total.reshape(len(CHOICES), self.n_unit, UNIT).sum(axis=2))
+        """The errors of each choice and unit of 16 coefficients, [n_head_kv, choice, unit]."""
+        shape = self.n_head_kv, len(CHOICES), self.n_unit, UNIT
+        return np.asarray(self.errors.reshape(shape).sum(axis=3))
 
-    def error(self, layout: Layout) -> float:
-        """The error of a code of this layout, that of the coefficients it leaves out included."""
-        widths = layout.widths + [0] * (self.n_unit - len(layout.widths))
-        unit_errors = self.unit_errors
-        return float(sum(unit_errors[CHOICES.index(width), unit] for unit, width in enumerate(widths)))
+    def uniform(self, width: int) -> Layouts:
+        """The layouts of codes with all coefficients at one width; empty ones where it is 0."""
+        return (Layout.of([width] * self.n_unit),) * self.n_head_kv
 
-    def layer_errors(self, layout: Layout, n_layer: int) -> Doubles:
+    @property
+    def whole(self) -> float:
+        """The error of codes without coefficients."""
+        return self.error(self.uniform(0))
+
+    def error(self, layouts: Layouts) -> float:
+        """The error of codes of these layouts, that of the coefficients they leave out included."""
+        return float(of_layouts(self.unit_errors, layouts).sum())
+
+    def layer_errors(self, layouts: Layouts, n_layer: int) -> Doubles:
         """The part of that error that each of the group's layers has, [n_layer]."""
-        widths = layout.widths + [0] * (self.n_unit - len(layout.widths))
-        choice = np.repeat([CHOICES.index(width) for width in widths], UNIT)
-        errors = self.errors[:, choice, np.arange(len(choice))]
+        choice = np.repeat(choices_of(layouts, self.n_unit), UNIT, axis=1)
+        errors = np.take_along_axis(self.errors, choice[:, None], axis=1)[:, 0]
         # a component has length 1, so its squares are the shares of a coefficient's error that the numbers get
         shares = self.vectors.astype(np.float64) ** 2
         by_number = np.einsum("hic,hc->i", shares, errors)
@@ -89,15 +99,29 @@ class PartFit:
 class PartCodec:
     """The arrays of a codec for K, or for V."""
 
-    layout: Layout
+    layouts: Layouts
     # [n_head_kv, n, 2], log_min and log_step of each layer
     mag: Floats
     # [n_head_kv, n*d]
     weight: Floats
-    # [n_head_kv, r]
-    gain: Floats
-    # [n_head_kv, n*d, r]
-    decoder: NDArray[np.float16]
+    # of each KV head, which has r coefficients of its own: [r]
+    gain: Sequence[Floats]
+    # [n*d, r]
+    decoder: Sequence[NDArray[np.float16]]
+
+
+def choices_of(layouts: Layouts, n_unit: int) -> NDArray[np.int64]:
+    """The choice of each head's units, [n_head_kv, n_unit]; those beyond its layout are left out."""
+    ends = np.cumsum([one.units for one in layouts], axis=1)
+    segment = (np.arange(n_unit)[:, None] >= ends[:, None]).sum(axis=2)
+    # segments are in the order of WIDTHS, choices in the opposite one
+    return np.asarray(len(WIDTHS) - segment)
+
+
+def of_layouts(unit_errors: Doubles, layouts: Layouts) -> Doubles:
+    """Of errors [n_head_kv, choice, unit], those of the units of these layouts, [n_head_kv, unit]."""
+    choice = choices_of(layouts, unit_errors.shape[2])
+    return np.asarray(np.take_along_axis(unit_errors, choice[:, None], axis=1)[:, 0])
 
 
 def fit_part(
@@ -121,41 +145,19 @@ def fit_part(
     return PartFit(weight, vectors, steps, errors)
 
 
-def make_codec(fit: PartFit, layout: Layout, layers: Sequence[Floats]) -> PartCodec:
-    """The codec of a layout; its magnitudes have the ranges of the layers' samples, [tokens, n_head_kv, d] each."""
-    n_head, size, r = len(fit.weight), fit.weight.shape[1], layout.size
-    d = size // len(layers)
-    widths = np.repeat(np.array(layout.widths, dtype=np.int64), UNIT)
-    choice = np.array([CHOICES.index(width) for width in widths], dtype=np.int64)
-    mag = np.zeros((n_head, len(layers), 2), np.float32)
-    gain = np.zeros((n_head, r), np.float32)
-    decoder = np.zeros((n_head, size, r), np.float16)
+def make_codec(fit: PartFit, layouts: Layouts, layers: Sequence[Floats]) -> PartCodec:
+    """The codec of these layouts; its magnitudes have the ranges of the samples, [tokens, n_head_kv, d] each layer."""
+    heads = [_make_head(fit, head, layout, layers) for head, layout in enumerate(layouts)]
+    mag, gain, decoder = zip(*heads, strict=True)
     weight = np.asarray(fit.weight / fit.weight.mean(axis=1, keepdims=True), dtype=np.float32)
-    for head in range(n_head):
-        step = fit.steps[head, choice, np.arange(r)]
-        vectors = fit.vectors[head][:, :r]
-        scaled = vectors * step * (UNIT_LENGTH / np.sqrt(fit.weight[head]))[:, None]
-        decoder[head] = scaled
-        # the codec's weights are divided by their mean, so the gain is multiplied by it
-        gain[head] = fit.weight[head].mean() / (UNIT_LENGTH * step**2)
-        y = _weighted(layers, fit.weight, head)
-        t, restore = y @ vectors, partial(quantize, step=step, widths=widths)
-        decoded = restore(t / token_scales(t, restore)[:, None]) @ vectors.T
-        for side, x in enumerate(layers):
-            own = slice(side * d, (side + 1) * d)
-            lengths = np.linalg.norm(x[:, head].astype(np.float64), axis=1)
-            length = np.linalg.norm(y[:, own], axis=1)
-            restored = np.linalg.norm(decoded[:, own], axis=1) * UNIT_LENGTH
-            seen = restored > 0
-            mag[head, side] = _magnitudes(lengths[seen] * length[seen] / restored[seen])
-    return PartCodec(layout, mag, weight, gain, decoder)
+    return PartCodec(layouts, np.stack(mag), weight, gain, decoder)
 
 
 def codec_array(k: PartCodec, v: PartCodec) -> NDArray[np.int8]:
-    """The bytes of a group's codec as a plan stores them, without RoPE's frequencies."""
-    words = [np.concatenate([k.mag, v.mag], axis=1), k.weight, k.gain, v.weight, v.gain]
+    """The bytes of a group's codec as a plan stores them, without what precedes them in memory."""
+    words = [np.concatenate([k.mag, v.mag], axis=1), k.weight, *k.gain, v.weight, *v.gain]
     parts = [np.ascontiguousarray(array, dtype="<f4").tobytes() for array in words]
-    parts += [np.ascontiguousarray(part.decoder, dtype="<f2").tobytes() for part in (k, v)]
+    parts += [np.ascontiguousarray(array, dtype="<f2").tobytes() for array in (*k.decoder, *v.decoder)]
     return np.frombuffer(b"".join(parts), dtype=np.int8)
 
 
@@ -204,6 +206,33 @@ def unit_vectors(x: Floats) -> Floats:
 def _weighted(layers: Sequence[Floats], weight: Doubles, head: int) -> Floats:
     unit = np.concatenate([unit_vectors(x[:, head]) for x in layers], axis=1)
     return np.asarray(unit * np.sqrt(weight[head]), dtype=np.float32)
+
+
+def _make_head(
+    fit: PartFit, head: int, layout: Layout, layers: Sequence[Floats]
+) -> tuple[Floats, Floats, NDArray[np.float16]]:
+    """The magnitudes' ranges [n, 2], gains [r] and decoder [n*d, r] of one KV head."""
+    weight, r = fit.weight[head], layout.size
+    d = len(weight) // len(layers)
+    widths = np.repeat(np.array(layout.widths, dtype=np.int64), UNIT)
+    choice = np.array([CHOICES.index(width) for width in widths], dtype=np.int64)
+    step = fit.steps[head, choice, np.arange(r)]
+    vectors = fit.vectors[head][:, :r]
+    decoder = vectors * step * (UNIT_LENGTH / np.sqrt(weight))[:, None]
+    # the codec's weights are divided by their mean, so the gain is multiplied by it
+    gain = weight.mean() / (UNIT_LENGTH * step**2)
+    y = _weighted(layers, fit.weight, head)
+    t, restore = y @ vectors, partial(quantize, step=step, widths=widths)
+    decoded = restore(t / token_scales(t, restore)[:, None]) @ vectors.T
+    mag = np.zeros((len(layers), 2), np.float32)
+    for side, x in enumerate(layers):
+        own = slice(side * d, (side + 1) * d)
+        lengths = np.linalg.norm(x[:, head].astype(np.float64), axis=1)
+        length = np.linalg.norm(y[:, own], axis=1)
+        restored = np.linalg.norm(decoded[:, own], axis=1) * UNIT_LENGTH
+        seen = restored > 0
+        mag[side] = _magnitudes(lengths[seen] * length[seen] / restored[seen])
+    return mag, gain.astype(np.float32), decoder.astype(np.float16)
 
 
 def _fit_head(

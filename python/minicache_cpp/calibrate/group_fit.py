@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cache.code_format import KINDS, GroupFormat, Kind, Layout
+from ..cache.code_format import KINDS, GroupFormat, Kind, Layouts
 from ..host.threads import side_by_side
 from ..modelfile.shape import ModelShape
 from .code_fit import CHOICES, PartCodec, PartFit, codec_array, fit_part, make_codec
@@ -71,7 +71,7 @@ class GroupFit:
     k: PartFit
     v: PartFit
     source: Source
-    codecs: dict[tuple[Kind, Layout], PartCodec] = field(default_factory=dict, repr=False)
+    codecs: dict[tuple[Kind, Layouts], PartCodec] = field(default_factory=dict, repr=False)
 
     @property
     def first(self) -> int:
@@ -80,21 +80,21 @@ class GroupFit:
     def part(self, kind: Kind) -> PartFit:
         return self.k if kind == "k" else self.v
 
-    def format(self, layout_k: Layout, layout_v: Layout) -> GroupFormat:
+    def format(self, layouts_k: Layouts, layouts_v: Layouts) -> GroupFormat:
         (n_head, size_k), size_v = self.k.weight.shape, self.v.weight.shape[1]
         n = len(self.layers)
-        return GroupFormat(self.layers, n_head, size_k // n, size_v // n, layout_k, layout_v)
+        return GroupFormat(self.layers, n_head, size_k // n, size_v // n, layouts_k, layouts_v)
 
-    def codec(self, layout_k: Layout, layout_v: Layout) -> NDArray[np.int8]:
+    def codec(self, layouts_k: Layouts, layouts_v: Layouts) -> NDArray[np.int8]:
         """The bytes of the codec for these layouts."""
-        return codec_array(self._part("k", layout_k), self._part("v", layout_v))
+        return codec_array(self._part("k", layouts_k), self._part("v", layouts_v))
 
-    def _part(self, kind: Kind, layout: Layout) -> PartCodec:
-        if (kind, layout) not in self.codecs:
-            self.codecs[kind, layout] = make_codec(
-                self.part(kind), layout, [self.source.read(kind, layer) for layer in self.layers]
+    def _part(self, kind: Kind, layouts: Layouts) -> PartCodec:
+        if (kind, layouts) not in self.codecs:
+            self.codecs[kind, layouts] = make_codec(
+                self.part(kind), layouts, [self.source.read(kind, layer) for layer in self.layers]
             )
-        return self.codecs[kind, layout]
+        return self.codecs[kind, layouts]
 
 
 def fits_side_by_side(fit: Callable[[Item], Fit], items: Iterable[Item], threads: int) -> Iterator[Fit]:

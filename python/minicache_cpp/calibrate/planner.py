@@ -124,9 +124,8 @@ class Planner:
         """The ways to keep each group: as a code, and plain where what plain types lose is known."""
         found = []
         for fit in fits:
-            n_head, n_layer = self.builder.shape.layers[fit.first].n_head_kv, len(fit.layers)
             plain = [self._plain_parts(layer) for layer in fit.layers]
-            code = Part(fit.k.unit_errors, n_head, n_layer), Part(fit.v.unit_errors, n_head, n_layer)
+            code = Part(fit.k.unit_errors, len(fit.layers)), Part(fit.v.unit_errors, len(fit.layers))
             found.append(Candidate(fit.layers, tuple(one for one in plain if one), code))
         return found
 

@@ -94,12 +94,13 @@ class PlanBuilder:
         )
 
     def uniform(self, layout: Layout, most: int) -> Plan:
-        """The plan that codes all layers with one layout, in groups of at most `most`."""
+        """The plan that codes all heads of all layers with one layout, in groups of at most `most`."""
         groups = []
         for layers in cut_into_groups(self.shape, self.ropes, most):
             one = self.shape.layers[layers[0]]
+            layouts = (layout,) * one.n_head_kv
             groups.append(
-                GroupFormat(layers, one.n_head_kv, one.head_size_k, one.head_size_v, layout, layout)
+                GroupFormat(layers, one.n_head_kv, one.head_size_k, one.head_size_v, layouts, layouts)
             )
         beside = self._beside() or self.template.type_k
         return replace(
@@ -116,6 +117,6 @@ def write_fitted(path: Path, plan: Plan, fits: Sequence[GroupFit]) -> None:
     """Writes a plan with the codecs of its groups, which are made of the fits of the same layers."""
     by_layers = {fit.layers: fit for fit in fits}
     codecs = {
-        group.first: by_layers[group.layers].codec(group.layout_k, group.layout_v) for group in plan.groups
+        group.first: by_layers[group.layers].codec(group.layouts_k, group.layouts_v) for group in plan.groups
     }
     write_plan(path, plan, codecs)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cache.code_format import KINDS, Kind, Layout
+from ..cache.code_format import KINDS, Kind
 from ..host.files import read_json, write_json
 from ..native import binding
 from ..native.batch import BatchToken
@@ -30,7 +30,7 @@ from .code_fit import restored
 from .group_fit import GroupFit, Source
 from .material import Chunk
 from .observed import Observed, observing
-from .sensitivity import PROBE_WIDTH, Sensitivities, uniform
+from .sensitivity import PROBE_WIDTH, Sensitivities
 
 Floats = NDArray[np.float32]
 
@@ -112,9 +112,7 @@ class Probing:
     def _error(self, probe: Probe) -> float:
         """The error of the probes' code, in units of that of no code at all, summed over the layers."""
         parts = [self.fits[layer].part(probe.kind) for layer in probe.layers]
-        shares = (
-            part.error(uniform(part.n_unit, PROBE_WIDTH)) / max(part.error(Layout()), 1e-30) for part in parts
-        )
+        shares = (part.error(part.uniform(PROBE_WIDTH)) / max(part.whole, 1e-30) for part in parts)
         return max(sum(shares), 1e-6)
 
 
@@ -142,7 +140,7 @@ def sensitivities_of(fits: Mapping[int, GroupFit], whole: Mapping[tuple[Kind, in
     """The sensitivities that follow from the losses expected if all of a layer's K or V were lost."""
     return Sensitivities(
         {
-            (kind, layer): loss / max(fits[layer].part(kind).error(Layout()), 1e-30)
+            (kind, layer): loss / max(fits[layer].part(kind).whole, 1e-30)
             for (kind, layer), loss in whole.items()
         },
         whole,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..cache.code_format import Layout
+from ..cache.code_format import Layouts
 from ..cache.plan import Plan
 from ..cache.size import plan_bytes, plan_fixed_bytes
 from .code_fit import PartFit
@@ -36,7 +36,6 @@ def choice_rows(planner: Planner, found: Found) -> list[dict[str, Any]]:
     losses = [one.loss(choice) for one, choice in zip(candidates, found.choices, strict=True)]
     rows = []
     for fit, choice, loss in zip(found.fits, found.choices, losses, strict=True):
-        layer, n_layer = planner.builder.shape.layers[fit.first], len(fit.layers)
         row: dict[str, Any] = {
             "layers": list(fit.layers),
             "kind": "code" if choice.coded else "plain",
@@ -45,30 +44,31 @@ def choice_rows(planner: Planner, found: Found) -> list[dict[str, Any]]:
             "sensitivity_v": [whole["v", number] for number in fit.layers],
             "share": loss / sum(losses) if sum(losses) else 0.0,
         }
-        for kind, layout, part, size in (
-            ("k", choice.k, fit.k, layer.head_size_k),
-            ("v", choice.v, fit.v, layer.head_size_v),
-        ):
+        for kind, layouts, part in (("k", choice.k, fit.k), ("v", choice.v, fit.v)):
             row |= {
-                # per number of K, or V
-                f"bits_{kind}": layout.bits / (n_layer * size) if layout else None,
-                f"units_{kind}": list(layout.units) if layout else None,
-                f"error_{kind}": relative_error(part, layout) if layout else None,
-                f"layer_error_{kind}": layer_errors(part, layout, n_layer) if layout else None,
+                f"bits_{kind}": bits(part, layouts) if layouts else None,
+                f"units_{kind}": [list(one.units) for one in layouts] if layouts else None,
+                f"error_{kind}": relative_error(part, layouts) if layouts else None,
+                f"layer_error_{kind}": layer_errors(part, layouts, len(fit.layers)) if layouts else None,
             }
         rows.append(row)
     return rows
 
 
-def relative_error(part: PartFit, layout: Layout) -> float:
-    """The weighted squared error of a layout, relative to that of no code at all."""
-    whole = part.error(Layout())
-    return part.error(layout) / whole if whole else 0.0
+def bits(part: PartFit, layouts: Layouts) -> float:
+    """The bits for each number of K, or V, the mean over the KV heads."""
+    return sum(one.bits for one in layouts) / part.weight.size
 
 
-def layer_errors(part: PartFit, layout: Layout, n_layer: int) -> list[float]:
+def relative_error(part: PartFit, layouts: Layouts) -> float:
+    """The weighted squared error of codes of these layouts, relative to that of no code at all."""
+    whole = part.whole
+    return part.error(layouts) / whole if whole else 0.0
+
+
+def layer_errors(part: PartFit, layouts: Layouts, n_layer: int) -> list[float]:
     """The relative error of each layer of the group."""
-    pairs = zip(part.layer_errors(layout, n_layer), part.layer_errors(Layout(), n_layer), strict=True)
+    pairs = zip(part.layer_errors(layouts, n_layer), part.layer_errors(part.uniform(0), n_layer), strict=True)
     return [float(error / whole) if whole else 0.0 for error, whole in pairs]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..cache.code_format import KINDS, Kind, Layout
+from ..cache.code_format import KINDS, Kind
 from .allocation import Choice
 from .code_fit import CHOICES
 from .group_fit import GroupFit, LayerWeights
@@ -46,14 +46,9 @@ class Sensitivities:
         }
 
 
-def uniform(n_unit: int, width: int) -> Layout:
-    """The layout of n_unit units of one width; without any where the width is 0."""
-    return Layout.of([width] * n_unit)
-
-
 def exact(fit: GroupFit) -> Choice:
     """The most exact code."""
-    return Choice(uniform(fit.k.n_unit, EXACT_WIDTH), uniform(fit.v.n_unit, EXACT_WIDTH))
+    return Choice(fit.k.uniform(EXACT_WIDTH), fit.v.uniform(EXACT_WIDTH))
 
 
 def measure_sensitivities(
@@ -72,9 +67,9 @@ def measure_sensitivities(
     for kind in KINDS:
         for index, one in enumerate(singles):
             part, key = one.part(kind), (kind, one.first)
-            coarse = uniform(part.n_unit, (widths or {}).get(key, PROBE_WIDTH))
-            wholes[key] = part.error(Layout())
-            errors[key] = part.error(coarse) - part.error(uniform(part.n_unit, EXACT_WIDTH))
+            coarse = part.uniform((widths or {}).get(key, PROBE_WIDTH))
+            wholes[key] = part.whole
+            errors[key] = part.error(coarse) - part.error(part.uniform(EXACT_WIDTH))
             choices = list(best)
             choices[index] = replace(best[index], k=coarse) if kind == "k" else replace(best[index], v=coarse)
             added[key] = max(measure(choices, f"{kind.upper()} of layer {one.first}") - exact_kl, 0.0)
@@ -89,13 +84,14 @@ def widths_like(
     """The widths at which the layers of a group, each coded by itself, have about the errors they have in its code."""
     found: dict[tuple[Kind, int], int] = {}
     for kind in KINDS:
-        part, layout = fit.part(kind), choice.k if kind == "k" else choice.v
-        errors = part.layer_errors(layout or Layout(), len(fit.layers))
-        whole = part.layer_errors(Layout(), len(fit.layers))
+        part, layouts = fit.part(kind), choice.k if kind == "k" else choice.v
+        nothing = part.uniform(0)
+        errors = part.layer_errors(layouts or nothing, len(fit.layers))
+        whole = part.layer_errors(nothing, len(fit.layers))
         for layer, share in zip(fit.layers, errors / np.maximum(whole, 1e-30), strict=True):
             own = singles[layer].part(kind)
             shares = {
-                width: own.error(uniform(own.n_unit, width)) / max(own.error(Layout()), 1e-30)
+                width: own.error(own.uniform(width)) / max(own.whole, 1e-30)
                 for width in CHOICES
                 if 0 < width < EXACT_WIDTH
             }

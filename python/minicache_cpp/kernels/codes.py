@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..cache.code_format import MAX_LAYERS, WIDTHS, Layout
+from ..cache.code_format import MAX_LAYERS, WIDTHS, Layout, token_row_bytes
 from ..errors import MiniCacheError
 from ..native import binding
 from .arrays import (
     Bytes,
     Floats,
+    Ints,
     as_bases,
     as_floats,
     byte_pointer,
@@ -30,16 +31,16 @@ ROPES = ("none", "neighbours", "halves")  # the native library's numbers of them
 
 @dataclass(frozen=True)
 class Codec:
-    """What a group's shared codes are made and read with; `data` is laid out as minicache-code.h says.
+    """What a group's shared codes are made and read with; `data` is laid out as minicache-code.h says, without `heads`.
 
-    units_k, units_v: units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits.
+    units_k, units_v: [n_head_kv][7], units of 16 coefficients of 8, 6, 5, 4, 3, 2 and 1 bits.
     rope: which numbers of a head of K RoPE turns together, "none", "neighbours" or "halves", among the first n_rot.
     n_layer: the layers that share a code, 1 to 4.
     """
 
     data: bytes
-    units_k: tuple[int, ...]
-    units_v: tuple[int, ...]
+    units_k: tuple[tuple[int, ...], ...]
+    units_v: tuple[tuple[int, ...], ...]
     head_size_k: int
     head_size_v: int
     n_head_kv: int
@@ -49,13 +50,13 @@ class Codec:
 
 
 class Codes(NamedTuple):
-    """Code rows, and how far what they restore is from what was coded.
+    """The tokens' rows of codes, and how far what they restore is from what was coded.
 
     Distances are squared errors relative to the squared lengths, the mean of the layers.
     """
 
-    k: Bytes  # [n_tokens, n_head_kv, bytes of a code row]
-    v: Bytes  # [n_tokens, n_head_kv, bytes of a code row]
+    k: Bytes  # [n_tokens, bytes of a token's row]: the code rows of all KV heads
+    v: Bytes  # [n_tokens, bytes of a token's row]
     distance_k: Floats  # [n_tokens, n_head_kv]
     distance_v: Floats  # [n_tokens, n_head_kv]
 
@@ -82,8 +83,7 @@ def encode(
     require_shape("k", k, (codec.n_layer, n_tokens, n_head_kv, codec.head_size_k))
     require_shape("v", v, (codec.n_layer, n_tokens, n_head_kv, codec.head_size_v))
     rows = [
-        np.zeros((n_tokens, n_head_kv, _row_bytes(codec, units)), np.uint8)
-        for units in (codec.units_k, codec.units_v)
+        np.zeros((n_tokens, _row_bytes(codec, units)), np.uint8) for units in (codec.units_k, codec.units_v)
     ]
     distances = [np.zeros((n_tokens, n_head_kv), np.float32) for _ in rows]
     done = binding.lib.llama_minicache_encode(
@@ -111,13 +111,13 @@ def decode(
 ) -> tuple[Floats, Floats]:
     """K and V of one layer, as code rows restore them, [n_tokens, n_head_kv, head_size] each.
 
-    code_k, code_v: [n_tokens, n_head_kv, bytes of a code row]. side: the layer's number in the group, from 0 on.
+    code_k, code_v: [n_tokens, bytes of a token's row]. side: the layer's number in the group, from 0 on.
     bases: [n_tokens], the positions that K was coded relative to, None for 0.
     """
     native, _keep = _native(codec)
     k_rows, v_rows = _rows(codec, code_k, code_v)
-    k = np.zeros((*k_rows.shape[:2], codec.head_size_k), np.float32)
-    v = np.zeros((*v_rows.shape[:2], codec.head_size_v), np.float32)
+    k = np.zeros((len(k_rows), codec.n_head_kv, codec.head_size_k), np.float32)
+    v = np.zeros((len(v_rows), codec.n_head_kv, codec.head_size_v), np.float32)
     done = binding.lib.llama_minicache_decode(
         native,
         byte_pointer(k_rows),
@@ -152,7 +152,7 @@ def code_attention(
 ) -> Floats:
     """Attention of one layer over code rows as encode() returns them, [n_q, n_head, head_size].
 
-    code_k, code_v: [n_kv, n_head_kv, bytes of a code row]. side: the layer's number in the group, from 0 on.
+    code_k, code_v: [n_kv, bytes of a token's row]. side: the layer's number in the group, from 0 on.
     bases: [n_kv], the positions that K was coded relative to, None for 0.
     The other arguments are those of attention().
     """
@@ -173,17 +173,13 @@ def code_attention(
     )
 
 
-def _row_bytes(codec: Codec, units: tuple[int, ...]) -> int:
-    return Layout(units).row_bytes(codec.n_layer)
+def _row_bytes(codec: Codec, units: tuple[tuple[int, ...], ...]) -> int:
+    return token_row_bytes(tuple(map(Layout, units)), codec.n_layer)
 
 
 def _native(codec: Codec) -> tuple[Any, Any]:
-    """The native struct, and the buffer that it points to and that must outlive it."""
-    for name in ("units_k", "units_v"):
-        if len(getattr(codec, name)) != len(WIDTHS):
-            raise MiniCacheError(
-                f"{name}={getattr(codec, name)!r} must be 7 numbers, for 8, 6, 5, 4, 3, 2 and 1 bits"
-            )
+    """The native struct, and the buffers that it points to and that must outlive it."""
+    units = [_units(codec, name) for name in ("units_k", "units_v")]
     if not 1 <= codec.n_layer <= MAX_LAYERS:
         raise MiniCacheError(f"n_layer={codec.n_layer!r} is outside its range, 1 to {MAX_LAYERS}")
     if codec.rope not in ROPES:
@@ -194,8 +190,8 @@ def _native(codec: Codec) -> tuple[Any, Any]:
         {
             "data": data,
             "size": len(codec.data),
-            "units_k": codec.units_k,
-            "units_v": codec.units_v,
+            "units_k": int_pointer(units[0]),
+            "units_v": int_pointer(units[1]),
             "n_layer": codec.n_layer,
             "head_size_k": codec.head_size_k,
             "head_size_v": codec.head_size_v,
@@ -204,15 +200,30 @@ def _native(codec: Codec) -> tuple[Any, Any]:
             "n_rot": codec.n_rot,
         },
     )
-    return native, data
+    return native, (data, units)
+
+
+def _units(codec: Codec, name: str) -> Ints:
+    """The units of the KV heads, [n_head_kv, 7]."""
+    given = getattr(codec, name)
+    try:
+        units = np.asarray(given)
+    except ValueError:  # rows of different lengths
+        units = np.empty(0)
+    if units.dtype.kind not in "iu" or units.shape != (codec.n_head_kv, len(WIDTHS)) or (units < 0).any():
+        raise MiniCacheError(
+            f"{name}={given!r} must be 7 numbers for each of {codec.n_head_kv} KV heads, "
+            "its units of 8, 6, 5, 4, 3, 2 and 1 bits"
+        )
+    return np.ascontiguousarray(units, dtype=np.int32)
 
 
 def _rows(codec: Codec, code_k: npt.ArrayLike, code_v: npt.ArrayLike) -> tuple[Bytes, Bytes]:
-    """The code rows of K and V, as the codec lays them out."""
+    """The tokens' rows of K and V, as the codec lays them out."""
     rows: list[Bytes] = []
     for name, value, units in (("code_k", code_k, codec.units_k), ("code_v", code_v, codec.units_v)):
         array = np.ascontiguousarray(value)
-        shape = (len(rows[0]) if rows else len(array), codec.n_head_kv, _row_bytes(codec, units))
+        shape = (len(rows[0]) if rows else len(array), _row_bytes(codec, units))
         if array.dtype != np.uint8 or array.shape != shape or not array.size:
             raise MiniCacheError(
                 f"{name} is {array.dtype} {shape_of(array)}; with this codec it must be uint8 {list(shape)}"

@@ -218,8 +218,8 @@ bool llama_minicache_attention(const struct llama_minicache_attention_args * arg
 struct llama_minicache_codec {
     const void * data;
     int64_t      size;
-    int32_t units_k[7];
-    int32_t units_v[7];
+    const int32_t * units_k;
+    const int32_t * units_v;
     int32_t n_layer;
     int32_t head_size_k;
     int32_t head_size_v;

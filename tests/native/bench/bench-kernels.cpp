@@ -5,6 +5,7 @@
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "ggml-minicache.h"
+#include "minicache-code-heads.h"
 #include "ggml.h"
 
 #include <algorithm>
@@ -199,27 +200,34 @@ static void set_cells(const shared_tensors & t, const work & w) {
 
 // code: null for directions of `type`
 static void bench_minicache(const bench & b, const char * name, ggml_type type, const code_case * code, const work & w) {
-    shared_tensors       t;
-    minicache_code_shape shape = {};
+    shared_tensors                     t;
+    minicache_code_shape               shape = {};
+    std::vector<minicache_head_layout> heads;
     if (code) {
-        memcpy(shape.layout_k.n_unit, code->units, sizeof(code->units));
-        shape.layout_k.n_layer = 2;
-        shape.layout_v         = shape.layout_k;
-        shape.d_k              = (int16_t) D;
-        shape.d_v              = (int16_t) D;
-        shape.n_head_kv        = (int16_t) N_HEAD_KV;
-        shape.n_rot            = (int16_t) D;
-        shape.rope             = MINICACHE_ROPE_HALVES;
+        minicache_code_layout layout = {};
+        memcpy(layout.n_unit, code->units, sizeof(code->units));
+        layout.n_layer  = 2;
+        shape.d_k       = (int16_t) D;
+        shape.d_v       = (int16_t) D;
+        shape.n_head_kv = (int16_t) N_HEAD_KV;
+        shape.n_layer   = layout.n_layer;
+        shape.n_rot     = (int16_t) D;
+        shape.rope      = MINICACHE_ROPE_HALVES;
+
+        const std::vector<minicache_code_layout> all(N_HEAD_KV, layout);
+        heads = minicache_set_heads(shape, { all, all });
     }
-    const ggml_minicache_attn_params params = { 0.1f, 0.0f, 0.0f, 1, 0, 0, WINDOW };
+    const ggml_minicache_attn_params params = { 0.1f, 0.0f, 0.0f, /*.side =*/1, 0, 0, WINDOW };
 
     const auto build = [&](ggml_context * ctx) {
         if (!t.q) {
-            const int64_t row = code ? minicache_code_bytes(shape.layout_k) : D;
-
+            const auto new_rows = [&](int64_t code_bytes) {
+                return code ? ggml_new_tensor_4d(ctx, GGML_TYPE_I8, code_bytes, 1, w.n_kv, w.batch) :
+                              ggml_new_tensor_4d(ctx, type, D, N_HEAD_KV, w.n_kv, w.batch);
+            };
             t.q      = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, D, 1, N_HEAD_KV * w.n_gqa, w.batch);
-            t.k      = ggml_new_tensor_4d(ctx, code ? GGML_TYPE_I8 : type, row, N_HEAD_KV, w.n_kv, w.batch);
-            t.v      = ggml_new_tensor_4d(ctx, code ? GGML_TYPE_I8 : type, row, N_HEAD_KV, w.n_kv, w.batch);
+            t.k      = new_rows(shape.bytes_k);
+            t.v      = new_rows(shape.bytes_v);
             t.mask   = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, w.n_kv, 1, 1, w.batch);
             t.scales = code ? ggml_new_tensor_1d(ctx, GGML_TYPE_I8, minicache_codec_offsets_of(shape).size) :
                               ggml_new_tensor_4d(ctx, GGML_TYPE_F16, N_HEAD_KV, 4, w.n_kv, w.batch);
@@ -233,7 +241,13 @@ static void bench_minicache(const bench & b, const char * name, ggml_type type, 
                       ggml_minicache_attn(
                           ctx, t.q, t.k, t.v, t.scales, t.pool_k, t.pool_v, t.kv_cur, t.mask, t.index, nullptr, params);
     };
-    const timing took = b.measure(build, [&] { set_cells(t, w); });
+    const auto fill = [&] {
+        set_cells(t, w);
+        if (code) {
+            ggml_backend_tensor_set(t.scales, heads.data(), 0, heads.size() * sizeof(heads[0]));
+        }
+    };
+    const timing took = b.measure(build, fill);
     report("minicache", name, w, took, t.bytes());
 }
 

@@ -36,22 +36,23 @@ class test_packing : public test_case {
     }
 
     void initialize(rng_t & rng) override {
-        minicache_code_shape shape = {};
-        shape.layout_k             = layout_of(units[0], n_layer);
-        shape.layout_v             = layout_of(units[1], n_layer);
-        shape.n_head_kv            = (int16_t) n_head_kv;
-        shapes                     = { shape, shape };
+        minicache_group_layouts group;
+        for (int h = 0; h < n_head_kv; ++h) {
+            group.k.push_back(layout_of(units_of_head(units[0], h), n_layer));
+            group.v.push_back(layout_of(units_of_head(units[1], h), n_layer));
+        }
+        layouts = { group, group };
 
         add_bytes(rng, random_int(rng, 0, 50));
         for (const uint16_t group : { 0, 1 }) {
             for (const uint16_t is_v : { 0, 1 }) {
                 rows.push_back({ payload.size(), n_token, group, is_v });
-                add_rows(rng, is_v ? shape.layout_v : shape.layout_k);
+                add_tokens(rng, layouts[group].of(is_v));
                 add_bytes(rng, group * random_int(rng, 0, 50));
             }
         }
-        packed = minicache_pack(payload, rows, shapes);
-        held   = minicache_unpack(packed, shapes, payload.size()) == payload && is_small() && is_refused_where_larger() &&
+        packed = minicache_pack(payload, rows, layouts);
+        held   = minicache_unpack(packed, layouts, payload.size()) == payload && is_small() && is_refused_where_larger() &&
                  takes_damage(rng);
     }
 
@@ -65,38 +66,41 @@ class test_packing : public test_case {
         }
     }
 
-    // Rows of what calibrated codes have: coefficients with a bell-shaped distribution, and some magnitudes.
-    void add_rows(rng_t & rng, const minicache_code_layout & layout) {
-        std::normal_distribution<float> bell;
-        const int                       mag_bytes = minicache_code_mag_bytes(layout);
-        const size_t                    n_byte    = minicache_code_bytes(layout);
-
-        for (uint32_t row = 0; row < n_token * n_head_kv; ++row) {
-            std::vector<uint8_t> bytes(n_byte);
-            for (int i = 0; i < layout.n_layer; ++i) {
-                bytes[i] = (uint8_t) random_int(rng, 100, 131);  // 5 bits
-                bits += 5.0;
+    void add_tokens(rng_t & rng, const std::vector<minicache_code_layout> & heads) {
+        for (uint32_t token = 0; token < n_token; ++token) {
+            for (const minicache_code_layout & layout : heads) {
+                add_row(rng, layout);
             }
-            uint8_t * plane = bytes.data() + mag_bytes;
-            for (int w = 0; w < MINICACHE_CODE_WIDTHS; ++w) {
-                const int n     = MINICACHE_CODE_UNIT * layout.n_unit[w];
-                const int width = minicache_code_width(w);
-                const int lower = width - minicache_code_upper(width);
-                for (int i = 0; i < n; ++i) {
-                    // the four middle levels, half of the time each inner one: 1.81 bits, and 1 bit of a single one
-                    const float x     = bell(rng);
-                    const int   inner = x > 0.0f;
-                    const int   outer = std::fabs(x) > 1.15f;  // a quarter of them
-                    const int   top   = (1 << width) - 1;
-                    const int   level = width == 1 ? inner : inner ? top / 2 + 1 + outer : top / 2 - outer;
-                    set_bits(plane, width - lower, i, level >> lower);
-                    set_bits(plane + n / 8 * (width - lower), lower, i, level & ((1 << lower) - 1));
-                    bits += width == 1 ? 1.0 : 1.82;
-                }
-                plane += n / 8 * width;
-            }
-            payload.insert(payload.end(), bytes.begin(), bytes.end());
         }
+    }
+
+    // A row of what calibrated codes have: coefficients with a bell-shaped distribution, and some magnitudes.
+    void add_row(rng_t & rng, const minicache_code_layout & layout) {
+        std::normal_distribution<float> bell;
+        std::vector<uint8_t>            bytes(minicache_code_bytes(layout));
+        for (int i = 0; i < layout.n_layer; ++i) {
+            bytes[i] = (uint8_t) random_int(rng, 100, 131);  // 5 bits
+            bits += 5.0;
+        }
+        uint8_t * plane = bytes.data() + minicache_code_mag_bytes(layout);
+        for (int w = 0; w < MINICACHE_CODE_WIDTHS; ++w) {
+            const int n     = MINICACHE_CODE_UNIT * layout.n_unit[w];
+            const int width = minicache_code_width(w);
+            const int lower = width - minicache_code_upper(width);
+            for (int i = 0; i < n; ++i) {
+                // the four middle levels, half of the time each inner one: 1.81 bits, and 1 bit of a single one
+                const float x     = bell(rng);
+                const int   inner = x > 0.0f;
+                const int   outer = std::fabs(x) > 1.15f;  // a quarter of them
+                const int   top   = (1 << width) - 1;
+                const int   level = width == 1 ? inner : inner ? top / 2 + 1 + outer : top / 2 - outer;
+                set_bits(plane, width - lower, i, level >> lower);
+                set_bits(plane + n / 8 * (width - lower), lower, i, level & ((1 << lower) - 1));
+                bits += width == 1 ? 1.0 : 1.82;
+            }
+            plane += n / 8 * width;
+        }
+        payload.insert(payload.end(), bytes.begin(), bytes.end());
     }
 
     static void set_bits(uint8_t * plane, int p, int i, int value) {
@@ -107,16 +111,23 @@ class test_packing : public test_case {
 
     // Frequencies are counted, which costs a little, and take room themselves.
     bool is_small() const {
-        const size_t n_unit = 2 * (units_of(shapes[0].layout_k) + units_of(shapes[0].layout_v));
+        const size_t n_unit = 2 * (units_of(layouts[0].k) + units_of(layouts[0].v));
         const double tables = 100.0 + 4.0 * (40.0 + 2 * 32.0 * 4) + n_unit * 16.0;
         return packed.size() <= std::min(n_other + 1.02 * bits / 8 + tables, payload.size() + 16.0);
     }
 
-    static size_t units_of(const minicache_code_layout & layout) { return minicache_code_size(layout) / MINICACHE_CODE_UNIT; }
+    // of the head that has most
+    static size_t units_of(const std::vector<minicache_code_layout> & heads) {
+        int n = 0;
+        for (const minicache_code_layout & layout : heads) {
+            n = std::max(n, minicache_code_size(layout) / MINICACHE_CODE_UNIT);
+        }
+        return n;
+    }
 
     bool is_refused(const std::vector<uint8_t> & data, size_t max_size) const {
         try {
-            minicache_unpack(data, shapes, max_size);
+            minicache_unpack(data, layouts, max_size);
             return false;
         } catch (const std::runtime_error &) {
             return true;
@@ -148,10 +159,10 @@ class test_packing : public test_case {
     const int        n_head_kv;
     const uint32_t   n_token;
 
-    std::vector<minicache_code_shape> shapes;
-    std::vector<minicache_code_rows>  rows;
-    std::vector<uint8_t>              payload;
-    std::vector<uint8_t>              packed;
+    std::vector<minicache_group_layouts> layouts;
+    std::vector<minicache_code_rows>     rows;
+    std::vector<uint8_t>                 payload;
+    std::vector<uint8_t>                 packed;
 
     size_t n_other = 0;    // bytes of the payload that are of no row
     double bits    = 0.0;  // of the rows' symbols, by the entropy of what they are drawn from

@@ -20,6 +20,7 @@ struct coded_shape : attn_shape {
     cell_bases     base    = ADVANCING;
     int            run     = 10;  // cells that share a base
     int            n_layer = 2;
+    bool           alike   = false;  // all heads have the units of the first
 };
 
 static codec_shape codec_shape_of(const coded_shape & p) {
@@ -31,6 +32,7 @@ static codec_shape codec_shape_of(const coded_shape & p) {
     s.n_rot   = std::min(p.n_rot, p.d_k);
     s.rope    = p.rope;
     s.n_layer = p.n_layer;
+    s.alike   = p.alike;
     return s;
 }
 
@@ -55,8 +57,8 @@ class test_attn_code : public test_attn {
     }
 
     void build_cache(ggml_context * ctx) override {
-        code_k     = ggml_new_tensor_4d(ctx, GGML_TYPE_I8, codec.k.row_bytes(), p.n_head_kv, n_cells(), p.n_stream);
-        code_v     = ggml_new_tensor_4d(ctx, GGML_TYPE_I8, codec.v.row_bytes(), p.n_head_kv, n_cells(), p.n_stream);
+        code_k     = ggml_new_tensor_4d(ctx, GGML_TYPE_I8, codec.k.token_bytes(), 1, n_cells(), p.n_stream);
+        code_v     = ggml_new_tensor_4d(ctx, GGML_TYPE_I8, codec.v.token_bytes(), 1, n_cells(), p.n_stream);
         codec_data = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, minicache_codec_offsets_of(codec.shape).size);
     }
 
@@ -147,20 +149,22 @@ class test_attn_code : public test_attn {
     std::vector<int32_t> base_data;
 
     const uint8_t * row_of(const codec_part & part, const std::vector<uint8_t> & data, int stream, int cell, int head_kv) const {
-        return data.data() + (((size_t) stream * n_cells() + cell) * p.n_head_kv + head_kv) * part.row_bytes();
+        return data.data() + ((size_t) stream * n_cells() + cell) * part.token_bytes() + part.row_begin(head_kv);
     }
 
     // Any bytes are a valid code row. Magnitudes are up to about 4 if they matter, and anything if they must not matter.
     std::vector<uint8_t> random_rows(rng_t & rng, ggml_tensor * code, const codec_part & part) const {
-        const size_t n_row = part.row_bytes();
-
+        const size_t      n_token = part.token_bytes();
+        std::vector<bool> is_mag(n_token);
+        for (int h = 0; h < p.n_head_kv; ++h) {
+            std::fill_n(is_mag.begin() + part.row_begin(h), part.n_layer, true);
+        }
         std::vector<uint8_t> data(ggml_nbytes(code));
         for (size_t i = 0; i < data.size(); ++i) {
-            const int  row  = (int) (i / n_row) / p.n_head_kv;
+            const int  row  = (int) (i / n_token);
             const int  cell = row % n_cells();
-            const bool mag  = (int) (i % n_row) < part.n_layer;
             const bool used = cell < p.n_kv && state(row / n_cells(), cell) == GGML_MINICACHE_CELL_MERGED;
-            data[i]         = (uint8_t) random_int(rng, 0, mag && used ? 150 : 255);
+            data[i]         = (uint8_t) random_int(rng, 0, is_mag[i % n_token] && used ? 150 : 255);
         }
         ggml_backend_tensor_set(code, data.data(), 0, data.size());
         return data;
@@ -193,6 +197,7 @@ std::unique_ptr<test_case> new_attn_code_perf(const perf_shape & shape) {
     p.units_v = units(shape.type == "code2" ? BITS_2 : shape.type == "code3" ? BITS_3 : BITS_1);
     p.n_rot   = p.d_k;
     p.run     = 128;
+    p.alike   = true;
     return std::make_unique<test_attn_code>(p);
 }
 

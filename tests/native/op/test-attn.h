@@ -215,7 +215,7 @@ class test_attn : public test_case {
     float scale() const { return 1.5f / sqrtf((float) p.d_k); }
 
     ggml_minicache_attn_params params(int reference) const {
-        return { scale(), p.max_bias, p.softcap, p.side, p.block, reference };
+        return { scale(), p.max_bias, p.softcap, (int16_t) p.side, (int16_t) reference, p.block, 0 };
     }
 
     // the cells that the graph sees

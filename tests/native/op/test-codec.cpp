@@ -2,8 +2,8 @@
 
 #include "ggml-backend.h"
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 
 static const int WIDTHS[]    = { 8, 6, 5, 4, 3, 2, 1 };
 static const int PLANES[][2] = {
@@ -33,12 +33,33 @@ minicache_code_layout layout_of(const code_units & units, int n_layer) {
     return layout;
 }
 
-int codec_part::row_bytes() const {
+code_units units_of_head(const code_units & first, int head) {
+    code_units units = first;
+    if (head % 2 != 0) {
+        std::reverse(units.begin(), units.end());
+        for (int & n : units) {
+            n /= 2;
+        }
+    } else {
+        std::rotate(units.begin(), units.begin() + head % 7, units.end());
+    }
+    return units;
+}
+
+int codec_part::row_bytes(int head) const {
     int n_bit = 0;
-    for (const int width : widths) {
+    for (const int width : heads[head].widths) {
         n_bit += width;
     }
     return mag_bytes() + n_bit / 8;
+}
+
+int codec_part::row_begin(int head) const {
+    int n = 0;
+    for (int h = 0; h < head; ++h) {
+        n += row_bytes(h);
+    }
+    return n;
 }
 
 // The n bits from bit `first` on, lowest first.
@@ -50,12 +71,12 @@ static int bits_of(const uint8_t * bytes, int first, int n) {
     return x;
 }
 
-std::vector<int> codec_part::levels(const uint8_t * row) const {
+std::vector<int> codec_part::levels(int head, const uint8_t * row) const {
     std::vector<int> result;
 
     int bit = 8 * mag_bytes();
     for (int i = 0; i < 7; ++i) {
-        const int n     = 16 * units[i];
+        const int n     = 16 * heads[head].units[i];
         const int upper = PLANES[i][0];
         const int lower = PLANES[i][1];
         for (int j = 0; j < n; ++j) {
@@ -67,44 +88,56 @@ std::vector<int> codec_part::levels(const uint8_t * row) const {
 }
 
 std::vector<double> codec_part::decode(int head, int side, const uint8_t * row) const {
-    const std::vector<int> l = levels(row);
+    const head_codec &     own = heads[head];
+    const std::vector<int> l   = levels(head, row);
 
     std::vector<double> u(d, 0.0);
     for (int i = 0; i < d; ++i) {
-        const float * x = dec.data() + (((size_t) head * n_layer + side) * d + i) * r();
-        for (int c = 0; c < r(); ++c) {
-            u[i] += x[c] * (l[c] - level_half(c));
+        const float * x = own.dec.data() + ((size_t) side * d + i) * own.r();
+        for (int c = 0; c < own.r(); ++c) {
+            u[i] += x[c] * (l[c] - own.level_half(c));
         }
     }
     return u;
 }
 
 double codec_part::magnitude(int head, int side, const uint8_t * row) const {
-    const float * m = mag.data() + (head * n_layer + side) * 2;
+    const float * m = heads[head].mag.data() + side * 2;
     return row[side] == 0 ? 0.0 : exp(m[0] + (row[side] - 1) * (double) m[1]);
 }
 
-static codec_part new_part(const code_units & units, int d, int n_head_kv, int n_layer) {
+static codec_part new_part(const code_units & units, int d, int n_head_kv, const codec_shape & s) {
     codec_part part;
-    part.units     = units;
-    part.d         = d;
-    part.n_head_kv = n_head_kv;
-    part.n_layer   = n_layer;
-    for (int i = 0; i < 7; ++i) {
-        part.widths.insert(part.widths.end(), 16 * units[i], WIDTHS[i]);
+    part.d       = d;
+    part.n_layer = s.n_layer;
+    for (int h = 0; h < n_head_kv; ++h) {
+        head_codec head;
+        head.units = s.alike ? units : units_of_head(units, h);
+        for (int i = 0; i < 7; ++i) {
+            head.widths.insert(head.widths.end(), 16 * head.units[i], WIDTHS[i]);
+        }
+        part.heads.push_back(head);
     }
     return part;
 }
 
+static std::vector<minicache_code_layout> layouts_of(const codec_part & part) {
+    std::vector<minicache_code_layout> layouts;
+    for (const head_codec & head : part.heads) {
+        layouts.push_back(layout_of(head.units, part.n_layer));
+    }
+    return layouts;
+}
+
 test_codec::test_codec(const codec_shape & s, int n_head_kv) :
-    k(new_part(s.units_k, s.d_k, n_head_kv, s.n_layer)), v(new_part(s.units_v, s.d_v, n_head_kv, s.n_layer)), shape{} {
-    shape.layout_k  = layout_of(s.units_k, s.n_layer);
-    shape.layout_v  = layout_of(s.units_v, s.n_layer);
+    k(new_part(s.units_k, s.d_k, n_head_kv, s)), v(new_part(s.units_v, s.d_v, n_head_kv, s)), shape{} {
     shape.d_k       = (int16_t) s.d_k;
     shape.d_v       = (int16_t) s.d_v;
     shape.n_head_kv = (int16_t) n_head_kv;
+    shape.n_layer   = (int16_t) s.n_layer;
     shape.n_rot     = (int16_t) (s.rope == MINICACHE_ROPE_NONE ? 0 : s.n_rot);
-    shape.rope      = s.rope;
+    shape.rope      = (int16_t) s.rope;
+    layouts         = minicache_set_heads(shape, { layouts_of(k), layouts_of(v) });
     for (int i = 0; i < shape.n_rot / 2; ++i) {
         freq.push_back((float) pow(10000.0, -2.0 * i / shape.n_rot));
     }
@@ -126,64 +159,75 @@ static void orthonormalize(std::vector<double> & x, int rows, int columns) {
     }
 }
 
-static void draw_part(codec_part & part, rng_t & rng, decoders how) {
+static void draw_head(head_codec & head, const codec_part & part, int h, rng_t & rng, decoders how) {
     const int rows = part.n_layer * part.d;
-    const int r    = part.r();
+    const int r    = head.r();
 
-    for (int h = 0; h < part.n_head_kv; ++h) {
-        std::vector<float>  gaussian = random_floats(rng, (size_t) rows * r, 1.0f / sqrtf((float) rows));
-        std::vector<double> x(gaussian.begin(), gaussian.end());
-        if (how == ORTHONORMAL) {
-            orthonormalize(x, rows, r);
-        }
-        std::vector<float> weight(rows);
-        for (float & w : weight) {
-            w = 0.5f + (float) random_int(rng, 0, 100) / 100.0f;
-        }
-        for (int i = 0; i < rows; ++i) {
-            for (int c = 0; c < r; ++c) {
-                // in any direction, weighted unit vectors have numbers of about sqrt(1/d): four standard deviations fit
-                const double step = 8.0 / sqrt(part.d) / (1 << part.widths[c]);
-                const double y    = x[i * r + c] * step / sqrt(weight[i]);
-                part.dec.push_back(ggml_fp16_to_fp32(ggml_fp32_to_fp16((float) y)));
-                if (i == 0) {
-                    part.gain.push_back((float) (1.0 / (step * step)));
-                }
+    std::vector<float>  gaussian = random_floats(rng, (size_t) rows * r, 1.0f / sqrtf((float) rows));
+    std::vector<double> x(gaussian.begin(), gaussian.end());
+    if (how == ORTHONORMAL) {
+        orthonormalize(x, rows, r);
+    }
+    for (int i = 0; i < rows; ++i) {
+        head.weight.push_back(0.5f + (float) random_int(rng, 0, 100) / 100.0f);
+    }
+    for (int i = 0; i < rows; ++i) {
+        for (int c = 0; c < r; ++c) {
+            // in any direction, weighted unit vectors have numbers of about sqrt(1/d): four standard deviations fit
+            const double step = 8.0 / sqrt(part.d) / (1 << head.widths[c]);
+            const double y    = x[i * r + c] * step / sqrt(head.weight[i]);
+            head.dec.push_back(ggml_fp16_to_fp32(ggml_fp32_to_fp16((float) y)));
+            if (i == 0) {
+                head.gain.push_back((float) (1.0 / (step * step)));
             }
         }
-        part.weight.insert(part.weight.end(), weight.begin(), weight.end());
-        for (int side = 0; side < part.n_layer; ++side) {
-            part.mag.push_back(logf(0.1f + 0.1f * (float) h));
-            part.mag.push_back(0.02f + 0.005f * (float) side);
-        }
+    }
+    for (int side = 0; side < part.n_layer; ++side) {
+        head.mag.push_back(logf(0.1f + 0.1f * (float) h));
+        head.mag.push_back(0.02f + 0.005f * (float) side);
     }
 }
 
 void test_codec::draw(rng_t & rng, decoders how) {
-    draw_part(k, rng, how);
-    draw_part(v, rng, how);
+    for (codec_part * part : { &k, &v }) {
+        for (size_t h = 0; h < part->heads.size(); ++h) {
+            draw_head(part->heads[h], *part, (int) h, rng, how);
+        }
+    }
 }
 
 void test_codec::set(ggml_tensor * tensor) const {
     std::vector<float> words = freq;
-    for (int h = 0; h < k.n_head_kv; ++h) {
-        for (const codec_part * part : { &k, &v }) {
-            const int n = 2 * part->n_layer;
-            words.insert(words.end(), part->mag.begin() + n * h, part->mag.begin() + n * (h + 1));
+
+    const auto append = [&](const std::vector<float> & x) { words.insert(words.end(), x.begin(), x.end()); };
+    for (size_t h = 0; h < k.heads.size(); ++h) {
+        append(k.heads[h].mag);
+        append(v.heads[h].mag);
+    }
+    std::vector<float> decoders;
+    for (const codec_part * part : { &k, &v }) {
+        for (const head_codec & head : part->heads) {
+            append(head.weight);
+        }
+        for (const head_codec & head : part->heads) {
+            append(head.gain);
+        }
+        for (const head_codec & head : part->heads) {
+            decoders.insert(decoders.end(), head.dec.begin(), head.dec.end());
         }
     }
-    for (const codec_part * part : { &k, &v }) {
-        words.insert(words.end(), part->weight.begin(), part->weight.end());
-        words.insert(words.end(), part->gain.begin(), part->gain.end());
-    }
-    std::vector<ggml_fp16_t> halves(k.dec.size() + v.dec.size());
-    ggml_fp32_to_fp16_row(k.dec.data(), halves.data(), (int64_t) k.dec.size());
-    ggml_fp32_to_fp16_row(v.dec.data(), halves.data() + k.dec.size(), (int64_t) v.dec.size());
+    std::vector<ggml_fp16_t> halves(decoders.size());
+    ggml_fp32_to_fp16_row(decoders.data(), halves.data(), (int64_t) decoders.size());
 
-    const size_t n_words = words.size() * sizeof(float);
-    GGML_ASSERT(n_words + halves.size() * sizeof(ggml_fp16_t) == ggml_nbytes(tensor));
-    ggml_backend_tensor_set(tensor, words.data(), 0, n_words);
-    ggml_backend_tensor_set(tensor, halves.data(), n_words, halves.size() * sizeof(ggml_fp16_t));
+    size_t     at    = 0;
+    const auto write = [&](const void * data, size_t n) {
+        ggml_backend_tensor_set(tensor, data, at, n);
+        at += n;
+    };
+    write(layouts.data(), layouts.size() * sizeof(layouts[0]));
+    write(words.data(), words.size() * sizeof(float));
+    write(halves.data(), halves.size() * sizeof(ggml_fp16_t));
+    GGML_ASSERT(at == ggml_nbytes(tensor));
 }
 
 void test_codec::turn(double position, std::vector<double> & x) const {

@@ -191,7 +191,7 @@ class test_encode : public test_case {
     int n_cells() const { return p.n_tokens + 3; }
 
     ggml_tensor * new_cache(ggml_context * ctx, const codec_part & part) const {
-        return ggml_new_tensor_3d(ctx, GGML_TYPE_I8, (int64_t) part.row_bytes() * p.n_head_kv, n_cells(), p.n_stream);
+        return ggml_new_tensor_3d(ctx, GGML_TYPE_I8, part.token_bytes(), n_cells(), p.n_stream);
     }
 
     result new_alone(ggml_context * ctx, int token) const {
@@ -210,7 +210,7 @@ class test_encode : public test_case {
     // A token's own op writes what the op for all tokens writes: a code does not depend on what else is encoded.
     bool is_part(const written & alone, int token, const written & all) const {
         const auto same_row = [&](const std::vector<uint8_t> & a, const std::vector<uint8_t> & b, const codec_part & part) {
-            const size_t n = (size_t) part.row_bytes() * p.n_head_kv;
+            const size_t n = part.token_bytes();
             return std::equal(
                 a.begin() + row_data[token] * n, a.begin() + (row_data[token] + 1) * n, b.begin() + row_data[token] * n);
         };
@@ -279,7 +279,7 @@ class test_encode : public test_case {
             for (int h = 0; h < p.n_head_kv; ++h) {
                 for (const bool is_v : { false, true }) {
                     const codec_part & part = is_v ? codec.v : codec.k;
-                    const size_t       row  = (row_data[i] * p.n_head_kv + h) * part.row_bytes();
+                    const size_t       row  = row_data[i] * part.token_bytes() + part.row_begin(h);
                     if (!check_row(i, h, is_v, (is_v ? w.code_v : w.code_k).data() + row, w.out[(i * 2 + is_v) * p.n_head_kv + h],
                             error, norm)) {
                         return INFINITY;
@@ -308,6 +308,7 @@ class test_encode : public test_case {
     // is midway between two steps.
     bool check_row(int token, int head, bool is_v, const uint8_t * row, float distance, double & error, double & norm) const {
         const codec_part & part = is_v ? codec.v : codec.k;
+        const head_codec & own  = part.heads[head];
         const double       near = 2e-3;
 
         std::vector<double> u[MINICACHE_CODE_LAYERS];
@@ -324,15 +325,14 @@ class test_encode : public test_case {
             }
         }
 
-        std::vector<double> z(part.r());
-        for (int c = 0; c < part.r(); ++c) {
+        std::vector<double> z(own.r());
+        for (int c = 0; c < own.r(); ++c) {
             for (int i = 0; i < part.n_layer * part.d; ++i) {
-                const size_t at = (size_t) head * part.n_layer * part.d + i;
-                z[c] += (double) part.dec[at * part.r() + c] * part.weight[at] * u[i / part.d][i % part.d];
+                z[c] += (double) own.dec[(size_t) i * own.r() + c] * own.weight[i] * u[i / part.d][i % part.d];
             }
-            z[c] *= part.gain[head * part.r() + c];
+            z[c] *= own.gain[c];
         }
-        if (!has_best_scale(part, head, z, part.levels(row), near)) {
+        if (!has_best_scale(own, z, part.levels(head, row), near)) {
             return false;
         }
 
@@ -343,12 +343,12 @@ class test_encode : public test_case {
             double uu = 0.0;
             double yy = 0.0;
             for (int i = 0; i < part.d; ++i) {
-                const double w = part.weight[((size_t) head * part.n_layer + side) * part.d + i];
+                const double w = own.weight[(size_t) side * part.d + i];
                 uu += w * u[side][i] * u[side][i];
                 yy += w * u_hat[i] * u_hat[i];
             }
             const double mag = yy > 0.0 ? sqrt(uu / yy) * length[side] : 0.0;
-            if (!(fabs(row[side] - mag_byte(part, head, side, mag)) <= 0.5 + near)) {
+            if (!(fabs(row[side] - mag_byte(own, side, mag)) <= 0.5 + near)) {
                 return false;
             }
             const double m = part.magnitude(head, side, row);
@@ -365,7 +365,7 @@ class test_encode : public test_case {
 
     // Whether the levels are the nearest ones at one of the scales that lose least.
     static bool has_best_scale(
-        const codec_part & part, int head, const std::vector<double> & z, const std::vector<int> & levels, double near) {
+        const head_codec & codec, const std::vector<double> & z, const std::vector<int> & levels, double near) {
         double least = INFINITY;
         double own   = INFINITY;  // of the scales that the levels are nearest at
         for (int i = -6; i <= 16; ++i) {
@@ -373,11 +373,11 @@ class test_encode : public test_case {
 
             double lost    = 0.0;
             bool   nearest = true;
-            for (int c = 0; c < part.r(); ++c) {
-                const double half = part.level_half(c);
+            for (int c = 0; c < codec.r(); ++c) {
+                const double half = codec.level_half(c);
                 const double want = std::min(std::max(z[c] / scale + half, 0.0), 2.0 * half);
                 const double away = z[c] - scale * (floor(want + 0.5) - half);
-                lost += away * away / part.gain[head * part.r() + c];
+                lost += away * away / codec.gain[c];
                 nearest = nearest && fabs(levels[c] - want) <= 0.5 + near;
             }
             least = std::min(least, lost);
@@ -387,8 +387,8 @@ class test_encode : public test_case {
     }
 
     // before rounding
-    static double mag_byte(const codec_part & part, int head, int side, double m) {
-        const float * mag = part.mag.data() + (head * part.n_layer + side) * 2;
+    static double mag_byte(const head_codec & codec, int side, double m) {
+        const float * mag = codec.mag.data() + side * 2;
         if (!(m > 1e-46)) {
             return 0.0;
         }
@@ -412,8 +412,8 @@ class test_planes : public test_case {
         rows                         = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, 1);
         bases                        = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, 1);
         codec_data                   = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, minicache_codec_offsets_of(codec.shape).size);
-        code_k                       = ggml_new_tensor_3d(ctx, GGML_TYPE_I8, codec.k.row_bytes(), 1, 1);
-        code_v                       = ggml_new_tensor_3d(ctx, GGML_TYPE_I8, codec.v.row_bytes(), 1, 1);
+        code_k                       = ggml_new_tensor_3d(ctx, GGML_TYPE_I8, codec.k.token_bytes(), 1, 1);
+        code_v                       = ggml_new_tensor_3d(ctx, GGML_TYPE_I8, codec.v.token_bytes(), 1, 1);
         ggml_tensor * const layers[] = { kv, kv };
         ggml_build_forward_expand(gf, ggml_minicache_encode(ctx, layers, codec_data, code_k, code_v, rows, bases, codec.shape));
     }
@@ -523,10 +523,11 @@ class test_planes : public test_case {
     }
 
     static void set_levels(codec_part & part) {
-        part.mag    = { -1.0f, 0.1f, -1.0f, 0.1f };
-        part.weight = std::vector<float>(2 * part.d, 1.0f);
-        part.dec    = std::vector<float>((size_t) 2 * part.d * part.r(), 0.0f);
-        for (int c = 0; c < part.r(); ++c) {
+        head_codec & head = part.heads[0];
+        head.mag          = { -1.0f, 0.1f, -1.0f, 0.1f };
+        head.weight       = std::vector<float>(2 * part.d, 1.0f);
+        head.dec          = std::vector<float>((size_t) 2 * part.d * head.r(), 0.0f);
+        for (int c = 0; c < head.r(); ++c) {
             const int i     = c % 16;
             const int level = c < 16 ? 0x11 * i :
                               c < 32 ? 4 * i + i % 4 :
@@ -535,8 +536,8 @@ class test_planes : public test_case {
                               c < 80 ? 2 * (i % 4) + i / 8 :
                               c < 96 ? i % 4 :
                                        i % 2;
-            part.gain.push_back((float) sqrt(part.d));
-            part.dec[(size_t) c * part.r() + c] = (float) (level - part.level_half(c));
+            head.gain.push_back((float) sqrt(part.d));
+            head.dec[(size_t) c * head.r() + c] = (float) (level - head.level_half(c));
         }
     }
 };
@@ -549,6 +550,7 @@ static void add_perf_cases(test_cases & cases) {
                 p.codec.units_k = p.codec.units_v = units;
                 p.codec.d_k = p.codec.d_v = d;
                 p.codec.n_rot             = d;
+                p.codec.alike             = true;
                 p.n_head_kv               = n_head_kv;
                 p.n_tokens                = n_tokens;
                 if (2 * d >= 16 * std::accumulate(units.begin(), units.end(), 0)) {
