@@ -246,8 +246,9 @@ static packed_parts read_parts(
         if (rows.group >= layouts.size() || rows.is_v > 1 || rows.at < at || rows.at > header.size || one.size > left) {
             damaged();
         }
-        const uint64_t size = rows.n_token * (uint64_t) token_bytes(layouts[rows.group].of(rows.is_v));
-        if (size > header.size - rows.at) {
+        const head_layouts & heads = layouts[rows.group].of(rows.is_v);
+        const uint64_t       size  = rows.n_token * (uint64_t) token_bytes(heads);
+        if (heads.empty() || size > header.size - rows.at) {
             damaged();
         }
         at = rows.at + size;
