@@ -211,6 +211,8 @@ def test_bad_codecs_are_refused() -> None:
         (replace(codec, units_k=(codec.units_k[0], (1, 2))), "units_k"),
         (replace(codec, units_k=(codec.units_k[0], (-1,) * 7)), "units_k"),
         (replace(codec, units_v=(codec.units_v[0], (0.5,) * 7)), "units_v"),
+        (replace(codec, units_v=(codec.units_v[0], (256,) + (0,) * 6)), "units_v"),
+        (replace(codec, units_v=(codec.units_v[0], (2**32,) + (0,) * 6)), "units_v"),
         (replace(codec, units_k=codec.units_k[:1] * 2), "bytes"),
     ):
         with pytest.raises(ValueError, match=named):

@@ -26,6 +26,8 @@ from .arrays import (
 )
 from .attention import AttentionCall, Current, Retained
 
+# of one width, in a code
+MOST_UNITS = 255
 ROPES = ("none", "neighbours", "halves")  # the native library's numbers of them
 
 
@@ -210,9 +212,15 @@ def _units(codec: Codec, name: str) -> Ints:
         units = np.asarray(given)
     except ValueError:  # rows of different lengths
         units = np.empty(0)
-    if units.dtype.kind not in "iu" or units.shape != (codec.n_head_kv, len(WIDTHS)) or (units < 0).any():
+    shape = codec.n_head_kv, len(WIDTHS)
+    if (
+        units.dtype.kind not in "iu"
+        or units.shape != shape
+        or (units < 0).any()
+        or (units > MOST_UNITS).any()
+    ):
         raise MiniCacheError(
-            f"{name}={given!r} must be 7 numbers for each of {codec.n_head_kv} KV heads, "
+            f"{name}={given!r} must be 7 numbers from 0 to {MOST_UNITS} for each of {codec.n_head_kv} KV heads, "
             "its units of 8, 6, 5, 4, 3, 2 and 1 bits"
         )
     return np.ascontiguousarray(units, dtype=np.int32)
