@@ -77,6 +77,8 @@ set(MINICACHE_GGML_CUDA_SOURCES
 set(MINICACHE_LLAMA_SOURCES
     llama/llama-minicache.h
     llama/llama-minicache.cpp
+    llama/llama-minicache-array-graph.h
+    llama/llama-minicache-array-graph.cpp
     llama/llama-minicache-arrays.h
     llama/llama-minicache-arrays.cpp
     llama/llama-minicache-arrays-attn.cpp

@@ -23,32 +23,6 @@ ggml_type minicache_check_type(ggml_type type, int64_t head_size, const char * n
     return type;
 }
 
-minicache_array_graph::minicache_array_graph() : memory(32 * ggml_tensor_overhead() + ggml_graph_overhead()) {
-    ctx.reset(ggml_init({ memory.size(), memory.data(), /*.no_alloc =*/true }));
-    backend.reset(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
-    minicache_check_arg(ctx && backend, "the CPU backend could not be started");
-}
-
-void minicache_array_graph::allocate() {
-    buffer.reset(ggml_backend_alloc_ctx_tensors(ctx.get(), backend.get()));
-    minicache_check_arg((bool) buffer, "out of memory");
-    ggml_backend_buffer_clear(buffer.get(), 0);
-}
-
-void minicache_array_graph::compute(ggml_tensor * result, int32_t n_threads, float * out) {
-    ggml_backend_dev_t dev           = ggml_backend_get_device(backend.get());
-    auto               set_n_threads = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(
-        ggml_backend_dev_backend_reg(dev), "ggml_backend_set_n_threads");
-    if (set_n_threads) {
-        set_n_threads(backend.get(), std::max(1, n_threads));
-    }
-
-    ggml_cgraph * graph = ggml_new_graph(ctx.get());
-    ggml_build_forward_expand(graph, result);
-    minicache_check_arg(ggml_backend_graph_compute(backend.get(), graph) == GGML_STATUS_SUCCESS, "the computation failed");
-    ggml_backend_tensor_get(result, out, 0, ggml_nbytes(result));
-}
-
 std::vector<float> minicache_joined(const float * k, const float * v, int64_t n_embd_k, int64_t n_embd_v, int64_t n_tokens) {
     std::vector<float> kv;
     kv.reserve((n_embd_k + n_embd_v) * n_tokens);

@@ -1,11 +1,9 @@
 #pragma once
 
-// What the functions of the C API that compute on plain arrays have in common: checks of their arguments, and a graph of one node
-// that the CPU backend computes.
+// What the functions of the C API that compute on plain arrays have in common: checks of their arguments.
 
-#include "ggml-backend.h"
-#include "ggml-cpp.h"
 #include "ggml.h"
+#include "llama-minicache-array-graph.h"
 #include "llama-minicache.h"
 #include "minicache-code-heads.h"
 
@@ -34,28 +32,3 @@ void minicache_check_side(int32_t side, const minicache_code_shape & shape);
 
 // Each token's K and V side by side: [n_tokens][n_embd_k + n_embd_v].
 std::vector<float> minicache_joined(const float * k, const float * v, int64_t n_embd_k, int64_t n_embd_v, int64_t n_tokens);
-
-template <typename T>
-static inline void minicache_set_data(ggml_tensor * tensor, const T * data) {
-    ggml_backend_tensor_set(tensor, data, 0, ggml_nbytes(tensor));
-}
-
-// Tensors are made in get(), then allocate() gives them memory, and compute() computes one of them.
-class minicache_array_graph {
-  public:
-    minicache_array_graph();
-
-    ggml_context * get() const { return ctx.get(); }
-
-    // All tensors are zero at first.
-    void allocate();
-
-    // Computes `result` and copies it to `out`. All errors throw std::invalid_argument.
-    void compute(ggml_tensor * result, int32_t n_threads, float * out);
-
-  private:
-    std::vector<uint8_t>    memory;  // of ctx: ggml_init() would end the process where it cannot allocate it
-    ggml_context_ptr        ctx;
-    ggml_backend_ptr        backend;
-    ggml_backend_buffer_ptr buffer;
-};

@@ -1,14 +1,12 @@
 #include "llama-minicache-rope.h"
 
-#include "ggml-backend.h"
-#include "ggml-cpp.h"
 #include "llama-cparams.h"
+#include "llama-minicache-array-graph.h"
 #include "llama-model.h"
 #include "minicache-turn.h"
 
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
 
 // M-RoPE's positions have four sections, each of which turns some of the pairs. For text three of them are the position and the
 // fourth is 0, as llama.cpp fills them. A base is taken off all of those three, which is exact whatever they are, as for images,
@@ -64,11 +62,8 @@ std::string minicache_rope_why_not(const llama_model & model) {
 // factors and scaling are all taken into account, and none of their formulas is repeated here.
 static std::vector<float> turned(const llama_model & model, const llama_cparams & cparams, uint32_t il,
     const minicache_rope_turn & turn, const std::vector<int32_t> & positions) {
-    // of our own: ggml_init() would end the process where it cannot allocate it
-    std::vector<uint8_t> memory(16 * ggml_tensor_overhead() + ggml_graph_overhead());
-    ggml_context_ptr     ctx{ ggml_init({ memory.size(), memory.data(),
-        /*.no_alloc =*/true }) };
-    ggml_backend_ptr     backend{ ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr) };
+    minicache_array_graph graph;
+    ggml_context *        ctx = graph.get();
 
     const llama_hparams & hparams = model.hparams;
 
@@ -83,10 +78,10 @@ static std::vector<float> turned(const llama_model & model, const llama_cparams 
         std::fill(sections.end() - n_pos, sections.end(), 0);
     }
 
-    ggml_tensor * x       = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_rot, 1, n_pos);
-    ggml_tensor * pos     = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, sections.size());
+    ggml_tensor * x       = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n_rot, 1, n_pos);
+    ggml_tensor * pos     = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, sections.size());
     ggml_tensor * given   = model.get_rope_factors(cparams, il);
-    ggml_tensor * factors = given ? ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, given->ne[0]) : nullptr;
+    ggml_tensor * factors = given ? ggml_new_tensor_1d(ctx, GGML_TYPE_F32, given->ne[0]) : nullptr;
 
     const float freq_base  = model.get_rope_freq_base(cparams, il);
     const float freq_scale = model.get_rope_freq_scale(cparams, il);
@@ -95,17 +90,14 @@ static std::vector<float> turned(const llama_model & model, const llama_cparams 
     if (has_sections(hparams)) {
         int of_pairs[N_SECTION];
         std::copy(hparams.rope_sections.begin(), hparams.rope_sections.end(), of_pairs);
-        y = ggml_rope_multi(ctx.get(), x, pos, factors, n_rot, of_pairs, hparams.rope_type, cparams.n_ctx_orig_yarn, freq_base,
+        y = ggml_rope_multi(ctx, x, pos, factors, n_rot, of_pairs, hparams.rope_type, cparams.n_ctx_orig_yarn, freq_base,
             freq_scale, cparams.yarn_ext_factor, cparams.yarn_attn_factor, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
     } else {
-        y = ggml_rope_ext(ctx.get(), x, pos, factors, n_rot, hparams.rope_type, cparams.n_ctx_orig_yarn, freq_base, freq_scale,
+        y = ggml_rope_ext(ctx, x, pos, factors, n_rot, hparams.rope_type, cparams.n_ctx_orig_yarn, freq_base, freq_scale,
             cparams.yarn_ext_factor, cparams.yarn_attn_factor, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
     }
 
-    ggml_backend_buffer_ptr buffer{ ggml_backend_alloc_ctx_tensors(ctx.get(), backend.get()) };
-    if (!buffer) {
-        throw std::runtime_error("out of memory");
-    }
+    graph.allocate();
 
     std::vector<float> data(n_rot * n_pos, 0.0f);
     for (int64_t p = 0; p < n_pos; ++p) {
@@ -113,21 +105,15 @@ static std::vector<float> turned(const llama_model & model, const llama_cparams 
             data[p * n_rot + (turn.kind == MINICACHE_ROPE_HALVES ? i : 2 * i)] = 1.0f;
         }
     }
-    ggml_backend_tensor_set(x, data.data(), 0, ggml_nbytes(x));
-    ggml_backend_tensor_set(pos, sections.data(), 0, ggml_nbytes(pos));
+    minicache_set_data(x, data.data());
+    minicache_set_data(pos, sections.data());
     if (factors) {
         std::vector<float> f(given->ne[0]);
         ggml_backend_tensor_get(given, f.data(), 0, ggml_nbytes(given));
-        ggml_backend_tensor_set(factors, f.data(), 0, ggml_nbytes(factors));
+        minicache_set_data(factors, f.data());
     }
 
-    ggml_cgraph * graph = ggml_new_graph(ctx.get());
-    ggml_build_forward_expand(graph, y);
-    if (ggml_backend_graph_compute(backend.get(), graph) != GGML_STATUS_SUCCESS) {
-        throw std::runtime_error("RoPE could not be computed");
-    }
-    ggml_backend_tensor_get(y, data.data(), 0, ggml_nbytes(y));
-
+    graph.compute(y, 1, data.data());
     return data;
 }
 
