@@ -186,6 +186,21 @@ def test_number_of_tokens_and_threads_do_not_matter() -> None:
                 assert np.array_equal(got, want[:n])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_units_may_be_small_numbers_of_numpy(dtype: type) -> None:
+    """A row has more bytes than such a number can count."""
+    longest = [Layout((32, 0, 0, 0, 0, 0, 0))]
+    codec = codecs(5, (longest, longest), d_k=256, d_v=256)[1]
+    small = replace(codec, units_k=np.array(codec.units_k, dtype), units_v=np.array(codec.units_v, dtype))
+    x, bases = vectors(5, 9, codec), np.arange(9)
+    codes = kernels.encode(**x, codec=small, bases=bases)
+    assert codes.k.shape == codes.v.shape == (9, 2 * (2 + 32 * 16))
+    for got, want in zip(codes, kernels.encode(**x, codec=codec, bases=bases), strict=True):
+        assert np.array_equal(got, want)
+    with pytest.raises(MiniCacheError, match="code_k"):
+        kernels.decode(codes.k[:, :4], codes.v, small, 0, bases=bases)
+
+
 def test_bad_codecs_are_refused() -> None:
     codec = codecs(16)[1]
     x = vectors(16, 2, codec)

@@ -84,9 +84,7 @@ def encode(
     n_tokens, n_head_kv = k.shape[1], codec.n_head_kv
     require_shape("k", k, (codec.n_layer, n_tokens, n_head_kv, codec.head_size_k))
     require_shape("v", v, (codec.n_layer, n_tokens, n_head_kv, codec.head_size_v))
-    rows = [
-        np.zeros((n_tokens, _row_bytes(codec, units)), np.uint8) for units in (codec.units_k, codec.units_v)
-    ]
+    rows = [np.zeros((n_tokens, _row_bytes(codec, name)), np.uint8) for name in ("units_k", "units_v")]
     distances = [np.zeros((n_tokens, n_head_kv), np.float32) for _ in rows]
     done = binding.lib.llama_minicache_encode(
         native,
@@ -175,8 +173,10 @@ def code_attention(
     )
 
 
-def _row_bytes(codec: Codec, units: tuple[tuple[int, ...], ...]) -> int:
-    return token_row_bytes(tuple(map(Layout, units)), codec.n_layer)
+def _row_bytes(codec: Codec, name: str) -> int:
+    """The bytes of a token's row: of the units that the native library gets, in Python's numbers, which do not wrap."""
+    layouts = tuple(Layout(tuple(units)) for units in _units(codec, name).tolist())
+    return token_row_bytes(layouts, codec.n_layer)
 
 
 def _native(codec: Codec) -> tuple[Any, Any]:
@@ -229,7 +229,7 @@ def _units(codec: Codec, name: str) -> Ints:
 def _rows(codec: Codec, code_k: npt.ArrayLike, code_v: npt.ArrayLike) -> tuple[Bytes, Bytes]:
     """The tokens' rows of K and V, as the codec lays them out."""
     rows: list[Bytes] = []
-    for name, value, units in (("code_k", code_k, codec.units_k), ("code_v", code_v, codec.units_v)):
+    for name, value, units in (("code_k", code_k, "units_k"), ("code_v", code_v, "units_v")):
         array = np.ascontiguousarray(value)
         shape = (len(rows[0]) if rows else len(array), _row_bytes(codec, units))
         if array.dtype != np.uint8 or array.shape != shape or not array.size:
