@@ -17,28 +17,30 @@ class entry_reader {
     // r:       the longest code's coefficients
     // ld:      bytes from one entry's levels to the next one's
     entry_reader(const minicache_attn & a, const attn_schedule & schedule, const entry_rows * formats, int64_t r, int64_t ld,
-        scratch_memory & memory) : coded(a.coded), formats(formats), ld(ld) {
+        scratch_memory & memory) :
+        coded(a.coded), formats(formats), ld(ld), n_code(coded && schedule.few ? schedule.heads : 1),
+        n_part(minicache_code_levels::n_part_of(r)) {
         scratch.levels = (uint8_t *) memory.floats((MINICACHE_LEVEL_BLOCK * ld + 64) / sizeof(float));
         scratch.ld     = ld;
         scratch.scale  = (ggml_fp16_t *) memory.floats(ld / MINICACHE_LEVEL_SPAN * MINICACHE_LEVEL_BLOCK / 2);
         scratch.min    = (ggml_fp16_t *) memory.floats(ld / MINICACHE_LEVEL_SPAN * MINICACHE_LEVEL_BLOCK / 2);
         for (const entry_kind kind : { SHARED, RETAINED }) {
-            zeros[kind] = memory.floats(kind == SHARED ? n_codes(schedule) * ld : ld);
+            const int64_t n = kind == SHARED ? n_code * ld : ld;
+            zeros[kind]     = memory.floats(n);
             if (memory.is_real()) {
-                std::fill(zeros[kind], zeros[kind] + ld, formats[kind].levels.zero);
+                std::fill(zeros[kind], zeros[kind] + n, formats[kind].levels.zero);
             }
         }
         if (coded && schedule.few) {
-            codes = (minicache_code_levels *) memory.floats(bytes_to_floats(n_codes(schedule) * sizeof(minicache_code_levels)));
+            codes = (minicache_code_levels *) memory.floats(bytes_to_floats(n_code * sizeof(minicache_code_levels)));
             parts = (minicache_code_levels::part *) memory.floats(
-                bytes_to_floats(n_codes(schedule) * minicache_code_levels::n_part_of(r) * sizeof(minicache_code_levels::part)));
+                bytes_to_floats(n_code * n_part * sizeof(minicache_code_levels::part)));
         }
     }
 
     // Prepares for code rows of KV head number h of a piece of work as levels.
-    //   r  the longest code's coefficients
-    void set_code(int64_t h, const minicache_code_layout & layout, int64_t r) {
-        new (codes + h) minicache_code_levels(layout, parts + h * minicache_code_levels::n_part_of(r));
+    void set_code(int64_t h, const minicache_code_layout & layout) {
+        new (codes + h) minicache_code_levels(layout, parts + h * n_part);
         minicache_code_zeros(layout, zeros[SHARED] + h * ld);
     }
 
@@ -97,16 +99,15 @@ class entry_reader {
     const bool               coded;
     const entry_rows * const formats;
     const int64_t            ld;
+    const int64_t            n_code;  // KV heads of a piece of work whose code rows are read as levels
+    const int64_t            n_part;  // of the longest code
 
     minicache_level_rows scratch = {};
-    float *              zeros[2];  // [ld] each, of shared and of retained entries; of codes [n_codes()][ld]
+    float *              zeros[2];  // of shared entries [n_code][ld], and of retained ones [ld]
 
     // for few queries
-    minicache_code_levels *       codes = nullptr;  // [n_codes()]
-    minicache_code_levels::part * parts = nullptr;  // [n_codes()][minicache_code_levels::n_part_of(r)]
-
-    // the KV heads that a piece of work reads as levels
-    int64_t n_codes(const attn_schedule & schedule) const { return coded && schedule.few ? schedule.heads : 1; }
+    minicache_code_levels *       codes = nullptr;  // [n_code]
+    minicache_code_levels::part * parts = nullptr;  // [n_code][n_part]
 
     static int64_t bytes_to_floats(int64_t n) { return (n + sizeof(float) - 1) / sizeof(float); }
 

@@ -41,6 +41,10 @@ attn_tile::attn_tile(const minicache_attn & a, const attn_schedule & schedule, s
             heads[h] = x;
         }
     }
+    // a piece that has all heads keeps their codecs
+    if (memory.is_real() && a.coded && schedule.few) {
+        set_codes();
+    }
 }
 
 void attn_tile::begin(int64_t i_stream, int64_t i_head_kv, int64_t i_token, int64_t n) {
@@ -49,7 +53,7 @@ void attn_tile::begin(int64_t i_stream, int64_t i_head_kv, int64_t i_token, int6
     token_0   = i_token;
     n_token   = n;
 
-    if (a.coded) {
+    if (a.coded && !schedule.few) {
         set_codes();
     }
     for (int64_t h = 0; h < schedule.heads; ++h) {
@@ -72,18 +76,16 @@ void attn_tile::begin(int64_t i_stream, int64_t i_head_kv, int64_t i_token, int6
     turned.forget_decoder();
 }
 
-// Finds the codecs of the piece's KV heads. They stay the same where a piece has all heads.
+// Finds the codecs of the piece's KV heads.
 void attn_tile::set_codes() {
-    const bool is_set = schedule.few && has_codes;
-    for (int64_t h = 0; h < schedule.heads && !is_set; ++h) {
+    for (int64_t h = 0; h < schedule.heads; ++h) {
         heads[h].code_k = a.head_k(head_kv_0 + h);
         heads[h].code_v = a.head_v(head_kv_0 + h);
         if (schedule.few) {
-            reader_k.set_code(h, heads[h].code_k.layout, a.r_k);
-            reader_v.set_code(h, heads[h].code_v.layout, a.r_v);
+            reader_k.set_code(h, heads[h].code_k.layout);
+            reader_v.set_code(h, heads[h].code_v.layout);
         }
     }
-    has_codes = true;
 }
 
 void attn_tile::attend(int64_t cell_0, int64_t cell_1) {
@@ -153,9 +155,8 @@ void attn_tile::find_rows(int64_t h, const entry_block & block) {
         }
     };
     if (block.kind == SHARED) {
-        const bool    coded  = a.coded;
-        const auto *  k_0    = (const char *) (coded ? a.code_k(heads[h].code_k, stream, 0) : a.merged_k(stream, head, 0));
-        const auto *  v_0    = (const char *) (coded ? a.code_v(heads[h].code_v, stream, 0) : a.merged_v(stream, head, 0));
+        const auto *  k_0    = (const char *) (a.coded ? a.code_k(heads[h].code_k, stream, 0) : a.merged_k(stream, head, 0));
+        const auto *  v_0    = (const char *) (a.coded ? a.code_v(heads[h].code_v, stream, 0) : a.merged_v(stream, head, 0));
         const int64_t step_k = (int64_t) a.cache_k->nb[2];
         const int64_t step_v = (int64_t) a.cache_v->nb[2];
         each([=](int32_t cell) { return k_0 + cell * step_k; }, [=](int32_t cell) { return v_0 + cell * step_v; });
@@ -352,14 +353,14 @@ void attn_tile::add_values(int64_t h, const entry_block & block, float * acc, in
 
 // Adds V's decoder times each row's sum of codes to the exact accumulator.
 void attn_tile::decode_values(head_rows & x) {
-    const int64_t       r = x.code_v.r;
-    const ggml_fp16_t * d = x.code_v.decoder(a.p.side);
+    const int64_t       n_coef = x.code_v.r;
+    const ggml_fp16_t * d      = x.code_v.decoder(a.p.side);
     for (int64_t i = 0; i < a.d_v; i += MINICACHE_BLOCK) {
         const int n = (int) std::min<int64_t>(MINICACHE_BLOCK, a.d_v - i);
         for (int c = 0; c < MINICACHE_BLOCK; ++c) {
-            rows_k[c] = d + (i + std::min(c, n - 1)) * r;
+            rows_k[c] = d + (i + std::min(c, n - 1)) * n_coef;
         }
-        minicache_scores_rows<ggml_fp16_t>(x.acc_shared, schedule.r_v, n_row(), { rows_k, n, 0 }, r, scores);
+        minicache_scores_rows<ggml_fp16_t>(x.acc_shared, schedule.r_v, n_row(), { rows_k, n, 0 }, n_coef, scores);
         for (int64_t r = 0; r < n_row(); ++r) {
             for (int c = 0; c < n; ++c) {
                 x.acc_exact[r * schedule.d_v + i + c] += scores[r * MINICACHE_BLOCK + c];

@@ -72,7 +72,6 @@ class attn_tile {
     int64_t token_0   = 0;
     int64_t n_token   = 0;
     int64_t n_ahead   = 0;  // cells from this span's to the next span's, 0 in the last one
-    bool    has_codes = false;
 
     // of a block's entries; addresses repeat the last one up to a whole vector
     const void * rows_k[MINICACHE_BLOCK];

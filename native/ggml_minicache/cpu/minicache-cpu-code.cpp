@@ -7,39 +7,29 @@
 
 // The parts of a codec, and the bytes of code rows: levels to rows, and rows to float32.
 
-static minicache_code_head code_head(const minicache_head_layout & own, int64_t d, int64_t head_kv, const void * codec,
-    int64_t mag, int64_t weight, int64_t gain, int64_t dec) {
-    const auto * base = (const char *) codec;
+static minicache_code_head code_head(const minicache_code_shape & shape, const void * codec, bool is_v, int64_t head_kv) {
+    const minicache_codec_offsets o    = minicache_codec_offsets_of(shape);
+    const minicache_head_layout   own  = minicache_codec_head(shape, codec, is_v, (int) head_kv);
+    const auto *                  base = (const char *) codec;
 
     minicache_code_head head;
     head.layout = own.layout;
     head.row    = own.row;
-    head.d      = d;
+    head.d      = is_v ? shape.d_v : shape.d_k;
     head.r      = minicache_code_size(own.layout);
-    head.mag    = (const float *) (base + mag) + head_kv * 4 * head.n_layer();
-    head.weight = (const float *) (base + weight) + head_kv * head.n();
-    head.gain   = (const float *) (base + gain) + own.coef;
-    head.dec    = (const ggml_fp16_t *) (base + dec) + head.n() * own.coef;
+    head.mag    = (const float *) (base + o.mag) + (2 * head_kv + is_v) * 2 * head.n_layer();
+    head.weight = (const float *) (base + (is_v ? o.weight_v : o.weight_k)) + head_kv * head.n();
+    head.gain   = (const float *) (base + (is_v ? o.gain_v : o.gain_k)) + own.coef;
+    head.dec    = (const ggml_fp16_t *) (base + (is_v ? o.dec_v : o.dec_k)) + head.n() * own.coef;
     return head;
-}
-
-static const minicache_head_layout * head_layouts(const minicache_codec_offsets & o, const void * codec) {
-    return (const minicache_head_layout *) ((const char *) codec + o.heads);
 }
 
 minicache_code_head minicache_code_head_k(const minicache_code_shape & shape, const void * codec, int64_t head_kv) {
-    const minicache_codec_offsets o = minicache_codec_offsets_of(shape);
-    return code_head(head_layouts(o, codec)[head_kv], shape.d_k, head_kv, codec, o.mag, o.weight_k, o.gain_k, o.dec_k);
+    return code_head(shape, codec, false, head_kv);
 }
 
 minicache_code_head minicache_code_head_v(const minicache_code_shape & shape, const void * codec, int64_t head_kv) {
-    const minicache_codec_offsets o = minicache_codec_offsets_of(shape);
-
-    const minicache_head_layout & own = head_layouts(o, codec)[shape.n_head_kv + head_kv];
-
-    minicache_code_head head = code_head(own, shape.d_v, head_kv, codec, o.mag, o.weight_v, o.gain_v, o.dec_v);
-    head.mag += 2 * head.n_layer();  // behind K's
-    return head;
+    return code_head(shape, codec, true, head_kv);
 }
 
 //

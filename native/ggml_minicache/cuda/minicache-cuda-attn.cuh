@@ -81,9 +81,9 @@ struct minicache_cuda_attn {
         return q == 0 ? -INFINITY : range[0] + (float) (q - 1) * range[1];
     }
 
-    __device__ minicache_cuda_head head_k(int head_kv) const { return head(head_kv, at.dec_k, dims.d_k); }
+    __device__ minicache_cuda_head head_k(int head_kv) const { return head(0, head_kv, at.dec_k, dims.d_k); }
 
-    __device__ minicache_cuda_head head_v(int head_kv) const { return head(dims.n_head_kv + head_kv, at.dec_v, dims.d_v); }
+    __device__ minicache_cuda_head head_v(int head_kv) const { return head(1, head_kv, at.dec_v, dims.d_v); }
 
     __device__ const float * freq() const { return (const float *) (codec + at.freq); }
 
@@ -122,10 +122,9 @@ struct minicache_cuda_attn {
     }
 
   private:
-    //   i         number of the head in the codec, where those of V follow those of K
     //   decoders  where those of K, or of V, begin
-    __device__ minicache_cuda_head head(int i, int64_t decoders, int d) const {
-        const minicache_head_layout x       = ((const minicache_head_layout *) (codec + at.heads))[i];
+    __device__ minicache_cuda_head head(int is_v, int head_kv, int64_t decoders, int d) const {
+        const minicache_head_layout x       = minicache_codec_head(shape, codec, is_v, head_kv);
         const int                   r       = minicache_code_size(x.layout);
         const half *                decoder = (const half *) (codec + decoders);
         return { x.layout, x.row, minicache_code_bytes(x.layout), r,

@@ -47,7 +47,7 @@ struct encode_part {
     __device__ encode_part(const encode_args & a, int i) {
         const int                   n    = a.shape.n_head_kv;
         const int                   head = i % n;
-        const minicache_head_layout at   = ((const minicache_head_layout *) (a.codec + a.at.heads))[i];
+        const minicache_head_layout at   = minicache_codec_head(a.shape, a.codec, i / n, head);
 
         layout  = at.layout;
         is_v    = i / n;

@@ -40,14 +40,8 @@ std::vector<float> minicache_joined(const float * k, const float * v, int64_t n_
 static std::vector<minicache_code_layout> layouts_of(
     const int32_t * units, int32_t n_head_kv, int32_t n_layer, const std::string & name) {
     minicache_check_arg(units, name + " must not be NULL");
-    std::vector<minicache_code_layout> layouts(n_head_kv);
-    for (minicache_code_layout & layout : layouts) {
-        for (uint8_t & n_unit : layout.n_unit) {
-            minicache_check_arg(*units >= 0 && *units <= UINT8_MAX, name + " must be from 0 to 255");
-            n_unit = (uint8_t) *units++;
-        }
-        layout.n_layer = (uint8_t) n_layer;
-    }
+    std::vector<minicache_code_layout> layouts;
+    minicache_check_arg(!minicache_make_layouts(units, n_head_kv, n_layer, layouts), name + " must be from 0 to 255");
     return layouts;
 }
 

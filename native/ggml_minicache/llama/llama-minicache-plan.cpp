@@ -17,15 +17,10 @@ static std::vector<minicache_code_layout> take_layouts(
     const minicache_plan_reader & reader, const std::vector<int32_t> & counts, size_t & at, const minicache_code_shape & shape) {
     reader.check_that(MINICACHE_CODE_WIDTHS * (size_t) shape.n_head_kv <= counts.size() - at, "its lists differ in length");
 
-    std::vector<minicache_code_layout> layouts(shape.n_head_kv);
-    for (minicache_code_layout & layout : layouts) {
-        for (uint8_t & n_unit : layout.n_unit) {
-            const int32_t n = counts[at++];
-            reader.check_that(n >= 0 && n <= UINT8_MAX, "a code has " + std::to_string(n) + " units of one width");
-            n_unit = (uint8_t) n;
-        }
-        layout.n_layer = (uint8_t) shape.n_layer;
-    }
+    std::vector<minicache_code_layout> layouts;
+    const int32_t * wrong = minicache_make_layouts(counts.data() + at, shape.n_head_kv, shape.n_layer, layouts);
+    reader.check_that(!wrong, wrong ? "a code has " + std::to_string(*wrong) + " units of one width" : "");
+    at += MINICACHE_CODE_WIDTHS * (size_t) shape.n_head_kv;
     return layouts;
 }
 

@@ -5,6 +5,7 @@
 #include "minicache-code.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <vector>
 
 // The layouts of a group's codes: of each KV head, all with the group's number of layers.
@@ -14,6 +15,26 @@ struct minicache_group_layouts {
 
     const std::vector<minicache_code_layout> & of(bool is_v) const { return is_v ? v : k; }
 };
+
+// a shape keeps these in 16 bits, and a row takes at most a byte for a coefficient, and its magnitudes
+static_assert(MINICACHE_CODE_WIDTHS * UINT8_MAX * MINICACHE_CODE_UNIT + MINICACHE_CODE_LAYERS <= INT16_MAX);
+
+// Makes the layouts of KV heads from their numbers of units of each width, [n_head_kv][MINICACHE_CODE_WIDTHS]. Returns the first
+// number that no code can have, null if there is none.
+static inline const int32_t * minicache_make_layouts(
+    const int32_t * units, int n_head_kv, int n_layer, std::vector<minicache_code_layout> & layouts) {
+    layouts.resize(n_head_kv);
+    for (minicache_code_layout & layout : layouts) {
+        for (uint8_t & n_unit : layout.n_unit) {
+            if (*units < 0 || *units > UINT8_MAX) {
+                return units;
+            }
+            n_unit = (uint8_t) *units++;
+        }
+        layout.n_layer = (uint8_t) n_layer;
+    }
+    return nullptr;
+}
 
 // Appends the layouts with what comes before each, and sets what a shape says of them.
 static inline void minicache_add_heads(const std::vector<minicache_code_layout> & layouts,

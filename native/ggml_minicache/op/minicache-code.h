@@ -170,6 +170,13 @@ static inline MINICACHE_HD struct minicache_codec_offsets minicache_codec_offset
     return o;
 }
 
+// The layout of a KV head's K, or V, in a codec.
+static inline MINICACHE_HD struct minicache_head_layout minicache_codec_head(
+    struct minicache_code_shape s, const void * codec, int is_v, int head_kv) {
+    const char * heads = (const char *) codec + minicache_codec_offsets_of(s).heads;
+    return ((const struct minicache_head_layout *) heads)[is_v * s.n_head_kv + head_kv];
+}
+
 // Magnitudes: the byte 0 is 0, and 1 to 255 are a geometric series that begins at exp(log_min).
 static inline MINICACHE_HD uint8_t minicache_code_mag(float m, float log_min, float log_step) {
     if (!(m > 0.0f)) {
