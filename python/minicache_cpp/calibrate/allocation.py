@@ -43,7 +43,7 @@ class Part:
         return tuple(Layout(tuple(one)) for one in units.tolist())
 
     def loss(self, layouts: Layouts) -> float:
-        return float(of_layouts(self.losses, layouts).sum())
+        return float(of_layouts(self.losses, layouts, unit=1).sum())
 
     def token_bytes(self, layouts: Layouts) -> float:
         """Bytes per token, magnitudes included."""

@@ -83,12 +83,11 @@ class PartFit:
 
     def error(self, layouts: Layouts) -> float:
         """The error of codes of these layouts, that of the coefficients they leave out included."""
-        return float(of_layouts(self.unit_errors, layouts).sum())
+        return float(of_layouts(self.errors, layouts).sum())
 
     def layer_errors(self, layouts: Layouts, n_layer: int) -> Doubles:
         """The part of that error that each of the group's layers has, [n_layer]."""
-        choice = np.repeat(choices_of(layouts, self.n_unit), UNIT, axis=1)
-        errors = np.take_along_axis(self.errors, choice[:, None], axis=1)[:, 0]
+        errors = of_layouts(self.errors, layouts)
         # a component has length 1, so its squares are the shares of a coefficient's error that the numbers get
         shares = self.vectors.astype(np.float64) ** 2
         by_number = np.einsum("hic,hc->i", shares, errors)
@@ -110,18 +109,19 @@ class PartCodec:
     decoder: Sequence[NDArray[np.float16]]
 
 
-def choices_of(layouts: Layouts, n_unit: int) -> NDArray[np.int64]:
-    """The choice of each head's units, [n_head_kv, n_unit]; those beyond its layout are left out."""
-    ends = np.cumsum([one.units for one in layouts], axis=1)
-    segment = (np.arange(n_unit)[:, None] >= ends[:, None]).sum(axis=2)
+def of_layouts(errors: Doubles, layouts: Layouts, unit: int = UNIT) -> Doubles:
+    """Of errors [n_head_kv, choice, n], those of the choices that the layouts make, [n_head_kv, n].
+
+    The errors are of coefficients, or with `unit` 1 of units. What is beyond a layout has the choice to be left out.
+    """
+    n_head_kv, _, n = errors.shape
+    ends = unit * np.cumsum([one.units for one in layouts], axis=1)
+    if len(ends) != n_head_kv or ends.max() > n:
+        raise ValueError(f"{len(ends)} layouts of up to {ends.max()}, for {n_head_kv} heads of {n}")
+    segment = (np.arange(n)[:, None] >= ends[:, None]).sum(axis=2)
     # segments are in the order of WIDTHS, choices in the opposite one
-    return np.asarray(len(WIDTHS) - segment)
-
-
-def of_layouts(unit_errors: Doubles, layouts: Layouts) -> Doubles:
-    """Of errors [n_head_kv, choice, unit], those of the units of these layouts, [n_head_kv, unit]."""
-    choice = choices_of(layouts, unit_errors.shape[2])
-    return np.asarray(np.take_along_axis(unit_errors, choice[:, None], axis=1)[:, 0])
+    choice = len(WIDTHS) - segment
+    return np.asarray(np.take_along_axis(errors, choice[:, None], axis=1)[:, 0])
 
 
 def fit_part(
@@ -147,7 +147,8 @@ def fit_part(
 
 def make_codec(fit: PartFit, layouts: Layouts, layers: Sequence[Floats]) -> PartCodec:
     """The codec of these layouts; its magnitudes have the ranges of the samples, [tokens, n_head_kv, d] each layer."""
-    heads = [_make_head(fit, head, layout, layers) for head, layout in enumerate(layouts)]
+    numbered = zip(range(fit.n_head_kv), layouts, strict=True)
+    heads = [_make_head(fit, head, layout, layers) for head, layout in numbered]
     mag, gain, decoder = zip(*heads, strict=True)
     weight = np.asarray(fit.weight / fit.weight.mean(axis=1, keepdims=True), dtype=np.float32)
     return PartCodec(layouts, np.stack(mag), weight, gain, decoder)

@@ -78,16 +78,16 @@ def encode(
     bases: [n_tokens], the positions that K is coded relative to, None for 0.
     reference: compute with the plain scalar kernel instead of the vectorised one.
     """
-    native, _keep = _native(codec)
+    native = _native(codec)
     dims = ("n_layer", "n_tokens", "n_head_kv", "head_size")
     k, v = as_floats("k", k, dims), as_floats("v", v, dims)
     n_tokens, n_head_kv = k.shape[1], codec.n_head_kv
     require_shape("k", k, (codec.n_layer, n_tokens, n_head_kv, codec.head_size_k))
     require_shape("v", v, (codec.n_layer, n_tokens, n_head_kv, codec.head_size_v))
-    rows = [np.zeros((n_tokens, _row_bytes(codec, name)), np.uint8) for name in ("units_k", "units_v")]
+    rows = [np.zeros((n_tokens, n_bytes), np.uint8) for n_bytes in native.row_bytes]
     distances = [np.zeros((n_tokens, n_head_kv), np.float32) for _ in rows]
     done = binding.lib.llama_minicache_encode(
-        native,
+        native.struct,
         float_pointer(k),
         float_pointer(v),
         int_pointer(as_bases(bases, n_tokens)),
@@ -114,12 +114,12 @@ def decode(
     code_k, code_v: [n_tokens, bytes of a token's row]. side: the layer's number in the group, from 0 on.
     bases: [n_tokens], the positions that K was coded relative to, None for 0.
     """
-    native, _keep = _native(codec)
-    k_rows, v_rows = _rows(codec, code_k, code_v)
+    native = _native(codec)
+    k_rows, v_rows = _rows(native, code_k, code_v)
     k = np.zeros((len(k_rows), codec.n_head_kv, codec.head_size_k), np.float32)
     v = np.zeros((len(v_rows), codec.n_head_kv, codec.head_size_v), np.float32)
     done = binding.lib.llama_minicache_decode(
-        native,
+        native.struct,
         byte_pointer(k_rows),
         byte_pointer(v_rows),
         int_pointer(as_bases(bases, len(k_rows))),
@@ -156,9 +156,9 @@ def code_attention(
     bases: [n_kv], the positions that K was coded relative to, None for 0.
     The other arguments are those of attention().
     """
-    native, _keep = _native(codec)
+    native = _native(codec)
     q = as_floats("q", q, ("n_q", "n_head", "head_size"))
-    k_rows, v_rows = _rows(codec, code_k, code_v)
+    k_rows, v_rows = _rows(native, code_k, code_v)
     base = as_bases(bases, len(k_rows))
     if retained is not None and retained.type == "cache":
         raise MiniCacheError("retained.type='cache': codes have no cache type; choose f16 or q8_0")
@@ -168,32 +168,41 @@ def code_attention(
     call.set_entries(mask, sinks, retained, current)
     return call.run(
         lambda result: binding.lib.llama_minicache_code_attention(
-            native, byte_pointer(k_rows), byte_pointer(v_rows), int_pointer(base), side, call.args, result
+            native.struct,
+            byte_pointer(k_rows),
+            byte_pointer(v_rows),
+            int_pointer(base),
+            side,
+            call.args,
+            result,
         )
     )
 
 
-def _row_bytes(codec: Codec, name: str) -> int:
-    """The bytes of a token's row: of the units that the native library gets, in Python's numbers, which do not wrap."""
-    layouts = tuple(Layout(tuple(units)) for units in _units(codec, name).tolist())
-    return token_row_bytes(layouts, codec.n_layer)
+class NativeCodec(NamedTuple):
+    """A codec as the native library takes it."""
+
+    struct: Any
+    # the bytes of a token's row of K, and of V
+    row_bytes: tuple[int, int]
+    # what the struct points to, and what must outlive it
+    kept: Any
 
 
-def _native(codec: Codec) -> tuple[Any, Any]:
-    """The native struct, and the buffers that it points to and that must outlive it."""
-    units = [_units(codec, name) for name in ("units_k", "units_v")]
+def _native(codec: Codec) -> NativeCodec:
+    units_k, units_v = _units(codec, "units_k"), _units(codec, "units_v")
     if not 1 <= codec.n_layer <= MAX_LAYERS:
         raise MiniCacheError(f"n_layer={codec.n_layer!r} is outside its range, 1 to {MAX_LAYERS}")
     if codec.rope not in ROPES:
         raise MiniCacheError(f"rope={codec.rope!r}; choose one of {', '.join(ROPES)}")
     data = binding.ffi.from_buffer("char[]", codec.data)
-    native = binding.ffi.new(
+    struct = binding.ffi.new(
         "struct llama_minicache_codec *",
         {
             "data": data,
             "size": len(codec.data),
-            "units_k": int_pointer(units[0]),
-            "units_v": int_pointer(units[1]),
+            "units_k": int_pointer(units_k),
+            "units_v": int_pointer(units_v),
             "n_layer": codec.n_layer,
             "head_size_k": codec.head_size_k,
             "head_size_v": codec.head_size_v,
@@ -202,7 +211,13 @@ def _native(codec: Codec) -> tuple[Any, Any]:
             "n_rot": codec.n_rot,
         },
     )
-    return native, (data, units)
+    row_bytes = _row_bytes(units_k, codec.n_layer), _row_bytes(units_v, codec.n_layer)
+    return NativeCodec(struct, row_bytes, (data, units_k, units_v))
+
+
+def _row_bytes(units: Ints, n_layer: int) -> int:
+    """The bytes of a token's row, in Python's numbers, which do not wrap."""
+    return token_row_bytes(tuple(Layout(tuple(one)) for one in units.tolist()), n_layer)
 
 
 def _units(codec: Codec, name: str) -> Ints:
@@ -226,12 +241,13 @@ def _units(codec: Codec, name: str) -> Ints:
     return np.ascontiguousarray(units, dtype=np.int32)
 
 
-def _rows(codec: Codec, code_k: npt.ArrayLike, code_v: npt.ArrayLike) -> tuple[Bytes, Bytes]:
+def _rows(native: NativeCodec, code_k: npt.ArrayLike, code_v: npt.ArrayLike) -> tuple[Bytes, Bytes]:
     """The tokens' rows of K and V, as the codec lays them out."""
     rows: list[Bytes] = []
-    for name, value, units in (("code_k", code_k, "units_k"), ("code_v", code_v, "units_v")):
+    given = ("code_k", code_k), ("code_v", code_v)
+    for (name, value), n_bytes in zip(given, native.row_bytes, strict=True):
         array = np.ascontiguousarray(value)
-        shape = (len(rows[0]) if rows else len(array), _row_bytes(codec, units))
+        shape = (len(rows[0]) if rows else len(array), n_bytes)
         if array.dtype != np.uint8 or array.shape != shape or not array.size:
             raise MiniCacheError(
                 f"{name} is {array.dtype} {shape_of(array)}; with this codec it must be uint8 {list(shape)}"
