@@ -8,7 +8,7 @@ A variant is "today", or settings that differ from it, separated by commas:
 
     ratio=5          f16 bytes of a token over those of its codes
     layers=2         layers that share a code
-    widths=group     the heads of a group have the same widths; head: each its own
+    widths=head      each head has its own widths; group: all heads of a group the same
     unit=16          coefficients that share a width
     values=uniform   levels at equal distances; best: those of least error; trellis: 64, by a window of 6 bits
     block=128        K is coded relative to multiples of this position; 0: as it is after RoPE
@@ -26,7 +26,7 @@ leaves out the decoders.
 
 Example:
 
-    python scripts/study smollm2.gguf --text wiki.txt --ctx 1024 --config today widths=head unit=8,widths=head
+    python scripts/study smollm2.gguf --text wiki.txt --ctx 1024 --config today widths=group unit=8
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from minicache_cpp import MiniCacheError
 from .quantizers import QUANTIZERS
 
 CHOICES = {
-    "widths": ("group", "head"),
+    "widths": ("head", "group"),
     "values": tuple(QUANTIZERS),
     "code": ("head", "heads", "kv"),
     "mean": ("kept", "apart"),
@@ -28,8 +28,8 @@ class Variant:
     ratio: float = 5.0
     # layers that share a code
     layers: int = 2
-    # whether all heads of a group have the same widths, or each its own
-    widths: str = "group"
+    # whether each head of a group has widths of its own, or all the same
+    widths: str = "head"
     # coefficients that share a width
     unit: int = 16
     values: str = "uniform"
@@ -51,7 +51,7 @@ class Variant:
 
     @classmethod
     def parse(cls, text: str) -> Variant:
-        """Reads "unit=8,widths=head"; an empty text, or "today", means the defaults."""
+        """Reads "unit=8,widths=group"; an empty text, or "today", means the defaults."""
         defaults = asdict(cls())
         values: dict[str, Any] = {}
         for word in text.split(",") if text not in ("", "today") else ():

@@ -20,6 +20,7 @@ VARIANTS = [
     "today",
     "ratio=2.2",
     "ratio=8",
+    "widths=group",
     "widths=head,unit=8",
     "values=best",
     "values=trellis",
@@ -70,7 +71,7 @@ def test_variants_on_a_tiny_model(
     assert kl["ratio=2.2"] < 0.5 * kl["today"] < 0.5 * kl["ratio=8"]
     expected = {name: row["expected"] for name, row in rows.items()}
     for better in ("widths=head,unit=8", "values=best", "values=trellis", "code=kv"):
-        assert expected[better] < expected["today"]
+        assert expected[better] < expected["today"] < expected["widths=group"]
     assert rows["code=kv"]["multiply_adds"] > rows["today"]["multiply_adds"]
 
 
