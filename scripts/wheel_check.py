@@ -60,7 +60,7 @@ def read(path: Path, plan: Path) -> dict[str, Any]:
     tokens: list[int] = []
     for start, n_tokens in batches:
         context.evaluate(start, n_tokens)
-        last = logits(context)
+        last = last_logits(context.ctx, context.n_vocab)
         tokens.append(int(last.argmax()))
     report = read_report(context.ctx)
     return {
@@ -71,17 +71,34 @@ def read(path: Path, plan: Path) -> dict[str, Any]:
     }
 
 
-def logits(context: SequenceContext) -> NDArray[np.float32]:
-    pointer = ctypes.cast(llama_h.llama_get_logits_ith(context.ctx, -1), ctypes.POINTER(ctypes.c_float))
-    return np.array(pointer[: context.n_vocab], np.float32)
+def last_logits(context: Any, n_vocab: int) -> NDArray[np.float32]:
+    """A copy of the logits of a native context's last token."""
+    pointer = ctypes.cast(llama_h.llama_get_logits_ith(context, -1), ctypes.POINTER(ctypes.c_float))
+    return np.array(pointer[:n_vocab], np.float32)
 
 
-def chat(path: Path) -> str:
-    """The beginning of the likeliest answer, with the plan that the package has for the model."""
+def chat(path: Path) -> dict[str, Any]:
+    """The beginning of the likeliest answer, with the plan that the package has for the model.
+
+    `steps` has, where each of its tokens stands, the likeliest and the next likely one, and by how many standard
+    deviations of all logits theirs differ.
+    """
     llm = Llama(str(path), n_ctx=512, n_threads=1, n_threads_batch=1, minicache="auto", verbose=False)
     messages: Any = [{"role": "user", "content": "hi"}]
     answer: Any = llm.create_chat_completion(messages, temperature=0.0, max_tokens=ANSWER)
-    return str(answer["choices"][0]["message"]["content"])
+    tokens, n_prompt = llm.input_ids[: llm.n_tokens].tolist(), answer["usage"]["prompt_tokens"]
+    llm.reset()
+    steps = []
+    for begin, end in zip([0, *range(n_prompt, len(tokens))], range(n_prompt, len(tokens) + 1), strict=True):
+        llm.eval(tokens[begin:end])
+        found = last_logits(llm.ctx, llm.n_vocab())
+        first = int(found.argmax())
+        # without argsort(), which goes wrong under qemu 7.2 where NumPy uses AVX2 for it
+        others = found.copy()
+        others[first] = -np.inf
+        second = int(others.argmax())
+        steps.append((first, second, round(float((found[first] - found[second]) / found.std()), 5)))
+    return {"text": str(answer["choices"][0]["message"]["content"]), "steps": steps}
 
 
 if __name__ == "__main__":

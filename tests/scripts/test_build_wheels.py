@@ -51,6 +51,27 @@ def test_other_results_fail(tried: Trial, message: str) -> None:
         build_wheels.require(tried, HERE, "x64" if "x64" in message else "")
 
 
+@pytest.mark.parametrize(
+    ("steps", "alike"),
+    [
+        ([[5, 6, 0.2], [7, 8, 0.09], [9, 4, 1.0]], True),
+        # after a tie the answers go their own ways
+        ([[5, 6, 0.2], [8, 7, 0.01], [1, 2, 3.0]], True),
+        ([[6, 5, 0.2], [7, 8, 0.09], [9, 4, 1.0]], False),
+        ([[5, 6, 0.2], [3, 7, 0.01], [9, 4, 1.0]], False),
+    ],
+    ids=["the same", "other after a tie", "other without a tie", "a token that was not next"],
+)
+def test_answers_may_part_at_a_tie_only(steps: list[list[float]], alike: bool) -> None:
+    expected = changed(chat={"text": "Hello", "steps": [[5, 6, 0.2], [7, 8, 0.09], [9, 4, 1.0]]})
+    tried = changed(chat={"text": "Hi", "steps": steps})
+    if alike:
+        build_wheels.require(tried, expected)
+        return
+    with pytest.raises(WheelError, match="there: the chat answered 'Hi', not 'Hello'"):
+        build_wheels.require(tried, expected)
+
+
 def test_a_trial_is_silent_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it prints on stderr counts as a failure, and the checkout's package is not on its path."""
     monkeypatch.setenv("PYTHONPATH", "checkout")
