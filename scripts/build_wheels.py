@@ -208,9 +208,22 @@ def repair(wheel: Path, output: Path, tools: Path, arch: str) -> Path:
         old.unlink()
     path = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}  # patchelf
     if arch != platform.machine():
-        path["LD_LIBRARY_PATH"] = f"/usr/{arch}-linux-gnu/lib"
+        path = {
+            "PATH": f"{programs_for(arch, tools.parent.parent)}{os.pathsep}{path['PATH']}",
+            "LD_LIBRARY_PATH": f"/usr/{arch}-linux-gnu/lib",
+        }
     run([str(tools / "auditwheel"), "repair", "--strip", "--wheel-dir", str(output), str(wheel)], path)
     return newest_wheel(output, arch)
+
+
+def programs_for(arch: str, work: Path) -> Path:
+    """A folder with the architecture's own strip, which auditwheel calls by that name."""
+    folder = work / f"{arch}-programs"
+    folder.mkdir(exist_ok=True)
+    strip = folder / "strip"
+    strip.unlink(missing_ok=True)
+    strip.symlink_to(str(shutil.which(compiler(arch, "strip"))))
+    return folder
 
 
 def only_wheel(folder: Path) -> Path:

@@ -104,26 +104,26 @@ class Library:
 class OracleMember:
     """The oracle, which follows every cell and slot."""
 
-    def __init__(self, model: TinyModel, config: Config) -> None:
-        self.model, self.config = model, config
+    def __init__(self, model: TinyModel, config: Config, margin: float = MARGIN) -> None:
+        self.model, self.config, self.margin = model, config, margin
         self.oracle = Oracle(model, config)
         self.saved: list[list[SavedStream]] = []
         # what is_clear() has found out already
         self.tried: tuple[Tokens, Oracle, Logits] | None = None
 
     def is_clear(self, tokens: Tokens) -> bool:
-        """Whether no retained token is chosen by less than the library's rounding."""
+        """Whether no retained token is chosen by less than the margin, which is the library's rounding."""
         if not self._has_room(tokens):
             return True
         oracle = self._copy()
         logits = oracle.decode(tokens)
         self.tried = tokens, oracle, logits
-        return bool(oracle.margin > MARGIN)
+        return bool(oracle.margin > self.margin)
 
     def can_restore(self, number: int, seq: int) -> bool:
         oracle = self._copy()
         restore(oracle, self.saved[number], seq)
-        return bool(oracle.margin > MARGIN)
+        return bool(oracle.margin > self.margin)
 
     def decode(self, tokens: Tokens) -> Logits | None:
         self.oracle._apply_shift()

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from campaigns.members import Library
 from campaigns.operations import Rules
-from campaigns.walks import Setup
+from campaigns.walks import ON_A_DEVICE, Setup
 from minicache_cpp.native.binding import llama_h
 from oracle.model import Config
 from support.contexts import Context
+from support.cuda_on_cpu import Devices
 from support.family_caches import LoadedFamily
 from support.family_models import FAMILIES
 
@@ -29,9 +30,10 @@ WITH_EXPERTS = 20
 class Families:
     """Makes the setups, and loads each model once."""
 
-    def __init__(self, folder: Path, unsettled: bool = False) -> None:
-        self.folder, self.unsettled = folder, unsettled
+    def __init__(self, folder: Path, device: Devices | None = None, unsettled: bool = False) -> None:
+        self.folder, self.device, self.unsettled = folder, device, unsettled
         self.loaded: dict[str, LoadedFamily] = {}
+        self.held: dict[str, LoadedFamily] = {}
 
     def setup(self, seed: int) -> Setup:
         rng = random.Random(f"family {seed}")
@@ -51,14 +53,15 @@ class Families:
             window = rng.choice([5, 64]) if kind != "coded" else 0
             config = loaded.coded(base, self.folder / f"{name}.plan.gguf", window=window)
         swa_full = rng.random() < 0.5
-        library = Library(lambda: Context.of(loaded.model, config, swa_full=swa_full))
+        held = self.held[name]
+        library = Library(lambda: Context.of(held.model, config, swa_full=swa_full))
         reference = Library(
             lambda: Context.of(loaded.model, replace(base, groups=(), plan=""), swa_full=swa_full)
         )
         settings = f"n_ubatch={base.n_ubatch}, n_seq_max={n_seq}, unified={base.unified}, swa_full={swa_full}"
         experts = loaded.family.chooses_experts
         bound, moved = (KEPT_BOUND, KEPT_AND_MOVED) if kind == "kept" else (CODED_BOUND, CODED_AND_MOVED)
-        factor = WITH_EXPERTS if experts else 1
+        factor = (WITH_EXPERTS if experts else 1) * (ON_A_DEVICE if self.device and kind == "kept" else 1)
         return Setup(
             f"{name}, {kind}, {settings}",
             f"{kind}{', experts,' if experts else ''} beside upstream",
@@ -92,4 +95,5 @@ class Families:
     def load(self, name: str) -> LoadedFamily:
         if name not in self.loaded:
             self.loaded[name] = LoadedFamily(name, self.folder / f"{name}.gguf")
+            self.held[name] = self.device.held(self.loaded[name]) if self.device else self.loaded[name]
         return self.loaded[name]

@@ -10,11 +10,12 @@ from typing import Any
 
 from campaigns.members import Library, OracleMember
 from campaigns.operations import Rules
-from campaigns.walks import Setup
+from campaigns.walks import ON_A_DEVICE, Setup
 from oracle.model import Config
 from support import tiny_models
-from support.bounds import F16_BOUND, QUANTIZED_BOUND, TIED_BOUND
+from support.bounds import F16_BOUND, MARGIN, MARGIN_ON_A_DEVICE, QUANTIZED_BOUND, TIED_BOUND
 from support.contexts import Context
+from support.cuda_on_cpu import Devices
 from support.loaded import Loaded
 from support.plans import ALL_PAIRS, LAYER_TYPES, coded, plain
 
@@ -37,8 +38,8 @@ MODELS: dict[str, dict[str, Any]] = {
 class PlainModels:
     """Makes the setups, and loads each model once."""
 
-    def __init__(self, folder: Path, unsettled: bool = False) -> None:
-        self.folder, self.unsettled = folder, unsettled
+    def __init__(self, folder: Path, device: Devices | None = None, unsettled: bool = False) -> None:
+        self.folder, self.device, self.unsettled = folder, device, unsettled
         self.loaded: dict[str, Loaded] = {}
 
     def setup(self, seed: int) -> Setup:
@@ -78,8 +79,9 @@ class PlainModels:
                 "unified",
             )
         )
+        bound *= ON_A_DEVICE if self.device and bound == F16_BOUND else 1
         library = Library(lambda: Context.of(loaded.model, config))
-        reference = OracleMember(loaded.tiny, config)
+        reference = OracleMember(loaded.tiny, config, MARGIN_ON_A_DEVICE if self.device else MARGIN)
         return Setup(
             f"{kind}, {name}, {settings}",
             f"{kind} beside the oracle",
@@ -94,7 +96,8 @@ class PlainModels:
     def load(self, name: str) -> Loaded:
         if name not in self.loaded:
             path = self.folder / f"plain-{len(self.loaded)}.gguf"
-            self.loaded[name] = Loaded(tiny_models.random_model(**MODELS[name]), path)
+            loaded = Loaded(tiny_models.random_model(**MODELS[name]), path)
+            self.loaded[name] = self.device.held(loaded) if self.device else loaded
         return self.loaded[name]
 
 

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from campaigns.members import Library, Logits, Member, Reference
 from campaigns.operations import Chooser, Rules, Step
 from campaigns.options import Finding, Outcome, add_options, check_options, report, seeds, tell
+from minicache_cpp import MiniCacheError
 from minicache_cpp.native import binding
 from minicache_cpp.native.binding import llama_h
 from support.contexts import nmse, quiet
 
+if TYPE_CHECKING:
+    from support.cuda_on_cpu import Devices
+
 STEPS_OF_A_WALK = 40
+# by how much bounds for f16 are wider on a device, whose kernels have queries, unpacked rows and weights of f16
+ON_A_DEVICE = 10
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ def walk(setup: Setup, seed: int, outcome: Outcome, n_steps: int = STEPS_OF_A_WA
             name, step = chooser.next()
             done.append(str(step))
             outcome.count("steps")
+            outcome.count(f"steps of {setup.kind}")
             outcome.count(f"step {name}")
             moved = moved or step.method in ("seq_add", "seq_div")
             what, goes_on = take(setup, step, moved, outcome)
@@ -130,6 +140,12 @@ def configure(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="plain models beside the NumPy oracle, families beside upstream's f16 cache, or a walk of each in turn",
     )
     parser.add_argument(
+        "--device",
+        choices=["cpu", "cuda-on-cpu"],
+        default="cpu",
+        help="what computes: the CPU, or the CUDA kernels on it, which MINICACHE_CUDA_ON_CPU names (default: cpu)",
+    )
+    parser.add_argument(
         "--unsettled",
         action="store_true",
         help="save and restore also while moves and copies wait for the next decode, where llama.cpp errs too",
@@ -140,19 +156,37 @@ def configure(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def run(args: argparse.Namespace) -> int:
     check_options(args)
     llama_h.llama_log_set(quiet, ctypes.c_void_p(0))
-    with tempfile.TemporaryDirectory() as folder:
-        makers = setups(args.model, Path(folder), args.unsettled)
+    with tempfile.TemporaryDirectory() as folder, devices_of(args.device) as device:
+        makers = setups(args.model, Path(folder), device, args.unsettled)
         return report(args, campaign(makers, args))
 
 
-def setups(model: str, folder: Path, unsettled: bool = False) -> list[Callable[[int], Setup]]:
+@contextmanager
+def devices_of(name: str) -> Iterator[Devices | None]:
+    """What the library computes on: None for the CPU."""
+    if name == "cpu":
+        yield None
+        return
+    from support.cuda_on_cpu import devices
+
+    if not os.environ.get("MINICACHE_CUDA_ON_CPU"):
+        raise MiniCacheError(
+            "--device cuda-on-cpu: MINICACHE_CUDA_ON_CPU must name libminicache-cuda-on-cpu.so"
+        )
+    with devices() as found:
+        yield found
+
+
+def setups(
+    model: str, folder: Path, device: Devices | None = None, unsettled: bool = False
+) -> list[Callable[[int], Setup]]:
     """What makes the setup of a seed, one for each kind of reference."""
     from campaigns.walk_families import Families
     from campaigns.walk_plain import PlainModels
 
     kinds: dict[str, Callable[[int], Setup]] = {
-        "oracle": PlainModels(folder, unsettled).setup,
-        "families": Families(folder, unsettled).setup,
+        "oracle": PlainModels(folder, device, unsettled).setup,
+        "families": Families(folder, device, unsettled).setup,
     }
     return [make for name, make in kinds.items() if model in (name, "all")]
 

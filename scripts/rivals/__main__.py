@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
         progress("reading the weights")
         weights = read_weights(file)
         names = dict.fromkeys(args.config or DEFAULT_METHODS)
-        methods = {name: method_of(name, file, weights) for name in names}
+        methods = {name: method_of(name, file, weights, len(tokens)) for name in names}
         rows = measure(weights, tokens, methods, args.block, args.tail, progress)
     if args.json:
         settings = {"model": args.model.name, "text": [path.name for path in args.text], "ctx": args.ctx}

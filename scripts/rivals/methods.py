@@ -27,13 +27,16 @@ NAME_HELP = (
 )
 
 
-def method_of(name: str, file: GGUFFile, weights: Weights) -> Method:
-    """The method of a name, for a model. Raises MiniCacheError where there is none, or a parameter is wrong."""
+def method_of(name: str, file: GGUFFile, weights: Weights, n_ctx: int) -> Method:
+    """The method of a name, for a model and a context of so many tokens.
+
+    Raises MiniCacheError where there is none, or a parameter is wrong.
+    """
     if name in CACHE_TYPES:
         return PlainType(weights.shape, name)
     kind, _, rest = name.partition(":")
     if kind == "plan" and rest:
-        return PlanMethod.open(Path(rest), file, weights.shape, weights.rope)
+        return PlanMethod.open(Path(rest), file, weights.shape, weights.rope, n_ctx)
     if kind in RIVALS:
         return _with_parameters(name, RIVALS[kind], rest, weights.shape)
     raise MiniCacheError(f"{name} is no method; give {NAME_HELP}")

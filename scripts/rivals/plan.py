@@ -7,7 +7,7 @@ window and codecs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from minicache_cpp.cache.code_format import GroupFormat, Kind
 from minicache_cpp.cache.native_settings import window_first
 from minicache_cpp.cache.plan import Plan, codec_name
 from minicache_cpp.cache.plan_file import PlanFile
-from minicache_cpp.cache.size import plan_window_bytes
+from minicache_cpp.cache.size import plan_window, plan_window_bytes
 from minicache_cpp.calibrate.plain_fit import round_trip
 from minicache_cpp.calibrate.rope import Rope
 from minicache_cpp.kernels.codes import Codec, decode, encode
@@ -38,10 +38,15 @@ class PlanMethod(Method):
     plan: Plan
     # by the first layer of the group
     codecs: dict[int, Codec]
+    # how many tokens are kept exactly, the first and the latest ones
+    window: int
 
     @classmethod
-    def open(cls, path: Path, model: GGUFFile, shape: ModelShape, rope: Rope) -> PlanMethod:
-        """Opens a plan. Raises MiniCacheError where it is for another model, or merges or retains tokens."""
+    def open(cls, path: Path, model: GGUFFile, shape: ModelShape, rope: Rope, n_ctx: int) -> PlanMethod:
+        """Opens a plan, for a context of so many tokens.
+
+        Raises MiniCacheError where it is for another model, or merges or retains tokens.
+        """
         plan = PlanFile.open(path).plan
         if plan.fingerprint != fingerprint(model):
             raise MiniCacheError(f"the plan {path} was made for another model than {model.path}")
@@ -54,6 +59,7 @@ class PlanMethod(Method):
             shape,
             plan,
             {group.first: _codec(group, file, rope, plan.rope_block) for group in plan.groups},
+            plan_window(plan, n_ctx),
         )
 
     @property
@@ -62,12 +68,12 @@ class PlanMethod(Method):
         return (*(group.layers for group in self.plan.groups), *plain)
 
     def first_coded(self, layers: tuple[int, ...]) -> int:
-        return window_first(self.plan.window) if layers[0] in self.codecs else 0
+        return window_first(self.window) if layers[0] in self.codecs else 0
 
     def coded_end(self, kind: Kind, layers: tuple[int, ...], n_tokens: int, tail: int) -> int:
         if layers[0] not in self.codecs:
             return n_tokens
-        return max(0, n_tokens - max(tail, self.plan.window - self.first_coded(layers)))
+        return max(0, n_tokens - max(tail, self.window - self.first_coded(layers)))
 
     def exact(self, x: Floats) -> Floats:
         return round_trip(x, self.plan.pool_type)
@@ -98,7 +104,7 @@ class PlanMethod(Method):
         return plain + sum(group.token_bytes for group in self.plan.groups)
 
     def n_bytes(self, n_tokens: int, tail: int) -> float:
-        window = plan_window_bytes(self.shape, replace(self.plan, window=max(tail, self.plan.window)))
+        window = plan_window_bytes(self.shape, self.plan, max(tail, self.window))
         codecs = sum(group.codec_bytes(self.codecs[group.first].n_rot) for group in self.plan.groups)
         return n_tokens * self.token_bytes + window + codecs
 

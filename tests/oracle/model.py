@@ -34,7 +34,7 @@ class Config:
     groups: tuple[tuple[int, ...], ...] = ()
     t: float = 0.6
     retain: float = 0.0
-    window: int = 0  # how many of a stream's first and latest tokens are kept exactly
+    window: int = 0  # how many of a stream's first and latest tokens are kept exactly, at least
     type_k: str = "f16"
     type_v: str = "f16"
     # layers outside groups that have cache types of their own: layer, type of K, type of V
@@ -57,6 +57,12 @@ class Config:
     @property
     def n_stream(self) -> int:
         return 1 if self.unified else self.n_seq_max
+
+    @property
+    def n_exact(self) -> int:
+        """How many of a stream's tokens are kept exactly: the window, or with codes more in a long context."""
+        grown = min(self.n_cells // 32, 1024)
+        return grown if self.codecs and 0 < self.window < grown else self.window
 
     def types(self, layer: int) -> tuple[str, str]:
         """The types of a layer's K and V, or of its group's directions. Codes have none, so f32 stands for them."""
@@ -89,7 +95,7 @@ class Group(PlainLayer):
         self.n_layer = len(layers)
         self.mag = np.zeros((config.n_stream, config.n_cells, 4, shape.n_head_kv))
         # the slots of the window come first
-        n_slot = config.window + (-(-config.n_cells // config.block) if config.block else 0)
+        n_slot = config.n_exact + (-(-config.n_cells // config.block) if config.block else 0)
         self.slot_cell = np.full((config.n_stream, n_slot), -1)
         self.slot_distance = np.zeros((config.n_stream, n_slot))
         # K of all layers, then V
@@ -302,13 +308,13 @@ class Oracle:
                 round_trip(np.stack([x[i] for x in ks]), pool_k),
                 round_trip(np.stack([x[i] for x in vs]), pool_v),
             )
-            if config.window:
-                slot = window_slot(cell, config.window)
+            if config.n_exact:
+                slot = window_slot(cell, config.n_exact)
                 group.slot_cell[stream, slot] = cell
                 group.pool[stream, slot, :n], group.pool[stream, slot, n:] = rows
             if not config.block:
                 continue
-            slot = config.window + cell // config.block
+            slot = config.n_exact + cell // config.block
             if group.slot_cell[stream, slot] >= 0:
                 gain = distance[i] - group.slot_distance[stream, slot]
                 self.margin = min(self.margin, abs(gain))
@@ -319,7 +325,7 @@ class Oracle:
 
     def retained(self, key: tuple[int, ...], stream: int = 0) -> set[int]:
         """The cells whose tokens a group retains, without those of the window."""
-        held = self.groups[key].slot_cell[stream, self.config.window :]
+        held = self.groups[key].slot_cell[stream, self.config.n_exact :]
         return {int(cell) for cell in held if cell >= 0}
 
     #

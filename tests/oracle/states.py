@@ -117,8 +117,8 @@ def rows_of(oracle: Oracle) -> dict[tuple[int, str], Array]:
 def slots_of(oracle: Oracle, cell: int) -> list[tuple[bool, int]]:
     """The slots that may hold a cell: its block's, then the window's; and whether it is the window's."""
     config = oracle.config
-    found = [(not WINDOW_SLOT, config.window + cell // config.block)] if config.block else []
-    return found + ([(WINDOW_SLOT, window_slot(cell, config.window))] if config.window else [])
+    found = [(not WINDOW_SLOT, config.n_exact + cell // config.block)] if config.block else []
+    return found + ([(WINDOW_SLOT, window_slot(cell, config.n_exact))] if config.n_exact else [])
 
 
 def saved_slots(oracle: Oracle, group: Group, stream: int, cells: list[int]) -> list[SavedSlot]:

@@ -48,7 +48,7 @@ def simulated(path: Path, tokens: list[int], block: int, name: str) -> Floats:
     """The logits of every token with the cache of a method, read `block` tokens at a time."""
     file = read_gguf(path)
     weights = read_weights(file)
-    cache = SimulatedCache(weights.shape.layers, len(tokens), method_of(name, file, weights))
+    cache = SimulatedCache(weights.shape.layers, len(tokens), method_of(name, file, weights, len(tokens)))
     return np.concatenate([logits for _, logits in read_text(weights, tokens, block, cache, 0)])
 
 
@@ -85,7 +85,7 @@ def test_a_plan_has_the_bytes_of_its_cache(random_model: Loaded, tmp_path: Path)
     config = plans.coded(random_model, config, tmp_path / "coded.plan.gguf")
     file = read_gguf(random_model.path)
     weights = read_weights(file)
-    method = method_of(f"plan:{config.plan}", file, weights)
+    method = method_of(f"plan:{config.plan}", file, weights, 256)
     plan = PlanFile.open(config.plan).plan
     # the cache's arrays are aligned, and the window's index has some bytes more
     assert method.n_bytes(256, 0) == pytest.approx(plan_bytes(weights.shape, plan, 256), abs=200)
@@ -100,7 +100,7 @@ def test_plans_that_are_refused(random_model: Loaded, load: Callable[..., Loaded
     for path, reason in ((random_model.path, "retains tokens"), (other.path, "for another model")):
         file = read_gguf(path)
         with pytest.raises(MiniCacheError, match=reason):
-            method_of(f"plan:{config.plan}", file, read_weights(file))
+            method_of(f"plan:{config.plan}", file, read_weights(file), 256)
 
 
 def test_models_that_are_refused(load: Callable[..., Loaded], tmp_path: Path) -> None:

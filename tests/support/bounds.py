@@ -31,3 +31,5 @@ UNTIED_BOUND = 1e-6
 # Retained tokens are chosen by comparing distances. Prompts in which two distances differ by less than this are
 # skipped, because float32 might choose another token than float64.
 MARGIN = 1e-4
+# The same for a device, whose queries are f16: its distances differ from the oracle's by up to this much.
+MARGIN_ON_A_DEVICE = 1.5e-3

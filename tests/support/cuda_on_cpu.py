@@ -8,13 +8,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from minicache_cpp.native import library
 from support.contexts import Model
+from support.family_caches import LoadedFamily
 from support.loaded import Loaded
 from support.paths import required
+
+AnyLoaded = TypeVar("AnyLoaded", Loaded, LoadedFamily)
 
 ALL_LAYERS = 99
 GIB = 1 << 30
@@ -41,11 +45,16 @@ class Devices:
         """Makes the copy to or from a device of this number, counted from now, fail. -1 stops it."""
         self.library.cuda_on_cpu_fail_copy(copy)
 
-    @contextmanager
-    def holding(self, loaded: Loaded, n_gpu_layers: int = ALL_LAYERS) -> Iterator[Loaded]:
+    def held(self, loaded: AnyLoaded, n_gpu_layers: int = ALL_LAYERS) -> AnyLoaded:
         """Loads the model again, with its last layers and the output on the devices."""
         twin = copy.copy(loaded)
         twin.model = Model(loaded.path, n_gpu_layers)
+        return twin
+
+    @contextmanager
+    def holding(self, loaded: AnyLoaded, n_gpu_layers: int = ALL_LAYERS) -> Iterator[AnyLoaded]:
+        """Does so for a while."""
+        twin = self.held(loaded, n_gpu_layers)
         try:
             yield twin
         finally:

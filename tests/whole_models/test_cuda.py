@@ -24,7 +24,7 @@ from support.assertions import (
     assert_graphs_are_reused,
     assert_matches_the_oracle,
 )
-from support.bounds import TIED_BOUND
+from support.bounds import MARGIN_ON_A_DEVICE, TIED_BOUND
 from support.contexts import Context, Logits, captured_log, interleaved, nmse, repeated, run
 from support.cuda_on_cpu import Devices, devices
 from support.family_caches import LoadedFamily
@@ -40,9 +40,6 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="th
 # the error is larger.
 F16_BOUND = 1e-5
 BOUNDS = {"f16": F16_BOUND, "bf16": 3e-5, "q8_0": 3e-4, "q4_0": 1e-2, "iq4_nl": 1e-2}
-
-# The margin of support.bounds for a device, whose distances differ from the oracle's by up to this much.
-MARGIN = 1.5e-3
 
 GROUPS: Groups = ((0, 1), (2, 3, 4, 5))
 
@@ -92,7 +89,7 @@ def test_directions_match_the_oracle(
 @pytest.mark.parametrize("n_ubatch", [1, 16, 60])
 def test_retained_tokens_match_the_oracle(random_model: Loaded, device: Devices, n_ubatch: int) -> None:
     config = Config(random_model.pairs, retain=0.1, window=5, pool_type="f16", n_ubatch=n_ubatch)
-    tokens, expected = clear_cut(random_model, config, lambda seed: run(prompt(80, seed)), MARGIN)
+    tokens, expected = clear_cut(random_model, config, lambda seed: run(prompt(80, seed)), MARGIN_ON_A_DEVICE)
     assert nmse(on_device(device, random_model, config, tokens), expected) <= F16_BOUND
     for other in (replace(config, retain=0.0), replace(config, window=4), replace(config, t=0.5)):
         assert nmse(oracle_run(random_model, other, tokens)[0], expected) > 20 * F16_BOUND

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from oracle.model import Config
+from oracle.model import Config, Oracle
+from oracle.states import restore, save
 from support import scenarios, tiny_models
 from support.assertions import (
     assert_a_sequence_continues,
@@ -17,7 +18,7 @@ from support.assertions import (
     assert_matches_the_oracle,
 )
 from support.bounds import CODE_BOUND, F16_BOUND, ROUNDING
-from support.contexts import nmse, run
+from support.contexts import Context, nmse, run
 from support.loaded import Loaded
 from support.oracle_runs import clear_cut, native, oracle_run
 from support.plans import ALL_PAIRS, coded
@@ -46,11 +47,44 @@ def test_every_split_matches_the_oracle(
     bound = CODE_BOUND if coded_pairs else F16_BOUND
     for n_threads in (1, 3):
         assert nmse(native(random_model, config, tokens, n_threads), expected) <= bound
-    other = replace(config, window=config.window - 1)
+    other = replace(config, window=config.n_exact + 1)
     assert (
         config.window > len(tokens)
         or nmse(oracle_run(random_model, other, tokens)[0], expected) > bound / 100
     )
+
+
+@pytest.mark.parametrize("n_cells", [256, 512, 1024])
+def test_the_window_of_a_plan_grows_with_the_context(random_model: Loaded, plan: Path, n_cells: int) -> None:
+    """Where a 32nd of the context is more; that of directions does not."""
+    config = Config(ALL_PAIRS, window=9, n_cells=n_cells, n_ubatch=7)
+    for one, window in ((coded(random_model, config, plan), max(9, n_cells // 32)), (config, 9)):
+        tokens, expected = clear_cut(random_model, one, lambda seed: run(prompt(90, seed)))
+        with Context.of(random_model.model, one) as ctx:
+            assert ctx.report().window == window
+            assert nmse(ctx.decode(tokens), expected) <= (CODE_BOUND if one.codecs else F16_BOUND)
+
+
+@pytest.mark.parametrize(("saved_at", "read_at"), [(256, 1024), (1024, 256)])
+def test_a_state_goes_into_a_context_whose_plan_keeps_more_or_fewer_tokens(
+    random_model: Loaded, plan: Path, saved_at: int, read_at: int
+) -> None:
+    """It keeps of the window what there is, and what there is room for."""
+    saved, read = (
+        coded(random_model, Config(ALL_PAIRS, window=9, n_cells=n_cells, n_ubatch=7), plan)
+        for n_cells in (saved_at, read_at)
+    )
+    tokens = run(prompt(100, 5))
+    oracles = Oracle(random_model.tiny, saved), Oracle(random_model.tiny, read)
+    oracles[0].decode(tokens[:80])
+    assert restore(oracles[1], save(oracles[0]))
+    expected = oracles[1].decode(tokens[80:])
+    with Context.of(random_model.model, saved) as ctx:
+        ctx.decode(tokens[:80])
+        state = ctx.state()
+    with Context.of(random_model.model, read) as ctx:
+        assert ctx.restore(state)
+        assert nmse(ctx.decode(tokens[80:]), expected) <= CODE_BOUND
 
 
 def test_a_window_over_the_context_is_the_full_cache(random_model: Loaded) -> None:

@@ -231,7 +231,7 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     const ggml_type cache_type_k;  // of directions, and of plain layers for which a plan names no type
     const ggml_type cache_type_v;
     const int32_t   block;   // cells per retained slot, 0 without a pool
-    const int32_t   window;  // latest tokens of a stream that are kept unmerged
+    const int32_t   window;  // first and latest tokens of a stream that are kept unmerged
 
     std::vector<minicache_group> groups;
     std::vector<int32_t>         group_of_layer;

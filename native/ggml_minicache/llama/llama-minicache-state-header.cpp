@@ -57,7 +57,9 @@ std::string minicache_state_difference(const minicache_state_header & saved, con
     if (saved.block != own.block) {
         return format("one token in %d retained, here one in %d", saved.block, own.block);
     }
-    if (saved.window != own.window) {
+    // the window of a plan is as long as the context makes it
+    const bool grows = saved.mode == LLAMA_MINICACHE_MODE_CODE && saved.window > 0 && own.window > 0;
+    if (saved.window != own.window && !grows) {
         return format("a window of %d tokens, here %d", saved.window, own.window);
     }
     if (saved.block + saved.window > 0 && saved.pool_type != own.pool_type) {

@@ -71,7 +71,7 @@ struct llama_minicache_params {
     float t;       // SLERP parameter, [0, 1]: 0 gives layer a's direction, 1 gives layer b's
     float retain;  // γ, fraction of tokens that are kept unmerged, [0, 1]; the budget is one token in round(1/γ)
 
-    // how many of the latest tokens of each stream stay unmerged, 0 to LLAMA_MINICACHE_WINDOW_MAX; independent of the context
+    // how many tokens of each stream, the first and the latest ones, stay unmerged, 0 to LLAMA_MINICACHE_WINDOW_MAX
     int32_t window;
 
     // type of retained K and V: GGML_TYPE_F16, GGML_TYPE_Q8_0 (f16 where head sizes are not multiples of 32), or
@@ -134,6 +134,10 @@ LLAMA_API int32_t llama_minicache_start_layer(float start, int32_t n_layer);
 
 // How many consecutive cells share one retained token, round(1/retain); 0 if none is retained.
 LLAMA_API int32_t llama_minicache_retain_block(float retain);
+
+// How many tokens of a stream of so many cells stay unmerged with a plan whose window has so many: 1/32 of the cells, up to 1024, where
+// that is more. A plan without a window gets none.
+LLAMA_API int32_t llama_minicache_window_at(int32_t window, uint32_t n_cells);
 
 // How many of a window's tokens are the first of their stream, which stay in it; the others are the latest.
 LLAMA_API int32_t llama_minicache_window_first(int32_t window);
@@ -209,7 +213,7 @@ struct llama_minicache_report {
     uint64_t bytes_directions;  // directions or codes
     uint64_t bytes_magnitudes;
     uint64_t bytes_pool;
-    uint64_t bytes_window;    // of the latest tokens that stay unmerged; the same at any context
+    uint64_t bytes_window;    // of the first and latest tokens that stay unmerged
     uint64_t bytes_index;     // which token each retained slot holds, and the running distances
     uint64_t bytes_codec;     // what codes are made and read with, or basis matrices; the same at any context
     uint64_t bytes_unmerged;  // layers that are not merged, and whose cache grows with the context
@@ -233,7 +237,7 @@ struct llama_minicache_report {
     uint32_t n_retained;      // retained slots in use, over all groups and streams
     uint32_t n_retained_max;  // retained slots there are
     uint32_t retain_block;    // consecutive cells that share a slot, 0 without a pool
-    uint32_t window;          // latest tokens of each stream that stay unmerged
+    uint32_t window;          // first and latest tokens of each stream that stay unmerged
 
     float t;
     float retain;  // as granted: 1/retain_block

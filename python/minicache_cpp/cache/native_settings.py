@@ -128,6 +128,11 @@ def retain_block(retain: float) -> int:
     return int(lib.llama_minicache_retain_block(retain))
 
 
+def window_at(window: int, n_cells: int) -> int:
+    """How many tokens of a stream of so many cells a plan keeps uncoded whose window has so many."""
+    return int(lib.llama_minicache_window_at(window, n_cells))
+
+
 def window_first(window: int) -> int:
     """How many of a window's tokens are the first of their stream, which stay in it; the others are the latest."""
     return int(lib.llama_minicache_window_first(window))

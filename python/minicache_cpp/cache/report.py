@@ -54,7 +54,7 @@ class KVReport:
     """
 
     bytes: int
-    # allocated once, whatever the context: codecs or basis matrices, windows, states, and alignment
+    # to which no cached token adds: codecs or basis matrices, windows, states, and alignment
     fixed_bytes: int
     bytes_f16: int
     # a plain cache of the same K and V types, in which unmerged layers keep their own
@@ -207,7 +207,7 @@ def _sizes(report: KVReport) -> list[str]:
             ("  index", mib(report.bytes_index), ""),
         ]
         if report.bytes_window:
-            rows.append(("  window", mib(report.bytes_window), "whatever the context"))
+            rows.append(("  window", mib(report.bytes_window), f"{report.window} tokens of each stream"))
         if report.bytes_codec:
             name = "  basis matrices" if aligned else "  codecs"
             rows.append((name, mib(report.bytes_codec), "whatever the context"))

@@ -125,26 +125,33 @@ def plan_bytes(shape: ModelShape, plan: Plan, n_ctx: int, n_ubatch: int = UBATCH
     for group in plan.groups:
         layer = shape.layers[group.first]
         total += _merged_bytes(layer, group, plan, cells)
-        total += _exact_bytes(
-            layer, group.n_layer, plan.pool_types, plan.window + n_slots(plan.retain_block, cells)
-        )
+        n_exact = plan_window(plan, n_ctx) + n_slots(plan.retain_block, cells)
+        total += _exact_bytes(layer, group.n_layer, plan.pool_types, n_exact)
     return total + _codec_bytes(shape, plan)
 
 
+def plan_window(plan: Plan, n_ctx: int) -> int:
+    """How many tokens of a stream a plan keeps uncoded, which is more in a long context."""
+    # late, because it loads the native library, which `import minicache_cpp` does not
+    from .native_settings import window_at
+
+    return window_at(plan.window, n_cells(n_ctx)) if plan.mode == "code" else plan.window
+
+
 def plan_fixed_bytes(shape: ModelShape, plan: Plan, n_ctx: int) -> int:
-    """What does not grow with the context: codecs or basis matrices, exact tokens, sliding windows and states."""
+    """What no cached token adds to: codecs or basis matrices, exact tokens, sliding windows and states."""
     beside = bytes_beside(shape, (plan.type_k, plan.type_v), n_ctx)
-    return _codec_bytes(shape, plan) + plan_window_bytes(shape, plan) + beside
+    return _codec_bytes(shape, plan) + plan_window_bytes(shape, plan, plan_window(plan, n_ctx)) + beside
 
 
-def plan_window_bytes(shape: ModelShape, plan: Plan) -> int:
-    """The bytes of the tokens in the window, over all groups, and of their index."""
+def plan_window_bytes(shape: ModelShape, plan: Plan, window: int) -> int:
+    """The bytes of so many tokens in the window, over all groups, and of their index."""
     pool_k, pool_v = (GGML_TYPES[name] for name in plan.pool_types)
     rows = [
         n * (pool_k.row_bytes(layer.n_k) + pool_v.row_bytes(layer.n_v)) + SLOT_BYTES
         for layer, n in ((shape.layers[group.first], group.n_layer) for group in plan.groups)
     ]
-    return plan.window * sum(rows)
+    return window * sum(rows)
 
 
 def n_slots(block: int, cells: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..cache.code_format import Layout
 from ..cache.plan import Plan
-from ..cache.size import plan_bytes, plan_window_bytes
+from ..cache.size import plan_bytes, plan_window, plan_window_bytes
 from ..errors import MiniCacheError
 from ..host.units import mib
 from ..modelfile.ggml_types import GGML_TYPES
@@ -184,8 +184,8 @@ class Search:
             return f"the smallest plan is {most:.2f} times smaller than an f16 cache"
         least = min(plan_bytes(self.shape, plan, target.n_ctx) for plan in plans)
         text = f"the smallest plan takes {mib(least)}"
-        window = self.builder.template.window
+        window = plan_window(self.builder.template, target.n_ctx)
         if window and self.planner.weights:
-            taken = mib(plan_window_bytes(self.shape, self._empty_codes()))
+            taken = mib(plan_window_bytes(self.shape, self._empty_codes(), window))
             text += f"; its window of {window} tokens takes {taken}, and --window 0 leaves it out"
         return text
