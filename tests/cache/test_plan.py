@@ -114,8 +114,8 @@ def test_the_bytes_are_those_of_a_real_context(
     assert report.bytes_codec == sum(
         group.codec_bytes(shape.layers[group.first].n_rot) for group in plan.groups
     )
-    # 700 tokens are 768 cells, of which a 32nd are more than 7
-    window = max(window, 24) if window else 0
+    # 700 tokens are 768 cells, of which a 32nd is more than 7
+    window = max(window, 12 if pool == "f16" else 24) if window else 0
     assert (report.window, report.bytes_window) == (window, plan_window_bytes(shape, plan, window))
     padding = report.bytes - sum((report.bytes_directions, report.bytes_magnitudes, report.bytes_pool,
                                   report.bytes_window, report.bytes_index, report.bytes_codec,
@@ -132,12 +132,21 @@ def test_the_bytes_are_those_of_a_real_context(
 
 
 @pytest.mark.parametrize(
-    ("n_ctx", "window"), [(2048, 64), (2100, 72), (4096, 128), (32768, 1024), (50_000, 1024)]
+    ("pool", "n_ctx", "window"),
+    [
+        ("q8_0", 2048, 64),
+        ("q8_0", 2100, 72),
+        ("q8_0", 32768, 1024),
+        ("q8_0", 50_000, 1024),
+        ("f16", 4096, 64),
+        ("f16", 8192, 128),
+    ],
 )
 def test_the_window_of_a_long_context_is_counted(
-    model_kinds: dict[str, Path], tmp_path: Path, n_ctx: int, window: int
+    model_kinds: dict[str, Path], tmp_path: Path, pool: str, n_ctx: int, window: int
 ) -> None:
-    settings = MiniCache(plan=make(model_kinds["neighbours"], tmp_path / "plan.gguf", window=64))
+    path = make(model_kinds["neighbours"], tmp_path / "plan.gguf", window=64, pool_type=pool)
+    settings = MiniCache(plan=path)
     with Llama(str(model_kinds["neighbours"]), minicache=settings, **{**SMALL, "n_ctx": n_ctx}) as llm:
         report = llm.kv_report()
     assert report.window == window

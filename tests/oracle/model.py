@@ -61,7 +61,7 @@ class Config:
     @property
     def n_exact(self) -> int:
         """How many of a stream's tokens are kept exactly: the window, or with codes more in a long context."""
-        grown = min(self.n_cells // 32, 1024)
+        grown = min(self.n_cells // (64 if self.pool_type == "f16" else 32), 1024)
         return grown if self.codecs and 0 < self.window < grown else self.window
 
     def types(self, layer: int) -> tuple[str, str]:

@@ -135,9 +135,9 @@ LLAMA_API int32_t llama_minicache_start_layer(float start, int32_t n_layer);
 // How many consecutive cells share one retained token, round(1/retain); 0 if none is retained.
 LLAMA_API int32_t llama_minicache_retain_block(float retain);
 
-// How many tokens of a stream of so many cells stay unmerged with a plan whose window has so many: 1/32 of the cells, up to 1024, where
-// that is more. A plan without a window gets none.
-LLAMA_API int32_t llama_minicache_window_at(int32_t window, uint32_t n_cells);
+// How many tokens of a stream of so many cells stay unmerged with a plan whose window has so many: 1/32 of the cells, or 1/64 where they
+// are kept as f16, up to 1024, where that is more. A plan without a window gets none.
+LLAMA_API int32_t llama_minicache_window_at(int32_t window, enum ggml_type pool_type, uint32_t n_cells);
 
 // How many of a window's tokens are the first of their stream, which stay in it; the others are the latest.
 LLAMA_API int32_t llama_minicache_window_first(int32_t window);

@@ -128,9 +128,9 @@ def retain_block(retain: float) -> int:
     return int(lib.llama_minicache_retain_block(retain))
 
 
-def window_at(window: int, n_cells: int) -> int:
-    """How many tokens of a stream of so many cells a plan keeps uncoded whose window has so many."""
-    return int(lib.llama_minicache_window_at(window, n_cells))
+def window_at(window: int, pool_type: str, n_cells: int) -> int:
+    """How many tokens of a stream of so many cells a plan keeps uncoded whose window has so many of this type."""
+    return int(lib.llama_minicache_window_at(window, GGML_TYPES[pool_type].number, n_cells))
 
 
 def window_first(window: int) -> int:

@@ -135,7 +135,7 @@ def plan_window(plan: Plan, n_ctx: int) -> int:
     # late, because it loads the native library, which `import minicache_cpp` does not
     from .native_settings import window_at
 
-    return window_at(plan.window, n_cells(n_ctx)) if plan.mode == "code" else plan.window
+    return window_at(plan.window, plan.pool_type, n_cells(n_ctx)) if plan.mode == "code" else plan.window
 
 
 def plan_fixed_bytes(shape: ModelShape, plan: Plan, n_ctx: int) -> int:

@@ -61,7 +61,7 @@ bool llama_minicache_parse_params(
 bool llama_minicache_check_params(const struct llama_minicache_params * params);
 int32_t llama_minicache_start_layer(float start, int32_t n_layer);
 int32_t llama_minicache_retain_block(float retain);
-int32_t llama_minicache_window_at(int32_t window, uint32_t n_cells);
+int32_t llama_minicache_window_at(int32_t window, enum ggml_type pool_type, uint32_t n_cells);
 int32_t llama_minicache_window_first(int32_t window);
 
 bool llama_minicache_fingerprint(const struct llama_model * model, char * buffer);
