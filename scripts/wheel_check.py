@@ -83,7 +83,7 @@ def chat(path: Path) -> dict[str, Any]:
     `steps` has, where each of its tokens stands, the likeliest and the next likely one, and by how many standard
     deviations of all logits theirs differ.
     """
-    llm = Llama(str(path), n_ctx=512, n_threads=1, n_threads_batch=1, minicache="auto", verbose=False)
+    llm: Any = Llama(str(path), n_ctx=512, n_threads=1, n_threads_batch=1, minicache="auto", verbose=False)
     messages: Any = [{"role": "user", "content": "hi"}]
     answer: Any = llm.create_chat_completion(messages, temperature=0.0, max_tokens=ANSWER)
     tokens, n_prompt = llm.input_ids[: llm.n_tokens].tolist(), answer["usage"]["prompt_tokens"]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from campaigns.__main__ import main
+from campaigns.__main__ import ROOT, main
 from campaigns.files import READER_NAMES
 from campaigns.members import Library, OracleMember
 from campaigns.mutations import gguf_fields, mutated
@@ -24,6 +26,7 @@ from support.bounds import F16_BOUND
 from support.contexts import Context, run
 from support.family_caches import LoadedFamily
 from support.loaded import Loaded
+from support.paths import required
 from support.plans import ALL_PAIRS, coded
 from support.tiny_models import prompt
 
@@ -40,6 +43,20 @@ def test_walks_find_nothing(capsys: pytest.CaptureFixture[str], model: str, step
     assert code == 0
     assert found["counts"]["steps"] >= int(steps)  # type: ignore[index]
     assert found["largest"]
+
+
+@pytest.mark.parametrize("model", ["oracle", "families"])
+def test_walks_on_the_cuda_kernels_find_nothing(model: str) -> None:
+    """In a process of its own, as the backend is unloaded at its end."""
+    required("MINICACHE_CUDA_ON_CPU", "libminicache-cuda-on-cpu.so, of a build with MINICACHE_TESTS=ON")
+    options = ["walks", "--model", model, "--device", "cuda-on-cpu", "--steps", "40", "--json"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "campaigns", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, json.loads(done.stdout)["findings"]) == (0, []), done.stderr[-500:]
 
 
 @pytest.mark.parametrize("reader", READER_NAMES)
