@@ -53,7 +53,7 @@ class PlainModels:
             n_seq_max=n_seq,
             unified=n_seq == 1 or rng.random() < 0.5,
             retain=rng.choice([0.0, 0.05, 0.1, 1.0]),
-            window=rng.choice([0, 0, 9]),
+            window=rng.choice([0, 9, 24]),
             pool_type=rng.choice(["f16", "q8_0"]),
         )
         kind = rng.choice(list(KINDS))

@@ -1,5 +1,6 @@
 #include "minicache-cuda-launch.cuh"
 #include "minicache-cuda.cuh"
+#include "minicache-window.h"
 
 // The index op, which says what each cell holds: one thread for each cell looks at the two slots that may hold it.
 
@@ -37,7 +38,7 @@ static __global__ void __launch_bounds__(THREADS) index_kernel(const index_args 
 
     int32_t state = cells[cell];
     if (state == GGML_MINICACHE_CELL_MERGED) {
-        if (a.window > 0 && holds(cell % a.window)) {
+        if (a.window > 0 && holds(minicache_window_slot(cell, a.window))) {
             state = GGML_MINICACHE_CELL_WINDOW;
         } else if (a.block > 0 && holds(a.window + cell / a.block)) {
             state = GGML_MINICACHE_CELL_RETAINED;

@@ -62,7 +62,7 @@ std::string minicache_state_difference(const minicache_state_header & saved, con
     if (saved.window != own.window && !grows) {
         return format("a window of %d tokens, here %d", saved.window, own.window);
     }
-    if (saved.block + saved.window > 0 && saved.pool_type != own.pool_type) {
+    if ((saved.block > 0 || saved.window > 0) && saved.pool_type != own.pool_type) {
         return format("pool type %s, here %s", type_name(saved.pool_type), type_name(own.pool_type));
     }
     if (saved.plan != own.plan) {

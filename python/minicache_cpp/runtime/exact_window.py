@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# of the latest tokens, which attention reads most: as many as a plan's window has in contexts of up to 2048 tokens
+NEAREST = 64
+
 
 class ExactWindow:
     """The part of a window that moves, in a context of one sequence: the `size` latest tokens, which stay unmerged.
@@ -30,8 +33,8 @@ class ExactWindow:
     def to_read_again(self, n_tokens: int) -> int:
         """How many of the last tokens to read anew in a context that was cut to `n_tokens`.
 
-        They are all that the window can hold, if it has lost more than half of them, and otherwise none.
+        They are the nearest ones that the window can hold, if it has lost more than half of them, and otherwise none.
         """
-        held = min(self.size, n_tokens)
+        held = min(self.size, NEAREST, n_tokens)
         lost = min(self.first, n_tokens) - (n_tokens - held)
         return held if lost > held // 2 else 0
