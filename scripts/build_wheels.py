@@ -85,6 +85,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         wheel = newest_wheel(args.output, args.arch) if args.only_check else build(args)
         say(f"{wheel}: {wheel.stat().st_size / 1e6:.1f} MB")
+        say(f"beside it, for every architecture: {only_wheel(args.output, 'llama_cpp_python').name}")
         if args.arch != platform.machine():
             say("it was not run: it is for another architecture")
             return OK
@@ -155,7 +156,35 @@ def build(args: argparse.Namespace) -> Path:
         tag = f"--platform-tag=linux_{args.arch}"
         run([str(tools / "python"), "-m", "wheel", "tags", "--remove", tag, str(wheel)])
         wheel = only_wheel(packed)
-    return repair(wheel, args.output, tools, args.arch)
+    wheel = repair(wheel, args.output, tools, args.arch)
+    add_python_half(args.output, tools)
+    return wheel
+
+
+def add_python_half(output: Path, tools: Path) -> None:
+    """Adds a wheel of llama-cpp-python without its native half.
+
+    There is none on PyPI, and its source distribution asks for a compiler even where there is nothing to compile.
+    """
+    for old in output.glob("llama_cpp_python-*.whl"):
+        old.unlink()
+    (name,) = re.findall(
+        r'"(llama-cpp-python==[^"]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-cache-dir",
+        "--wheel-dir",
+        str(output),
+        name,
+    ]
+    run(command, {"CMAKE_ARGS": "-DLLAMA_BUILD=OFF"})
+    wheel = only_wheel(output, "llama_cpp_python")
+    run([str(tools / "python"), "-m", "wheel", "tags", "--remove", "--platform-tag=any", str(wheel)])
 
 
 def gcc_licence(places: Sequence[Sequence[str]]) -> str:
@@ -226,9 +255,13 @@ def programs_for(arch: str, work: Path) -> Path:
     return folder
 
 
-def only_wheel(folder: Path) -> Path:
-    (wheel,) = folder.glob("minicache_cpp-*.whl")
-    return wheel
+def only_wheel(folder: Path, package: str = "minicache_cpp") -> Path:
+    found = list(folder.glob(f"{package}-*.whl"))
+    if len(found) != 1:
+        raise WheelError(
+            f"{folder} holds {len(found) or 'no'} wheels of {package}, and must hold one", BAD_INPUT
+        )
+    return found[0]
 
 
 def newest_wheel(folder: Path, arch: str) -> Path:
@@ -253,8 +286,10 @@ class Trial:
 def check(args: argparse.Namespace, wheel: Path) -> None:
     """Installs the wheel in an environment of its own and runs it there, in all ways that were asked for."""
     shutil.rmtree(args.work / "venv", ignore_errors=True)
-    python = environment(args.work / "venv", [str(wheel)]) / "python"
-    for name in ("LICENSE-llama.cpp", "LICENSE-libgomp"):
+    # nothing may be compiled where it is installed
+    options = ["--only-binary=:all:", f"--find-links={args.output}"]
+    python = environment(args.work / "venv", [str(wheel)], options) / "python"
+    for name in ("LICENSE-llama.cpp", "LICENSE-libgomp", "LICENSE-vendored"):
         if not (libraries_in(args.work / "venv") / name).is_file():
             raise WheelError(f"{wheel} has no {name}")
     files = args.work / "random.gguf", args.work / "random.plan.gguf"
@@ -354,17 +389,13 @@ def logit_difference(some: Sequence[float], others: Sequence[float]) -> float:
 # ---- running programs
 
 
-def environment(folder: Path, packages: Sequence[str]) -> Path:
+def environment(folder: Path, packages: Sequence[str], options: Sequence[str] = ()) -> Path:
     """Makes a virtual environment with these packages, if it is not there, and returns the folder of its programs."""
     if not (folder / "done").exists():
         say(f"installing {', '.join(Path(name).name for name in packages)}")
         venv.create(folder, with_pip=True, clear=True)
-        # llama-cpp-python's native half would not be used
-        options = ["--no-cache-dir", "--disable-pip-version-check", "--quiet"]
-        run(
-            [str(folder / "bin" / "python"), "-m", "pip", "install", *options, *packages],
-            {"CMAKE_ARGS": "-DLLAMA_BUILD=OFF"},
-        )
+        usual = ["--no-cache-dir", "--disable-pip-version-check", "--quiet"]
+        run([str(folder / "bin" / "python"), "-m", "pip", "install", *usual, *options, *packages])
         (folder / "done").touch()
     return folder / "bin"
 

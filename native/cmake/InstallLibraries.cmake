@@ -57,17 +57,37 @@ function(minicache_install_models)
     endif()
 endfunction()
 
+# Sets `result` to a file with the licences of the code of others that llama-server and libmtmd contain. That of stb_image,
+# miniaudio and subprocess.h is in the public domain.
+function(minicache_vendored_licences result)
+    set(file "${CMAKE_BINARY_DIR}/bin/LICENSE-vendored")
+    file(GLOB_RECURSE texts "${MINICACHE_UPSTREAM_DIR}/vendor/LICENSE*" "${MINICACHE_UPSTREAM_DIR}/licenses/LICENSE-*")
+    list(SORT texts)
+    set(all "")
+    foreach (text IN LISTS texts)
+        file(RELATIVE_PATH name "${MINICACHE_UPSTREAM_DIR}" "${text}")
+        file(READ "${text}" words)
+        string(APPEND all "${name}\n\n${words}\n\n")
+    endforeach()
+    file(WRITE "${file}" "${all}")
+    set(${result} "${file}" PARENT_SCOPE)
+endfunction()
+
 function(minicache_install targets)
     include(GNUInstallDirs)
 
     # the licence also lies beside the libraries, for those who take them from there
     set(license "${CMAKE_BINARY_DIR}/bin/LICENSE-llama.cpp")
     configure_file("${MINICACHE_UPSTREAM_DIR}/LICENSE" "${license}" COPYONLY)
+    if (MINICACHE_SERVER OR MINICACHE_MTMD)
+        minicache_vendored_licences(vendored)
+        list(APPEND license "${vendored}")
+    endif()
 
     if (DEFINED SKBUILD_PLATLIB_DIR)
         set(directory "${MINICACHE_WHEEL_DIR}")
         install(TARGETS ${targets} LIBRARY DESTINATION "${directory}" RUNTIME DESTINATION "${directory}")
-        install(FILES "${license}" DESTINATION "${directory}")
+        install(FILES ${license} DESTINATION "${directory}")
         minicache_install_models()
         return()
     endif()
@@ -86,7 +106,7 @@ function(minicache_install targets)
         list(APPEND headers "${MINICACHE_SOURCE_DIR}/llama/llama-minicache.h")
     endif()
     install(FILES ${headers} DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
-    install(FILES "${license}" DESTINATION "${CMAKE_INSTALL_DOCDIR}")
+    install(FILES ${license} DESTINATION "${CMAKE_INSTALL_DOCDIR}")
 endfunction()
 
 # Installs the libraries of an earlier build, by the names that minicache_unversion gives them, with its libmtmd and
