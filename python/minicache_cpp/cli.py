@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="minicache",
         description="MiniCache KV-cache compression inside llama.cpp.",
-        epilog="example: minicache chat model.gguf --ctx 8192 --config slerp:type=q4_0",
+        epilog="example: minicache chat model.gguf --ctx 8192 --config model.plan.gguf",
     )
     parser.add_argument("--version", action="version", version=f"minicache-cpp {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

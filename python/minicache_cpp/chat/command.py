@@ -25,7 +25,7 @@ from ..runtime.request import LARGEST_RATIO
 if TYPE_CHECKING:
     from ..runtime.llama import Llama
 
-EXAMPLE = "minicache chat model.gguf --ctx 8192 --config slerp:start=0.5,type=q4_0"
+EXAMPLE = "minicache chat model.gguf --ctx 8192 --config model.plan.gguf"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
