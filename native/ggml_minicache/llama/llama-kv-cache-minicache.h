@@ -200,7 +200,10 @@ class llama_kv_cache_minicache : public llama_kv_cache {
     void write_basis_matrices(const minicache_plan & plan);
     void init_rotation();
 
-    int32_t base_of(uint32_t strm, uint32_t cell) const { return v_cells[strm].pos_get(cell) - offsets[strm][cell]; }
+    // A saved state may have any numbers in their places, so their difference may wrap; nothing is addressed by it.
+    int32_t base_of(uint32_t strm, uint32_t cell) const {
+        return (int32_t) ((uint32_t) v_cells[strm].pos_get(cell) - (uint32_t) offsets[strm][cell]);
+    }
 
     // types of a layer's rows; F32 for codes
     minicache_layer_types kept_types(int32_t il) const;
