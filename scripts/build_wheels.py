@@ -30,10 +30,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ROOT / "scripts"
+from bootstrap import BAD_INPUT, FAILED, OK, ROOT, BootstrapError, fetched_archive
 
-OK, FAILED, BAD_INPUT = 0, 1, 2
+SCRIPTS = ROOT / "scripts"
 
 PORTABLE = ("-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DMINICACHE_SERVER=ON", "-DMINICACHE_MTMD=ON")
 TARGETS = ("minicache-libraries", "minicache-server")
@@ -90,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
             say("it was not run: it is for another architecture")
             return OK
         check(args, wheel)
-    except WheelError as error:
+    except (WheelError, BootstrapError) as error:
         say(f"build_wheels: {error}")
         return error.status
     return OK
@@ -156,33 +155,23 @@ def build(args: argparse.Namespace) -> Path:
         tag = f"--platform-tag=linux_{args.arch}"
         run([str(tools / "python"), "-m", "wheel", "tags", "--remove", tag, str(wheel)])
         wheel = only_wheel(packed)
-    wheel = repair(wheel, args.output, tools, args.arch)
+    wheel = repair(args, wheel, tools)
     add_python_half(args.output, tools)
     return wheel
 
 
 def add_python_half(output: Path, tools: Path) -> None:
-    """Adds a wheel of llama-cpp-python without its native half.
+    """Adds a wheel of llama-cpp-python without its native half, made from the archive that our build has fetched.
 
     There is none on PyPI, and its source distribution asks for a compiler even where there is nothing to compile.
     """
     for old in output.glob("llama_cpp_python-*.whl"):
         old.unlink()
-    (name,) = re.findall(
-        r'"(llama-cpp-python==[^"]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    options = ["--no-deps", "--no-cache-dir", "--wheel-dir", str(output)]
+    run(
+        [sys.executable, "-m", "pip", "wheel", *options, str(fetched_archive())],
+        {"CMAKE_ARGS": "-DLLAMA_BUILD=OFF"},
     )
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-cache-dir",
-        "--wheel-dir",
-        str(output),
-        name,
-    ]
-    run(command, {"CMAKE_ARGS": "-DLLAMA_BUILD=OFF"})
     wheel = only_wheel(output, "llama_cpp_python")
     run([str(tools / "python"), "-m", "wheel", "tags", "--remove", "--platform-tag=any", str(wheel)])
 
@@ -230,28 +219,27 @@ def jobs() -> str:
     return os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(len(os.sched_getaffinity(0)))
 
 
-def repair(wheel: Path, output: Path, tools: Path, arch: str) -> Path:
+def repair(args: argparse.Namespace, wheel: Path, tools: Path) -> Path:
     """Adds what other systems may lack, which is libgomp, and gives the wheel the tag of the oldest that can run it."""
-    output.mkdir(parents=True, exist_ok=True)
-    for old in output.glob(f"minicache_cpp-*{arch}.whl"):
+    args.output.mkdir(parents=True, exist_ok=True)
+    for old in args.output.glob(f"minicache_cpp-*{args.arch}.whl"):
         old.unlink()
-    path = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}  # patchelf
-    if arch != platform.machine():
-        path = {
-            "PATH": f"{programs_for(arch, tools.parent.parent)}{os.pathsep}{path['PATH']}",
-            "LD_LIBRARY_PATH": f"/usr/{arch}-linux-gnu/lib",
-        }
-    run([str(tools / "auditwheel"), "repair", "--strip", "--wheel-dir", str(output), str(wheel)], path)
-    return newest_wheel(output, arch)
+    programs = [str(tools), os.environ["PATH"]]  # patchelf
+    libraries = {}
+    if args.arch != platform.machine():
+        programs.insert(0, str(own_programs(args)))
+        libraries["LD_LIBRARY_PATH"] = f"/usr/{args.arch}-linux-gnu/lib"
+    command = [str(tools / "auditwheel"), "repair", "--strip", "--wheel-dir", str(args.output), str(wheel)]
+    run(command, {"PATH": os.pathsep.join(programs), **libraries})
+    return newest_wheel(args.output, args.arch)
 
 
-def programs_for(arch: str, work: Path) -> Path:
+def own_programs(args: argparse.Namespace) -> Path:
     """A folder with the architecture's own strip, which auditwheel calls by that name."""
-    folder = work / f"{arch}-programs"
+    folder: Path = args.work / f"{args.arch}-programs"
     folder.mkdir(exist_ok=True)
-    strip = folder / "strip"
-    strip.unlink(missing_ok=True)
-    strip.symlink_to(str(shutil.which(compiler(arch, "strip"))))
+    (folder / "strip").unlink(missing_ok=True)
+    (folder / "strip").symlink_to(str(shutil.which(compiler(args.arch, "strip"))))
     return folder
 
 

@@ -32,13 +32,13 @@ class Families:
 
     def __init__(self, folder: Path, device: Devices | None = None, unsettled: bool = False) -> None:
         self.folder, self.device, self.unsettled = folder, device, unsettled
-        self.loaded: dict[str, LoadedFamily] = {}
-        self.held: dict[str, LoadedFamily] = {}
+        # each model on the CPU, and where the library computes
+        self.loaded: dict[str, tuple[LoadedFamily, LoadedFamily]] = {}
 
     def setup(self, seed: int) -> Setup:
         rng = random.Random(f"family {seed}")
         name = NAMES[seed % len(NAMES)]
-        loaded = self.load(name)
+        loaded, held = self.load(name)
         n_seq = rng.choice([1, 2, 3])
         base = Config(
             n_cells=256,
@@ -53,7 +53,6 @@ class Families:
             window = rng.choice([5, 64]) if kind != "coded" else 0
             config = loaded.coded(base, self.folder / f"{name}.plan.gguf", window=window)
         swa_full = rng.random() < 0.5
-        held = self.held[name]
         library = Library(lambda: Context.of(held.model, config, swa_full=swa_full))
         reference = Library(
             lambda: Context.of(loaded.model, replace(base, groups=(), plan=""), swa_full=swa_full)
@@ -92,8 +91,8 @@ class Families:
             unsettled=self.unsettled,
         )
 
-    def load(self, name: str) -> LoadedFamily:
+    def load(self, name: str) -> tuple[LoadedFamily, LoadedFamily]:
         if name not in self.loaded:
-            self.loaded[name] = LoadedFamily(name, self.folder / f"{name}.gguf")
-            self.held[name] = self.device.held(self.loaded[name]) if self.device else self.loaded[name]
+            loaded = LoadedFamily(name, self.folder / f"{name}.gguf")
+            self.loaded[name] = loaded, self.device.held(loaded) if self.device else loaded
         return self.loaded[name]

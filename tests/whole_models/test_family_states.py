@@ -73,7 +73,7 @@ def states_to_refuse(loaded: LoadedFamily, folder: Path, config: Config) -> list
     other = loaded.coded(like, folder / "other.gguf")
     with Context.of(loaded.model, other, swa_full=False) as ctx:
         ctx.decode(run(prompt(30, 9)))
-        found.append(Refused(ctx.seq_state(0), "a window of 0 tokens, here"))
+        found.append(Refused(ctx.seq_state(0), "a window of 0 tokens, here 8"))
     twin = LoadedFamily(loaded.family, folder / "twin.gguf", seed=1)
     same = twin.coded(like, folder / "same.gguf", window=5)
     with Context.of(twin.model, same, swa_full=False) as ctx:

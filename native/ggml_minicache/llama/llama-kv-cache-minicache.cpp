@@ -5,7 +5,6 @@
 #include "llama-cparams.h"
 #include "llama-impl.h"
 #include "llama-model.h"
-#include "minicache-window.h"
 
 #include <algorithm>
 #include <cmath>
@@ -70,7 +69,7 @@ llama_kv_cache_minicache::llama_kv_cache_minicache(const llama_model & model, co
     model_hash(model.hparams.no_alloc ? 0 : std::stoull(minicache_fingerprint(model), nullptr, 16)),
     plan_hash(settings.plan ? settings.plan->hash : 0), cache_type_k(params.type_k), cache_type_v(params.type_v),
     block(settings.retain_block()),
-    window(is_coded() ? minicache_window_at(settings.window, settings.pool_type == GGML_TYPE_F16, get_size()) : settings.window),
+    window(is_coded() ? minicache_window_at(settings.window, settings.pool_type, get_size()) : settings.window),
     group_of_layer(grouping.layers.size(), -1), source_of_layer(model.hparams.n_layer_all),
     own_op(model.hparams.n_layer_all, false) {
     std::iota(source_of_layer.begin(), source_of_layer.end(), 0);

@@ -112,6 +112,13 @@ int32_t minicache_retain_block(float retain) {
     return block < (1 << 30) ? (int32_t) block : 1 << 30;
 }
 
+// Attention reads the nearest tokens most, and the longer the context, the less more of them add to its bytes.
+int32_t minicache_window_at(int32_t window, ggml_type pool_type, int64_t n_cells) {
+    const int64_t most  = 1024;
+    const int64_t share = n_cells / (pool_type == GGML_TYPE_F16 ? 64 : 32);
+    return window > 0 ? (int32_t) std::max<int64_t>(window, std::min(share, most)) : window;
+}
+
 int32_t minicache_settings::retain_block() const { return minicache_retain_block(retain); }
 
 minicache_layer_types minicache_settings::types_of(

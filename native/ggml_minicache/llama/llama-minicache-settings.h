@@ -68,6 +68,9 @@ struct minicache_settings {
 int32_t minicache_start_layer(float start, int32_t n_layer);
 int32_t minicache_retain_block(float retain);
 
+// How many tokens the window of a plan holds, of this type, in a stream of so many cells; see llama_minicache_window_at().
+int32_t minicache_window_at(int32_t window, ggml_type pool_type, int64_t n_cells);
+
 // Takes over what the plan decides and checks the values; throws std::invalid_argument with the valid range.
 void minicache_settings_finish(minicache_settings & settings);
 

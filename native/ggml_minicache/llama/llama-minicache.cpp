@@ -100,7 +100,7 @@ int32_t llama_minicache_start_layer(float start, int32_t n_layer) { return minic
 int32_t llama_minicache_retain_block(float retain) { return minicache_retain_block(retain); }
 
 int32_t llama_minicache_window_at(int32_t window, ggml_type pool_type, uint32_t n_cells) {
-    return minicache_window_at(window, pool_type == GGML_TYPE_F16, n_cells);
+    return minicache_window_at(window, pool_type, n_cells);
 }
 
 int32_t llama_minicache_window_first(int32_t window) { return minicache_window_first(window); }

@@ -20,8 +20,8 @@ def table(found: dict[str, Any]) -> str:
     if found["retain"]:
         lines.append(f"one token in {round(1 / found['retain'])} is retained as {found['pool_type']}")
     if found["window"]:
-        exact = f"{held_tokens(found['window'])} are kept as {found['pool_type']}"
-        lines.append(f"{exact}, and more in long contexts")
+        exact = held_tokens(found["window"])
+        lines.append(f"{exact} are kept as {found['pool_type']}, and more in long contexts")
     lines += ["", f"cache at {found['context']} tokens      taken   ratio  total      KL   ± error    top-1"]
     for row in found["rows"]:
         lines.append(
