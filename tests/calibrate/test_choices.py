@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from minicache_cpp import CacheSpec, Llama, MiniCacheWarning
 from minicache_cpp.cache.plan_file import PlanFile
 from minicache_cpp.cache.size import kv_bytes
-from minicache_cpp.calibrate import calibration, code_fit
+from minicache_cpp.calibrate import calibration, code_fit, command
 from minicache_cpp.calibrate.calibration import calibrate
 from minicache_cpp.calibrate.capture import NotObservedError
 from minicache_cpp.calibrate.options import Options
@@ -111,6 +112,20 @@ def test_four_layers_share_a_code(models: dict[str, Path], text: Path, tmp_path:
     assert "+".join(map(str, groups[0])) in table(found)
     with Llama(str(models["plain"]), n_ctx=4096, minicache=found["plan"], verbose=False) as llm:
         assert 8.0 <= llm.kv_report().ratio < 8.5  # the units are large for a small model
+
+
+@pytest.mark.parametrize(
+    ("given", "group"), [([], "2"), (["--fast"], "1"), (["--small"], "4"), (["--group", "auto"], "auto")]
+)
+def test_speed_and_size_choose_the_groups(given: list[str], group: str) -> None:
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    assert command.options_of(parser.parse_args(["model.gguf", *given])).group == group
+
+
+def test_each_layer_has_a_code_of_its_own(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    found = made(models["plain"], text, tmp_path / "plan.gguf", group="1")
+    assert [one.layers for one in PlanFile.open(found["plan"]).plan.groups] == [(0,), (1,), (2,), (3,)]
 
 
 def test_a_model_without_rope_has_no_blocks(models: dict[str, Path], text: Path, tmp_path: Path) -> None:

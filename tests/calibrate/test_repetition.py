@@ -15,14 +15,16 @@ from support.calibrations import made
 
 
 @pytest.fixture(scope="module")
-def thorough(models: dict[str, Path], text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return made(models["plain"], text, tmp_path_factory.mktemp("plans") / "plan.gguf", thorough=True)
+def refined(models: dict[str, Path], text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return made(
+        models["plain"], text, tmp_path_factory.mktemp("plans") / "plan.gguf", thorough=True, refine=1
+    )
 
 
 def test_refining_is_kept_where_it_is_better(
-    models: dict[str, Path], text: Path, tmp_path: Path, thorough: dict[str, Any]
+    models: dict[str, Path], text: Path, tmp_path: Path, refined: dict[str, Any]
 ) -> None:
-    refined = made(models["plain"], text, tmp_path / "plan.gguf", thorough=True, refine=2)
+    thorough = made(models["plain"], text, tmp_path / "plan.gguf", thorough=True)
     assert refined["kl_measured"] <= thorough["kl_measured"]
     assert refined["rows"][0]["ratio"] >= 5.0
 
@@ -38,7 +40,7 @@ def test_an_interrupted_calibration_is_continued(
     models: dict[str, Path],
     text: Path,
     tmp_path: Path,
-    thorough: dict[str, Any],
+    refined: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path / "cache"))
@@ -48,7 +50,7 @@ def test_an_interrupted_calibration_is_continued(
     def interrupted(self: Meter, spec: CacheSpec, kind: str, name: str) -> Any:
         nonlocal n_run
         n_run += 1
-        if n_run == 5:
+        if n_run == 9:
             raise KeyboardInterrupt
         return read(self, spec, kind, name)
 
@@ -56,13 +58,13 @@ def test_an_interrupted_calibration_is_continued(
     monkeypatch.setattr(Progress, "__call__", lambda self, fraction, stage, detail="": told.append(detail))
     monkeypatch.setattr(Meter, "_read", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        made(models["plain"], text, tmp_path / "plan.gguf", thorough=True)
+        made(models["plain"], text, tmp_path / "plan.gguf", thorough=True, refine=1)
     assert not (tmp_path / "plan.gguf").exists()
     done = [detail for detail in told if detail.startswith(("all layers", "K of", "V of"))]
     assert len(done) >= 3
     told.clear()
     monkeypatch.setattr(capture_module.Observed, "read", None)  # fails if anything is captured again
-    again = made(models["plain"], text, tmp_path / "plan.gguf", thorough=True)
+    again = made(models["plain"], text, tmp_path / "plan.gguf", thorough=True, refine=1)
     assert not set(told) & set(done[:-1])  # only the interrupted measurement is repeated
-    assert Path(again["plan"]).read_bytes() == Path(thorough["plan"]).read_bytes()
+    assert Path(again["plan"]).read_bytes() == Path(refined["plan"]).read_bytes()
     assert list((tmp_path / "cache" / "calibrations").iterdir()) == []  # intermediate results are removed

@@ -33,9 +33,9 @@ def test_everything_is_measured_with_the_window(
         return measure(self, spec, kind, name)
 
     monkeypatch.setattr(Meter, "measure", seen)
-    found = made(models["plain"], text, tmp_path / "plan.gguf", window=window, thorough=True)
+    found = made(models["plain"], text, tmp_path / "plan.gguf", window=window, thorough=True, refine=1)
     assert set(windows) == {window}
-    assert len(windows) >= 1 + 8 + 1  # the plan that probes start from, the probes, and the result
+    assert len(windows) >= 1 + 8 + 1  # the plan, and those that refining measures
     plan = PlanFile.open(found["plan"]).plan
     assert (plan.window, plan.notes["window"], found["window"]) == (window, window, window)
     assert ("the first 2 and the latest 38 tokens are kept as q8_0" in table(found)) == bool(window)

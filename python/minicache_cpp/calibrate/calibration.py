@@ -37,10 +37,10 @@ from .phases import FITTING, PROBING, READING, Phases, phases_of
 from .plain_fit import PlainFit, fit_plain
 from .planner import Planner
 from .plans import PlanBuilder, write_fitted
-from .probes import probe_sensitivities, usual_sensitivities
+from .probes import probe_sensitivities, probed_texts, usual_sensitivities
 from .report import Checked, choice_rows, comparison, notes, report
 from .samples import Samples
-from .search import RETAIN, Search
+from .search import Search
 from .sensitivity import PROBE_WIDTH
 from .target import Target
 from .trials import Trials
@@ -189,8 +189,7 @@ def make_plan(job: Job, material: Material, model: NativeModel, folder: Path, ou
     with Meter(model, measured_chunks(job, material), job.threads, memory, job.phases.on_run) as meter:
         builder = PlanBuilder(job.shape, plan_template(job, material, fits), fits.source.samples.ropes)
         planner = Planner(builder, fits.source, fits.weights, Trials(meter, folder), fits.plain)
-        retain = RETAIN if job.options.thorough else 0.0
-        search = Search(planner, group_sizes(job), job.note, retain)
+        search = Search(planner, group_sizes(job), job.note)
         search.refuse(job.target)
         search.planner = informed(job, planner, material, model, folder)
         checked = choose(job, search)
@@ -269,28 +268,31 @@ def measured_chunks(job: Job, material: Material) -> dict[str, Sequence[Chunk]]:
 
 
 def informed(job: Job, planner: Planner, material: Material, model: NativeModel, folder: Path) -> Planner:
-    """The planner, with the layers' sensitivities: from probes, or from a whole cache for each layer."""
+    """The planner, with the layers' sensitivities: from probes or, where these fail, as models have them on average.
+
+    A thorough calibration then measures them with a whole cache for each layer.
+    """
     if not planner.weights:
         return planner
-    if job.options.thorough:
-        return planner.measured()
+    thorough = job.options.thorough
     singles = planner.singles([PROBE_WIDTH])
     found = probe_sensitivities(
         model,
         planner.source,
         singles,
-        material.measure,
+        probed_texts(material, thorough),
         job.threads,
-        folder / "probes.json",
+        folder / "layer_probes.json",
         lambda share: job.phases(PROBING, share),
     )
-    if found is None:
-        job.note(
-            "this model's attention differs from what probes assume, so all layers are taken to count alike; "
-            "--thorough measures each"
-        )
-        found = usual_sensitivities(singles)
-    return planner.knowing(found)
+    if found is not None:
+        return planner.knowing(found)
+    differs = "this model's attention differs from what probes assume, so"
+    if thorough:
+        job.note(f"{differs} each layer is measured with a whole cache")
+        return planner.measured()
+    job.note(f"{differs} all layers are taken to count alike; --thorough measures each")
+    return planner.knowing(usual_sensitivities(singles))
 
 
 def choose(job: Job, search: Search) -> Checked:

@@ -49,8 +49,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--thorough",
         action="store_true",
-        help="measure how much each layer counts with a whole cache for each, which takes an hour in place of a "
-        "minute, and is worth it only for plans that are handed on",
+        help="fit to more text and probe the layers on all of it, which takes ten minutes in place of one: for plans "
+        "that are handed on",
     )
     parser.add_argument(
         "-o",
@@ -112,20 +112,31 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
         help="keep W tokens of each stream uncoded: the first four (of smaller windows, W/16), and the latest "
         f"(default {DEFAULT_WINDOW}; with --mode aligned 0)",
     )
-    group.add_argument(
+    sizes = group.add_mutually_exclusive_group()
+    sizes.add_argument(
         "--group",
         choices=GROUP_SIZES,
         default=DEFAULT_GROUP,
-        help="how many neighbouring layers share a code: four lose less than two, but attention reads twice as much "
-        "for each layer; auto takes four where that loses at least a tenth less (default %(default)s)",
+        help="how many neighbouring layers share a code: the more, the less is lost, and the more attention reads for "
+        "each layer; auto takes four where that loses at least a tenth less than two (default %(default)s)",
+    )
+    sizes.add_argument(
+        "--fast", dest="group", action="store_const", const="1", help="for speed: the same as --group 1"
+    )
+    sizes.add_argument(
+        "--small",
+        dest="group",
+        action="store_const",
+        const="4",
+        help="for less loss at the same size, or less size at the same loss: the same as --group 4",
     )
     group.add_argument(
         "--refine",
         type=int,
         default=0,
         metavar="N",
-        help="with --thorough: measure the sensitivities again up to N times, at the errors of the plan that was "
-        "chosen (default %(default)s)",
+        help="with --thorough: measure the sensitivities again up to N times, with a whole cache for each layer, "
+        "at the errors of the plan that was chosen, which takes an hour (default %(default)s)",
     )
 
 

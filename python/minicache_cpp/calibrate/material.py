@@ -46,7 +46,7 @@ class Cut:
         return replace(self, check=max(check, self.chunk), turns=turns)
 
 
-# of the way that measures on probes.py's short texts, and of the way that measures whole caches
+# of the way for users, and of that for plans that are handed on
 FAST = Cut(
     512,
     512,
@@ -55,7 +55,7 @@ FAST = Cut(
     # eight to fit to: with five, plans of ratio 8 lost a tenth more at 4096 tokens
     ("fit", "measure", "fit", "check") + ("fit", "fit", "measure") * 3,
 )
-THOROUGH = Cut(512, 1024, 1024, True, ("fit", "measure", "fit", "check"))
+THOROUGH = Cut(512, 1024, 1024, True, ("fit", "measure", "fit", "check", "fit", "fit", "measure", "fit"))
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from ..modelfile.gguf_file import GGUFFile
 from ..options import MOST_THREADS
 
 # tokens of text, by whether the calibration is thorough
-DEFAULT_TOKENS = {False: 6656, True: 12288}
+DEFAULT_TOKENS = {False: 6656, True: 20480}
 DEFAULT_BLOCK = 128
 DEFAULT_WINDOW = 64
 DEFAULT_GROUP = "2"
 # for each --group, the most layers of a group that are tried, one after the other
-GROUP_SIZES = {"2": (2,), "4": (4,), "auto": (2, 4)}
+GROUP_SIZES = {"1": (1,), "2": (2,), "4": (4,), "auto": (2, 4)}
 # a model with fewer bytes of weights is run by one thread
 TINY = 32 * 2**20
 
@@ -41,7 +41,7 @@ class Options:
     window: int = DEFAULT_WINDOW
     # a key of GROUP_SIZES
     group: str = DEFAULT_GROUP
-    # whether the sensitivities are measured with a whole cache for each layer, rather than with probes
+    # whether more text is fitted to and probed, and the plan measured and checked at longer contexts
     thorough: bool = False
     # tokens of text to work with; 0: as DEFAULT_TOKENS says
     tokens: int = 0

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ..host.progress import Progress
 from .material import Material
 from .options import Options
-from .probes import tokens_read
+from .probes import probed_texts, tokens_read
 
 READING, FITTING, PROBING, MEASURING = "reading the text", "fitting", "probing the layers", "measuring"
 # what fits take, relative to all that the model reads
@@ -49,12 +49,11 @@ class Phases:
 def phases_of(progress: Progress, material: Material, options: Options, n_layer: int) -> Phases:
     """The phases of a calibration of a model with so many layers that may be coded."""
     runs = RUNS + (RUNS_OF_A_SEARCH if options.max_kl is not None else 0)
-    if options.thorough:
-        runs += 2 * n_layer * (1 + options.refine)
+    runs += 2 * n_layer * options.refine
     measured = material.measure if options.thorough else material.check
     reads = {
         READING: sum(len(chunk.tokens) for chunk in material.fit),
-        PROBING: 0 if options.thorough else tokens_read(material.measure),
+        PROBING: tokens_read(probed_texts(material, options.thorough), n_layer),
         MEASURING: runs * sum(len(chunk.tokens) for chunk in measured),
     }
     work = {

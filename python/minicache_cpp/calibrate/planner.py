@@ -1,5 +1,5 @@
-"""Makes plans: how the layers are grouped, which groups are coded with which widths, which layers stay plain in which
-types, and whether tokens are retained.
+"""Makes plans: how the layers are grouped, which groups are coded with which widths, and which layers stay plain in
+which types.
 
 What an error in each layer does to the model's output is measured on the model (sensitivity.py), and scales the
 weights that codes are fitted with. One price for a byte then settles all widths and types (allocation.py). search.py
@@ -147,9 +147,9 @@ class Planner:
         )
         return k, v
 
-    def coded(self, fits: Sequence[GroupFit], target: Target, retain: float = 0.0) -> Planned | None:
+    def coded(self, fits: Sequence[GroupFit], target: Target) -> Planned | None:
         """The plan with codes that is expected to lose least within the target; None where there is none."""
-        found = self._allocated(fits, self.candidates(fits), target, retain)
+        found = self._allocated(fits, self.candidates(fits), target)
         return found if found and found.plan.groups else None
 
     def mixed(self, fits: Sequence[GroupFit], target: Target) -> Planned | None:
@@ -158,22 +158,18 @@ class Planner:
         return self._allocated(fits, candidates, target) if self.plain else None
 
     def _allocated(
-        self,
-        fits: Sequence[GroupFit],
-        candidates: Sequence[Candidate],
-        target: Target,
-        retain: float = 0.0,
+        self, fits: Sequence[GroupFit], candidates: Sequence[Candidate], target: Target
     ) -> Planned | None:
         builder = self.builder
 
         def small_enough(choices: list[Choice]) -> bool:
-            return target.fits(builder.shape, builder.of(fits, choices, retain))
+            return target.fits(builder.shape, builder.of(fits, choices))
 
         found = allocate(candidates, small_enough)
         if found and self._window_loss() > MOST_OF_WINDOW * found[1]:
             builder = replace(builder, exact_window=True)
             found = allocate(candidates, small_enough)
-        return Planned(builder.of(fits, found[0], retain), fits, *found) if found else None
+        return Planned(builder.of(fits, found[0]), fits, *found) if found else None
 
     def _window_loss(self) -> float:
         """The loss that is expected if every token were kept as the window's tokens usually are."""

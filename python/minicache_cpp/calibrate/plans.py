@@ -16,7 +16,7 @@ from .allocation import Choice
 from .group_fit import GroupFit, cut_into_groups
 from .rope import Rope
 
-# the type of retained tokens and of the window; heads that cannot have it get f16
+# the type of the window; heads that cannot have it get f16
 POOL_TYPE = "q8_0"
 # the type of sliding-window layers, which do not grow with the context, in a plan with codes
 WINDOW_LAYERS_TYPE = "q8_0"
@@ -38,10 +38,6 @@ class PlanBuilder:
         """The cache types that all heads of this model can have."""
         return [name for name in CACHE_TYPES if self.shape.divides_into(GGML_TYPES[name].block)]
 
-    def can_retain(self) -> bool:
-        """Whether heads of this model can be kept in the pool's type."""
-        return POOL_TYPE in self.types()
-
     def plain(self, name: str) -> Plan:
         """The plan that keeps all layers in one cache type."""
         return replace(self.template, rope_block=0, type_k=name, type_v=name, pool_type="f16", window=0)
@@ -60,8 +56,8 @@ class PlanBuilder:
             return None
         return WINDOW_LAYERS_TYPE if WINDOW_LAYERS_TYPE in self.types() else "f16"
 
-    def of(self, fits: Sequence[GroupFit], choices: Sequence[Choice], retain: float = 0.0) -> Plan:
-        """The plan of one choice for each group; `retain` is the fraction of tokens that coded groups retain."""
+    def of(self, fits: Sequence[GroupFit], choices: Sequence[Choice]) -> Plan:
+        """The plan of one choice for each group."""
         groups = [
             fit.format(choice.k, choice.v)
             for fit, choice in zip(fits, choices, strict=True)
@@ -88,8 +84,7 @@ class PlanBuilder:
                 PlainLayer(layer, *types[layer]) for layer in sorted(types) if list(types[layer]) != common
             ),
             groups=tuple(groups),
-            retain=retain,
-            pool_type=self._pool_type(retain) if groups else "f16",
+            pool_type=self._pool_type() if groups else "f16",
             window=self.template.window if groups else 0,
         )
 
@@ -107,9 +102,9 @@ class PlanBuilder:
             self.template, groups=tuple(groups), pool_type=self._pool_type(), type_k=beside, type_v=beside
         )
 
-    def _pool_type(self, retain: float = 0.0) -> str:
-        """The type of the window and of retained tokens in a plan that has groups."""
-        smaller = (self.template.window or retain) and self.can_retain() and not self.exact_window
+    def _pool_type(self) -> str:
+        """The type of the window in a plan that has groups."""
+        smaller = self.template.window and POOL_TYPE in self.types() and not self.exact_window
         return POOL_TYPE if smaller else "f16"
 
 

@@ -2,16 +2,15 @@
 
 The model reads a text once, and its Q, K and V are seen. From them follows what attention would return for the last
 tokens with the K (or V) of a layer restored from a code. The model then reads those tokens again, as sequences that
-share the tokens before: in each of them a few neighbouring layers' attention is moved by that difference, enlarged so
-that the loss it causes stands out from the noise of the arithmetic. To first order the result moves in proportion to
-the error, and the KL divergence with its square, so that the divergence over the square of the enlargement is what the
-errors themselves cost. All layers of a probe are assumed to lose the same if their whole K (or V) were lost: with few
-tokens, a probe of a single layer would measure the tokens rather than the layer.
+share the tokens before: in each of them one layer's attention is moved by that difference, enlarged so that the loss it
+causes stands out from the noise of the arithmetic. To first order the result moves in proportion to the error, and the
+KL divergence with its square, so that the divergence over the square of the enlargement is what the errors themselves
+cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from ..reading.model import NativeModel
 from .attention import attention
 from .code_fit import restored
 from .group_fit import GroupFit, Source
-from .material import Chunk
+from .material import Chunk, Material
 from .observed import Observed, observing
 from .sensitivity import PROBE_WIDTH, Sensitivities
 
@@ -38,10 +37,11 @@ Floats = NDArray[np.float32]
 # layers look far back: with 112 tokens in place of 400 they seem to count several times less than they do
 PREFIX = 368
 PROBED = 16
+# the texts that are probed in the fast way: with each layer by itself, three of them tell more than seven did with five
+# layers together (docs/calibration.md)
+FEW_TEXTS = 3
 # the tokens of all probes that are read in one step
 STEP = 7 * PROBED
-# for K and for V, the runs of layers that are probed, however many layers there are
-RUNS = 6
 # the KL divergence that a probe is expected to cause: far above the noise, and small enough to go with the square of
 # the error
 WANTED_KL = 0.04
@@ -49,9 +49,8 @@ WANTED_KL = 0.04
 MOST_DIFFERENCE = 0.1
 # the least loss that is counted, relative to the noise
 LEAST_KL = 0.2
-# how far the logarithms of the sensitivities stay from the mean of their kind: a part of each difference is chance, and
-# layers are more alike in contexts that are longer than a probe's text
-KEPT = 0.5
+# how far the logarithms of the sensitivities stay from the mean of their kind: a part of each difference is chance
+KEPT = 0.9
 # the expected loss, were all of a layer's K or V lost, where a model's attention cannot be computed here: what small
 # models have on average
 USUAL: Mapping[Kind, float] = {"k": 0.13, "v": 0.008}
@@ -59,19 +58,16 @@ USUAL: Mapping[Kind, float] = {"k": 0.13, "v": 0.008}
 
 @dataclass(frozen=True)
 class Probe:
-    """Layers whose K, or whose V, is restored from a code; without any, only the noise is seen."""
+    """A layer whose K, or whose V, is restored from a code."""
 
     kind: Kind
-    layers: tuple[int, ...]
+    layer: int
 
 
-NOISE = Probe("k", ())
-
-
-def probes_of(layers: Sequence[int]) -> list[Probe]:
+def probes_of(layers: Iterable[int]) -> list[Probe]:
     """The probes of a model with these layers."""
-    runs = np.array_split(np.array(layers), min(RUNS, len(layers)))
-    return [Probe(kind, tuple(map(int, run))) for kind in KINDS for run in runs]
+    layers = list(layers)
+    return [Probe(kind, layer) for kind in KINDS for layer in layers]
 
 
 class Probing:
@@ -79,7 +75,7 @@ class Probing:
 
     def __init__(self, fits: Mapping[int, GroupFit]) -> None:
         self.fits = fits
-        self.probes = probes_of(list(fits))
+        self.probes = probes_of(fits)
         # how much the changes of attention's result are enlarged: in all texts alike, so that they can be compared
         self.scales = {
             probe: (WANTED_KL / (USUAL[probe.kind] * self._error(probe))) ** 0.5 for probe in self.probes
@@ -87,20 +83,18 @@ class Probing:
         # the losses of each text
         self.losses: dict[Probe, list[float]] = {probe: [] for probe in self.probes}
 
-    def add(self, losses: Mapping[Probe, float]) -> None:
-        """Takes the losses of a text, the noise among them."""
-        noise = losses[NOISE]
-        for probe in self.probes:
-            self.losses[probe].append(max(losses[probe] - noise, LEAST_KL * noise, 1e-9))
+    def add(self, noise: float, losses: Sequence[float]) -> None:
+        """Takes what each probe lost of a text, and what is lost without one."""
+        for probe, loss in zip(self.probes, losses, strict=True):
+            self.losses[probe].append(max(loss - noise, LEAST_KL * noise, 1e-9))
 
     def sensitivities(self) -> Sensitivities:
         # one text may be a hundred times as sensitive as another, so the mean is that of the logarithms
         logs = {
-            (probe.kind, layer): float(
+            (probe.kind, probe.layer): float(
                 np.mean(np.log(losses)) - np.log(self.scales[probe] ** 2 * self._error(probe))
             )
             for probe, losses in self.losses.items()
-            for layer in probe.layers
         }
         means = {kind: np.mean([one for (of, _), one in logs.items() if of == kind]) for kind in KINDS}
         whole = {
@@ -110,19 +104,27 @@ class Probing:
         return sensitivities_of(self.fits, whole)
 
     def _error(self, probe: Probe) -> float:
-        """The error of the probes' code, in units of that of no code at all, summed over the layers."""
-        parts = [self.fits[layer].part(probe.kind) for layer in probe.layers]
-        shares = (part.error(part.uniform(PROBE_WIDTH)) / max(part.whole, 1e-30) for part in parts)
-        return max(sum(shares), 1e-6)
+        """The error of the probe's code, in units of that of no code at all."""
+        part = self.fits[probe.layer].part(probe.kind)
+        return max(part.error(part.uniform(PROBE_WIDTH)) / max(part.whole, 1e-30), 1e-6)
 
 
-def tokens_read(texts: Sequence[Chunk]) -> int:
-    """The tokens that the model reads for the probes on these texts, in a model of many layers."""
-    return sum(len(text.tokens) + (1 + len(KINDS) * RUNS) * PROBED for text in cut(texts))
+def tokens_read(texts: Sequence[Chunk], n_layer: int) -> int:
+    """The tokens that the model reads for the probes of so many layers on these texts."""
+    return sum(len(text.tokens) + (1 + len(KINDS) * n_layer) * PROBED for text in texts)
 
 
-def cut(texts: Sequence[Chunk]) -> list[Chunk]:
-    """What is read of these texts: the beginning of each and, where it is long enough, as much from its middle on."""
+def probed_texts(material: Material, thorough: bool) -> list[Chunk]:
+    """The texts that are read for the probes: a few of those to measure on, or all of these and of those to fit to."""
+    if thorough:
+        return beginnings([*material.measure, *material.fit])
+    texts = beginnings(material.measure)
+    n = min(FEW_TEXTS, len(texts))
+    return [texts[i * len(texts) // n] for i in range(n)]
+
+
+def beginnings(texts: Sequence[Chunk]) -> list[Chunk]:
+    """The beginning of each text and, where it is long enough, as much from its middle on."""
     pieces = []
     for text in texts:
         n_text, length = len(text.tokens), text.window + PREFIX + PROBED
@@ -164,9 +166,8 @@ def probe_sensitivities(
     """
     probing = Probing(fits)
     known: list[list[float]] = read_json(memory, [])
-    for losses in known:
-        probing.add(dict(zip([NOISE, *probing.probes], losses, strict=True)))
-    texts = cut(texts)
+    for noise, *losses in known:
+        probing.add(noise, losses)
     length = max(len(chunk.tokens) for chunk in texts)
     n_at_once = STEP // PROBED
     with observing(model, length + STEP, threads, n_at_once + 1, max(length, STEP)) as observed:
@@ -177,13 +178,12 @@ def probe_sensitivities(
             changes = attention_changes(seen, text.positions, source, fits) if seen else None
             if changes is None:
                 return None
-            todo, found = [NOISE, *probing.probes], []
-            for begin in range(0, len(todo), n_at_once):
-                part = todo[begin : begin + n_at_once]
-                moves = [changes.move(probe, probing) for probe in part]
-                found += text.losses(moves)
-                on_step((number + len(found) / len(todo)) / len(texts))
-            probing.add(dict(zip(todo, found, strict=True)))
+            moves = [changes.noise(probing), *(changes.move(probe, probing) for probe in probing.probes)]
+            found: list[float] = []
+            for begin in range(0, len(moves), n_at_once):
+                found += text.losses(moves[begin : begin + n_at_once])
+                on_step((number + len(found) / len(moves)) / len(texts))
+            probing.add(found[0], found[1:])
             known.append(found)
             write_json(memory, known)
     return probing.sensitivities()
@@ -197,13 +197,11 @@ class Changes:
 
     def move(self, probe: Probe, probing: Probing) -> dict[int, Floats]:
         """What a probe adds to the result of each layer's attention, [tokens, n]."""
-        if probe.layers:
-            scale = probing.scales[probe]
-            return {layer: scale * self.of[probe.kind, layer] for layer in probe.layers}
-        # next to nothing, which is enough for the noise
-        first = probing.probes[0]
-        layer = first.layers[0]
-        return {layer: probing.scales[first] * 1e-2 * self.of[first.kind, layer]}
+        return {probe.layer: probing.scales[probe] * self.of[probe.kind, probe.layer]}
+
+    def noise(self, probing: Probing) -> dict[int, Floats]:
+        """Next to nothing, which is enough for the noise."""
+        return {layer: 1e-2 * move for layer, move in self.move(probing.probes[0], probing).items()}
 
 
 def attention_changes(

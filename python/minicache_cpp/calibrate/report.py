@@ -132,7 +132,6 @@ def report(
             "layers": {str(one.layer): list(one.types) for one in plan.plain},
         },
         "rope_block": plan.rope_block,
-        "retain": plan.retain,
         "window": plan.window,
         "pool_type": plan.pool_type,
         "tokens": {

@@ -17,8 +17,6 @@ from .meter import Measured
 from .planner import Planner
 from .target import Target, ratio
 
-# the fraction of retained tokens that is tried beside none
-RETAIN = 1 / 128
 # steps of the bisection for --max-kl, and the largest ratio that it tries
 ROUNDS = 7
 LARGEST_RATIO = 32.0
@@ -41,21 +39,17 @@ class Found:
 
 
 class Search:
-    """Searches for plans among codes in groups of at most `group_sizes` layers, types by layer, and plain types.
-
-    `retain` is the fraction of retained tokens that is tried beside none; with 0 it is not tried.
-    """
+    """Searches for plans among codes in groups of at most `group_sizes` layers, types by layer, and plain types."""
 
     def __init__(
         self,
         planner: Planner,
         group_sizes: Sequence[int],
         on_note: Callable[[str], None] = lambda text: None,
-        retain: float = RETAIN,
     ) -> None:
         # replaced by one with better sensitivities where refining finds a better plan
         self.planner = planner
-        self.group_sizes, self.on_note, self.retain = group_sizes, on_note, retain
+        self.group_sizes, self.on_note = group_sizes, on_note
         self.builder, self.trials, self.shape = planner.builder, planner.trials, planner.builder.shape
 
     def choose(self, target: Target, refine: int = 0) -> Found:
@@ -100,7 +94,7 @@ class Search:
         return Found(plan, self.trials.measure(plan, "measure", smallest), "the smallest plain type")
 
     def _best(self, target: Target) -> Found | None:
-        """The plan that measures best, of codes with and without retained tokens and of plain types by layer."""
+        """The plan that measures best, of codes and of plain types by layer."""
         best: Found | None = None
         for most in self.group_sizes if self.planner.weights else ():
             for one in self._tried(most, target):
@@ -116,9 +110,6 @@ class Search:
         fits = planner.grouping(most)
         called = f"codes of {most} layers" if len(self.group_sizes) > 1 else "codes"
         tried = [(called, "the least measured loss", planner.coded(fits, target))]
-        if self.retain and self.builder.can_retain():
-            why = "the least measured loss; retained tokens lower it"
-            tried.append((f"{called} and retained tokens", why, planner.coded(fits, target, self.retain)))
         if most == self.group_sizes[0]:
             why = "plain types by layer measure best"
             mixed, coded = planner.mixed(fits, target), tried[0][2]

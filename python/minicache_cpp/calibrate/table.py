@@ -17,8 +17,6 @@ def table(found: dict[str, Any]) -> str:
         lines += [_choice(row) for row in found["choices"]]
     if found["rope_block"]:
         lines.append(f"K is coded relative to blocks of {found['rope_block']} positions")
-    if found["retain"]:
-        lines.append(f"one token in {round(1 / found['retain'])} is retained as {found['pool_type']}")
     if found["window"]:
         exact = held_tokens(found["window"])
         lines.append(f"{exact} are kept as {found['pool_type']}, and more in long contexts")
