@@ -27,7 +27,7 @@ TINY_PASS = 512
 
 
 def main(model: Path | None, n_tokens: int, planted: bool) -> None:
-    """Reads so many tokens, and writes a line of JSON after each pass through the text."""
+    """Reads so many tokens, and writes a line of JSON after each batch, and after each pass through the text."""
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         if model is None:
@@ -60,6 +60,8 @@ def read(contexts: list[Shifted], text: list[int], n_tokens: int, planted: bool)
                 ours = log_probabilities(ours * (1 + n_read / n_tokens))
             losses.append(float(np.mean(kl_divergence(reference, ours))))
             n_read += BATCH
+            # a pass of a real model takes longer than a process may be silent
+            say({"read": n_read})
         shifts = contexts[0].n_shifts - n_shifts
         say({"loss": float(np.mean(losses)), "tokens": len(text), "shifts": shifts})
 

@@ -97,6 +97,8 @@ def follow(child: Child, kind: str, seed: int, ends: float, outcome: Outcome) ->
             for name, count in line["did"].items():
                 outcome.count(f"{kind}, {name}", count)
             outcome.find(Finding(begun, where, line["wrong"]))
+        elif "read" in line:
+            continue
         elif "loss" in line:
             losses.append(line["loss"])
             outcome.count("tokens of drift", line["tokens"])
