@@ -54,6 +54,11 @@ LAYOUTS: dict[int, HeadLayouts] = {
         [Layout((3, 3, 2, 2, 2, 1, 1)), Layout((4, 2, 1, 3, 0, 1, 0))],
         [Layout((2, 2, 2, 2, 3, 2, 2)), Layout((3, 1, 3, 1, 2, 1, 0))],
     ),
+    # two of 512: a code of more than 512 coefficients
+    1024: (
+        [Layout((2, 2, 6, 8, 10, 8, 2)), Layout((4, 2, 4, 6, 8, 4, 0))],
+        [Layout((1, 1, 4, 6, 6, 4, 0)), Layout((2, 2, 6, 4, 8, 2, 2))],
+    ),
 }
 
 

@@ -75,7 +75,7 @@ def test_what_grows_of_a_mixed_model_is_on_the_device(device: Devices, tmp_path:
 
 @pytest.mark.parametrize("chunk", [1, 40])
 @pytest.mark.parametrize(
-    ("head_size", "kind"), [(64, kind) for kind in BOUNDS] + [(80, "f16"), (128, "q4_0")]
+    ("head_size", "kind"), [(64, kind) for kind in BOUNDS] + [(80, "f16"), (128, "q4_0"), (512, "q8_0")]
 )
 def test_directions_match_the_oracle(
     load: Callable[..., Loaded], device: Devices, head_size: int, kind: str, chunk: int
@@ -99,8 +99,11 @@ def test_retained_tokens_match_the_oracle(
         assert nmse(oracle_run(random_model, other, tokens)[0], expected) > 20 * F16_BOUND
 
 
-@pytest.mark.parametrize("n_ubatch", [1, 7, 40])
-@pytest.mark.parametrize(("head_size", "groups"), [(32, GROUPS), (64, GROUPS), (128, ALL_PAIRS)])
+@pytest.mark.parametrize(
+    ("head_size", "groups", "n_ubatch"),
+    [(*one, n_ubatch) for one in ((32, GROUPS), (64, GROUPS), (128, ALL_PAIRS)) for n_ubatch in (1, 7, 40)]
+    + [(512, ALL_PAIRS, 7)],
+)
 def test_codes_match_the_oracle(
     load: Callable[..., Loaded], device: Devices, plan: Path, head_size: int, groups: Groups, n_ubatch: int
 ) -> None:

@@ -127,13 +127,13 @@ struct minicache_attn_block {
         }
     }
 
-    // One warp, for as many units at most.
+    // One warp.
     __device__ void load_head(const minicache_cuda_head & from, minicache_cuda_head & head, minicache_code_unit * units) {
         if (threadIdx.x == 0) {
             head = from;
         }
-        if ((int) threadIdx.x < from.r / MINICACHE_CODE_UNIT) {
-            units[threadIdx.x] = minicache_code_unit_at(from.layout, threadIdx.x);
+        for (int i = threadIdx.x; i < from.r / MINICACHE_CODE_UNIT; i += WARP_SIZE) {
+            units[i] = minicache_code_unit_at(from.layout, i);
         }
     }
 
@@ -501,8 +501,8 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE) minic
     __shared__ uint32_t                  ballots[MINICACHE_ATTN_WARPS];
     __shared__ minicache_cuda_head       head_k;
     __shared__ minicache_cuda_head       head_v;
-    __shared__ minicache_code_unit       units_k[32];
-    __shared__ minicache_code_unit       units_v[32];
+    __shared__ minicache_code_unit       units_k[MINICACHE_ATTN_CODE / MINICACHE_CODE_UNIT];
+    __shared__ minicache_code_unit       units_v[MINICACHE_ATTN_CODE / MINICACHE_CODE_UNIT];
 
     int32_t * cells    = (int32_t *) (shared + schedule.at_cells);
     const int split    = blockIdx.x / schedule.n_row_tile;

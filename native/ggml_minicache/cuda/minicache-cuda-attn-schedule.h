@@ -13,6 +13,8 @@
 #define MINICACHE_ATTN_SPAN   256          // cells that share a table of turned queries
 #define MINICACHE_ATTN_BASES  16           // the most bases in such a table
 #define MINICACHE_ATTN_CELL   4            // words kept for a cell of three tiles: its number, base and magnitudes
+#define MINICACHE_ATTN_HEAD   512          // the most numbers of a head
+#define MINICACHE_ATTN_CODE   1024         // the most coefficients of a code
 #define MINICACHE_ATTN_SHARED (96 * 1024)  // bytes that a block may use: sm_86, sm_89 and sm_120 have 99 KiB
 
 struct minicache_attn_schedule {
@@ -24,7 +26,7 @@ struct minicache_attn_schedule {
     int32_t n_split;     // chunks
     int32_t n_span;      // spans of MINICACHE_ATTN_SPAN cells
     int32_t n_base;      // bases for which a span's table of turned queries has room
-    int32_t wide;        // tiles of 16 numbers of V, or of its code, for each warp: 2, 4 or 8
+    int32_t wide;        // tiles of 16 numbers of V, or of its code, for each warp: 2, 4, 8 or, with 8 rows only, 16
 
     // Numbers from one row to the next in the tiles of K and V and in the queries: odd multiples of 8, so that the rows of an
     // 8x8 matrix lie in different banks.
@@ -119,18 +121,20 @@ static inline MINICACHE_HD int minicache_attn_n_base(struct minicache_attn_dims 
 static inline struct minicache_attn_schedule minicache_attn_schedule_of(struct minicache_attn_dims d, int n_block) {
     struct minicache_attn_schedule p;
 
+    // accumulators of so long a head, or code, leave registers for 8 queries only
+    const int long_rows = d.d_v > 256 || (d.coded && minicache_max(d.r_k, d.r_v) > 512);
+    if (d.coded) {
+        // exact entries have half as many, but at least 2
+        p.wide = long_rows ? 16 : d.d_v > 128 || d.r_v > 256 ? 8 : d.r_v > 128 ? 4 : 2;
+    } else {
+        p.wide = long_rows ? 8 : d.d_v > 128 ? 4 : 2;
+    }
+
     p.n_row      = d.n_tps * d.n_gqa;
-    p.rows       = p.n_row <= 8 ? 8 : 16;
+    p.rows       = p.n_row <= 8 || long_rows ? 8 : 16;
     p.n_row_tile = (p.n_row + p.rows - 1) / p.rows;
     p.n_span     = (d.n_kv + MINICACHE_ATTN_SPAN - 1) / MINICACHE_ATTN_SPAN;
     p.n_base     = minicache_attn_n_base(d);
-
-    if (d.coded) {
-        // exact entries have half as many, but at least 2
-        p.wide = d.d_v > 128 || d.r_v > 256 ? 8 : d.r_v > 128 ? 4 : 2;
-    } else {
-        p.wide = d.d_v > 128 ? 4 : 2;
-    }
 
     p.tile = MINICACHE_ATTN_TILE;
     minicache_attn_schedule_shared(&p, d);
@@ -151,7 +155,8 @@ static inline struct minicache_attn_schedule minicache_attn_schedule_of(struct m
 
 // Whether the kernels have registers and shared memory for rows of this shape.
 static inline int minicache_attn_fits(struct minicache_attn_dims d) {
-    const int multiples = d.d_k % 16 == 0 && d.d_v % 16 == 0 && d.d_k <= 256 && d.d_v <= 256 && d.d_k > 0 && d.d_v > 0;
-    return multiples && d.r_k <= 512 && d.r_v <= 512 && d.n_gqa <= 16 &&
+    const int multiples = d.d_k % 16 == 0 && d.d_v % 16 == 0 && d.d_k > 0 && d.d_v > 0;
+    return multiples && minicache_max(d.d_k, d.d_v) <= MINICACHE_ATTN_HEAD &&
+           minicache_max(d.r_k, d.r_v) <= MINICACHE_ATTN_CODE && d.n_gqa <= 16 &&
            minicache_attn_schedule_of(d, 1).shared <= MINICACHE_ATTN_SHARED;
 }

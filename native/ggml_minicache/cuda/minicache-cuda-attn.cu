@@ -181,14 +181,17 @@ static attn_kernel_t attn_kernel_of_rows(int rows) {
     return rows == 8 ? minicache_attn_kernel<CODED, WIDE, 8> : minicache_attn_kernel<CODED, WIDE, 16>;
 }
 
-// Without codes V has 256 numbers at most.
+// The widest have 8 queries only, as minicache_attn_schedule_of() says.
 static attn_kernel_t attn_kernel(bool coded, const minicache_attn_schedule & schedule) {
     if (!coded) {
-        return schedule.wide == 2 ? attn_kernel_of_rows<false, 2>(schedule.rows) : attn_kernel_of_rows<false, 4>(schedule.rows);
+        return schedule.wide == 2 ? attn_kernel_of_rows<false, 2>(schedule.rows) :
+               schedule.wide == 4 ? attn_kernel_of_rows<false, 4>(schedule.rows) :
+                                    minicache_attn_kernel<false, 8, 8>;
     }
     return schedule.wide == 2 ? attn_kernel_of_rows<true, 2>(schedule.rows) :
            schedule.wide == 4 ? attn_kernel_of_rows<true, 4>(schedule.rows) :
-                                attn_kernel_of_rows<true, 8>(schedule.rows);
+           schedule.wide == 8 ? attn_kernel_of_rows<true, 8>(schedule.rows) :
+                                minicache_attn_kernel<true, 16, 8>;
 }
 
 static void attend(ggml_backend_cuda_context & ctx, const minicache_cuda_attn & a, ggml_tensor * dst) {
@@ -281,7 +284,7 @@ struct flash_attn_view {
 // Restored K and V are zeros for empty cells, so there has to be a mask that hides them.
 static bool restores(const minicache_cuda_attn & a, int device, const flash_attn_view & view) {
     return a.dims.n_tps > DECODE_TOKENS && a.dims.n_tps * a.dims.n_gqa >= RESTORE_ROWS && a.mask &&
-           ggml_cuda_flash_attn_ext_supported(device, &view.op);
+           minicache_cuda_restore_fits(a.dims) && ggml_cuda_flash_attn_ext_supported(device, &view.op);
 }
 
 void minicache_cuda_attn_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {

@@ -149,5 +149,8 @@ minicache_cuda_attn minicache_cuda_attn_of(const ggml_tensor * dst);
 void minicache_cuda_query_table(const minicache_cuda_attn & a, const minicache_attn_schedule & schedule,
     const minicache_query_table & table, int n_sm, cudaStream_t stream);
 
+// Whether a block has shared memory for restoring rows of this shape.
+bool minicache_cuda_restore_fits(const minicache_attn_dims & d);
+
 // Restores K and V of all cells as this layer has them: f16 [d, n_kv, n_head_kv, n_stream], zeros for empty cells.
 void minicache_cuda_restore(const minicache_cuda_attn & a, half * k, half * v, cudaStream_t stream);

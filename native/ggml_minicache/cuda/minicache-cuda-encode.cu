@@ -8,9 +8,9 @@
 // The encode op: a block encodes all layers' K, or V, of one KV head, for a tile of tokens. Products with the decoder are in
 // float32, because levels are rounded from them, and a code is made once and read for as long as its token is in the cache.
 
-static const int TOKENS  = 8;
 static const int WARPS   = 4;
 static const int THREADS = WARPS * WARP_SIZE;
+static const int SHARED  = 96 * 1024;  // bytes that a block may use
 
 struct encode_args {
     minicache_code_shape    shape;
@@ -189,6 +189,7 @@ struct encode_writer {
     }
 };
 
+template <int TOKENS>
 static __global__ void __launch_bounds__(THREADS) encode_kernel(const encode_args a) {
     MINICACHE_SHARED(shared);
 
@@ -281,11 +282,20 @@ static __global__ void __launch_bounds__(THREADS) encode_kernel(const encode_arg
     }
 }
 
-static size_t encode_shared(const minicache_code_shape & shape) {
+static size_t encode_shared(const minicache_code_shape & shape, int n_tokens) {
     const int d = std::max(shape.d_k, shape.d_v);
     const int n = shape.n_layer * d;
     const int r = std::max(shape.r_k, shape.r_v);
-    return sizeof(float) * (2 * TOKENS * n + TOKENS * r + WARPS * d) + (TOKENS + 1) * r;
+    return sizeof(float) * (2 * n_tokens * n + n_tokens * r + WARPS * d) + (n_tokens + 1) * r;
+}
+
+// The tokens of a tile: as many as a block has shared memory for, 8 at most; 0 if a single pair is too long.
+static int encode_tokens(const minicache_code_shape & shape) {
+    int n = 8;
+    while (n >= 2 && encode_shared(shape, n) > SHARED) {
+        n /= 2;
+    }
+    return n >= 2 ? n : 0;
 }
 
 void minicache_cuda_encode_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
@@ -309,11 +319,13 @@ void minicache_cuda_encode_forward(ggml_backend_cuda_context & ctx, ggml_tensor 
     a.out      = (float *) dst->data;
     a.n_tokens = (int32_t) dst->ne[1];
 
-    minicache_cuda_launch(encode_kernel, dim3((a.n_tokens + TOKENS - 1) / TOKENS, 2 * a.shape.n_head_kv), dim3(WARP_SIZE, WARPS),
-        encode_shared(a.shape), ctx.stream(), a);
+    const int  n      = encode_tokens(a.shape);
+    const auto kernel = n == 8 ? encode_kernel<8> : n == 4 ? encode_kernel<4> : encode_kernel<2>;
+    minicache_cuda_launch(kernel, dim3((a.n_tokens + n - 1) / n, 2 * a.shape.n_head_kv), dim3(WARP_SIZE, WARPS),
+        encode_shared(a.shape, n), ctx.stream(), a);
 }
 
 bool minicache_cuda_encode_supported(const ggml_tensor * op) {
     const auto params = minicache_cuda_params<ggml_minicache_encode_params>(op);
-    return params.reference == 0 && encode_shared(params.shape) <= 96 * 1024;
+    return params.reference == 0 && encode_tokens(params.shape) > 0;
 }

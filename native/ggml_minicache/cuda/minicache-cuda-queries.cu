@@ -12,8 +12,7 @@ using ggml_cuda_mma::load_ldmatrix_trans;
 using ggml_cuda_mma::mma;
 using ggml_cuda_mma::tile;
 
-static const int THREADS  = MINICACHE_ATTN_WARPS * WARP_SIZE;
-static const int N_MATRIX = 512 / 16 / MINICACHE_ATTN_WARPS;  // tiles of 16 coefficients for each warp
+static const int THREADS = MINICACHE_ATTN_WARPS * WARP_SIZE;
 
 struct query_table_shape {
     int32_t slice;       // coefficients whose part of the decoder is in shared memory at a time
@@ -91,9 +90,10 @@ static __device__ int find_bases(const minicache_cuda_attn & a, int stream, int 
 }
 
 // The whole block: makes the table's entries for one span of cells.
+//   N_MATRIX     tiles of 16 coefficients for each warp
 //   head         the KV head's K
 //   slice_there  the slice of the decoder that is in shared memory, -1 for none
-template <int ROWS>
+template <int ROWS, int N_MATRIX>
 static __device__ __forceinline__ void add_span(const minicache_cuda_attn & a, const minicache_attn_schedule & schedule,
     const query_table_shape & shape, const minicache_query_table & table, const minicache_cuda_head & head, int span,
     int & slice_there, char * shared) {
@@ -242,7 +242,7 @@ static __device__ __forceinline__ void add_span(const minicache_cuda_attn & a, c
 }
 
 // Each block takes one span after the other, so that it reads the decoder only once if that fits into shared memory.
-template <int ROWS>
+template <int ROWS, int N_MATRIX>
 static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE) query_table_kernel(
     const MINICACHE_PARAMETER minicache_cuda_attn a, const MINICACHE_PARAMETER minicache_attn_schedule schedule,
     const MINICACHE_PARAMETER query_table_shape shape, const MINICACHE_PARAMETER minicache_query_table table) {
@@ -252,7 +252,7 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE) query
 
     int slice_there = -1;
     for (int span = blockIdx.x; span < schedule.n_span; span += gridDim.x) {
-        add_span<ROWS>(a, schedule, shape, table, head, span, slice_there, shared);
+        add_span<ROWS, N_MATRIX>(a, schedule, shape, table, head, span, slice_there, shared);
     }
 }
 
@@ -260,7 +260,11 @@ void minicache_cuda_query_table(const minicache_cuda_attn & a, const minicache_a
     const minicache_query_table & table, int n_sm, cudaStream_t stream) {
     const query_table_shape shape = query_table_shape_of(a.dims, schedule.rows);
     const dim3              threads(WARP_SIZE, MINICACHE_ATTN_WARPS);
-    const auto              kernel = schedule.rows == 8 ? query_table_kernel<8> : query_table_kernel<16>;
+    const int               half   = MINICACHE_ATTN_CODE / 2;
+    const int               most   = MINICACHE_ATTN_CODE / 16 / MINICACHE_ATTN_WARPS;
+    const auto              kernel = a.dims.r_k > half  ? query_table_kernel<8, most> :
+                                     schedule.rows == 8 ? query_table_kernel<8, most / 2> :
+                                                          query_table_kernel<16, most / 2>;
 
     const int n_block = n_sm * minicache_cuda_resident_blocks(kernel, threads, shape.shared);
     const int n       = minicache_max(1, minicache_min(schedule.n_span, n_block / (a.dims.n_head_kv * a.dims.n_stream)));

@@ -206,6 +206,8 @@ static __global__ void __launch_bounds__(MINICACHE_ATTN_WARPS * WARP_SIZE)
     }
 }
 
+bool minicache_cuda_restore_fits(const minicache_attn_dims & d) { return restore_shape_of(d).shared <= MINICACHE_ATTN_SHARED; }
+
 void minicache_cuda_restore(const minicache_cuda_attn & a, half * k, half * v, cudaStream_t stream) {
     const restore_shape shape = restore_shape_of(a.dims);
 

@@ -35,10 +35,10 @@ static __device__ __noinline__ void minicache_turn_query(const minicache_cuda_at
     }
     __syncthreads();
 
-    float z[512 / (MINICACHE_ATTN_WARPS * WARP_SIZE)];
+    float z[MINICACHE_ATTN_CODE / (MINICACHE_ATTN_WARPS * WARP_SIZE)];
     float top = 0.0f;
 #pragma unroll
-    for (int j = 0; j < 512 / (MINICACHE_ATTN_WARPS * WARP_SIZE); ++j) {
+    for (int j = 0; j < MINICACHE_ATTN_CODE / (MINICACHE_ATTN_WARPS * WARP_SIZE); ++j) {
         const int c = j * THREADS + thread;
         z[j]        = 0.0f;
         if (c < head.r) {
@@ -57,7 +57,7 @@ static __device__ __noinline__ void minicache_turn_query(const minicache_cuda_at
         top = fmaxf(top, tops[w]);
     }
 #pragma unroll
-    for (int j = 0; j < 512 / (MINICACHE_ATTN_WARPS * WARP_SIZE); ++j) {
+    for (int j = 0; j < MINICACHE_ATTN_CODE / (MINICACHE_ATTN_WARPS * WARP_SIZE); ++j) {
         const int c = j * THREADS + thread;
         if (c < head.r) {
             out[minicache_code_place(c)] = __float2half(top > 0.0f ? z[j] / top : 0.0f);

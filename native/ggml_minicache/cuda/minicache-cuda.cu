@@ -49,7 +49,7 @@ static bool are_here(const ggml_tensor * op, int first, int last, int device) {
 bool ggml_cuda_minicache_supported(int device, const ggml_tensor * op) {
     // the kernels multiply on tensor cores and use more shared memory than Turing has
     const auto & info = ggml_cuda_info().devices[device];
-    if (!ampere_mma_available(info.cc) || info.smpbo < MINICACHE_ATTN_SHARED + 2 * 1024) {
+    if (!ampere_mma_available(info.cc) || info.smpbo < MINICACHE_ATTN_SHARED + 3 * 1024) {
         return false;
     }
     switch (ggml_minicache_get_op(op)) {

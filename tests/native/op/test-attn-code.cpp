@@ -284,6 +284,23 @@ void add_attn_code_cases(test_cases & cases) {
             add(p);
         }
     }
+    // and so long that a device's block takes fewer queries
+    for (const int n : { 12, 32, 40 }) {
+        for (const int n_tps : { 1, 20 }) {
+            coded_shape p;
+            p.d_k = p.d_v = 512;
+            p.n_rot       = 512;
+            p.n_layer     = n > 32 ? 2 : 1;
+            p.side        = p.n_layer - 1;
+            p.units_k = p.units_v = { 2, 0, 0, n - 6, 0, 4, 0 };
+            p.n_gqa               = n == 12 ? 16 : 3;
+            p.n_head_kv           = 1;
+            p.n_kv                = 70;
+            p.n_tps               = n_tps;
+            p.type_pool           = GGML_TYPE_Q8_0;
+            add(p);
+        }
+    }
     for (const int n_tps : { 1, 20 }) {
         coded_shape p;
         p.d_k = p.d_v = 128;

@@ -173,7 +173,7 @@ void add_attn_cases(test_cases & cases) {
             add(p);
         }
     }
-    for (const int d_k : { 32, 64, 80, 96, 128, 256 }) {
+    for (const int d_k : { 32, 64, 80, 96, 128, 256, 512 }) {
         for (const int n_gqa : { 1, 2, 4, 7, 8 }) {
             merged_shape p;
             p.type_k = p.type_v = d_k % 32 != 0 ? GGML_TYPE_F16 : n_gqa % 2 == 0 ? GGML_TYPE_Q4_0 : GGML_TYPE_Q8_0;

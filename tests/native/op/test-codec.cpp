@@ -184,7 +184,7 @@ static void draw_head(head_codec & head, const codec_part & part, int h, rng_t &
     }
     for (int side = 0; side < part.n_layer; ++side) {
         head.mag.push_back(logf(0.1f + 0.1f * (float) h));
-        head.mag.push_back(0.02f + 0.005f * (float) side);
+        head.mag.push_back(0.023f + 0.005f * (float) side);  // up to 34, beyond the length of vectors of 512 numbers
     }
 }
 

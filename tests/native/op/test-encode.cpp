@@ -639,7 +639,8 @@ void add_encode_cases(test_cases & cases, bool perf) {
         }
     }
     // a complete basis of 8 bits restores what was encoded
-    for (const auto & [d, n_layer] : { std::pair(32, 2), { 64, 2 }, { 80, 2 }, { 128, 2 }, { 64, 1 }, { 80, 3 }, { 128, 4 } }) {
+    for (const auto & [d, n_layer] : { std::pair(32, 2), { 64, 2 }, { 80, 2 }, { 128, 2 }, { 64, 1 }, { 80, 3 }, { 128, 4 },
+             { 512, 1 }, { 512, 2 }, { 256, 4 } }) {
         for (const vectors x : { USUAL, ZERO_A }) {
             encode_shape p;
             p.codec.n_layer = n_layer;
