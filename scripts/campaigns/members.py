@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from oracle.cells import Token
+from oracle.cells import Token, split
 from oracle.model import Config, Oracle
 from oracle.states import WHOLE, SavedStream, restore, save
 from support.bounds import MARGIN
@@ -128,6 +128,7 @@ class OracleMember:
     def decode(self, tokens: Tokens) -> Logits | None:
         self.oracle._apply_shift()
         if not self._has_room(tokens):
+            self._take_back(tokens)
             return None
         if self.tried is not None and self.tried[0] is tokens:
             self.oracle = self.tried[1]
@@ -173,6 +174,28 @@ class OracleMember:
         """A copy that can go on by itself. What never changes is shared: weights, settings, codecs."""
         shared: list[object] = [self.oracle.model, self.oracle.config, *self.config.codecs]
         return copy.deepcopy(self.oracle, {id(one): one for one in shared})
+
+    def _take_back(self, tokens: Tokens) -> None:
+        """Moves heads as llama.cpp does where a batch finds no room.
+
+        Its prepare() takes the ubatches back that it had placed, and then lets a stream's head be that which another
+        stream had (v_heads_old[s], where that of stream strm[s] is meant). Cells are searched for from there on, so
+        later tokens lie elsewhere, and other ones of them are retained (seed 701541).
+        """
+        cells = self.oracle.cells
+        trial = copy.deepcopy(cells)
+        placed = []
+        for ubatch in split(list(tokens), self.config.n_ubatch, self.config.unified):
+            heads = [one.head for one in trial]
+            parts = list(zip(ubatch.streams, ubatch.entries, strict=True))
+            if any((~trial[stream].used).sum() < len(entries) for stream, entries in parts):
+                break
+            for stream, entries in parts:
+                trial[stream].place(trial[stream].find(len(entries)), [tokens[i] for i in entries])
+            placed.append((ubatch.streams, heads))
+        for streams, heads in reversed(placed):
+            for number, stream in enumerate(streams):
+                cells[stream].head = heads[number]
 
     def _has_room(self, tokens: Tokens) -> bool:
         free = [int((~cells.used).sum()) for cells in self.oracle.cells]

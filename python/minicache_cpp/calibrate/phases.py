@@ -12,8 +12,10 @@ from .probes import probed_texts, tokens_read
 READING, FITTING, PROBING, MEASURING = "reading the text", "fitting", "probing the layers", "measuring"
 # what fits take, relative to all that the model reads
 FITS = 0.15
-# runs of a whole text: the plan, q8_0, q4_0, and f16 as the reference
+# runs of the text to check with: the plan, q8_0, q4_0, and f16 as the reference
 RUNS = 4
+# and of the text to measure on, where that is another one: f16, q4_0 and the plan
+RUNS_BEFORE = 3
 # and those of a search for --max-kl, which tries a plan at each of its ratios, and all plain types
 RUNS_OF_A_SEARCH = 16
 
@@ -48,13 +50,14 @@ class Phases:
 
 def phases_of(progress: Progress, material: Material, options: Options, n_layer: int) -> Phases:
     """The phases of a calibration of a model with so many layers that may be coded."""
-    runs = RUNS + (RUNS_OF_A_SEARCH if options.max_kl is not None else 0)
-    runs += 2 * n_layer * options.refine
-    measured = material.measure if options.thorough else material.check
+    before = 2 * n_layer * options.refine
+    before += RUNS_OF_A_SEARCH if options.max_kl is not None else 0
+    before += RUNS_BEFORE if options.thorough else 0
     reads = {
         READING: sum(len(chunk.tokens) for chunk in material.fit),
         PROBING: tokens_read(probed_texts(material, options.thorough), n_layer),
-        MEASURING: runs * sum(len(chunk.tokens) for chunk in measured),
+        MEASURING: before * sum(len(chunk.tokens) for chunk in material.measure)
+        + RUNS * sum(len(chunk.tokens) for chunk in material.check),
     }
     work = {
         READING: reads[READING],
@@ -62,4 +65,4 @@ def phases_of(progress: Progress, material: Material, options: Options, n_layer:
         PROBING: reads[PROBING],
         MEASURING: reads[MEASURING],
     }
-    return Phases(progress, work, runs)
+    return Phases(progress, work, before + RUNS)
