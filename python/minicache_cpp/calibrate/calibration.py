@@ -37,7 +37,7 @@ from .phases import FITTING, PROBING, READING, Phases, phases_of
 from .plain_fit import PlainFit, fit_plain
 from .planner import Planner
 from .plans import PlanBuilder, write_fitted
-from .probes import probe_sensitivities, probed_texts, usual_sensitivities
+from .probes import FEW_TEXTS, MANY_TEXTS, probe_sensitivities, probed_texts, usual_sensitivities
 from .report import Checked, choice_rows, comparison, notes, report
 from .samples import Samples
 from .search import Search
@@ -281,6 +281,7 @@ def informed(job: Job, planner: Planner, material: Material, model: NativeModel,
         planner.source,
         singles,
         probed_texts(material, thorough),
+        MANY_TEXTS if thorough else FEW_TEXTS,
         job.threads,
         folder / "layer_probes.json",
         lambda share: job.phases(PROBING, share),

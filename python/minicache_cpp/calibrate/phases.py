@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ..host.progress import Progress
 from .material import Material
 from .options import Options
-from .probes import probed_texts, tokens_read
+from .probes import FEW_TEXTS, MANY_TEXTS, probed_texts, tokens_read
 
 READING, FITTING, PROBING, MEASURING = "reading the text", "fitting", "probing the layers", "measuring"
 # what fits take, relative to all that the model reads
@@ -55,7 +55,9 @@ def phases_of(progress: Progress, material: Material, options: Options, n_layer:
     before += RUNS_BEFORE if options.thorough else 0
     reads = {
         READING: sum(len(chunk.tokens) for chunk in material.fit),
-        PROBING: tokens_read(probed_texts(material, options.thorough), n_layer),
+        PROBING: tokens_read(
+            probed_texts(material, options.thorough), n_layer, MANY_TEXTS if options.thorough else FEW_TEXTS
+        ),
         MEASURING: before * sum(len(chunk.tokens) for chunk in material.measure)
         + RUNS * sum(len(chunk.tokens) for chunk in material.check),
     }

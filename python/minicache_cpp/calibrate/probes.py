@@ -2,10 +2,13 @@
 
 The model reads a text once, and its Q, K and V are seen. From them follows what attention would return for the last
 tokens with the K (or V) of a layer restored from a code. The model then reads those tokens again, as sequences that
-share the tokens before: in each of them one layer's attention is moved by that difference, enlarged so that the loss it
-causes stands out from the noise of the arithmetic. To first order the result moves in proportion to the error, and the
-KL divergence with its square, so that the divergence over the square of the enlargement is what the errors themselves
-cost.
+share the tokens before: in each of them the attention of a layer, or of a few neighbouring ones, is moved by that
+difference, enlarged so that the loss it causes stands out from the noise of the arithmetic. To first order the result
+moves in proportion to the error, and the KL divergence with its square, so that the divergence over the square of the
+enlargement is what the errors themselves cost.
+
+One text may find the last layers ten times as sensitive as another one does, relative to the first layers. So with few
+texts, layers are probed together, and are assumed to lose the same if their whole K (or V) were lost.
 """
 
 from __future__ import annotations
@@ -37,9 +40,6 @@ Floats = NDArray[np.float32]
 # layers look far back: with 112 tokens in place of 400 they seem to count several times less than they do
 PREFIX = 368
 PROBED = 16
-# the texts that are probed in the fast way: with each layer by itself, three of them tell more than seven did with five
-# layers together (docs/calibration.md)
-FEW_TEXTS = 3
 # the tokens of all probes that are read in one step
 STEP = 7 * PROBED
 # the KL divergence that a probe is expected to cause: far above the noise, and small enough to go with the square of
@@ -49,33 +49,47 @@ WANTED_KL = 0.04
 MOST_DIFFERENCE = 0.1
 # the least loss that is counted, relative to the noise
 LEAST_KL = 0.2
-# how far the logarithms of the sensitivities stay from the mean of their kind: a part of each difference is chance
-KEPT = 0.9
 # the expected loss, were all of a layer's K or V lost, where a model's attention cannot be computed here: what small
 # models have on average
 USUAL: Mapping[Kind, float] = {"k": 0.13, "v": 0.008}
 
 
 @dataclass(frozen=True)
+class Way:
+    """How the layers are probed, and how far what is found is believed."""
+
+    # the most probes for K, and for V, however many layers there are; None: one for each layer
+    most: int | None
+    # how far the logarithms of the sensitivities stay from the mean of their kind: a part of each difference is chance,
+    # and layers are more alike in contexts that are longer than a probe's text
+    kept: float
+
+
+FEW_TEXTS = Way(6, 0.5)
+MANY_TEXTS = Way(None, 0.9)
+
+
+@dataclass(frozen=True)
 class Probe:
-    """A layer whose K, or whose V, is restored from a code."""
+    """Layers whose K, or whose V, is restored from a code."""
 
     kind: Kind
-    layer: int
+    layers: tuple[int, ...]
 
 
-def probes_of(layers: Iterable[int]) -> list[Probe]:
+def probes_of(layers: Iterable[int], way: Way) -> list[Probe]:
     """The probes of a model with these layers."""
     layers = list(layers)
-    return [Probe(kind, layer) for kind in KINDS for layer in layers]
+    runs = np.array_split(np.array(layers), min(way.most or len(layers), len(layers)))
+    return [Probe(kind, tuple(map(int, run))) for kind in KINDS for run in runs]
 
 
 class Probing:
     """What is known from the probes of the texts so far. `fits` are the codes of single layers, by layer."""
 
-    def __init__(self, fits: Mapping[int, GroupFit]) -> None:
-        self.fits = fits
-        self.probes = probes_of(fits)
+    def __init__(self, fits: Mapping[int, GroupFit], way: Way) -> None:
+        self.fits, self.way = fits, way
+        self.probes = probes_of(fits, way)
         # how much the changes of attention's result are enlarged: in all texts alike, so that they can be compared
         self.scales = {
             probe: (WANTED_KL / (USUAL[probe.kind] * self._error(probe))) ** 0.5 for probe in self.probes
@@ -91,36 +105,35 @@ class Probing:
     def sensitivities(self) -> Sensitivities:
         # one text may be a hundred times as sensitive as another, so the mean is that of the logarithms
         logs = {
-            (probe.kind, probe.layer): float(
+            (probe.kind, layer): float(
                 np.mean(np.log(losses)) - np.log(self.scales[probe] ** 2 * self._error(probe))
             )
             for probe, losses in self.losses.items()
+            for layer in probe.layers
         }
         means = {kind: np.mean([one for (of, _), one in logs.items() if of == kind]) for kind in KINDS}
         whole = {
-            (kind, layer): float(np.exp(means[kind] + KEPT * (one - means[kind])))
+            (kind, layer): float(np.exp(means[kind] + self.way.kept * (one - means[kind])))
             for (kind, layer), one in logs.items()
         }
         return sensitivities_of(self.fits, whole)
 
     def _error(self, probe: Probe) -> float:
-        """The error of the probe's code, in units of that of no code at all."""
-        part = self.fits[probe.layer].part(probe.kind)
-        return max(part.error(part.uniform(PROBE_WIDTH)) / max(part.whole, 1e-30), 1e-6)
+        """The error of the probe's code, in units of that of no code at all, summed over the layers."""
+        parts = [self.fits[layer].part(probe.kind) for layer in probe.layers]
+        shares = (part.error(part.uniform(PROBE_WIDTH)) / max(part.whole, 1e-30) for part in parts)
+        return max(sum(shares), 1e-6)
 
 
-def tokens_read(texts: Sequence[Chunk], n_layer: int) -> int:
+def tokens_read(texts: Sequence[Chunk], n_layer: int, way: Way) -> int:
     """The tokens that the model reads for the probes of so many layers on these texts."""
-    return sum(len(text.tokens) + (1 + len(KINDS) * n_layer) * PROBED for text in texts)
+    n_probe = len(probes_of(range(n_layer), way))
+    return sum(len(text.tokens) + (1 + n_probe) * PROBED for text in texts)
 
 
 def probed_texts(material: Material, thorough: bool) -> list[Chunk]:
-    """The texts that are read for the probes: a few of those to measure on, or all of these and of those to fit to."""
-    if thorough:
-        return beginnings([*material.measure, *material.fit])
-    texts = beginnings(material.measure)
-    n = min(FEW_TEXTS, len(texts))
-    return [texts[i * len(texts) // n] for i in range(n)]
+    """The texts that are read for the probes: those to measure on and, in the thorough way, those to fit to as well."""
+    return beginnings([*material.measure, *material.fit] if thorough else material.measure)
 
 
 def beginnings(texts: Sequence[Chunk]) -> list[Chunk]:
@@ -154,6 +167,7 @@ def probe_sensitivities(
     source: Source,
     fits: Mapping[int, GroupFit],
     texts: Sequence[Chunk],
+    way: Way,
     threads: int,
     memory: Path,
     on_step: Callable[[float], None] = lambda done: None,
@@ -164,7 +178,7 @@ def probe_sensitivities(
     the texts that are there already are not read again. Returns None where the model's attention is not what
     attention.py computes, or its memory cannot drop tokens.
     """
-    probing = Probing(fits)
+    probing = Probing(fits, way)
     known: list[list[float]] = read_json(memory, [])
     for noise, *losses in known:
         probing.add(noise, losses)
@@ -197,7 +211,8 @@ class Changes:
 
     def move(self, probe: Probe, probing: Probing) -> dict[int, Floats]:
         """What a probe adds to the result of each layer's attention, [tokens, n]."""
-        return {probe.layer: probing.scales[probe] * self.of[probe.kind, probe.layer]}
+        scale = probing.scales[probe]
+        return {layer: scale * self.of[probe.kind, layer] for layer in probe.layers}
 
     def noise(self, probing: Probing) -> dict[int, Floats]:
         """Next to nothing, which is enough for the noise."""
