@@ -303,12 +303,12 @@ def test_unsupported_ops_run_on_the_cpu(load: Callable[..., Loaded], device: Dev
 
 
 def test_unsupported_plain_layers_run_on_the_cpu(load: Callable[..., Loaded], device: Devices) -> None:
-    loaded = load(tiny_models.random_model, head_size=288, n_layer=4)
+    loaded = load(tiny_models.random_model, head_size=544, n_layer=4)
     config = Config(((2, 3),), type_k="iq4_nl", type_v="iq4_nl", n_ubatch=16)
     tokens = run(prompt(40))
     expected, _ = oracle_run(loaded, config, tokens)
     with device.holding(loaded) as held, captured_log() as lines, Context.of(held.model, config) as ctx:
         fallback = ctx.report().fallback
         assert nmse(ctx.decode(tokens), expected) <= BOUNDS["q4_0"]
-    assert fallback == "cuda-on-cpu0 has no attention over plain layers (head size 288, iq4_nl, iq4_nl)"
+    assert fallback == "cuda-on-cpu0 has no attention over plain layers (head size 544, iq4_nl, iq4_nl)"
     assert sum("attention of these layers runs on the CPU" in text for _, text in lines) == 1

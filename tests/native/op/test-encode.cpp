@@ -638,9 +638,22 @@ void add_encode_cases(test_cases & cases, bool perf) {
             }
         }
     }
+    // rows so long that a device's block takes fewer tokens
+    for (const auto & [d, n_layer] : { std::pair(512, 2), { 256, 4 }, { 512, 4 } }) {
+        encode_shape p;
+        p.codec.n_layer = n_layer;
+        p.codec.units_k = { 1, 1, 0, 1, 0, 2, 1 };
+        p.codec.units_v = { 0, 2, 1, 0, 1, 1, 0 };
+        p.codec.d_k = p.codec.d_v = d;
+        p.codec.n_rot             = d;
+        p.n_head_kv               = 1;
+        p.n_tokens                = 11;
+        p.base                    = RANDOM_BASES;
+        add(p);
+    }
     // a complete basis of 8 bits restores what was encoded
-    for (const auto & [d, n_layer] : { std::pair(32, 2), { 64, 2 }, { 80, 2 }, { 128, 2 }, { 64, 1 }, { 80, 3 }, { 128, 4 },
-             { 512, 1 }, { 512, 2 }, { 256, 4 } }) {
+    for (const auto & [d, n_layer] :
+        { std::pair(32, 2), { 64, 2 }, { 80, 2 }, { 128, 2 }, { 64, 1 }, { 80, 3 }, { 128, 4 }, { 512, 1 } }) {
         for (const vectors x : { USUAL, ZERO_A }) {
             encode_shape p;
             p.codec.n_layer = n_layer;
