@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from minicache_cpp.cache.code_format import KINDS
-from minicache_cpp.calibrate import calibration, probes
+from minicache_cpp.calibrate import probes
 from minicache_cpp.calibrate.attention import attention
 from minicache_cpp.calibrate.code_fit import fit_part, restored
 from minicache_cpp.calibrate.material import Chunk, Material
 from minicache_cpp.calibrate.observed import observing
-from minicache_cpp.calibrate.probes import FEW_TEXTS, MANY_TEXTS, Probe, probed_texts, probes_of, tokens_read
+from minicache_cpp.calibrate.probes import WAYS, Probe, Way, probed_texts, probes_of, tokens_read
 from minicache_cpp.host.progress import Progress
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.native import binding
@@ -22,6 +22,8 @@ from minicache_cpp.native.model_shape import model_shape
 from minicache_cpp.reading.model import NativeModel
 from support import tiny_models
 from support.calibrations import made
+
+FAST, THOROUGH = WAYS[False], WAYS[True]
 
 
 @pytest.mark.parametrize("name", ["plain", "odd"])
@@ -104,12 +106,12 @@ def test_an_error_in_the_callback_is_raised_and_the_context_stays_usable(models:
 def test_probes_cover_each_layer_once_for_each_kind() -> None:
     for n_layer in (1, 3, 8, 30, 61):
         layers = [3 * number for number in range(n_layer)]
-        for way, most in ((FEW_TEXTS, 12), (MANY_TEXTS, 2 * n_layer)):
+        for way, most in ((FAST, 12), (THOROUGH, 2 * n_layer)):
             found = probes_of(layers, way)
             assert len(found) == min(most, 2 * n_layer)
             for kind in KINDS:
                 assert [layer for probe in found if probe.kind == kind for layer in probe.layers] == layers
-    assert probes_of([0, 1], FEW_TEXTS) == [Probe(kind, (layer,)) for kind in KINDS for layer in (0, 1)]
+    assert probes_of([0, 1], FAST) == [Probe(kind, (layer,)) for kind in KINDS for layer in (0, 1)]
 
 
 def test_a_thorough_way_probes_all_texts_but_those_of_the_check() -> None:
@@ -117,23 +119,23 @@ def test_a_thorough_way_probes_all_texts_but_those_of_the_check() -> None:
         return [Chunk([number] * length, 1000 * number, 64) for number in range(n)]
 
     material = Material(texts(8, 512), texts(7, 512), texts(2, 512), "")
-    assert len(probed_texts(material, True)) == 15
-    few = probed_texts(material, False)
+    assert len(probed_texts(material, THOROUGH)) == 15
+    few = probed_texts(material, FAST)
     assert [text.tokens[0] for text in few] == [0, 1, 2, 3, 4, 5, 6]
     assert {len(text.tokens) for text in few} == {448}
-    assert tokens_read(few, 30, FEW_TEXTS) == 7 * (448 + 13 * 16)
-    assert tokens_read(few, 30, MANY_TEXTS) == 7 * (448 + 61 * 16)
+    assert tokens_read(few, 30, FAST) == 7 * (448 + 13 * 16)
+    assert tokens_read(few, 30, THOROUGH) == 7 * (448 + 61 * 16)
     # what is long enough gives two
-    long = probed_texts(Material([], texts(2, 1024), [], ""), True)
+    long = probed_texts(Material([], texts(2, 1024), [], ""), THOROUGH)
     assert [(text.tokens[0], text.position) for text in long] == [(0, 0), (0, 512), (1, 1000), (1, 1512)]
-    assert len(probed_texts(Material([], texts(1, 100), [], ""), False)) == 1
+    assert len(probed_texts(Material([], texts(1, 100), [], ""), FAST)) == 1
 
 
 def test_probes_agree_with_whole_caches(
     models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In order of magnitude: both are noisy."""
-    monkeypatch.setattr(calibration, "FEW_TEXTS", probes.Way(6, 1.0))
+    monkeypatch.setitem(WAYS, False, Way(fitted=False, most=6, kept=1.0))
     probed = made(models["plain"], text, tmp_path / "plan.gguf", tokens=6656)
     # what is not computed as the model does is measured with whole caches
     monkeypatch.setattr(probes, "MOST_DIFFERENCE", -1.0)

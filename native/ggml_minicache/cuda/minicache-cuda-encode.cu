@@ -1,4 +1,5 @@
 #include "minicache-code-unit.h"
+#include "minicache-cuda-attn-schedule.h"
 #include "minicache-cuda-launch.cuh"
 #include "minicache-cuda.cuh"
 #include "minicache-turn.h"
@@ -10,7 +11,6 @@
 
 static const int WARPS   = 4;
 static const int THREADS = WARPS * WARP_SIZE;
-static const int SHARED  = 96 * 1024;  // bytes that a block may use
 
 struct encode_args {
     minicache_code_shape    shape;
@@ -292,7 +292,7 @@ static size_t encode_shared(const minicache_code_shape & shape, int n_tokens) {
 // The tokens of a tile: as many as a block has shared memory for, 8 at most; 0 if a single pair is too long.
 static int encode_tokens(const minicache_code_shape & shape) {
     int n = 8;
-    while (n >= 2 && encode_shared(shape, n) > SHARED) {
+    while (n >= 2 && encode_shared(shape, n) > MINICACHE_ATTN_SHARED) {
         n /= 2;
     }
     return n >= 2 ? n : 0;

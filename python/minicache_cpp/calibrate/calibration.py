@@ -37,7 +37,7 @@ from .phases import FITTING, PROBING, READING, Phases, phases_of
 from .plain_fit import PlainFit, fit_plain
 from .planner import Planner
 from .plans import PlanBuilder, write_fitted
-from .probes import FEW_TEXTS, MANY_TEXTS, probe_sensitivities, probed_texts, usual_sensitivities
+from .probes import WAYS, probe_sensitivities, probed_texts, usual_sensitivities
 from .report import Checked, choice_rows, comparison, notes, report
 from .samples import Samples
 from .search import Search
@@ -275,15 +275,16 @@ def informed(job: Job, planner: Planner, material: Material, model: NativeModel,
     if not planner.weights:
         return planner
     thorough = job.options.thorough
+    way = WAYS[thorough]
     singles = planner.singles([PROBE_WIDTH])
     found = probe_sensitivities(
         model,
         planner.source,
         singles,
-        probed_texts(material, thorough),
-        MANY_TEXTS if thorough else FEW_TEXTS,
+        probed_texts(material, way),
+        way,
         job.threads,
-        folder / "layer_probes.json",
+        folder / "probes.json",
         lambda share: job.phases(PROBING, share),
     )
     if found is not None:

@@ -58,6 +58,8 @@ USUAL: Mapping[Kind, float] = {"k": 0.13, "v": 0.008}
 class Way:
     """How the layers are probed, and how far what is found is believed."""
 
+    # whether the texts to fit to are read too, beside those to measure on
+    fitted: bool
     # the most probes for K, and for V, however many layers there are; None: one for each layer
     most: int | None
     # how far the logarithms of the sensitivities stay from the mean of their kind: a part of each difference is chance,
@@ -65,8 +67,8 @@ class Way:
     kept: float
 
 
-FEW_TEXTS = Way(6, 0.5)
-MANY_TEXTS = Way(None, 0.9)
+# by whether the calibration is thorough
+WAYS = {False: Way(fitted=False, most=6, kept=0.5), True: Way(fitted=True, most=None, kept=0.9)}
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,9 @@ def tokens_read(texts: Sequence[Chunk], n_layer: int, way: Way) -> int:
     return sum(len(text.tokens) + (1 + n_probe) * PROBED for text in texts)
 
 
-def probed_texts(material: Material, thorough: bool) -> list[Chunk]:
-    """The texts that are read for the probes: those to measure on and, in the thorough way, those to fit to as well."""
-    return beginnings([*material.measure, *material.fit] if thorough else material.measure)
+def probed_texts(material: Material, way: Way) -> list[Chunk]:
+    """The texts that are read for the probes."""
+    return beginnings([*material.measure, *material.fit] if way.fitted else material.measure)
 
 
 def beginnings(texts: Sequence[Chunk]) -> list[Chunk]:
