@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minicache_cpp import Llama, MiniCacheError, cli
+from minicache_cpp import Llama, MiniCacheError, calibrate_model, cli
 from minicache_cpp.models import requested, store
 from minicache_cpp.models.requested import requested_model
 from support.model_packages import Index
@@ -85,5 +85,8 @@ def test_a_path_is_never_a_name(
     assert not store.is_path("tiny")
 
 
-def test_names_that_are_no_models_stay_as_they_are(index: Index) -> None:
-    assert store.file_of("something") == "something"
+def test_an_unknown_name_in_a_program(index: Index) -> None:
+    index.add("tiny", [b"x"])
+    for use in (store.file_of, Llama, calibrate_model):
+        with pytest.raises(MiniCacheError, match=r"something is neither a file nor .* the names are tiny"):
+            use("something")

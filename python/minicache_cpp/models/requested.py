@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..errors import MiniCacheError
 from ..host.units import mib
-from .store import DEMO, is_path, is_there, model_path
-from .table import read_table
+from .store import DEMO, is_path, is_there, model_meant, model_path
+from .table import model_named
 
 
 def requested_model(text: str | None) -> Path:
@@ -16,9 +16,8 @@ def requested_model(text: str | None) -> Path:
     A named model that is not there is fetched, with its licence shown; the demo model is fetched only if it is named.
     Raises MiniCacheError for a name that the table lacks, and where a model cannot be fetched.
     """
-    table = read_table()
     if text is None:
-        demo = table[DEMO]
+        demo = model_named(DEMO)
         if not is_there(demo):
             raise MiniCacheError(
                 f"no MODEL is given and the demo model is not there; `minicache models get {DEMO}` fetches it "
@@ -27,11 +26,7 @@ def requested_model(text: str | None) -> Path:
         return model_path(demo)
     if is_path(text):
         return Path(text)
-    if text not in table:
-        raise MiniCacheError(
-            f"{text} is neither a file nor the name of a model; the names are {', '.join(table)}"
-        )
-    model = table[text]
+    model = model_meant(text)
     if is_there(model):
         return model_path(model)
     # the command line stays quick without subprocess and zipfile

@@ -44,10 +44,19 @@ def stored_path(model: Model) -> Path:
     return model_path(model)
 
 
-def file_of(text: str) -> str:
-    """The path that a MODEL means: of a name the file in the store, and anything else as it is.
+def model_meant(text: str) -> Model:
+    """The model that a MODEL names where it is no path. Raises MiniCacheError where the table lacks the name."""
+    table = read_table()
+    if text not in table:
+        raise MiniCacheError(
+            f"{text} is neither a file nor the name of a model; the names are {', '.join(table)}"
+        )
+    return table[text]
 
-    Raises MiniCacheError for a name of the table whose model has not been fetched.
+
+def file_of(text: str) -> str:
+    """The path that a MODEL means: of a name the file in the store, and of a path itself.
+
+    Raises MiniCacheError for a name that the table lacks, or whose model has not been fetched.
     """
-    model = None if is_path(text) else read_table().get(text)
-    return text if model is None else str(stored_path(model))
+    return text if is_path(text) else str(stored_path(model_meant(text)))
