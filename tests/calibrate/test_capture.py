@@ -63,6 +63,14 @@ def test_captured_values_are_those_of_the_model(models: dict[str, Path], tmp_pat
     )
     np.testing.assert_allclose(samples.tokens("k", 0), tokens_k, rtol=2e-2)
     np.testing.assert_allclose(samples.tokens("v", 0), tokens_v, rtol=2e-2)
+    # without the first chunk
+    later = samples.without([0])
+    np.testing.assert_array_equal(later.positions, 3000 + np.arange(30))
+    for less, all_of_it in zip(later.layer(1), samples.layer(1), strict=True):
+        np.testing.assert_array_equal(less, all_of_it[40:])
+    np.testing.assert_array_equal(later.tokens("k", 0), samples.tokens("k", 0)[40:])
+    np.testing.assert_allclose(later.read(0).v, reads[1].v, rtol=1e-2)
+    assert len(samples.without([]).positions) == 70
 
 
 def test_the_gain_of_values_is_that_of_the_output_matrix(models: dict[str, Path]) -> None:

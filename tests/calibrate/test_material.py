@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from minicache_cpp import MiniCacheError
-from minicache_cpp.calibrate.material import Cut, Texts, make_material
+from minicache_cpp.calibrate.material import Chunk, Cut, Texts, make_material
 from minicache_cpp.text.vocabulary import Vocabulary
 from support.calibrations import made
 
@@ -40,7 +41,7 @@ def test_chunks_of_a_short_text_are_disjoint_and_all_over_it(models: dict[str, P
 def test_a_text_shorter_than_asked_for_makes_fewer_chunks_and_no_shorter_ones(
     models: dict[str, Path], text: Path
 ) -> None:
-    cut = Cut(128, 128, 128, False, ("fit", "measure", "fit", "check"))
+    cut = Cut(128, 128, 128, False, 1, ("fit", "measure", "fit", "check"))
     with Vocabulary(models["plain"]) as vocabulary:
         material = make_material(vocabulary, [text], 32768, 4096, cut=cut)
         n_tokens = len(vocabulary.tokenize(text.read_text()))
@@ -49,6 +50,35 @@ def test_a_text_shorter_than_asked_for_makes_fewer_chunks_and_no_shorter_ones(
     ]
     assert len(lengths) == n_tokens // 128 < 32768 // 128
     assert set(lengths) == {128}
+
+
+@pytest.mark.parametrize("size", ["short", "long"])
+def test_chunks_to_fit_to_are_made_of_several_places(
+    models: dict[str, Path], tmp_path: Path, size: str
+) -> None:
+    """Numbered words: those of a piece follow each other, and no two pieces overlap."""
+    n_word = 4000 if size == "short" else 40_000
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{number:05} " for number in range(n_word)))
+    cut = Cut(300, 300, 300, False, 3, ("fit", "measure", "fit", "check"))
+    with Vocabulary(models["plain"]) as vocabulary:
+        material = make_material(vocabulary, [path], 1200, 4096, cut=cut)
+        begin = vocabulary.begun([])
+
+        def words(chunk: Chunk) -> list[int]:
+            text = vocabulary.detokenize(chunk.tokens[len(begin) :])
+            return [int(word) for word in text.split() if len(word) == 5]
+
+        found = {"fit": material.fit, "other": material.measure + material.check}
+        numbers = {kind: [words(chunk) for chunk in chunks] for kind, chunks in found.items()}
+    for kind, n_place in (("fit", 3), ("other", 1)):
+        for one in numbers[kind]:
+            jumps = [second - first for first, second in pairwise(one) if second != first + 1]
+            assert len(jumps) == n_place - 1
+            assert all(jump > n_word / 4 / 3 / 2 for jump in jumps)
+    every = [number for kind in numbers.values() for one in kind for number in one]
+    assert len(every) == len(set(every))
+    assert max(every) > 0.75 * n_word
 
 
 def test_both_halves_of_a_check_text_are_scored(models: dict[str, Path], text: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minicache_cpp.cache.code_format import KINDS
 from minicache_cpp.calibrate import probes
 from minicache_cpp.calibrate.attention import attention
 from minicache_cpp.calibrate.code_fit import fit_part, restored
@@ -104,38 +104,54 @@ def test_an_error_in_the_callback_is_raised_and_the_context_stays_usable(models:
 
 
 def test_probes_cover_each_layer_once_for_each_kind() -> None:
-    for n_layer in (1, 3, 8, 30, 61):
-        layers = [3 * number for number in range(n_layer)]
-        for way, most in ((FAST, 12), (THOROUGH, 2 * n_layer)):
-            found = probes_of(layers, way)
-            assert len(found) == min(most, 2 * n_layer)
-            for kind in KINDS:
-                assert [layer for probe in found if probe.kind == kind for layer in probe.layers] == layers
-    assert probes_of([0, 1], FAST) == [Probe(kind, (layer,)) for kind in KINDS for layer in (0, 1)]
+    assert probes_of([0, 3]) == [Probe("k", 0), Probe("k", 3), Probe("v", 0), Probe("v", 3)]
+
+
+def chunks_of(n: int, length: int) -> list[Chunk]:
+    return [Chunk([number] * length, 1000 * number, 64) for number in range(n)]
 
 
 def test_a_thorough_way_probes_all_texts_but_those_of_the_check() -> None:
-    def texts(n: int, length: int) -> list[Chunk]:
-        return [Chunk([number] * length, 1000 * number, 64) for number in range(n)]
-
-    material = Material(texts(8, 512), texts(7, 512), texts(2, 512), "")
+    material = Material(chunks_of(8, 512), chunks_of(7, 512), chunks_of(2, 512), "")
     assert len(probed_texts(material, THOROUGH)) == 15
     few = probed_texts(material, FAST)
-    assert [text.tokens[0] for text in few] == [0, 1, 2, 3, 4, 5, 6]
-    assert {len(text.tokens) for text in few} == {448}
-    assert tokens_read(few, 30, FAST) == 7 * (448 + 13 * 16)
-    assert tokens_read(few, 30, THOROUGH) == 7 * (448 + 61 * 16)
+    assert [one.chunk.tokens[0] for one in few] == [0, 1, 2, 4, 5, 6]
+    assert {len(one.chunk.tokens) for one in few} == {440}
+    assert tokens_read(few, 30, FAST) == 6 * (440 + 61 * 8)
     # what is long enough gives two
-    long = probed_texts(Material([], texts(2, 1024), [], ""), THOROUGH)
-    assert [(text.tokens[0], text.position) for text in long] == [(0, 0), (0, 512), (1, 1000), (1, 1512)]
-    assert len(probed_texts(Material([], texts(1, 100), [], ""), FAST)) == 1
+    long = probed_texts(Material([], chunks_of(2, 1024), [], ""), THOROUGH)
+    assert [(one.chunk.tokens[0], one.chunk.position) for one in long] == [
+        (0, 0),
+        (0, 512),
+        (1, 1000),
+        (1, 1512),
+    ]
+    assert len(probed_texts(Material([], chunks_of(1, 100), [], ""), FAST)) == 1
+    # of many, some of each part
+    many = probed_texts(Material(chunks_of(160, 512), chunks_of(16, 512), [], ""), THOROUGH)
+    assert len(many) == 24
+    assert {len(one.without) for one in many} == {0, 40}
+    assert len({one.without for one in many}) == 5
+
+
+@pytest.mark.parametrize("n_chunk", [2, 3, 10])
+def test_no_text_is_probed_with_codes_that_know_it(n_chunk: int) -> None:
+    found = probed_texts(Material(chunks_of(n_chunk, 512), [], [], ""), THOROUGH)
+    assert sorted(one.chunk.tokens[0] for one in found) == list(range(n_chunk))
+    for one in found:
+        assert one.chunk.tokens[0] in one.without
+        # some are left to fit to, and at least as many as there are in another part
+        assert len(one.without) <= -(-n_chunk // 2)
+    # codes are fitted once for each part
+    parts = [one.without for one in found]
+    assert sum(a != b for a, b in pairwise(parts)) == len(set(parts)) - 1
 
 
 def test_probes_agree_with_whole_caches(
     models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In order of magnitude: both are noisy."""
-    monkeypatch.setitem(WAYS, False, Way(fitted=False, most=6, kept=1.0))
+    monkeypatch.setitem(WAYS, False, Way(fitted=False, texts=6, tokens=8, kept=1.0))
     probed = made(models["plain"], text, tmp_path / "plan.gguf", tokens=6656)
     # what is not computed as the model does is measured with whole caches
     monkeypatch.setattr(probes, "MOST_DIFFERENCE", -1.0)

@@ -276,11 +276,9 @@ def informed(job: Job, planner: Planner, material: Material, model: NativeModel,
         return planner
     thorough = job.options.thorough
     way = WAYS[thorough]
-    singles = planner.singles([PROBE_WIDTH])
     found = probe_sensitivities(
         model,
-        planner.source,
-        singles,
+        lambda without: planner.singles([PROBE_WIDTH], without),
         probed_texts(material, way),
         way,
         job.threads,
@@ -294,7 +292,7 @@ def informed(job: Job, planner: Planner, material: Material, model: NativeModel,
         job.note(f"{differs} each layer is measured with a whole cache")
         return planner.measured()
     job.note(f"{differs} all layers are taken to count alike; --thorough measures each")
-    return planner.knowing(usual_sensitivities(singles))
+    return planner.knowing(usual_sensitivities(planner.singles([PROBE_WIDTH])))
 
 
 def choose(job: Job, search: Search) -> Checked:

@@ -34,11 +34,11 @@ def capture(model: NativeModel, samples: Samples, threads: int, on_chunk: Callab
     Calls `on_chunk` with the number of chunks that are done, after each. Raises NotObservedError where a layer's Q, K
     or V cannot be seen, and MiniCacheError where the model cannot be run.
     """
-    length = max(len(chunk.tokens) for chunk in samples.chunks)
+    length = max(len(chunk.tokens) for chunk in samples.chunks.values())
     samples.folder.mkdir(parents=True, exist_ok=True)
     with observing(model, length, threads) as observed:
         samples.ropes = [observed.rope(number) for number in range(len(samples.shape.layers))]
-        for number, chunk in enumerate(samples.chunks):
+        for number, chunk in samples.chunks.items():
             if not samples.has(number):
                 samples.write(number, read_chunk(observed, chunk, samples.shape))
             on_chunk(number + 1)

@@ -49,8 +49,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--thorough",
         action="store_true",
-        help="fit to more text and probe the layers on all of it, which takes some eight minutes in place of one: "
-        "for plans that are handed on",
+        help="fit to five times as much text and probe the layers on more of it, which takes some nine minutes in "
+        "place of one: for plans that are handed on",
     )
     parser.add_argument(
         "-o",

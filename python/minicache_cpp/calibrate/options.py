@@ -12,7 +12,7 @@ from ..modelfile.gguf_file import GGUFFile
 from ..options import MOST_THREADS
 
 # tokens of text, by whether the calibration is thorough
-DEFAULT_TOKENS = {False: 6656, True: 20480}
+DEFAULT_TOKENS = {False: 7680, True: 40960}
 DEFAULT_BLOCK = 128
 DEFAULT_WINDOW = 64
 DEFAULT_GROUP = "2"

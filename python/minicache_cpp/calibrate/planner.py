@@ -62,10 +62,14 @@ class Planner:
     # the groups that were fitted with these sensitivities, by their layers
     fitted: dict[tuple[int, ...], GroupFit] = field(default_factory=dict)
 
-    def singles(self, widths: Collection[int] = CHOICES) -> dict[int, GroupFit]:
-        """The codes of the layers by themselves, for these widths."""
+    def singles(
+        self, widths: Collection[int] = CHOICES, without: Collection[int] = ()
+    ) -> dict[int, GroupFit]:
+        """The codes of the layers by themselves, for these widths, fitted to all chunks but those of these numbers."""
         groups = [(layer,) for layer in self.weights]
-        return {fit.first: fit for fit in self._fits(self.weights, groups, widths)}
+        source = replace(self.source, samples=self.source.samples.without(without))
+        fits = replace(self, source=source)._fits(self.weights, groups, widths)
+        return {fit.first: fit for fit in fits}
 
     def _fits(
         self,

@@ -7,13 +7,16 @@ difference, enlarged so that the loss it causes stands out from the noise of the
 moves in proportion to the error, and the KL divergence with its square, so that the divergence over the square of the
 enlargement is what the errors themselves cost.
 
-One text may find the last layers ten times as sensitive as another one does, relative to the first layers. So with few
-texts, layers are probed together, and are assumed to lose the same if their whole K (or V) were lost.
+One text may find a layer ten times as sensitive as another one does, and a token as well, so several texts are read,
+and several tokens of each.
+
+Codes are fitted to other text than what is read with them later, and lose more of that; how much more differs between
+layers. So no text is probed with codes that were fitted to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,19 +32,18 @@ from ..reading.divergence import kl_divergence, log_probabilities
 from ..reading.model import NativeModel
 from .attention import attention
 from .code_fit import restored
-from .group_fit import GroupFit, Source
+from .group_fit import GroupFit
 from .material import Chunk, Material
 from .observed import Observed, observing
 from .sensitivity import PROBE_WIDTH, Sensitivities
 
 Floats = NDArray[np.float32]
 
-# the tokens of a text: those that are read once, beside the window, and those that are read again in each probe. Early
-# layers look far back: with 112 tokens in place of 400 they seem to count several times less than they do
+# the tokens of a text that are read once, beside the window. Early layers look far back: with 112 tokens in place of
+# 400 they seem to count several times less than they do
 PREFIX = 368
-PROBED = 16
 # the tokens of all probes that are read in one step
-STEP = 7 * PROBED
+STEP = 112
 # the KL divergence that a probe is expected to cause: far above the noise, and small enough to go with the square of
 # the error
 WANTED_KL = 0.04
@@ -52,38 +54,44 @@ LEAST_KL = 0.2
 # the expected loss, were all of a layer's K or V lost, where a model's attention cannot be computed here: what small
 # models have on average
 USUAL: Mapping[Kind, float] = {"k": 0.13, "v": 0.008}
+# the parts of the text to fit to: where it is probed too, each part is, with codes that were fitted to the others
+PARTS = 4
 
 
 @dataclass(frozen=True)
 class Way:
-    """How the layers are probed, and how far what is found is believed."""
+    """How the layers are probed, each by itself, and how far what is found is believed."""
 
     # whether the texts to fit to are read too, beside those to measure on
     fitted: bool
-    # the most probes for K, and for V, however many layers there are; None: one for each layer
-    most: int | None
-    # how far the logarithms of the sensitivities stay from the mean of their kind: a part of each difference is chance,
-    # and layers are more alike in contexts that are longer than a probe's text
+    # the most texts that are read
+    texts: int
+    # the last tokens of a text, which are read again in each probe
+    tokens: int
+    # how far the logarithms of the sensitivities stay from the mean of their kind, as a part of each difference is
+    # chance
     kept: float
 
 
 # by whether the calibration is thorough
-WAYS = {False: Way(fitted=False, most=6, kept=0.5), True: Way(fitted=True, most=None, kept=0.9)}
+WAYS = {
+    False: Way(fitted=False, texts=6, tokens=8, kept=0.8),
+    True: Way(fitted=True, texts=24, tokens=16, kept=0.9),
+}
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Layers whose K, or whose V, is restored from a code."""
+    """A layer whose K, or whose V, is restored from a code."""
 
     kind: Kind
-    layers: tuple[int, ...]
+    layer: int
 
 
-def probes_of(layers: Iterable[int], way: Way) -> list[Probe]:
+def probes_of(layers: Iterable[int]) -> list[Probe]:
     """The probes of a model with these layers."""
     layers = list(layers)
-    runs = np.array_split(np.array(layers), min(way.most or len(layers), len(layers)))
-    return [Probe(kind, tuple(map(int, run))) for kind in KINDS for run in runs]
+    return [Probe(kind, layer) for kind in KINDS for layer in layers]
 
 
 class Probing:
@@ -91,7 +99,7 @@ class Probing:
 
     def __init__(self, fits: Mapping[int, GroupFit], way: Way) -> None:
         self.fits, self.way = fits, way
-        self.probes = probes_of(fits, way)
+        self.probes = probes_of(fits)
         # how much the changes of attention's result are enlarged: in all texts alike, so that they can be compared
         self.scales = {
             probe: (WANTED_KL / (USUAL[probe.kind] * self._error(probe))) ** 0.5 for probe in self.probes
@@ -107,11 +115,10 @@ class Probing:
     def sensitivities(self) -> Sensitivities:
         # one text may be a hundred times as sensitive as another, so the mean is that of the logarithms
         logs = {
-            (probe.kind, layer): float(
+            (probe.kind, probe.layer): float(
                 np.mean(np.log(losses)) - np.log(self.scales[probe] ** 2 * self._error(probe))
             )
             for probe, losses in self.losses.items()
-            for layer in probe.layers
         }
         means = {kind: np.mean([one for (of, _), one in logs.items() if of == kind]) for kind in KINDS}
         whole = {
@@ -121,28 +128,43 @@ class Probing:
         return sensitivities_of(self.fits, whole)
 
     def _error(self, probe: Probe) -> float:
-        """The error of the probe's code, in units of that of no code at all, summed over the layers."""
-        parts = [self.fits[layer].part(probe.kind) for layer in probe.layers]
-        shares = (part.error(part.uniform(PROBE_WIDTH)) / max(part.whole, 1e-30) for part in parts)
-        return max(sum(shares), 1e-6)
+        """The error of the probe's code, in units of that of no code at all."""
+        part = self.fits[probe.layer].part(probe.kind)
+        return max(part.error(part.uniform(PROBE_WIDTH)) / max(part.whole, 1e-30), 1e-6)
 
 
-def tokens_read(texts: Sequence[Chunk], n_layer: int, way: Way) -> int:
+@dataclass(frozen=True)
+class ToProbe:
+    """A text, and the chunks to fit to that its codes must not know, by their numbers."""
+
+    chunk: Chunk
+    without: tuple[int, ...] = ()
+
+
+def tokens_read(texts: Sequence[ToProbe], n_layer: int, way: Way) -> int:
     """The tokens that the model reads for the probes of so many layers on these texts."""
-    n_probe = len(probes_of(range(n_layer), way))
-    return sum(len(text.tokens) + (1 + n_probe) * PROBED for text in texts)
+    return sum(len(text.chunk.tokens) + (1 + len(KINDS) * n_layer) * way.tokens for text in texts)
 
 
-def probed_texts(material: Material, way: Way) -> list[Chunk]:
-    """The texts that are read for the probes."""
-    return beginnings([*material.measure, *material.fit] if way.fitted else material.measure)
+def probed_texts(material: Material, way: Way) -> list[ToProbe]:
+    """The texts that are read for the probes, those of the same codes one after the other."""
+    texts = [ToProbe(chunk) for chunk in beginnings(material.measure, way)]
+    if way.fitted:
+        n_chunk = len(material.fit)
+        for part in range(min(PARTS, n_chunk)):
+            without = tuple(range(part, n_chunk, PARTS))
+            chunks = beginnings([material.fit[number] for number in without], way)
+            texts += [ToProbe(chunk, without) for chunk in chunks]
+    n_text = min(len(texts), way.texts)
+    # of each part some
+    return [texts[(2 * number + 1) * len(texts) // (2 * n_text)] for number in range(n_text)]
 
 
-def beginnings(texts: Sequence[Chunk]) -> list[Chunk]:
+def beginnings(texts: Sequence[Chunk], way: Way) -> list[Chunk]:
     """The beginning of each text and, where it is long enough, as much from its middle on."""
     pieces = []
     for text in texts:
-        n_text, length = len(text.tokens), text.window + PREFIX + PROBED
+        n_text, length = len(text.tokens), text.window + PREFIX + way.tokens
         for begin in (0, n_text // 2) if n_text >= 2 * length else (0,):
             pieces.append(Chunk(text.tokens[begin : begin + length], text.position + begin, text.window))
     return pieces
@@ -166,32 +188,36 @@ def sensitivities_of(fits: Mapping[int, GroupFit], whole: Mapping[tuple[Kind, in
 
 def probe_sensitivities(
     model: NativeModel,
-    source: Source,
-    fits: Mapping[int, GroupFit],
-    texts: Sequence[Chunk],
+    codes: Callable[[Collection[int]], Mapping[int, GroupFit]],
+    texts: Sequence[ToProbe],
     way: Way,
     threads: int,
     memory: Path,
     on_step: Callable[[float], None] = lambda done: None,
 ) -> Sensitivities | None:
-    """Measures the sensitivities of all layers on the last tokens of each text; `fits` are codes of single layers.
+    """Measures the sensitivities of all layers on the last tokens of each text.
 
-    Calls `on_step` with the share that is done, after each step. The losses of each text go to the file `memory`, and
-    the texts that are there already are not read again. Returns None where the model's attention is not what
-    attention.py computes, or its memory cannot drop tokens.
+    `codes` returns codes of single layers, by layer, that were fitted to all chunks but those of these numbers. Calls
+    `on_step` with the share that is done, after each step. The losses of each text go to the file `memory`, and the
+    texts that are there already are not read again. Returns None where the model's attention is not what attention.py
+    computes, or its memory cannot drop tokens.
     """
-    probing = Probing(fits, way)
+    probing = Probing(codes(()), way)
+    without: tuple[int, ...] = ()
+    fits = probing.fits
     known: list[list[float]] = read_json(memory, [])
     for noise, *losses in known:
         probing.add(noise, losses)
-    length = max(len(chunk.tokens) for chunk in texts)
-    n_at_once = STEP // PROBED
+    length = max(len(one.chunk.tokens) for one in texts)
+    n_at_once = STEP // way.tokens
     with observing(model, length + STEP, threads, n_at_once + 1, max(length, STEP)) as observed:
-        for number, chunk in enumerate(texts[len(known) :], len(known)):
+        for number, one in enumerate(texts[len(known) :], len(known)):
             on_step(number / len(texts))
-            text = ProbedText(observed, chunk, model.n_vocab)
+            if one.without != without:
+                without, fits = one.without, codes(one.without)
+            text = ProbedText(observed, one.chunk, way.tokens, model.n_vocab)
             seen = text.begin()
-            changes = attention_changes(seen, text.positions, source, fits) if seen else None
+            changes = attention_changes(seen, text.positions, way.tokens, fits) if seen else None
             if changes is None:
                 return None
             moves = [changes.noise(probing), *(changes.move(probe, probing) for probe in probing.probes)]
@@ -213,8 +239,7 @@ class Changes:
 
     def move(self, probe: Probe, probing: Probing) -> dict[int, Floats]:
         """What a probe adds to the result of each layer's attention, [tokens, n]."""
-        scale = probing.scales[probe]
-        return {layer: scale * self.of[probe.kind, layer] for layer in probe.layers}
+        return {probe.layer: probing.scales[probe] * self.of[probe.kind, probe.layer]}
 
     def noise(self, probing: Probing) -> dict[int, Floats]:
         """Next to nothing, which is enough for the noise."""
@@ -224,38 +249,40 @@ class Changes:
 def attention_changes(
     seen: Mapping[tuple[str, int], Floats],
     positions: NDArray[np.int64],
-    source: Source,
+    n_probed: int,
     fits: Mapping[int, GroupFit],
 ) -> Changes | None:
     """The changes with each layer's K, and V, restored from its code at 3 bits; None where attention differs.
 
-    `seen` has Q, K, V and attention's result of tokens at `positions`, by kind and layer.
+    `seen` has Q, K, V and attention's result of tokens at `positions`, by kind and layer; the last `n_probed` of them
+    are probed.
     """
-    samples, n = source.samples, len(positions)
+    n = len(positions)
     found: dict[tuple[Kind, int], Floats] = {}
     for number, fit in fits.items():
-        layer = samples.shape.layers[number]
+        source, window = fit.source, fit.source.samples.window
+        layer = source.samples.shape.layers[number]
         q, k = (seen[kind, number].reshape(n, -1, layer.head_size_k) for kind in "qk")
         v, result = (seen[kind, number].reshape(n, -1, layer.head_size_v) for kind in "vo")
-        q, result = q[-PROBED:], result[-PROBED:]
-        exact = attention(q, k, v, k, v, samples.window)
+        q, result = q[-n_probed:], result[-n_probed:]
+        exact = attention(q, k, v, k, v, window)
         if not np.linalg.norm(exact - result) <= MOST_DIFFERENCE * np.linalg.norm(result):
             return None
         restored_k = restored(fit.k, PROBE_WIDTH, source.coded(number, k, positions))
         restored_k = source.cached(number, restored_k, positions)
-        changed_k = attention(q, k, v, restored_k, v, samples.window)
-        changed_v = attention(q, k, v, k, restored(fit.v, PROBE_WIDTH, v), samples.window)
-        found["k", number] = (changed_k - exact).reshape(PROBED, -1)
-        found["v", number] = (changed_v - exact).reshape(PROBED, -1)
+        changed_k = attention(q, k, v, restored_k, v, window)
+        changed_v = attention(q, k, v, k, restored(fit.v, PROBE_WIDTH, v), window)
+        found["k", number] = (changed_k - exact).reshape(n_probed, -1)
+        found["v", number] = (changed_v - exact).reshape(n_probed, -1)
     return Changes(found)
 
 
 class ProbedText:
     """A text whose last tokens are read with each probe."""
 
-    def __init__(self, observed: Observed, chunk: Chunk, n_vocab: int) -> None:
-        self.observed, self.chunk, self.n_vocab = observed, chunk, n_vocab
-        self.start = len(chunk.tokens) - PROBED
+    def __init__(self, observed: Observed, chunk: Chunk, n_probed: int, n_vocab: int) -> None:
+        self.observed, self.chunk, self.n_probed, self.n_vocab = observed, chunk, n_probed, n_vocab
+        self.start = len(chunk.tokens) - n_probed
         self.positions = np.arange(len(chunk.tokens)) + chunk.position
         self.reference = np.empty(0, np.float32)
 
@@ -273,20 +300,20 @@ class ProbedText:
             ),
             "qkvo",
         )
-        self.reference = log_probabilities(observed.logits(PROBED, self.n_vocab))
+        self.reference = log_probabilities(observed.logits(self.n_probed, self.n_vocab))
         memory = llama_h.llama_get_memory(observed.ctx)
         dropped = llama_h.llama_memory_seq_rm(memory, 0, chunk.position + self.start, -1)
         return observed.seen if dropped else None
 
     def losses(self, moves: Sequence[Mapping[int, Floats]]) -> list[float]:
         """The mean KL divergences of the last tokens when each of these is added to the layers' attention."""
-        chunk, observed = self.chunk, self.observed
+        chunk, observed, n = self.chunk, self.observed, self.n_probed
         memory = llama_h.llama_get_memory(observed.ctx)
 
         def change(layer: int, result: Floats) -> None:
             for row, move in enumerate(moves):
                 if layer in move:
-                    result[row * PROBED : (row + 1) * PROBED] += move[layer]
+                    result[row * n : (row + 1) * n] += move[layer]
 
         for row in range(len(moves)):
             llama_h.llama_memory_seq_cp(memory, 0, row + 1, -1, -1)
@@ -299,7 +326,7 @@ class ProbedText:
             )
         finally:
             observed.change = None
-        logits = observed.logits(len(moves) * PROBED, self.n_vocab).reshape(len(moves), PROBED, -1)
+        logits = observed.logits(len(moves) * n, self.n_vocab).reshape(len(moves), n, -1)
         found = [float(kl_divergence(self.reference, log_probabilities(rows)).mean()) for rows in logits]
         for row in range(len(moves)):
             llama_h.llama_memory_seq_rm(memory, row + 1, -1, -1)

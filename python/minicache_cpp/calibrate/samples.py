@@ -7,7 +7,8 @@ errors in them (attention_weights.py). Memory never holds more than one chunk wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,19 @@ class Samples:
         gains: Sequence[Doubles | None] = (),
         window: int = 0,
     ) -> None:
-        self.folder, self.shape, self.chunks, self.gains, self.window = folder, shape, chunks, gains, window
+        self.folder, self.shape, self.gains, self.window = folder, shape, gains, window
+        # by their numbers in the folder
+        self.chunks = dict(enumerate(chunks))
         # set by capture(): one for each layer, None where a layer's K is turned in a way that Rope cannot express
         self.ropes: list[Rope | None] = []
         # the files that have been read from, by chunk and kind: fits read each layer's part of every chunk many times
         self.opened: dict[tuple[int, str], NDArray[Any]] = {}
+
+    def without(self, numbers: Collection[int]) -> Samples:
+        """The same samples but for the chunks of these numbers."""
+        others = copy(self)
+        others.chunks = {number: chunk for number, chunk in self.chunks.items() if number not in numbers}
+        return others
 
     def has(self, number: int) -> bool:
         """Whether chunk `number` is complete."""
@@ -67,12 +76,14 @@ class Samples:
     @property
     def positions(self) -> NDArray[np.int64]:
         """The positions of all tokens, chunk after chunk, [tokens]."""
-        return np.concatenate([np.arange(len(chunk.tokens)) + chunk.position for chunk in self.chunks])
+        return np.concatenate(
+            [np.arange(len(chunk.tokens)) + chunk.position for chunk in self.chunks.values()]
+        )
 
     def layer(self, number: int) -> tuple[Floats, Floats]:
         """K (after RoPE) and V of a layer over all chunks, [tokens, heads, size]."""
         keys, values = [], []
-        for index, chunk in enumerate(self.chunks):
+        for index, chunk in self.chunks.items():
             n = len(chunk.tokens)
             data = self._open(index, "kv")
             start = n * sum(layer.n_k + layer.n_v for layer in self.shape.layers[:number])
@@ -84,8 +95,8 @@ class Samples:
 
     def read(self, number: int) -> AttentionWeights:
         """How much errors in a layer's K and V count, over all chunks."""
-        chunks = [self._read(index, number) for index in range(len(self.chunks))]
-        shares = [len(chunk.tokens) for chunk in self.chunks]
+        chunks = [self._read(index, number) for index in self.chunks]
+        shares = [len(chunk.tokens) for chunk in self.chunks.values()]
         return AttentionWeights(
             np.average([one.k for one in chunks], axis=0, weights=shares),
             np.average([one.v for one in chunks], axis=0, weights=shares),
