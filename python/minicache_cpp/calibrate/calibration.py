@@ -177,7 +177,7 @@ def material_of(file: GGUFFile, shape: ModelShape, options: Options) -> Material
 
 def work_key(job: Job, material: Material) -> str:
     """A key that is the same for calibrations that can resume each other's work."""
-    options = job.options.rope_block, job.options.window
+    options = job.options.rope_block, job.options.window, WAYS[job.options.thorough]
     what = [fingerprint(job.file), job.file.weight_bytes, *options, __version__]
     return hashlib.sha256(f"{what} {material.digest}".encode()).hexdigest()[:24]
 

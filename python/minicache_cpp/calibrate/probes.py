@@ -2,10 +2,10 @@
 
 The model reads a text once, and its Q, K and V are seen. From them follows what attention would return for the last
 tokens with the K (or V) of a layer restored from a code. The model then reads those tokens again, as sequences that
-share the tokens before: in each of them the attention of a layer, or of a few neighbouring ones, is moved by that
-difference, enlarged so that the loss it causes stands out from the noise of the arithmetic. To first order the result
-moves in proportion to the error, and the KL divergence with its square, so that the divergence over the square of the
-enlargement is what the errors themselves cost.
+share the tokens before: in each of them the attention of one layer is moved by that difference, enlarged so that the
+loss it causes stands out from the noise of the arithmetic. To first order the result moves in proportion to the error,
+and the KL divergence with its square, so that the divergence over the square of the enlargement is what the errors
+themselves cost.
 
 One text may find a layer ten times as sensitive as another one does, and a token as well, so several texts are read,
 and several tokens of each.
