@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from minicache_cpp import MiniCacheError
-from minicache_cpp.calibrate.material import Chunk, Cut, Texts, make_material
+from minicache_cpp.calibrate.calibration import material_of
+from minicache_cpp.calibrate.material import FAST, Chunk, Cut, Texts, make_material
+from minicache_cpp.calibrate.options import DEFAULT_WINDOW, Options
+from minicache_cpp.modelfile.gguf_file import read_gguf
+from minicache_cpp.native.model_shape import model_shape
 from minicache_cpp.text.vocabulary import Vocabulary
 from support.calibrations import made
 
@@ -79,6 +83,20 @@ def test_chunks_to_fit_to_are_made_of_several_places(
     every = [number for kind in numbers.values() for one in kind for number in one]
     assert len(every) == len(set(every))
     assert max(every) > 0.75 * n_word
+
+
+def test_the_package_s_text_is_used_beside_a_given_one(models: dict[str, Path], text: Path) -> None:
+    file = read_gguf(models["plain"])
+    shape = model_shape(file)
+    both, own = (
+        material_of(file, shape, Options(texts=texts, ratio=5.0, tokens=2048)) for texts in ((text,), ())
+    )
+    with Vocabulary(models["plain"]) as vocabulary:
+        given = make_material(vocabulary, [text], 2048, shape.n_ctx_train, "", DEFAULT_WINDOW, FAST)
+    assert both.fit == [*given.fit, *own.fit]
+    assert both.measure == [*given.measure, *own.measure]
+    assert both.check == given.check
+    assert both.description == "text.txt and the package's own text"
 
 
 def test_both_halves_of_a_check_text_are_scored(models: dict[str, Path], text: Path) -> None:

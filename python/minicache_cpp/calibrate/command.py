@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=Path,
         metavar="FILE",
-        help="UTF-8 text to calibrate with, of any length; may be repeated (default: the package's own)",
+        help="UTF-8 text to calibrate with beside the package's own, of any length; may be repeated",
     )
     parser.add_argument(
         "--tokens",

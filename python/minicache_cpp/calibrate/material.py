@@ -98,6 +98,15 @@ class Material:
     check: list[Chunk]
     description: str
 
+    def beside(self, other: Material) -> Material:
+        """This material and what another one has to fit to and to measure on; the check stays this one's."""
+        return Material(
+            [*self.fit, *other.fit],
+            [*self.measure, *other.measure],
+            self.check,
+            f"{self.description} and {other.description}",
+        )
+
     @property
     def digest(self) -> str:
         """Equal for equal tokens and positions."""

@@ -26,7 +26,7 @@ TINY = 32 * 2**20
 class Options:
     """The options of `minicache calibrate`, with its defaults. One of `ratio`, `max_kl` and `budget` is given."""
 
-    # UTF-8 files to calibrate with; without any, the package's own
+    # UTF-8 files to calibrate with, beside as much of the package's own text
     texts: tuple[Path, ...] = ()
     # f16 bytes per cached token over the plan's, at least
     ratio: float | None = None
@@ -43,7 +43,7 @@ class Options:
     group: str = DEFAULT_GROUP
     # whether more text is fitted to and probed, and the plan measured and checked at longer contexts
     thorough: bool = False
-    # tokens of text to work with; 0: as DEFAULT_TOKENS says
+    # tokens of text to work with, of the given and of the package's own each; 0: as DEFAULT_TOKENS says
     tokens: int = 0
     # how many times the sensitivities are measured again, at the errors of the plan that was chosen
     refine: int = 0
