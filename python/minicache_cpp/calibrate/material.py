@@ -115,6 +115,22 @@ class Material:
         return hashlib.sha256(data.encode()).hexdigest()
 
 
+class Text:
+    """Files as tokens, of which any part can be read. Only of up to `most` bytes are all tokens known."""
+
+    def __init__(self, vocabulary: Vocabulary, texts: Texts, most: int) -> None:
+        self.vocabulary, self.texts = vocabulary, texts
+        self.tokens = vocabulary.tokenize(texts.read(0, texts.size)) if texts.size <= most else None
+
+    def read(self, begin: float, end: float, n: int) -> list[int]:
+        """At most n tokens from the share `begin` of the text on, of those before the share `end`."""
+        if self.tokens is not None:
+            first, last = int(begin * len(self.tokens)), int(end * len(self.tokens))
+            return self.tokens[first : min(last, first + n)]
+        first, last = int(begin * self.texts.size), int(end * self.texts.size)
+        return self.vocabulary.tokenize(self.texts.read(first, min(last - first, TOKEN_BYTES * n)))[:n]
+
+
 def make_material(
     vocabulary: Vocabulary,
     paths: Sequence[str | Path],
@@ -128,29 +144,18 @@ def make_material(
 
     Raises MiniCacheError where the text has too few tokens.
     """
-    texts = Texts(paths)
     chunk = max(cut.chunk, cut.chunk // 2 + window)
     n_chunk = max(LEAST_CHUNKS, n_tokens // chunk)
     length = min(chunk, n_tokens // n_chunk)
     shortest = SHORTEST + window
-    if texts.size <= TOKEN_BYTES * length * n_chunk:
-        tokens = vocabulary.tokenize(texts.read(0, texts.size))
-        n_chunk, length = _fitting(len(tokens), n_chunk, length, cut.chunk // 4, window)
-
-        def read(begin: float, end: float, n: int) -> list[int]:
-            first, last = int(begin * len(tokens)), int(end * len(tokens))
-            return tokens[first : min(last, first + n)]
-    else:
-
-        def read(begin: float, end: float, n: int) -> list[int]:
-            first, last = int(begin * texts.size), int(end * texts.size)
-            return vocabulary.tokenize(texts.read(first, min(last - first, TOKEN_BYTES * n)))[:n]
-
+    text = Text(vocabulary, Texts(paths), TOKEN_BYTES * length * n_chunk)
+    if text.tokens is not None:
+        n_chunk, length = _fitting(len(text.tokens), n_chunk, length, cut.chunk // 4, window)
     parts: list[list[int]] = []
     for number in range(n_chunk):
         n_place = cut.places if cut.turns[len(parts) % len(cut.turns)] == "fit" else 1
         bounds = [(number + place / n_place) / n_chunk for place in range(n_place + 1)]
-        pieces = [read(begin, end, length // n_place) for begin, end in pairwise(bounds)]
+        pieces = [text.read(begin, end, length // n_place) for begin, end in pairwise(bounds)]
         part = [token for piece in pieces for token in piece]
         if len(part) >= shortest:
             parts.append(part)
