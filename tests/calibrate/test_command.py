@@ -60,6 +60,7 @@ def test_the_command_writes_where_auto_looks(models: dict[str, Path], text: Path
         (["{model}", "--window", "-1"], "0 to 65536"),
         (["{model}", "--tokens", "200"], "with --window 64"),
         (["{model}", "--tokens", "5"], "from 128"),
+        (["{model}", "--tokens", "0"], "from 128"),
         (["{model}", "--threads", "-1"], "--threads"),
         (["{model}", "--text", "{tmp}/none.txt"], "none.txt does not exist"),
         (["{model}", "--text", "{tmp}"], "is a directory"),

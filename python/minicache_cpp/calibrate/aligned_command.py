@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         # nothing is measured here, so chunks need not be longer than a window
         window=0,
         thorough=True,
-        tokens=args.tokens or 0,
+        tokens=args.tokens,
         threads=args.threads or 0,
         gpu_layers=args.gpu_layers,
     )

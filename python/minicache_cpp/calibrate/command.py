@@ -187,7 +187,7 @@ def options_of(args: argparse.Namespace) -> Options:
         window=args.window if args.window is not None else DEFAULT_WINDOW,
         group=args.group,
         thorough=args.thorough,
-        tokens=args.tokens or 0,
+        tokens=args.tokens,
         refine=args.refine,
         threads=args.threads or 0,
         gpu_layers=args.gpu_layers,

@@ -161,8 +161,8 @@ def make_material(
             parts.append(part)
     if len(parts) < LEAST_CHUNKS:
         raise MiniCacheError(
-            f"the text has too few tokens to calibrate with: it needs at least {LEAST_CHUNKS} chunks of "
-            f"{shortest} tokens, and preferably thousands of tokens; add files with --text"
+            f"{description or 'the text'} has too few tokens to calibrate with: it needs at least {LEAST_CHUNKS} "
+            f"chunks of {shortest} tokens, and preferably thousands of tokens; add files with --text"
         )
     kinds = {
         kind: [part for number, part in enumerate(parts) if cut.turns[number % len(cut.turns)] == kind]

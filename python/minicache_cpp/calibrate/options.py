@@ -43,8 +43,8 @@ class Options:
     group: str = DEFAULT_GROUP
     # whether more text is fitted to and probed, and the plan measured and checked at longer contexts
     thorough: bool = False
-    # tokens of text to work with, of the given and of the package's own each; 0: as DEFAULT_TOKENS says
-    tokens: int = 0
+    # tokens of text to work with, of the given and of the package's own each; None: as DEFAULT_TOKENS says
+    tokens: int | None = None
     # how many times the sensitivities are measured again, at the errors of the plan that was chosen
     refine: int = 0
     # CPU threads; 0: as default_threads() says, or one for a tiny model
@@ -55,7 +55,7 @@ class Options:
     @property
     def n_token(self) -> int:
         """The tokens of text to work with."""
-        return self.tokens or DEFAULT_TOKENS[self.thorough]
+        return DEFAULT_TOKENS[self.thorough] if self.tokens is None else self.tokens
 
 
 def check_options(options: Options) -> None:
