@@ -28,6 +28,8 @@ def test_a_mixed_model_is_sized_by_what_grows_and_what_does_not(tmp_path: Path, 
             report = llm.kv_report()
         assert report.active == (row["groups"] > 0)
         assert report.bytes == row["bytes"]
+        assert report.ratio == pytest.approx(row["ratio"], rel=1e-3)
+        assert report.total_ratio == pytest.approx(row["total_ratio"])
 
 
 def test_the_command_prints_a_table_and_json(model: Path) -> None:

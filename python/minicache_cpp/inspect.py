@@ -13,7 +13,7 @@ from typing import Any
 from .cache.checked import add_config_option, refuse_other_models
 from .cache.plan_store import find_plan
 from .cache.settings import F16, CacheSpec, MiniCache
-from .cache.size import kv_bytes, merged_groups, n_cells
+from .cache.size import kv_bytes, merged_groups, token_bytes
 from .cli import run_command
 from .errors import MiniCacheError
 from .host.units import mib
@@ -33,8 +33,11 @@ class Row:
 
     name: str
     bytes: int
+    # what each further token takes, and f16's over that
     bytes_per_token: float
-    ratio: float  # f16 bytes over these
+    ratio: float
+    # f16's bytes over these, at this context
+    total_ratio: float
     groups: int  # groups of layers that share storage
 
 
@@ -59,6 +62,9 @@ def inspect_model(path: str | Path, n_ctx: int = 0, specs: Sequence[str] | None 
     """What each cache takes at a context, as one JSON-ready object.
 
     n_ctx: tokens, 0 for what the model was trained for. specs: None for common caches and the model's plan.
+
+    Of each cache: `bytes` at this context, sliding windows, recurrent states, codecs and exact tokens included, and
+    `total_ratio`, f16's over that; `bytes_per_token`, what each further token adds, and `ratio`, f16's over that.
     """
     file = read_gguf(path)
     notes: list[str] = []
@@ -102,10 +108,10 @@ def inspect_model(path: str | Path, n_ctx: int = 0, specs: Sequence[str] | None 
 
 def _rows(shape: ModelShape, n_ctx: int, caches: Sequence[CacheSpec], notes: list[str]) -> list[Row]:
     rows = []
-    f16 = kv_bytes(shape, F16, n_ctx)
+    f16, f16_token = kv_bytes(shape, F16, n_ctx), token_bytes(shape, F16)
     for spec in caches:
         try:
-            taken = kv_bytes(shape, spec, n_ctx)
+            taken, token = kv_bytes(shape, spec, n_ctx), token_bytes(shape, spec)
             groups = merged_groups(shape, spec.minicache) if spec.minicache else []
         except MiniCacheError as error:
             notes.append(f"{spec.name} cannot be used: {error}")
@@ -115,7 +121,16 @@ def _rows(shape: ModelShape, n_ctx: int, caches: Sequence[CacheSpec], notes: lis
             notes.append(
                 f"{spec.name} merges no pair: no two neighbouring layers from its start layer on have the same sizes"
             )
-        rows.append(Row(spec.name, taken, taken / n_cells(n_ctx), f16 / taken if taken else 1.0, len(groups)))
+        rows.append(
+            Row(
+                spec.name,
+                taken,
+                token,
+                f16_token / token if token else 1.0,
+                f16 / taken if taken else 1.0,
+                len(groups),
+            )
+        )
     return rows
 
 
@@ -156,11 +171,11 @@ def table(found: dict[str, Any]) -> str:
         width = max(len(head), *map(len, names))
         lines += [
             "",
-            f"{head:<{width}}  {'taken':>12}  bytes/token  ratio",
+            f"{head:<{width}}  {'taken':>12}  total  bytes/token  ratio",
         ]
         for name, row in zip(names, found["rows"], strict=True):
             lines.append(
-                f"{name:<{width}}  {mib(row['bytes']):>12}  "
+                f"{name:<{width}}  {mib(row['bytes']):>12}  {row['total_ratio']:>5.2f}  "
                 f"{row['bytes_per_token']:>11,.0f}  {row['ratio']:>5.2f}"
             )
     return "\n".join([*lines, *(f"note: {note}" for note in found["notes"])])

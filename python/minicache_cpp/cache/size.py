@@ -15,6 +15,8 @@ from .settings import CacheSpec, MiniCache
 CELL_STEP = 256  # llama.cpp rounds a context, and a sliding window, up to whole steps
 # tokens of a ubatch, for which a sliding window has room beside it, unless a context says otherwise
 UBATCH = 512
+# a context in which windows have grown as far as they do
+LONG = 2**20
 ALIGNMENT = 32  # of the tensors in a buffer
 SLOT_BYTES = 8  # the cell and the distance of a retained token, or of a token in the window
 SLOT_EXTRA = 2  # running means, in the same array
@@ -90,6 +92,11 @@ def kv_bytes(
         n_exact = minicache.window + n_slots(minicache.retain_block, cells)
         total += _exact_bytes(layer, len(group), pool_types, n_exact)
     return total
+
+
+def token_bytes(shape: ModelShape, spec: CacheSpec) -> float:
+    """The bytes that each further token of a long context adds. Raises MiniCacheError as kv_bytes() does."""
+    return (kv_bytes(shape, spec, 2 * LONG) - kv_bytes(shape, spec, LONG)) / LONG
 
 
 def _edges(shape: ModelShape, minicache: MiniCache | None) -> dict[int, tuple[str, str]]:
