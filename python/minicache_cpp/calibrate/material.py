@@ -124,10 +124,10 @@ class Text:
 
     def read(self, begin: float, end: float, n: int) -> list[int]:
         """At most n tokens from the share `begin` of the text on, of those before the share `end`."""
+        size = self.texts.size if self.tokens is None else len(self.tokens)
+        first, last = int(begin * size), int(end * size)
         if self.tokens is not None:
-            first, last = int(begin * len(self.tokens)), int(end * len(self.tokens))
             return self.tokens[first : min(last, first + n)]
-        first, last = int(begin * self.texts.size), int(end * self.texts.size)
         return self.vocabulary.tokenize(self.texts.read(first, min(last - first, TOKEN_BYTES * n)))[:n]
 
 

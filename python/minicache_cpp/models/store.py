@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import MiniCacheError
 from ..host.units import mib
 from ..host.user_cache import cache_dir
-from .table import Model, read_table
+from .table import Model, model_named
 
 DEMO = "smollm2-135m"  # what commands take where no MODEL is given
 
@@ -46,12 +46,7 @@ def stored_path(model: Model) -> Path:
 
 def model_meant(text: str) -> Model:
     """The model that a MODEL names where it is no path. Raises MiniCacheError where the table lacks the name."""
-    table = read_table()
-    if text not in table:
-        raise MiniCacheError(
-            f"{text} is neither a file nor the name of a model; the names are {', '.join(table)}"
-        )
-    return table[text]
+    return model_named(text, "neither a file nor the name of a model")
 
 
 def file_of(text: str) -> str:

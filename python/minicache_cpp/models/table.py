@@ -68,11 +68,11 @@ def read_table() -> dict[str, Model]:
     return {row["name"]: _model(row) for row in rows}
 
 
-def model_named(name: str) -> Model:
-    """The row of a name. Raises MiniCacheError where the table has none."""
+def model_named(name: str, otherwise: str = "not the name of a model") -> Model:
+    """The row of a name. Raises MiniCacheError where the table has none; `otherwise` says what the name then is."""
     table = read_table()
     if name not in table:
-        raise MiniCacheError(f"{name} is not the name of a model; the names are {', '.join(table)}")
+        raise MiniCacheError(f"{name} is {otherwise}; the names are {', '.join(table)}")
     return table[name]
 
 
