@@ -288,9 +288,10 @@ def informed(job: Job, planner: Planner, material: Material, model: NativeModel,
         return planner
     thorough = job.options.thorough
     way = WAYS[thorough]
+    singles = planner.singles([PROBE_WIDTH])
     found = probe_sensitivities(
         model,
-        lambda without: planner.singles([PROBE_WIDTH], without),
+        lambda without: planner.singles([PROBE_WIDTH], without) if without else singles,
         probed_texts(material, way),
         way,
         job.threads,
@@ -304,7 +305,7 @@ def informed(job: Job, planner: Planner, material: Material, model: NativeModel,
         job.note(f"{differs} each layer is measured with a whole cache")
         return planner.measured()
     job.note(f"{differs} all layers are taken to count alike; --thorough measures each")
-    return planner.knowing(usual_sensitivities(planner.singles([PROBE_WIDTH])))
+    return planner.knowing(usual_sensitivities(singles))
 
 
 def choose(job: Job, search: Search) -> Checked:
