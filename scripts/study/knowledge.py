@@ -69,7 +69,7 @@ def calibrated(file: GGUFFile, shape: ModelShape, n_token: int, folder: Path, th
         with Meter(
             model, measured_chunks(job, material), threads, folder / "measured.json", job.phases.on_run
         ) as meter:
-            builder = PlanBuilder(shape, plan_template(job, material, fits), fits.source.samples.ropes)
+            builder = PlanBuilder(shape, plan_template(job, fits), fits.source.samples.ropes)
             planner = Planner(builder, fits.source, fits.weights, Trials(meter, folder), fits.plain)
             known = informed(job, planner, material, model, folder)
-    return Knowledge(shape, fits.source, known.sensitivities.scaled(fits.weights))
+    return Knowledge(shape, known.source, known.sensitivities.scaled(fits.weights))

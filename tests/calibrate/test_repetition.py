@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from minicache_cpp import CacheSpec
+from minicache_cpp.cache.plan_file import PlanFile
 from minicache_cpp.calibrate import capture as capture_module
 from minicache_cpp.calibrate.meter import Meter
 from minicache_cpp.host.progress import Progress
@@ -68,3 +69,31 @@ def test_an_interrupted_calibration_is_continued(
     assert not set(told) & set(done[:-1])  # only the interrupted measurement is repeated
     assert Path(again["plan"]).read_bytes() == Path(refined["plan"]).read_bytes()
     assert list((tmp_path / "cache" / "calibrations").iterdir()) == []  # intermediate results are removed
+
+
+def test_probed_texts_are_fitted_to_and_kept_for_the_next_run(
+    models: dict[str, Path],
+    text: Path,
+    tmp_path: Path,
+    found: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path / "cache"))
+    n_fitted = int(PlanFile.open(found["plan"]).plan.text.split()[-2])
+    assert found["tokens"]["fit"] < n_fitted <= found["tokens"]["fit"] + found["tokens"]["measure"]
+
+    def interrupted(*_: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Meter, "_read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made(models["plain"], text, tmp_path / "plan.gguf")
+    monkeypatch.undo()
+    monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(capture_module.Observed, "read", None)  # fails if anything is captured again
+    again = made(models["plain"], text, tmp_path / "plan.gguf")
+    assert Path(again["plan"]).read_bytes() == Path(found["plan"]).read_bytes()
+
+
+def test_what_a_thorough_calibration_measures_on_is_not_fitted_to(refined: dict[str, Any]) -> None:
+    assert PlanFile.open(refined["plan"]).plan.text.endswith(f", {refined['tokens']['fit']} tokens")

@@ -27,7 +27,7 @@ from ..reading.model import NativeModel
 from ..text import bundled
 from ..text.vocabulary import Vocabulary
 from ..version import __version__
-from .capture import NotObservedError, capture
+from .capture import NotObservedError, by_head, capture
 from .group_fit import LayerWeights, Source, fits_side_by_side
 from .layer_weights import layer_weights, output_gains
 from .material import FAST, THOROUGH, Chunk, Material, make_material
@@ -37,7 +37,7 @@ from .phases import FITTING, PROBING, READING, Phases, phases_of
 from .plain_fit import PlainFit, fit_plain
 from .planner import Planner
 from .plans import PlanBuilder, write_fitted
-from .probes import WAYS, probe_sensitivities, probed_texts, usual_sensitivities
+from .probes import WAYS, Floats, probe_sensitivities, probed_texts, usual_sensitivities
 from .report import Checked, choice_rows, comparison, notes, report
 from .samples import Samples
 from .search import Search
@@ -199,7 +199,7 @@ def make_plan(job: Job, material: Material, model: NativeModel, folder: Path, ou
     fits = fit_layers(job, observe(job, material, model, folder))
     memory = folder / "measured.json"
     with Meter(model, measured_chunks(job, material), job.threads, memory, job.phases.on_run) as meter:
-        builder = PlanBuilder(job.shape, plan_template(job, material, fits), fits.source.samples.ropes)
+        builder = PlanBuilder(job.shape, plan_template(job, fits), fits.source.samples.ropes)
         planner = Planner(builder, fits.source, fits.weights, Trials(meter, folder), fits.plain)
         search = Search(planner, group_sizes(job), job.note)
         search.refuse(job.target)
@@ -207,7 +207,8 @@ def make_plan(job: Job, material: Material, model: NativeModel, folder: Path, ou
         checked = choose(job, search)
         choices = choice_rows(search.planner, checked.found)
         compared = comparison(search, checked, job.n_ctx)
-    plan = replace(checked.found.plan, notes=notes(job.target, checked, choices))
+    text = f"{material.description}, {search.planner.source.samples.n_token} tokens"
+    plan = replace(checked.found.plan, text=text, notes=notes(job.target, checked, choices))
     write_fitted(output, plan, checked.found.fits)
     return {
         "model": str(job.file.path),
@@ -255,9 +256,9 @@ def fit_layers(job: Job, captured: Captured) -> Fits:
     return Fits(Source(samples, job.options.rope_block), weights, plain)
 
 
-def plan_template(job: Job, material: Material, fits: Fits) -> Plan:
+def plan_template(job: Job, fits: Fits) -> Plan:
     """A plan without groups, with what all plans of this calibration have in common."""
-    block, n_tokens = job.options.rope_block, sum(len(chunk.tokens) for chunk in material.fit)
+    block = job.options.rope_block
     return Plan(
         fingerprint=fingerprint(job.file),
         n_layer=len(job.shape.layers),
@@ -265,41 +266,53 @@ def plan_template(job: Job, material: Material, fits: Fits) -> Plan:
         window=job.options.window,
         model=str(job.file.keys.get("general.name") or ""),
         tool=f"minicache-cpp {__version__}",
-        text=f"{material.description}, {n_tokens} tokens",
     )
 
 
-def measured_chunks(job: Job, material: Material) -> dict[str, Sequence[Chunk]]:
-    """The chunks that plans are measured on, to choose between them, and those that the chosen plan is checked with.
+def only_checked(job: Job) -> bool:
+    """Whether plans are measured on the text to check with alone.
 
-    In the fast way they are the same where only few plans are tried; a search for --max-kl tries many, which would fit
-    the text.
+    That is so in the fast way where only few plans are tried; a search for --max-kl tries many, which would fit the
+    text.
     """
-    alike = not job.options.thorough and job.options.max_kl is None
-    return {"measure": material.check if alike else material.measure, "check": material.check}
+    return not job.options.thorough and job.options.max_kl is None
+
+
+def measured_chunks(job: Job, material: Material) -> dict[str, Sequence[Chunk]]:
+    """The chunks that plans are measured on, to choose between them, and those that the chosen plan is checked with."""
+    return {"measure": material.check if only_checked(job) else material.measure, "check": material.check}
 
 
 def informed(job: Job, planner: Planner, material: Material, model: NativeModel, folder: Path) -> Planner:
     """The planner, with the layers' sensitivities: from probes or, where these fail, as models have them on average.
 
-    A thorough calibration then measures them with a whole cache for each layer.
+    A thorough calibration then measures them with a whole cache for each layer. Texts that have been probed, and that
+    nothing else is measured on, are fitted to from then on.
     """
     if not planner.weights:
         return planner
     thorough = job.options.thorough
-    way = WAYS[thorough]
-    singles = planner.singles([PROBE_WIDTH])
+    way, samples = WAYS[thorough], planner.source.samples
+    texts, singles = probed_texts(material, way), planner.singles([PROBE_WIDTH])
+    joined = samples.beside([text.chunk for text in texts]) if only_checked(job) else samples
+
+    def on_text(number: int, seen: Mapping[tuple[str, int], Floats]) -> None:
+        if joined is not samples:
+            n_token = len(texts[number].chunk.tokens)
+            joined.write(len(samples.chunks) + number, by_head(seen, n_token, samples.shape))
+
     found = probe_sensitivities(
         model,
         lambda without: planner.singles([PROBE_WIDTH], without) if without else singles,
-        probed_texts(material, way),
+        texts,
         way,
         job.threads,
         folder / "probes.json",
+        on_text,
         lambda share: job.phases(PROBING, share),
     )
     if found is not None:
-        return planner.knowing(found)
+        return replace(planner, source=replace(planner.source, samples=joined)).knowing(found)
     differs = "this model's attention differs from what probes assume, so"
     if thorough:
         job.note(f"{differs} each layer is measured with a whole cache")

@@ -7,7 +7,7 @@ model. A chunk that is on disk already is not run again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,13 +55,23 @@ def read_chunk(observed: Observed, chunk: Chunk, shape: ModelShape) -> dict[tupl
         BatchToken(token, chunk.position + i, wanted=i == n - 1) for i, token in enumerate(chunk.tokens)
     )
     observed.read(tokens, "qkv")
+    return by_head(observed.seen, n, shape)
+
+
+def by_head(
+    seen: Mapping[tuple[str, int], Floats], n: int, shape: ModelShape
+) -> dict[tuple[str, int], Floats]:
+    """Q, K and V of n tokens by kind and layer, [n, heads, size], of what was seen of them.
+
+    Raises NotObservedError where one of them is missing.
+    """
     found = {}
     for number, layer in enumerate(shape.layers):
         sizes = {"q": layer.head_size_k, "k": layer.head_size_k, "v": layer.head_size_v}
         for kind, size in sizes.items() if layer.n_head_kv else ():
-            if (kind, number) not in observed.seen:
+            if (kind, number) not in seen:
                 raise NotObservedError(
                     f"the {kind.upper()} of layer {number} cannot be observed in this model"
                 )
-            found[kind, number] = observed.seen[kind, number].reshape(n, -1, size)
+            found[kind, number] = seen[kind, number].reshape(n, -1, size)
     return found

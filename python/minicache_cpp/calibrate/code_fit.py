@@ -164,9 +164,13 @@ def codec_array(k: PartCodec, v: PartCodec) -> NDArray[np.int8]:
 
 def quantize(t: Floats, step: Doubles, widths: NDArray[np.int64]) -> Floats:
     """Coefficients t [tokens, r] as they are restored from codes of these steps and widths, [r] each."""
-    top = 2.0**widths - 1
-    level = np.clip(np.rint(t / step + top / 2), 0, top)
-    return np.asarray((level - top / 2) * step, dtype=np.float32)
+    # all in float32, in place: scales are searched for in tens of these for every token
+    step, top = step.astype(np.float32), (2.0**widths - 1).astype(np.float32)
+    level = np.asarray(t / step + top / 2, dtype=np.float32)
+    np.clip(np.rint(level, out=level), 0, top, out=level)
+    level -= top / 2
+    level *= step
+    return level
 
 
 def token_scales(

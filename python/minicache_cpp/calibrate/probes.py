@@ -193,14 +193,16 @@ def probe_sensitivities(
     way: Way,
     threads: int,
     memory: Path,
+    on_text: Callable[[int, Mapping[tuple[str, int], Floats]], None] = lambda number, seen: None,
     on_step: Callable[[float], None] = lambda done: None,
 ) -> Sensitivities | None:
     """Measures the sensitivities of all layers on the last tokens of each text.
 
     `codes` returns codes of single layers, by layer, that were fitted to all chunks but those of these numbers. Calls
-    `on_step` with the share that is done, after each step. The losses of each text go to the file `memory`, and the
-    texts that are there already are not read again. Returns None where the model's attention is not what attention.py
-    computes, or its memory cannot drop tokens.
+    `on_text` with the number of each text that is read, and what was seen of it, by kind ("q", "k", "v" and "o") and
+    layer, and `on_step` with the share that is done, after each step. The losses of each text go to the file `memory`,
+    and the texts that are there already are not read again. Returns None where the model's attention is not what
+    attention.py computes, or its memory cannot drop tokens.
     """
     probing = Probing(codes(()), way)
     without: tuple[int, ...] = ()
@@ -218,8 +220,9 @@ def probe_sensitivities(
             text = ProbedText(observed, one.chunk, way.tokens, model.n_vocab)
             seen = text.begin()
             changes = attention_changes(seen, text.positions, way.tokens, fits) if seen else None
-            if changes is None:
+            if seen is None or changes is None:
                 return None
+            on_text(number, seen)
             moves = [changes.noise(probing), *(changes.move(probe, probing) for probe in probing.probes)]
             found: list[float] = []
             for begin in range(0, len(moves), n_at_once):

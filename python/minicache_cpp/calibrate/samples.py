@@ -55,6 +55,12 @@ class Samples:
         others.chunks = {number: chunk for number, chunk in self.chunks.items() if number not in numbers}
         return others
 
+    def beside(self, chunks: Sequence[Chunk]) -> Samples:
+        """The same samples and these chunks, which take the next numbers."""
+        others = copy(self)
+        others.chunks = {**self.chunks, **dict(enumerate(chunks, len(self.chunks)))}
+        return others
+
     def has(self, number: int) -> bool:
         """Whether chunk `number` is complete."""
         return self._file(number, "weights").exists()
@@ -72,6 +78,10 @@ class Samples:
             weights += [one.reshape(-1) for one in (read.k, read.v, read.tokens_k, read.tokens_v)]
         save_array(self._file(number, "kv"), np.concatenate(rows).astype(np.float16))
         save_array(self._file(number, "weights"), np.concatenate(weights))
+
+    @property
+    def n_token(self) -> int:
+        return sum(len(chunk.tokens) for chunk in self.chunks.values())
 
     @property
     def positions(self) -> NDArray[np.int64]:
