@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from itertools import pairwise
 from pathlib import Path
 
@@ -101,6 +102,27 @@ def test_an_error_in_the_callback_is_raised_and_the_context_stays_usable(models:
         observed.change = None
         observed.read([BatchToken(1, 1, wanted=True)], "k")
         assert len(observed.seen) == 4
+
+
+@pytest.mark.parametrize("wanted", [(), "k"])
+def test_ctrl_c_in_the_callback_ends_the_step(models: dict[str, Path], wanted: str) -> None:
+    def change(layer: int, result: np.ndarray) -> None:
+        moved.append(layer)
+        signal.raise_signal(signal.SIGINT)
+
+    moved: list[int] = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with NativeModel(models["plain"]) as model, observing(model, 16, 1) as observed:
+            observed.change = change
+            with pytest.raises(KeyboardInterrupt):
+                observed.read([BatchToken(1, 0, wanted=True)], wanted)
+            assert moved == [0]
+            observed.change = None
+            observed.read([BatchToken(1, 1, wanted=True)], "k")
+            assert len(observed.seen) == 4
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_probes_cover_each_layer_once_for_each_kind() -> None:

@@ -58,7 +58,7 @@ def test_the_next_start_finds_the_plan(llm: Llama, four_layers: Path) -> None:
     assert llm.kv_report().type_k == "q8_0"
     assert llm.calibration is not None
     for _ in range(20):  # meanwhile the model answers as it would alone
-        llm.reset()  # type: ignore[no-untyped-call]
+        llm.reset()
         llm.eval(tiny_models.prompt(30))
     logits = np.ctypeslib.as_array(llm._ctx.get_logits(), (llm.n_vocab(),)).copy()
     assert llm.calibration.wait(120)

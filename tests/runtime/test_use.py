@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from minicache_cpp import Llama, MiniCacheError
+from minicache_cpp.runtime.turns import OTHER_THREAD
 from support import tiny_models
 from support.llamas import SETTINGS
 from support.loaded import Loaded
@@ -70,10 +71,104 @@ def test_two_threads_get_an_exception_and_right_results(llm: Llama) -> None:
         thread.join()
     assert refused
     assert all("another thread is using this Llama" in str(error) for error in refused)
-    llm.reset()  # type: ignore[no-untyped-call]
+    llm.reset()
     llm._ctx.kv_cache_clear()
     llm.eval(prompt)
     np.testing.assert_array_equal(np.ctypeslib.as_array(llm._ctx.get_logits(), (llm.n_vocab(),)), expected)
+
+
+def test_completions_of_two_threads_are_right_or_refused(llm: Llama) -> None:
+    """A completion is many steps: between them nothing of another thread's comes in."""
+
+    def complete(prompt: str) -> str:
+        done: Any = llm(prompt, max_tokens=6, temperature=0)
+        return str(done["choices"][0]["text"])
+
+    prompts = ["hello", "other words", "third"]
+    expected = {prompt: complete(prompt) for prompt in prompts}
+    refused, wrong = [], []
+    start = threading.Barrier(len(prompts))
+
+    def use(prompt: str) -> None:
+        start.wait()
+        for _ in range(30):
+            try:
+                if (text := complete(prompt)) != expected[prompt]:
+                    wrong.append(text)
+            except MiniCacheError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=use, args=(prompt,)) for prompt in prompts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert refused
+    assert set(refused) == {OTHER_THREAD}
+    assert {prompt: complete(prompt) for prompt in prompts} == expected
+
+
+def in_a_thread(use: Callable[[], Any]) -> Any:
+    """What `use` returns in another thread, or the MiniCacheError that it raises there."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append(use())
+        except MiniCacheError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_a_stream_keeps_other_threads_out_until_it_ends(llm: Llama) -> None:
+    def stream() -> Any:
+        return llm("hello", max_tokens=5, temperature=0, stream=True)
+
+    whole = [chunk["choices"][0]["text"] for chunk in stream()]
+    chunks = stream()
+    # the steps of one stream may be taken in several threads, one after the other
+    texts = [next(chunks)["choices"][0]["text"], in_a_thread(lambda: next(chunks))["choices"][0]["text"]]
+    texts.append(next(chunks)["choices"][0]["text"])
+    for use in (lambda: llm("other", max_tokens=1), lambda: llm.eval([3]), llm.save_state, llm.reset):
+        assert str(in_a_thread(use)) == OTHER_THREAD
+    assert texts + [chunk["choices"][0]["text"] for chunk in chunks] == whole
+    assert in_a_thread(lambda: llm.eval([3])) is None
+
+
+@pytest.mark.parametrize("end", [lambda chunks: chunks.close(), lambda chunks: None], ids=["closed", "left"])
+def test_a_stream_that_its_own_thread_has_left_gives_way(llm: Llama, end: Callable[[Any], None]) -> None:
+    expected: Any = llm("other", max_tokens=4, temperature=0)
+    chunks: Any = llm("hello", max_tokens=9, temperature=0, stream=True)
+    next(chunks)
+    end(chunks)
+    again: Any = llm("other", max_tokens=4, temperature=0)
+    assert again["choices"] == expected["choices"]
+    with pytest.raises((MiniCacheError, StopIteration)) as gone:
+        next(chunks)
+    assert isinstance(gone.value, StopIteration) or "used for something else since" in str(gone.value)
+    assert in_a_thread(lambda: llm.eval([3])) is None
+
+
+def test_what_cannot_be_done_is_an_exception(llm: Llama) -> None:
+    """llama.cpp ends the process for each of these, or fails without a reason."""
+    for use, reason in (
+        (llm.sample, "no logits"),
+        (lambda: llm.detokenize([3, 10**9]), "token 1000000000: this model has those from 0 to"),
+        (lambda: llm.detokenize([-1]), "token -1"),
+        (lambda: llm.generate([]), "without any token"),
+        (lambda: llm.embed([]), "no text"),
+    ):
+        with pytest.raises(MiniCacheError, match=reason):
+            use()
+    llm.eval([3, 4])
+    with pytest.raises(MiniCacheError, match="no logits"):
+        llm.sample(idx=0)
+    assert 0 <= llm.sample(temp=0) < llm.n_vocab()
 
 
 def test_closing_ends_a_step_of_another_thread(random_model: Loaded) -> None:

@@ -82,6 +82,10 @@ static void decode_token(const minicache_array_codec & codec, bool is_v, int sid
         const minicache_head_layout & head = codec.heads[is_v * shape.n_head_kv + h];
         const int64_t                 r    = minicache_code_size(head.layout);
         const uint8_t *               row  = rows + head.row;
+        if (r == 0) {
+            std::fill_n(out + h * d, d, 0.0f);
+            continue;
+        }
 
         std::vector<float>       coefficients(r);
         std::vector<ggml_fp16_t> decoder(d * r);

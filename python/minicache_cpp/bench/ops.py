@@ -17,6 +17,7 @@ from typing import Any
 
 from ..cache.room import refuse_too_large
 from ..cache.settings import CacheSpec
+from ..host.interrupts import interrupts_afterwards
 from ..host.progress import OnStep
 from ..host.threads import cpu_name
 from ..modelfile.gguf_file import GGUFFile
@@ -156,7 +157,8 @@ def sample(context: SequenceContext, timer: OpTimer, at: int, n_tokens: int, tim
             context.cut(at)
             timer.reset()
             began = time.perf_counter()
-            context.evaluate(at, n_tokens)
+            with interrupts_afterwards():  # the timer is a callback
+                context.evaluate(at, n_tokens)
             took = time.perf_counter() - began
             if i < 0:
                 continue

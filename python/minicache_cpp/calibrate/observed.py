@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MiniCacheError
+from ..host.interrupts import interrupts_afterwards
 from ..kernels import ROPES
 from ..native import binding
 from ..native.batch import BatchToken, TokenBatch
@@ -43,7 +44,9 @@ class Observed:
         self.change: Callable[[int, Floats], None] | None = None
         self.wanted: Collection[str] = ()
         self.n_tokens = 0
-        self.failure: BaseException | None = None
+        self.failure: Exception | None = None
+        # whether Ctrl-C was pressed in this step
+        self.interrupted: Callable[[], bool] = lambda: False
         self.ctx: Any = None
         self.batch = TokenBatch(n_batch)
         self.ggml = _ggml()
@@ -53,6 +56,8 @@ class Observed:
     def receive(self, tensor: int, ask: bool, _: object) -> bool:
         """The evaluation callback: llama.cpp asks first whether a tensor is wanted, then hands it over."""
         try:
+            if self.interrupted():
+                return False
             name = NAME.fullmatch(self.ggml.ggml_get_name(tensor))
             kind = KINDS[name[1]] if name else ""
             wanted = kind in self.wanted or (kind == "o" and self.change is not None)
@@ -92,7 +97,8 @@ class Observed:
         batch = self.batch.fill(tokens)
         self.n_tokens = batch.n_tokens
         # not through the abort guard, which does not work while an evaluation callback is set
-        status = llama_h.llama_decode(self.ctx, batch)
+        with interrupts_afterwards() as self.interrupted:
+            status = llama_h.llama_decode(self.ctx, batch)
         if self.failure:
             failure, self.failure = self.failure, None
             raise failure
@@ -131,7 +137,7 @@ def observing(
     params.cb_eval = observed.callback
     params.no_perf = True
     model.log.clear()
-    with binding.observing_contexts():
+    with binding.observing_contexts(), interrupts_afterwards():
         observed.ctx = llama_h.llama_init_from_model(model.model, params)
     try:
         if observed.ctx is None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 from ..errors import MiniCacheError
+from ..host.interrupts import interrupts
 from ..host.notes import note
 from ..host.units import mib
 from ..runtime.llama import Llama
@@ -178,22 +176,6 @@ def file_named(text: str) -> Path:
         raise MiniCacheError(
             f"{text} names a home folder that is not known; write the path in full"
         ) from None
-
-
-@contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C interrupts nothing; the code that generates tokens asks between them whether it was pressed."""
-    pressed = False
-
-    def remember(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed = True
-
-    previous = signal.signal(signal.SIGINT, remember)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def print_text(text: str) -> None:

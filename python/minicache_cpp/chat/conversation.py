@@ -87,7 +87,7 @@ class Conversation:
     def reset(self) -> None:
         """Forgets everything but the system message."""
         binding.clear(self.llm.ctx)
-        self.llm.reset()  # type: ignore[no-untyped-call]
+        self.llm.reset()
         self.sampler.reset()
         self.messages = list(self.system)
         self.text = ""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MiniCacheError
+from ..host.interrupts import interrupts_afterwards
 from .binding import llama_h
 from .log import NativeLog
 
@@ -19,7 +20,8 @@ def load_model(path: Path, log: NativeLog, **settings: Any) -> Any:
     params = llama_h.llama_model_default_params()
     for name, value in settings.items():
         setattr(params, name, value)
-    model = llama_h.llama_model_load_from_file(str(path).encode(), params)
+    with interrupts_afterwards():  # the log is a callback
+        model = llama_h.llama_model_load_from_file(str(path).encode(), params)
     if model is None:
         raise MiniCacheError(f"{path} cannot be used: {log.reason()}")
     return model

@@ -8,6 +8,7 @@ from typing import Any
 from ..cache.contexts import creating_contexts
 from ..cache.settings import CacheSpec
 from ..errors import MiniCacheError
+from ..host.interrupts import interrupts_afterwards
 from ..modelfile.ggml_types import GGML_TYPES
 from ..native import binding
 from ..native.binding import llama_h
@@ -54,7 +55,7 @@ class NativeModel:
         for name, value in settings.items():
             setattr(params, name, value)
         self.log.clear()
-        with creating_contexts(spec.minicache):
+        with creating_contexts(spec.minicache), interrupts_afterwards():
             ctx = llama_h.llama_init_from_model(self.model, params)
         if ctx is None:
             raise MiniCacheError(f"{spec.name} cannot be used: {binding.last_error() or self.log.reason()}")

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ from .exact_window import ExactWindow
 from .guarded_context import GuardedContext
 from .request import Given, resolve
 from .states import StateCache
+from .turns import Turns
 
 WARN_DISTANCE = 0.3  # above it, SLERP of a pair loses more than 2-bit quantization
 WARN_TOKENS = 32  # a mean over fewer tokens says little
@@ -72,7 +73,7 @@ class Llama(llama_cpp.Llama):
         **arguments: Any,
     ) -> None:
         self._stack = ExitStack()  # close() is called even where what follows raises
-        self._used = threading.Lock()
+        self._turns = Turns()
         # whether there is something to abort, and the lock under which that is decided
         self._busy, self._abortable = False, threading.Lock()
         self._cache: StateCache | None = None
@@ -126,7 +127,7 @@ class Llama(llama_cpp.Llama):
         What another thread evaluates is ended first, as by abort().
         """
         self.abort()
-        with self._used:
+        with self._turns.ended():
             super().close()
         self._ctx = self._model = self.tokenizer_ = Closed()  # type: ignore[assignment]
 
@@ -146,12 +147,8 @@ class Llama(llama_cpp.Llama):
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Inside, no other thread uses the context, which has room for one step's tokens and logits."""
-        if not self._used.acquire(blocking=False):
-            raise MiniCacheError(
-                "another thread is using this Llama; use it in one thread at a time, or make one for each thread"
-            )
-        try:
+        """Inside, no other thread uses the context, and abort() ends what is evaluated."""
+        with self._turns.step():
             ctx = self._ctx.ctx
             self._busy = True
             try:
@@ -160,14 +157,43 @@ class Llama(llama_cpp.Llama):
                 with self._abortable:
                     self._busy = False
                     binding.stop(ctx, False)
-        finally:
-            self._used.release()
+
+    def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, None]:
+        chunks: Any = super()._create_completion(*args, **kwargs)
+        return self._turns.of(chunks)
+
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
+        if not len(tokens) and kwargs.get("reset", True):
+            raise MiniCacheError(
+                "a prompt without any token cannot be continued: give it one, such as token_bos()"
+            )
+        return self._turns.of(super().generate(tokens, *args, **kwargs))
+
+    def reset(self) -> None:
+        with self._turns.step():
+            super().reset()  # type: ignore[no-untyped-call]
+
+    def detokenize(self, tokens: list[int], *args: Any, **kwargs: Any) -> bytes:
+        n_vocab = self.n_vocab()
+        if wrong := [token for token in tokens if not 0 <= token < n_vocab]:
+            raise MiniCacheError(f"token {wrong[0]}: this model has those from 0 to {n_vocab - 1}")
+        return super().detokenize(tokens, *args, **kwargs)
 
     def sample(self, *args: Any, **kwargs: Any) -> int:
         with self._alone():
+            # llama.cpp ends the process where there are none
+            idx = kwargs.get("idx")
+            row = -1 if idx is None else idx - self.n_tokens
+            if not self.n_tokens or not llama_cpp.llama_get_logits_ith(self._ctx.ctx, row):
+                raise MiniCacheError(
+                    "there are no logits to sample from: evaluate a token first; those of all tokens, and not only of "
+                    "the last one, take logits_all=True"
+                )
             return int(super().sample(*args, **kwargs))
 
     def embed(self, input: str | list[str], *args: Any, **kwargs: Any) -> Any:
+        if not input and not isinstance(input, str):
+            raise MiniCacheError("there is no text to embed")
         for text in [input] if isinstance(input, str) else input:
             if not self.tokenize(text.encode()):
                 raise MiniCacheError("a text without any token has no embedding; leave it out")

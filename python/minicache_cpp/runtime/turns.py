@@ -1,0 +1,107 @@
+"""Whose turn it is to use a Llama: it has one sequence of tokens, and room for the logits of one step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from ..errors import MiniCacheError
+
+Item = TypeVar("Item")
+
+OTHER_THREAD = (
+    "another thread is using this Llama; use it in one thread at a time, or make one for each thread"
+)
+GAVE_WAY = (
+    "this Llama has been used for something else since, so this generator cannot go on; begin another one"
+)
+
+
+class Turn:
+    """The turn of one generator, such as a completion: from its first item until it ends."""
+
+    def __init__(self) -> None:
+        self.thread = threading.current_thread()
+        # whether it computes its next item now; else its caller has the last one
+        self.running = False
+        self.begun = False
+
+    def gives_way(self) -> bool:
+        """Whether something else may begin now, in this thread: a program that looks at an item has not gone away."""
+        here = self.thread is threading.current_thread() or not self.thread.is_alive()
+        return here and not self.running
+
+
+class Turns:
+    """Lets one thread at a time take a step, and none between the steps of another one's generator.
+
+    A generator that its own thread has left unfinished gives way to what that thread does next. The steps of one
+    generator may be taken in several threads, as servers do, one after the other.
+    """
+
+    def __init__(self) -> None:
+        # a step may contain others of its thread's
+        self._stepping = threading.RLock()
+        # guards the owner
+        self._deciding = threading.Lock()
+        self._owner: Turn | None = None
+        # the turn that runs in this thread
+        self._own = threading.local()
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Inside, no other thread uses the Llama. Raises MiniCacheError where one does, or is about to go on."""
+        with self._deciding:
+            own: Turn | None = getattr(self._own, "turn", None)
+            if self._owner is not own:
+                self._replace(own)
+            if not self._stepping.acquire(blocking=False):
+                raise MiniCacheError(OTHER_THREAD)
+        try:
+            yield
+        finally:
+            self._stepping.release()
+
+    @contextmanager
+    def ended(self) -> Iterator[None]:
+        """Inside, no step is being taken, and none begins: it waits for the one of another thread."""
+        with self._stepping:
+            yield
+
+    def of(self, generator: Generator[Item, Any, Any]) -> Generator[Item, Any, None]:
+        """The same generator, which has the Llama for itself for as long as it lasts."""
+        if getattr(self._own, "turn", None) is not None:  # as part of another one, in whose turn it runs
+            yield from generator
+            return
+        turn, sent = Turn(), None
+        try:
+            while True:
+                self._go_on(turn)
+                try:
+                    item = generator.send(sent)
+                except StopIteration:
+                    return
+                finally:
+                    self._own.turn, turn.running = None, False
+                sent = yield item
+        finally:
+            generator.close()
+            with self._deciding:
+                if self._owner is turn:
+                    self._owner = None
+
+    def _go_on(self, turn: Turn) -> None:
+        with self._deciding:
+            if self._owner is not turn:
+                if turn.begun:
+                    raise MiniCacheError(GAVE_WAY)
+                self._replace(turn)
+            turn.thread, turn.running, turn.begun = threading.current_thread(), True, True
+            self._own.turn = turn
+
+    def _replace(self, turn: Turn | None) -> None:
+        if self._owner is not None and not self._owner.gives_way():
+            raise MiniCacheError(OTHER_THREAD)
+        self._owner = turn
