@@ -34,6 +34,7 @@ GOOD: dict[str, dict[str, Any]] = {
     " slerp : ": {},
     "mode=slerp": {},
     '"slerp"': {},
+    "SLERP": {},
     "'slerp:start=0.25'": {"start": 0.25},
     "slerp:start=0.25": {"start": 0.25},
     "slerp:start=3": {"start": 3},
@@ -176,6 +177,8 @@ BAD = {
     "1": "does not say how the cache is to be kept: write plan=PLAN",
     "on": "does not say how the cache is to be kept: write plan=PLAN",
     " true ": "does not say how the cache is to be kept: write plan=PLAN",
+    "ON": "does not say how the cache is to be kept: write plan=PLAN",
+    "Q8_0": "is a cache type, which is the program's own option",
     '"yes"': "does not say how the cache is to be kept: write plan=PLAN",
     "auto": "make a plan with `minicache calibrate MODEL -o PLAN`, and write plan=PLAN",
     "start=0.5": "'start=0.5' names no mode",
@@ -302,7 +305,7 @@ def test_a_bad_environment_variable_is_refused(
     assert BAD.get(text, "a cache type is the program's own option") in reason
 
 
-@pytest.mark.parametrize("text", ["", " ", "0", "off", " off\n", '"off"', "''"])
+@pytest.mark.parametrize("text", ["", " ", "0", "off", " off\n", '"off"', "''", "OFF", "False", "no", "None"])
 def test_an_environment_variable_that_is_off_is_a_plain_cache(
     model: Model, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:

@@ -29,6 +29,11 @@ static std::string trimmed(const std::string & text) {
     return first == std::string::npos ? "" : text.substr(first, text.find_last_not_of(blanks) + 1 - first);
 }
 
+static std::string lower(std::string text) {
+    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return (char) std::tolower(c); });
+    return text;
+}
+
 static std::vector<std::string> split(const std::string & text, char separator) {
     std::vector<std::string> parts;
     size_t                   from = 0;
@@ -224,7 +229,7 @@ static std::map<std::string, std::string> values_of(const std::string & text) {
 
     std::string       rest  = text;
     const size_t      colon = std::min(rest.find(':'), rest.size());
-    const std::string word  = trimmed(rest.substr(0, colon));
+    const std::string word  = lower(trimmed(rest.substr(0, colon)));
     if (is_mode(word)) {
         values["mode"] = word;
         rest           = colon < rest.size() ? trimmed(rest.substr(colon + 1)) : "";
@@ -246,18 +251,21 @@ static std::map<std::string, std::string> values_of(const std::string & text) {
 
 // words that people write where a text should say how the cache is to be kept
 static void refuse_words(const std::string & text) {
-    if (text == "auto") {
+    const std::string word = lower(text);
+    if (word == "auto") {
         throw std::invalid_argument("auto is not possible here, where nothing can be calibrated: make a plan with "
                                     "`minicache calibrate MODEL -o PLAN`, and write plan=PLAN");
     }
-    for (const char * word : { "1", "on", "true", "yes" }) {
-        check(text != word, text + " does not say how the cache is to be kept: " + WHAT_TO_WRITE);
+    for (const char * yes : { "1", "on", "true", "yes" }) {
+        check(word != yes, text + " does not say how the cache is to be kept: " + WHAT_TO_WRITE);
     }
+    check(!minicache_cache_type_named(word),
+        text + " is a cache type, which is the program's own option for a cache that is not merged: " + WHAT_TO_WRITE);
 }
 
 bool minicache_text_is_off(const std::string & text) {
-    const std::string word = unquoted(trimmed(text));
-    return word.empty() || word == "0" || word == "off";
+    const std::string word = lower(unquoted(trimmed(text)));
+    return word.empty() || word == "0" || word == "off" || word == "false" || word == "no" || word == "none";
 }
 
 minicache_settings minicache_settings_parse(const std::string & given) {

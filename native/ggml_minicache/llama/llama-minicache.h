@@ -115,8 +115,9 @@ LLAMA_API struct llama_minicache_params llama_minicache_default_params(void);
 //   strict          0 or 1
 //
 // Every other key is optional, and each may be given once. Numbers are decimal, with a point and an exponent if need be, in any
-// locale; blanks around keys, values and commas do not count, nor do quotes around all of it. average retains nothing unless
-// `retain` is given. In the environment variable, an empty text, 0 and off leave the cache a plain one.
+// locale; blanks around keys, values and commas do not count, nor do quotes around all of it, nor do capitals in words. average
+// retains nothing unless `retain` is given. In the environment variable, an empty text, 0, off, false, no and none leave the cache
+// a plain one.
 //
 //   type_k, type_v  receive the cache types, GGML_TYPE_COUNT if the text names none; pass NULL to refuse texts that name a cache
 //                   type
