@@ -10,6 +10,8 @@ import pytest
 
 from minicache_cpp import Llama, MiniCacheError, MiniCacheWarning
 from minicache_cpp.cache.plan_store import find_plan
+from minicache_cpp.cache.room import CELL_BYTES, known_kv_bytes
+from minicache_cpp.cache.settings import F16
 from minicache_cpp.calibrate import samples
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from support.calibrations import made
@@ -85,5 +87,14 @@ def test_what_no_plan_makes_fit_is_refused_before_one_is_made(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("minicache_cpp.calibrate.calibration.calibrate", None)
-    with pytest.raises(MiniCacheError, match="smaller n_ctx"):
-        Llama(str(models["plain"]), n_ctx=2_000_000_000, minicache="auto", calibrate="once", verbose=False)
+
+    def refused(n_ctx: int) -> None:
+        with pytest.raises(MiniCacheError, match="smaller n_ctx"):
+            Llama(str(models["plain"]), n_ctx=n_ctx, minicache="auto", calibrate="once", verbose=False)
+
+    refused(2_000_000_000)
+    # with the plan that would be made, one of ratio 5, it needs a little more than is free
+    n_ctx = 400_128
+    needed = known_kv_bytes(read_gguf(models["plain"]), F16, n_ctx) // 5 + n_ctx * CELL_BYTES
+    monkeypatch.setattr("minicache_cpp.host.memory.available_bytes", lambda: needed - 1)
+    refused(n_ctx)

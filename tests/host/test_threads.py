@@ -19,6 +19,11 @@ from minicache_cpp.host import threads
         ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
         ({"cpu.max": "nonsense"}, None),
+        # the smallest of a group and those that it is in
+        ({"a.slice/b.scope/cpu.max": "max 100000", "a.slice/cpu.max": "200000 100000"}, 2.0),
+        ({"a.slice/b.scope/cpu.max": "400000 100000", "cpu.max": "300000 100000"}, 3.0),
+        ({"other.slice/cpu.max": "100000 100000"}, None),
+        ({"cpu/c/d/cpu.cfs_quota_us": "250000", "cpu/c/d/cpu.cfs_period_us": "100000"}, 2.5),
         ({}, None),
     ],
 )
@@ -26,12 +31,15 @@ def test_the_quota_of_a_container_is_kept(
     files: dict[str, str], quota: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
+    (tmp_path / "own").write_text("2:cpuset:/\n1:cpuacct,cpu:/c/d\n0::/a.slice/b.scope\n")
     monkeypatch.setattr(threads, "CGROUPS", tmp_path)
+    monkeypatch.setattr(threads, "OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     assert threads.cpu_quota() == quota
     assert threads.default_threads() == (8 if quota is None else int(quota))
+    assert threads.usable_cores() == (16 if quota is None else int(quota))
 
 
 def test_work_side_by_side_comes_back_in_the_order_of_its_items() -> None:

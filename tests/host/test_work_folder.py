@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from minicache_cpp import MiniCacheError
-from minicache_cpp.host.work_folder import locked, remove_stale, work_folder
+from minicache_cpp.host.work_folder import locked, remove_stale, temporary_folder, work_folder
 
 
 def test_two_users_take_turns(tmp_path: Path) -> None:
@@ -87,6 +88,28 @@ def test_what_killed_processes_left_is_removed_after_a_while(tmp_path: Path) -> 
         remove_stale(tmp_path, 3600.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "notes.txt", "used"]
     remove_stale(tmp_path / "none", 3600.0)
+
+
+def test_a_temporary_folder_ends_with_its_block_and_those_of_killed_processes_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("minicache-a-old", "minicache-a-fresh", "minicache-b-old", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("half")
+        for path in (tmp_path / name / "file", tmp_path / name):
+            os.utime(path, None if "fresh" in name else (0, 0))
+    with temporary_folder("a") as folder:
+        assert sorted(one.name for one in tmp_path.iterdir() if one != folder) == [
+            "minicache-a-fresh",
+            "minicache-b-old",
+            "other",
+        ]
+        (folder / "file").write_text("whole")
+    assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt), temporary_folder("a") as folder:
+        raise KeyboardInterrupt
+    assert not folder.exists()
 
 
 def test_waiting_can_be_given_up(tmp_path: Path) -> None:

@@ -82,6 +82,26 @@ def test_counts_out_of_range_are_refused(
     assert str(caught.value).startswith(f"{name}={value!r}: it must be a whole number from ")
 
 
+@pytest.mark.parametrize("n_ctx", [256, 0])
+def test_a_batch_is_no_longer_than_the_context(random_model: Loaded, n_ctx: int) -> None:
+    """llama_cpp makes room for the logits of each of its tokens."""
+    with Llama(str(random_model.path), **{**SMALL, "n_ctx": n_ctx, "n_batch": 2**31 - 1}) as llm:
+        assert llm.n_batch == llm.n_ctx()
+        assert len(llm.scores) == llm.n_ctx()
+
+
+@pytest.mark.parametrize(
+    ("asked", "threads"), [({}, (3, 3)), ({"n_threads": 1, "n_threads_batch": 5}, (1, 5))]
+)
+def test_threads_keep_to_the_quota_unless_they_are_asked_for(
+    random_model: Loaded, monkeypatch: pytest.MonkeyPatch, asked: dict[str, int], threads: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("minicache_cpp.runtime.request.usable_cores", lambda: 3)
+    monkeypatch.setattr("multiprocessing.cpu_count", lambda: 8)
+    with Llama(str(random_model.path), n_ctx=256, verbose=False, **asked) as llm:
+        assert (llm.n_threads, llm.n_threads_batch) == threads
+
+
 @pytest.mark.parametrize("minicache", [None, "q8_0", MiniCache()])
 def test_a_context_of_zero_tokens_is_the_models_own(random_model: Loaded, minicache: Any) -> None:
     with Llama(str(random_model.path), minicache=minicache, **{**SMALL, "n_ctx": 0}) as llm:

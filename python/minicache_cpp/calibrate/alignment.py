@@ -8,7 +8,6 @@ matrix, as turning the vectors of both layers once more changes no angle.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from ..cache.settings import MiniCache
 from ..cache.size import merged_groups
 from ..errors import MiniCacheError
 from ..host.progress import Progress
+from ..host.work_folder import temporary_folder
 from ..modelfile.fingerprint import fingerprint
 from ..modelfile.gguf_file import GGUFFile
 from ..native.model_shape import model_shape
@@ -157,8 +157,8 @@ def aligner(
         if progress:
             progress(0.9 * n / len(chunks), "reading the text", f"chunk {n} of {len(chunks)}")
 
-    with tempfile.TemporaryDirectory(prefix="minicache-align-") as folder:
-        samples = Samples(Path(folder), shape, chunks, output_gains(file, shape))
+    with temporary_folder("align") as folder:
+        samples = Samples(folder, shape, chunks, output_gains(file, shape))
         capture(model, samples, threads, on_chunk)
         yield Aligner(file, samples, n_fit, material)
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import MiniCacheError
 from ..host.progress import Progress
 from ..host.user_cache import VARIABLE, cache_dir
-from ..host.work_folder import is_writable, remove_stale, work_folder
-
-# seconds after which an interrupted calibration is considered abandoned
-STALE = 7 * 24 * 3600.0
+from ..host.work_folder import is_writable, remove_stale, temporary_folder, work_folder
 
 
 @contextlib.contextmanager
@@ -30,9 +26,9 @@ def working(key: str, output: Path | None, progress: Progress) -> Iterator[Path]
     try:
         with contextlib.ExitStack() as stack:
             if output is not None and not _is_kept():
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minicache-")))
+                folder = stack.enter_context(temporary_folder("calibrate"))
             else:
-                remove_stale(cache_dir() / "calibrations", STALE)
+                remove_stale(cache_dir() / "calibrations")
                 folder = stack.enter_context(work_folder(cache_dir() / "calibrations" / key, on_wait))
             yield folder
     except OSError as error:

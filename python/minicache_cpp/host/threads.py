@@ -7,10 +7,11 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,22 +31,51 @@ def default_threads() -> int:
 
     More threads than a container's CPU quota has cores would wait for each other most of the time.
     """
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = available if available <= 4 else available // 2
+    available = _available()
+    return _within_quota(available if available <= 4 else available // 2)
+
+
+def usable_cores() -> int:
+    """The cores that this process may use, and that its CPU quota is enough for."""
+    return _within_quota(_available())
+
+
+def _available() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _within_quota(threads: int) -> int:
     quota = cpu_quota()
     return threads if quota is None else max(1, min(threads, int(quota)))
 
 
 def cpu_quota() -> float | None:
-    """The cores that the control group of this process may use up at a time; None where there is no limit."""
-    with contextlib.suppress(OSError, ValueError):  # version 2: "200000 100000", or "max 100000"
-        quota, period = (CGROUPS / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    with contextlib.suppress(OSError, ValueError):
-        folder = CGROUPS / "cpu"
-        quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        return None if int(quota) <= 0 else int(quota) / int(period)
-    return None
+    """The cores that the control groups of this process may use up at a time; None where there is no limit."""
+    quotas = []
+    for folder in _own_cgroups():
+        with contextlib.suppress(OSError, ValueError):  # version 2: "200000 100000", or "max 100000"
+            quota, period = (folder / "cpu.max").read_text().split()
+            quotas += [int(quota) / int(period)] if quota != "max" else []
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            quotas += [int(quota) / int(period)] if int(quota) > 0 else []
+    return min(quotas, default=None)
+
+
+def _own_cgroups() -> Iterator[Path]:
+    """The folders of the control groups that limit the processor time of this process, each within the next one."""
+    # a container sees its own group as the root
+    yield from (CGROUPS, CGROUPS / "cpu")
+    lines = []
+    with contextlib.suppress(OSError):
+        lines = OWN_CGROUPS.read_text().splitlines()
+    for line in lines:
+        # "0::/user.slice/a.scope" in version 2, "1:cpu,cpuacct:/docker/a" in version 1
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root, group = CGROUPS / "cpu" if controllers else CGROUPS, PurePosixPath(path)
+        yield from (root / str(one).lstrip("/") for one in (group, *group.parents) if one.name)
 
 
 def cpu_name() -> str:

@@ -17,6 +17,7 @@ from .units import MIB
 
 WAIT = 0.5  # seconds between two looks at a lock
 LITTLE = 16 * MIB  # of free bytes, with which a disk counts as full
+STALE = 7 * 24 * 3600.0  # seconds without a change after which a folder is considered abandoned
 
 
 @contextlib.contextmanager
@@ -37,7 +38,7 @@ def work_folder(path: Path, on_wait: Callable[[], None] = lambda: None) -> Itera
         shutil.rmtree(path, ignore_errors=True)
 
 
-def remove_stale(parent: Path, seconds: float) -> None:
+def remove_stale(parent: Path, seconds: float = STALE) -> None:
     """Removes the work folders in `parent` in which nothing has changed for so long: killed processes leave them."""
 
     def in_use() -> None:
@@ -45,10 +46,21 @@ def remove_stale(parent: Path, seconds: float) -> None:
 
     for folder in parent.iterdir() if parent.is_dir() else ():
         with contextlib.suppress(OSError):
-            changed = max(one.stat().st_mtime for one in (folder, *folder.iterdir()))
-            if time.time() - changed > seconds:
+            if _changed(folder) < time.time() - seconds:
                 with locked(folder.with_name(f"{folder.name}.lock"), in_use):
                     shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def temporary_folder(purpose: str) -> Iterator[Path]:
+    """A folder that is removed at the end, also by an error; those that killed processes left are removed before."""
+    prefix = f"minicache-{purpose}-"
+    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            if _changed(folder) < time.time() - STALE:
+                shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix) as name:
+        yield Path(name)
 
 
 def is_writable(folder: Path) -> bool:
@@ -79,6 +91,11 @@ def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[N
                 with contextlib.suppress(OSError):
                     path.unlink()
             return
+
+
+def _changed(folder: Path) -> float:
+    """When something in a folder was changed last."""
+    return max(one.stat().st_mtime for one in (folder, *folder.iterdir()))
 
 
 def _is_file(file: IO[str], path: Path) -> bool:

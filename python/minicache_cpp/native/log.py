@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .binding import llama_h
@@ -20,6 +20,8 @@ class NativeLog:
         self.verbose = verbose
         self.errors: deque[str] = deque(maxlen=20)
         self.level = 0
+        # who received the log before, where that one goes on doing so
+        self.forward: Callable[[int, bytes], None] | None = None
         # native code keeps a pointer to the callback, so install() keeps this object alive
         self.callback = llama_h.llama_log_callback(self.receive)
 
@@ -40,7 +42,18 @@ class NativeLog:
             llama_h.llama_log_set(callback, data)
             _installed[:] = before
 
+    @contextmanager
+    def listening(self) -> Iterator[NativeLog]:
+        """Keeps the errors inside, while whoever receives the log goes on doing so."""
+        callback, data = llama_h.llama_log_callback(), ctypes.c_void_p()
+        llama_h.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
+        self.forward = lambda level, text: callback(level, text, data)
+        with self.installed():
+            yield self
+
     def receive(self, level: int, text: bytes, _: object) -> None:
+        if self.forward is not None:
+            self.forward(level, text)
         self.level = self.level if level == CONTINUED else level
         line = text.decode("utf-8", "replace")
         if self.verbose:

@@ -21,8 +21,10 @@ from ..cache.native_settings import window_first
 from ..cache.report import KVReport
 from ..cache.settings import CacheSpec, MiniCache
 from ..errors import AbortedError, MiniCacheError, MiniCacheWarning
+from ..host.interrupts import interrupts_afterwards
 from ..host.progress import OnProgress
 from ..modelfile.gguf_file import GGUFFile
+from ..native.log import NativeLog
 from . import states
 from .auto import machine
 from .background import BackgroundCalibration
@@ -83,15 +85,15 @@ class Llama(llama_cpp.Llama):
         self.cache_spec = request.spec
         self.minicache = request.spec.minicache
         self._distance_checked = self.minicache is None or self.minicache.plan_file is not None
-        with creating_contexts(self.minicache):
+        with creating_contexts(self.minicache), interrupts_afterwards(), NativeLog().listening() as log:
             try:
                 super().__init__(request.path, flash_attn=request.flash_attn, **request.types, **arguments)
             except ValueError as error:
                 if "llama_context" not in str(error):
                     raise
-                reason = binding.last_error()
+                reason = binding.last_error() or log.reason()
                 if not reason or "alloc" in reason:
-                    reason = f"{reason or 'the log of llama.cpp says why'}; {request.memory}"
+                    reason = f"{reason or 'llama.cpp says no more'}; {request.memory}"
                 raise MiniCacheError(f"{error}: {reason}") from error
         usage = GuardedContext.take_over(self._ctx)
         report = self.kv_report() if self.minicache else None

@@ -6,6 +6,7 @@ model, and a context that memory cannot hold.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ from typing import Any
 
 from ..cache.checked import refuse_other_models
 from ..cache.plan_file import PlanFile
+from ..cache.plan_store import DEFAULT_RATIO
 from ..cache.settings import F16, CacheSpec, MiniCache
 from ..errors import MiniCacheError
 from ..host.progress import OnProgress
+from ..host.threads import usable_cores
 from ..modelfile.ggml_types import GGML_TYPES, is_quantized, plain_cache_type
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..models.store import file_of
+from ..native.model_shape import model_shape
 from ..options import MOST_THREADS
 from . import auto
 from .context_memory import ContextMemory
@@ -34,7 +38,7 @@ COUNTS = {
 }
 MAY_BE_NONE = ("n_threads", "n_threads_batch")
 AUTO = "auto"
-# f16 bytes over those of any plan that "auto" finds or makes
+# f16 bytes over those of any plan that "auto" finds
 LARGEST_RATIO = 16.0
 
 
@@ -100,6 +104,7 @@ def resolve(
         arguments.setdefault("swa_full", False)
     path = str(model.path) if isinstance(model, GGUFFile) else os.fspath(model)
     file = _header(model)
+    _limit(arguments, file)
     types = given.types()
     spec, later = None if given.automatic else _spec_of(given.minicache), None
     if given.calibrate is not None:
@@ -107,10 +112,16 @@ def resolve(
     if given.automatic:
         _refuse_without_flash(given)
         readable = read_gguf(model) if file is None else file
-        # a context that would not fit even with the smallest plan is refused before one is made
+        # a context that would not fit even with the smallest plan is refused at once
         f16 = ContextMemory(readable, F16, arguments)
         f16.refuse_too_large(share=1 / LARGEST_RATIO)
-        settled = auto.resolve(readable, given.calibrate, on_note, arguments, types, on_progress)
+
+        def before_making() -> None:
+            f16.refuse_too_large(share=1 / DEFAULT_RATIO)
+
+        settled = auto.resolve(
+            readable, given.calibrate, on_note, arguments, types, on_progress, before_making
+        )
         spec, later = settled.spec, readable if settled.in_background else None
     elif spec is None:
         spec = CacheSpec(types.get("type_k", "f16"), types.get("type_v", "f16"))
@@ -136,6 +147,19 @@ def _refuse_numbers(arguments: dict[str, Any]) -> None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
             raise MiniCacheError(f"{name}={value!r}: it must be a whole number from {least} to {most:,}")
+
+
+def _limit(arguments: dict[str, Any], file: GGUFFile | None) -> None:
+    """Limits what llama_cpp would take too much of."""
+    # it counts the machine's cores, of which this process may be allowed fewer
+    cores, usable = multiprocessing.cpu_count(), usable_cores()
+    if usable < cores:
+        arguments["n_threads"] = arguments.get("n_threads") or min(max(1, cores // 2), usable)
+        arguments["n_threads_batch"] = arguments.get("n_threads_batch") or usable
+    # a batch is limited to the context, but only after it has made room for the logits of each of its tokens
+    n_ctx = arguments.get("n_ctx", 512) or (model_shape(file).n_ctx_train if file is not None else 0)
+    if n_ctx and arguments.get("n_batch", 0) > n_ctx:
+        arguments["n_batch"] = n_ctx
 
 
 def _header(model: str | os.PathLike[str] | GGUFFile) -> GGUFFile | None:
