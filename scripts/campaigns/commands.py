@@ -289,6 +289,9 @@ DISTURBED: dict[str, Callable[[Workplace], Command]] = {
 }
 ON_FULL_DISKS = ("calibrate", "plan", "save", "evaluate", "fetch")
 KILLED = ("calibrate", "save", "fetch", "shutdown")
+# in a chat, Ctrl-C ends an answer only
+INTERRUPTED = ("calibrate", "evaluate", "fetch")
+USUAL = {"disk": ON_FULL_DISKS, "kill": KILLED, "interrupt": INTERRUPTED}
 
 
 def files_below(folder: Path) -> dict[Path, bytes]:

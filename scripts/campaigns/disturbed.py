@@ -1,19 +1,22 @@
-"""The process in which commands meet full disks, or are killed."""
+"""The process in which commands meet full disks, are killed, or are interrupted by Ctrl-C."""
 
 from __future__ import annotations
 
 import os
 import random
+import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from campaigns.children import say
 from campaigns.commands import DISTURBED, Command, Workplace, files_below
 from campaigns.forked import Ended, forked
 from campaigns.small_disks import PAGE, Disk, LimitedFiles, MountedDisk, empty
+from minicache_cpp.cli import INTERRUPTED
 
 Result = dict[str, str]
+SOON = 2.0  # seconds in which a busy machine ends an interrupted process
 
 
 def main(kind: str, names: Sequence[str], seed: int, n_steps: int, mount: bool) -> None:
@@ -21,9 +24,7 @@ def main(kind: str, names: Sequence[str], seed: int, n_steps: int, mount: bool) 
     with tempfile.TemporaryDirectory() as kept, tempfile.TemporaryDirectory() as folder:
         place = Workplace(Path(kept))
         disk: Disk = (MountedDisk if mount else LimitedFiles)(Path(folder))
-        disturbances = [
-            (FullDisk if kind == "disk" else Kill)(name, DISTURBED[name](place), disk) for name in names
-        ]
+        disturbances = [DISTURBANCES[kind](name, DISTURBED[name](place), disk) for name in names]
         say({"ready": [one.needs for one in disturbances]})
         for number in range(seed, seed + n_steps):
             for one in disturbances:
@@ -46,14 +47,14 @@ class Disturbance:
         self.command.prepare(self.disk.path)
         return files_below(self.disk.path)
 
-    def run(self, kill_after: float | None = None) -> Ended:
+    def run(self, signal_after: tuple[int, float] | None = None) -> Ended:
         folder, text = self.disk.path, self.command.text
 
         def action() -> int:
             self.disk.limit()
             return self.command.run(folder)
 
-        return forked(action, text, kill_after=kill_after, look=self.look)
+        return forked(action, text, signal_after=signal_after, look=self.look)
 
     def look(self) -> None: ...
 
@@ -158,7 +159,7 @@ class Kill(Disturbance):
         rng = random.Random(f"{self.name} {number}")
         before = self.prepare()
         at = rng.uniform(0, 1.05 * self.seconds)
-        ended = self.run(at)
+        ended = self.run((signal.SIGKILL, at))
         path = self.disk.path / self.command.result
         after = files_below(self.disk.path)
         is_old = after.get(self.command.result) == before.get(self.command.result)
@@ -178,3 +179,33 @@ class Kill(Disturbance):
         new = set(files_below(self.disk.path)) - set(before) - {self.command.result}
         left = [str(one) for one in new if not self.command.stays_after_kill(one)]
         return f"files are left when it has been run again: {', '.join(sorted(left)[:4])}" if left else ""
+
+
+class Interrupt(Kill):
+    """A command during which Ctrl-C is pressed at a random time: it ends soon, and says nothing of its insides."""
+
+    def once(self, number: int) -> Result:
+        rng = random.Random(f"{self.name} {number}")
+        before = self.prepare()
+        at = rng.uniform(0, 1.05 * self.seconds)
+        ended = self.run((signal.SIGINT, at))
+        has_done = self.command.has_done(ended)
+        if ended.code not in (0, INTERRUPTED):
+            wrong = "it ends otherwise than by being interrupted"
+        elif "Traceback" in ended.err or "ignored" in ended.err:
+            wrong = "it shows where it was interrupted"
+        elif not has_done and ended.seconds > at + SOON + 0.3 * self.seconds:
+            wrong = f"it goes on for {ended.seconds - at:.1f} s"
+        elif not (wrong := self.wrong_result(before, has_done)):
+            changed = self.changed(before, files_below(self.disk.path))
+            wrong = f"other files have changed: {', '.join(changed)}" if changed else self.wrong_again()
+        if wrong := wrong or self.left(before):
+            return {"wrong": f"Ctrl-C after {at:.3f} s: {wrong} ({ended})"}
+        return {"result": "done before" if has_done else "interrupted"}
+
+
+DISTURBANCES: dict[str, Callable[[str, Command, Disk], Kill | FullDisk]] = {
+    "disk": FullDisk,
+    "kill": Kill,
+    "interrupt": Interrupt,
+}

@@ -1,4 +1,4 @@
-"""Allocations that fail, full disks and killed processes: nothing old is lost, and a rerun goes on."""
+"""Allocations that fail, full disks, processes that are killed or interrupted: nothing old is lost, a rerun goes on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from campaigns.children import Child
 from campaigns.options import Finding, Outcome, add_options, check_options, end_of, report, tell
 from campaigns.small_disks import wrapper
 
-KINDS = ("memory", "disk", "kill")
+KINDS = ("memory", "disk", "kill", "interrupt")
 SECONDS_A_FAULT = 30.0
 SECONDS_TO_BEGIN = 300.0
 PORTION = 5000  # allocations that fail in one process
@@ -21,11 +21,11 @@ PORTION = 5000  # allocations that fail in one process
 def configure(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "faults",
-        help="failing allocations, full disks, killed processes",
+        help="failing allocations, full disks, killed and interrupted processes",
         description=__doc__,
         epilog="Example: python scripts/campaigns faults --kind disk --steps 200 --seed 7",
     )
-    add_options(parser, 100, "faults of each kind and, for disks and kills, of each command,")
+    add_options(parser, 100, "faults of each kind and, but for memory, of each command,")
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS), help="which (default: all)")
     parser.add_argument(
         "--only",
@@ -112,10 +112,10 @@ def fail_portion(child: Child, seed: int, n_steps: int, ends: float, outcome: Ou
 
 
 def disturb_commands(args: argparse.Namespace, kind: str, ends: float, outcome: Outcome) -> None:
-    """Runs commands on disks that are full, or kills them."""
-    from campaigns.commands import DISTURBED, KILLED, ON_FULL_DISKS
+    """Runs commands on disks that are full, or kills or interrupts them."""
+    from campaigns.commands import DISTURBED, USUAL
 
-    usual = ON_FULL_DISKS if kind == "disk" else KILLED
+    usual = USUAL[kind]
     names = [name for name in args.only or usual if name in DISTURBED]
     if not names:
         return

@@ -33,13 +33,13 @@ def forked(
     action: Callable[[], int],
     text: str = "",
     seconds: float = 60.0,
-    kill_after: float | None = None,
+    signal_after: tuple[int, float] | None = None,
     look: Callable[[], None] = lambda: None,
 ) -> Ended:
     """Runs an action in a copy of this process, which gets the text to read, and waits for its end.
 
-    The action returns the exit code. `look` is called every now and then. After `kill_after` seconds the process is
-    killed, and after `seconds` it counts as hanging, and its code is SIGALRM's.
+    The action returns the exit code. `look` is called every now and then. The process gets a signal after so many
+    seconds, if one is given, and after `seconds` it counts as hanging, and its code is SIGALRM's.
     """
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given.write(text.encode())
@@ -51,7 +51,7 @@ def forked(
             for number, file in enumerate((given, out, err)):
                 os.dup2(file.fileno(), number)
             _run(action)
-        code = _wait(process, begun, seconds, kill_after, look)
+        code = _wait(process, begun, seconds, signal_after, look)
         written = []
         for file in (out, err):
             file.seek(0)
@@ -62,6 +62,8 @@ def forked(
 def _run(action: Callable[[], int]) -> None:
     """Ends this process with the action's exit code, as an interpreter would."""
     code = 1
+    # which background jobs of a shell ignore
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = action()
     except SystemExit as exit:
@@ -75,7 +77,11 @@ def _run(action: Callable[[], int]) -> None:
 
 
 def _wait(
-    process: int, begun: float, seconds: float, kill_after: float | None, look: Callable[[], None]
+    process: int,
+    begun: float,
+    seconds: float,
+    signal_after: tuple[int, float] | None,
+    look: Callable[[], None],
 ) -> int:
     while True:
         look()
@@ -83,9 +89,9 @@ def _wait(
         if ended:
             return os.waitstatus_to_exitcode(status)
         passed = time.monotonic() - begun
-        if kill_after is not None and passed >= kill_after:
-            os.kill(process, signal.SIGKILL)
-            return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        if signal_after is not None and passed >= signal_after[1]:
+            os.kill(process, signal_after[0])
+            signal_after = None
         if passed > seconds:
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)

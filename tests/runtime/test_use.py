@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from llama_cpp import LogitsProcessorList
 
 from minicache_cpp import Llama, MiniCacheError
 from minicache_cpp.runtime.turns import OTHER_THREAD
@@ -169,6 +170,25 @@ def test_what_cannot_be_done_is_an_exception(llm: Llama) -> None:
     with pytest.raises(MiniCacheError, match="no logits"):
         llm.sample(idx=0)
     assert 0 <= llm.sample(temp=0) < llm.n_vocab()
+
+
+def test_what_a_thread_does_in_its_turn_is_not_interrupted(llm: Llama) -> None:
+    with llm.in_turn():
+        llm.eval([3, 4])
+        with llm.in_turn():
+            assert str(in_a_thread(lambda: llm.eval([5]))) == OTHER_THREAD
+        assert str(in_a_thread(lambda: llm("hello", max_tokens=1))) == OTHER_THREAD
+        llm.sample()
+    assert in_a_thread(lambda: llm.eval([5])) is None
+
+
+def test_what_a_step_calls_cannot_close_it(llm: Llama) -> None:
+    def close(ids: Any, scores: Any) -> Any:
+        with pytest.raises(MiniCacheError, match="cannot be closed by what it calls"):
+            llm.close()
+        return scores
+
+    llm("hello", max_tokens=2, logits_processor=LogitsProcessorList([close]))
 
 
 def test_closing_ends_a_step_of_another_thread(random_model: Loaded) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from campaigns.__main__ import main
-from campaigns.commands import KILLED, ON_FULL_DISKS
+from campaigns.commands import INTERRUPTED, KILLED, ON_FULL_DISKS
 from campaigns.memory_operations import GUARDED
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits and its ways to mount")
@@ -60,6 +60,14 @@ def test_killed_processes_do_no_harm(capsys: pytest.CaptureFixture[str]) -> None
     assert found["findings"] == []
     assert code == 0
     assert sum(found["counts"].values()) == 2 * len(KILLED)
+
+
+def test_interrupted_processes_do_no_harm(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = campaign(capsys, "--kind", "interrupt", "--steps", "3")
+    assert found["findings"] == []
+    assert code == 0
+    assert sum(found["counts"].values()) == 3 * len(INTERRUPTED)
+    assert found["counts"]["interrupt: calibrate, interrupted"] > 0
 
 
 @pytest.mark.parametrize("kind", ["disk", "kill"])

@@ -110,8 +110,15 @@ class Conversation:
         Llama.abort() from another thread ends it too, at once: what there is of the answer is kept, and a question
         that has not been read whole is taken back.
 
-        Raises MiniCacheError where the question does not fit the context; the conversation then stays as it was.
+        Raises MiniCacheError where the question does not fit the context, or another thread uses the Llama; the
+        conversation then stays as it was.
         """
+        with self.llm.in_turn():
+            return self._answer(question, max_tokens, on_text, stopped)
+
+    def _answer(
+        self, question: str, max_tokens: int, on_text: Callable[[str], None], stopped: Callable[[], bool]
+    ) -> Answer:
         started = time.perf_counter()
         prompt = self._read_question(question, stopped)
         prompt_seconds = time.perf_counter() - started

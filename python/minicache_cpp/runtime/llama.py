@@ -7,7 +7,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 # first, because it makes llama_cpp load our library
@@ -159,6 +159,10 @@ class Llama(llama_cpp.Llama):
                 with self._abortable:
                     self._busy = False
                     binding.stop(ctx, False)
+
+    def in_turn(self) -> AbstractContextManager[None]:
+        """Inside, this thread has the Llama for itself, also between steps: others get a MiniCacheError."""
+        return self._turns.whole()
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, None]:
         chunks: Any = super()._create_completion(*args, **kwargs)

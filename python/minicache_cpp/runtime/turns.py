@@ -59,16 +59,38 @@ class Turns:
                 self._replace(own)
             if not self._stepping.acquire(blocking=False):
                 raise MiniCacheError(OTHER_THREAD)
+        depth = self._depth()
+        self._own.depth = depth + 1
         try:
             yield
         finally:
+            self._own.depth = depth
             self._stepping.release()
 
     @contextmanager
     def ended(self) -> Iterator[None]:
-        """Inside, no step is being taken, and none begins: it waits for the one of another thread."""
+        """Inside, no step is being taken, and none begins: it waits for the one of another thread.
+
+        Raises MiniCacheError within a step of this thread's.
+        """
+        if self._depth():
+            raise MiniCacheError("this Llama cannot be closed by what it calls itself, while it computes")
         with self._stepping:
             yield
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, all that this thread does is one turn."""
+        if getattr(self._own, "turn", None) is not None:
+            yield
+            return
+        turn = Turn()
+        self._go_on(turn)
+        try:
+            yield
+        finally:
+            self._pause(turn)
+            self._end(turn)
 
     def of(self, generator: Generator[Item, Any, Any]) -> Generator[Item, Any, None]:
         """The same generator, which has the Llama for itself for as long as it lasts."""
@@ -84,13 +106,15 @@ class Turns:
                 except StopIteration:
                     return
                 finally:
-                    self._own.turn, turn.running = None, False
+                    self._pause(turn)
                 sent = yield item
         finally:
             generator.close()
-            with self._deciding:
-                if self._owner is turn:
-                    self._owner = None
+            self._end(turn)
+
+    def _depth(self) -> int:
+        """How many steps this thread is in, one within the other."""
+        return getattr(self._own, "depth", 0)
 
     def _go_on(self, turn: Turn) -> None:
         with self._deciding:
@@ -100,6 +124,14 @@ class Turns:
                 self._replace(turn)
             turn.thread, turn.running, turn.begun = threading.current_thread(), True, True
             self._own.turn = turn
+
+    def _pause(self, turn: Turn) -> None:
+        self._own.turn, turn.running = None, False
+
+    def _end(self, turn: Turn) -> None:
+        with self._deciding:
+            if self._owner is turn:
+                self._owner = None
 
     def _replace(self, turn: Turn | None) -> None:
         if self._owner is not None and not self._owner.gives_way():
