@@ -6,7 +6,7 @@ NumPy oracle of the tests, or upstream's own f16 cache.
 files: plans, models, saved states, saved chats and settings, changed at random and given to their readers, each in a
 process of its own whose memory is limited.
 
-faults: allocations that fail, disks that are full, and processes that are killed, one after the other.
+faults: allocations that fail, disks that are full, and processes that are killed or interrupted, one after the other.
 
 soak: many chats in one process, many requests to one server, a long text in one context.
 
