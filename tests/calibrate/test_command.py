@@ -65,7 +65,7 @@ def test_the_command_writes_where_auto_looks(models: dict[str, Path], text: Path
         (["{model}", "--text", "{tmp}/none.txt"], "none.txt does not exist"),
         (["{model}", "--text", "{tmp}"], "is a directory"),
         (["{model}", "-o", "{tmp}/none/plan.gguf"], "folder that exists"),
-        (["{model}", "-o", "{tmp}"], "cannot write"),
+        (["{model}", "-o", "{tmp}"], "cannot be written"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -135,7 +135,7 @@ def test_only_a_plan_is_replaced(
     output = model if name == "model" else tmp_path / "notes.txt"
     (tmp_path / "notes.txt").write_text("mine")
     before = output.read_bytes()
-    with pytest.raises(MiniCacheError, match="the model itself" if name == "model" else "not a plan"):
+    with pytest.raises(MiniCacheError, match="is there already and is not a plan"):
         made(model, text, output)
     assert output.read_bytes() == before
     plan = tmp_path / "plan.gguf"

@@ -82,6 +82,18 @@ def test_a_tilde_is_the_home_folder(
     assert sum(line.startswith("KV ") for line in said) == 2
 
 
+def test_save_leaves_other_files_alone(models: dict[str, Path], tmp_path: Path) -> None:
+    model, saved = tmp_path / "model.gguf", tmp_path / "chat.saved"
+    model.write_bytes(models["chat"].read_bytes())
+    lines = ["hello", f"/save {model}", f"/save {saved}", f"/save {saved}", "again"]
+    done = run(model, "--calibrate", "never", "--max-tokens", 4, stdin="\n".join(lines))
+    assert done.returncode == 0
+    said = notes(done)
+    assert f"{model} is there already and is not a saved chat; give the path of a new file" in said
+    assert sum(line.startswith("saved ") for line in said) == 2
+    assert model.read_bytes() == models["chat"].read_bytes()
+
+
 def test_the_end_of_a_pipe_is_the_end(models: dict[str, Path]) -> None:
     done = run(models["chat"], "--max-tokens", 4, stdin="hello\n\n  \nhow are you")
     assert done.returncode == 0

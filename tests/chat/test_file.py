@@ -66,6 +66,26 @@ def test_a_saved_chat_that_does_not_fit_changes_nothing(
     assert conversation.ask("hello", 4).n_tokens == 4
 
 
+@QUIET
+@pytest.mark.parametrize("name", ["model", "text", "empty"])
+def test_a_chat_is_saved_over_nothing_but_a_saved_chat(
+    llm: Llama, models: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    conversation = talk(llm)
+    conversation.ask("hello", 4)
+    content = {"model": models["chat"].read_bytes(), "text": b"my notes", "empty": b""}[name]
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(MiniCacheError, match="is there already and is not a saved chat"):
+        save_chat(path, conversation)
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+    # one of another version is a saved chat too
+    path.write_bytes(b"minicache chat 0\nold")
+    save_chat(path, conversation)
+    load_chat(path, conversation)
+
+
 def test_a_saved_chat_goes_by_what_is_in_the_plan(random_model: Loaded, tmp_path: Path) -> None:
     """A plan that was moved or copied is the same plan, and another one under the same path is another plan."""
     plan, moved, saved = tmp_path / "a.plan.gguf", tmp_path / "moved.plan.gguf", tmp_path / "saved"

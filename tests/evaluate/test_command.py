@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minicache_cpp import CacheSpec, Llama, cli
+from minicache_cpp import CacheSpec, Llama, MiniCacheError, cli
 from minicache_cpp.evaluate import evaluation
 from minicache_cpp.evaluate.table import to_json
 from minicache_cpp.host.units import digits
@@ -273,6 +273,26 @@ def test_a_plot_is_drawn(found: Run, tmp_path: Path) -> None:
           "--plot", path)  # fmt: skip
     drawn = path.read_text()
     assert "<svg" in drawn and drawn.count("q4_0") >= 2
+
+
+def test_a_plot_replaces_nothing_but_a_plot(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    from minicache_cpp.evaluate.plot import check_plot
+
+    path = tmp_path / "kl.png"
+    path.write_bytes(model.read_bytes())
+    assert cli.main(["evaluate", str(model), "--plot", str(path)]) == 2
+    assert "kl.png is there already and is not a PNG image" in capsys.readouterr().err
+    assert path.read_bytes() == model.read_bytes()
+    for name, content in (("kl.png", b"\x89PNG\r\n"), ("kl.SVG", b"<?xml version="), ("kl.pdf", b"%PDF-1.4")):
+        (tmp_path / name).write_bytes(content)
+        check_plot(tmp_path / name)
+    # how a file of plain numbers begins is not known
+    (tmp_path / "kl.rgba").write_bytes(b"numbers")
+    with pytest.raises(MiniCacheError, match="is not a RGBA image"):
+        check_plot(tmp_path / "kl.rgba")
 
 
 def test_json_has_no_nan() -> None:

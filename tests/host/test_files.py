@@ -1,17 +1,19 @@
-"""Files that are replaced as a whole, and disks without room."""
+"""Files that are replaced as a whole or not at all, and disks without room."""
 
 from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from minicache_cpp import MiniCacheError
 from minicache_cpp.host.array_files import WholeArray, save_array
-from minicache_cpp.host.files import has_no_room, replacing, reserve
+from minicache_cpp.host.files import begins_with, has_no_room, refuse_to_write, replacing, reserve
 from support.disks import LIMITS, files_of_at_most
 
 
@@ -52,6 +54,45 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
     with replacing(path) as unfinished:
         unfinished.write_text("new")
     assert sorted(tmp_path.iterdir()) == sorted([path, fresh, others])
+
+
+def is_mine(path: Path) -> bool:
+    return begins_with(path, b"mine", b"ours")
+
+
+def test_only_a_file_of_the_same_kind_may_be_replaced(tmp_path: Path) -> None:
+    for name, content in (("new", None), ("mine", b"mine, all of it"), ("ours", b"ours")):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        refuse_to_write(tmp_path / name, "a file of mine", is_mine)
+    for name, content in (("other", b"not mine"), ("short", b"min"), ("empty", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(
+            MiniCacheError, match=f"{name} is there already and is not a file of mine; give the"
+        ):
+            refuse_to_write(tmp_path / name, "a file of mine", is_mine)
+    for path in (tmp_path, tmp_path / "none" / "file", tmp_path / "mine" / "file"):
+        with pytest.raises(MiniCacheError, match="give the path of a file in a folder that exists"):
+            refuse_to_write(path, "a file of mine", is_mine)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes with names")
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(MiniCacheError, match="is not a file of mine"):
+            refuse_to_write(path, "a file of mine", lambda one: pytest.fail(f"{one} was opened"))
+
+
+def test_a_folder_in_which_nothing_can_be_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(**_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    with pytest.raises(MiniCacheError, match="file cannot be written: Permission denied"):
+        refuse_to_write(tmp_path / "file", "a file of mine", is_mine)
 
 
 def test_arrays_are_written_as_numpy_reads_them(tmp_path: Path) -> None:

@@ -107,6 +107,27 @@ def test_a_real_model_answers_from_the_text(
         assert 0 < row["scores"]["hotpotqa"] < 100
 
 
+@pytest.mark.parametrize("name", ["a file in the way", "the questions themselves"])
+def test_answers_replace_nothing_but_answers(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """What would be replaced is refused before anything is asked."""
+    data = tmp_path / "f16"
+    data.mkdir()
+    write(data, "qasper", line("c", "q", "a"))
+    before = (data / "qasper.jsonl").read_bytes()
+    output = data / "qasper.jsonl" if name == "a file in the way" else tmp_path
+    arguments = ["longbench", str(model), "--data", str(data), "--config", "f16", "--output", str(output)]
+    monkeypatch.setattr(Asking, "answers", lambda *_: pytest.fail("a question was asked"))
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (data / "qasper.jsonl").read_bytes() == before
+
+
 def test_the_table_names_what_was_cut(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

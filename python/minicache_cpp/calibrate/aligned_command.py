@@ -62,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
         gpu_layers=args.gpu_layers,
     )
     check_options(options)
+    check_output(args.output)
     file = read_gguf(requested_model(args.model))
-    check_output(args.output, file)
 
     from .alignment import align
 

@@ -121,7 +121,7 @@ def calibrate(
         )
     if not any(layer.grows for layer in shape.layers):
         raise MiniCacheError(f"cannot calibrate {file.path}: no layer's cache grows with the context")
-    check_output(output, file)
+    check_output(output)
     with contextlib.closing(progress):
         progress(0, "text")
         material = material_of(file, shape, options)

@@ -24,6 +24,7 @@ from .options import (
     GROUP_SIZES,
     Options,
     check_options,
+    check_output,
 )
 from .table import table
 
@@ -147,6 +148,7 @@ def run(args: argparse.Namespace) -> int:
     options = options_of(args)
     # before a model is fetched
     check_options(options)
+    check_output(args.output)
 
     from .calibration import calibrate
 

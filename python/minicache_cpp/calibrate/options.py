@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..cache.plan_file import is_plan
 from ..errors import MiniCacheError
+from ..host.files import refuse_to_write
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile
 from ..options import MOST_THREADS
@@ -88,18 +89,13 @@ def check_options(options: Options) -> None:
         )
 
 
-def check_output(output: Path | None, file: GGUFFile) -> None:
+def check_output(output: Path | None) -> None:
     """Raises MiniCacheError for a path that cannot be written, before minutes of work rather than after.
 
-    `file` is the model's. A file that is there already is replaced only if it is a plan.
+    A file that is there already is replaced only if it is a plan.
     """
-    if output is None:
-        return
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise MiniCacheError(f"cannot write {output}: give the path of a file in a folder that exists")
-    if output.exists() and not is_plan(output):
-        what = "the model itself" if output.samefile(file.path) else "a file that is not a plan"
-        raise MiniCacheError(f"cannot write {output}: it is {what}; give the path of a new file")
+    if output is not None:
+        refuse_to_write(output, "a plan", is_plan)
 
 
 def threads_for(file: GGUFFile) -> int:

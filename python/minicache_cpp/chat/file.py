@@ -13,17 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MiniCacheError
-from ..host.files import replacing
+from ..host.files import begins_with, refuse_to_write, replacing
 from ..runtime.states import native_state
 from .conversation import Conversation
 
 FORMAT = b"minicache chat 1\n"
+FORMATS = b"minicache chat "  # begins the saved chats of every version
 # of the model file: its header, and a part of its weights
 DIGEST_BYTES = 1 << 20
 
 
 def save_chat(path: Path, conversation: Conversation) -> int:
-    """Writes the conversation and returns the bytes written. An older file stays until the new one is complete."""
+    """Writes the conversation and returns the bytes written. An older file stays until the new one is complete.
+
+    Raises MiniCacheError where the file cannot be written, and where another file is there that is not a saved chat.
+    """
+    refuse_to_write(path, "a saved chat", lambda one: begins_with(one, FORMATS))
     llm = conversation.llm
     state = llm.save_state().llama_state
     header = {

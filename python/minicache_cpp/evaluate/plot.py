@@ -6,7 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MiniCacheError
-from ..host.files import replacing
+from ..host.files import begins_with, refuse_to_write, replacing
+
+# how the files of each kind begin; where it is not known, no file is replaced
+BEGINNINGS = {
+    "eps": (b"%!PS",),
+    "jpeg": (b"\xff\xd8\xff",),
+    "jpg": (b"\xff\xd8\xff",),
+    "pdf": (b"%PDF",),
+    "png": (b"\x89PNG",),
+    "ps": (b"%!PS",),
+    "svg": (b"<?xml", b"<svg"),
+    "tif": (b"II*\0", b"MM\0*"),
+    "tiff": (b"II*\0", b"MM\0*"),
+    "webp": (b"RIFF",),
+}
 
 
 def check_plot(path: Path) -> None:
@@ -18,10 +32,11 @@ def check_plot(path: Path) -> None:
             "--plot needs matplotlib; install it with pip install 'minicache-cpp[plot]'"
         ) from None
     known = Figure().canvas.get_supported_filetypes()
-    if path.suffix.lstrip(".").lower() not in known:
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in known:
         raise MiniCacheError(f"--plot {path}: its name must end with one of .{', .'.join(sorted(known))}")
-    if not path.parent.is_dir():
-        raise MiniCacheError(f"--plot {path}: the folder {path.parent} does not exist")
+    beginnings = BEGINNINGS.get(kind, ())
+    refuse_to_write(path, f"a {kind.upper()} image", lambda one: begins_with(one, *beginnings))
 
 
 def plot(path: Path, runs: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole, and disks that are full."""
+"""Files that are replaced as a whole, files that must not be, and disks that are full."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import errno
 import glob
 import json
 import os
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from ..errors import MiniCacheError
 from .units import MIB
 
 # seconds after which a file that nobody writes to is not written any more
@@ -44,6 +46,33 @@ def _remove_abandoned(path: Path) -> None:
         for one in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
             if time.time() - one.stat().st_mtime > ABANDONED:
                 one.unlink()
+
+
+def refuse_to_write(path: Path, kind: str, is_one: Callable[[Path], bool]) -> None:
+    """Raises MiniCacheError where a file of this kind cannot be written, before any work is done for it.
+
+    A file that is there already may be replaced only if it is of the same kind: `is_one` says so, and `kind` names it,
+    such as "a plan".
+    """
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise MiniCacheError(f"{path} cannot be written: give the path of a file in a folder that exists")
+    # what is no file, such as a device or a pipe, is not even read
+    if os.path.exists(path) and not (path.is_file() and is_one(path)):
+        raise MiniCacheError(f"{path} is there already and is not {kind}; give the path of a new file")
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise MiniCacheError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def begins_with(path: Path, *beginnings: bytes) -> bool:
+    """Whether a file can be read and begins with one of these."""
+    try:
+        with path.open("rb") as file:
+            return file.read(max(map(len, beginnings), default=0)).startswith(beginnings)
+    except OSError:
+        return False
 
 
 def read_json(path: Path, default: Any) -> Any:

@@ -77,7 +77,10 @@ def run(args: argparse.Namespace) -> int:
 
     from ..reading.text_model import TextModel
     from .asking import Asking, mean_score
-    from .results import folder_name, row_of, table, write_answers
+    from .results import answers_folder, prepare_folders, row_of, table, write_answers
+
+    if args.output:
+        prepare_folders(args.output, specs, tasks)
 
     arguments = (args.ctx, args.ubatch, args.threads or default_threads(), args.gpu_layers)
     rows = []
@@ -90,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
                 answers = {name: asking.answers(name, task, items[name]) for name, task in tasks.items()}
                 report, n_ctx, truncated = text_model.report(), text_model.n_ctx, asking.truncated
             if args.output:
-                write_answers(args.output / folder_name(spec.name), answers, items)
+                write_answers(answers_folder(args.output, spec), answers, items)
             scores = {name: mean_score(task, answers[name], items[name]) for name, task in tasks.items()}
             rows.append(row_of(spec, report, scores))
     found = {

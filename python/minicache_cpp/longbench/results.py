@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..cache.report import KVReport
 from ..cache.settings import CacheSpec
 from ..errors import MiniCacheError
-from ..host.files import replacing
+from ..host.files import begins_with, refuse_to_write, replacing
 from ..host.tables import aligned
 from ..host.units import mib
 from .items import Item
@@ -29,12 +30,31 @@ def row_of(spec: CacheSpec, report: KVReport, scores: dict[str, float]) -> dict[
     }
 
 
+def prepare_folders(output: Path, specs: Sequence[CacheSpec], tasks: Iterable[str]) -> None:
+    """Makes the folders of the answers with each cache.
+
+    Raises MiniCacheError where they cannot be written, or have files of these names that are no answers.
+    """
+    for spec in specs:
+        folder = answers_folder(output, spec)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MiniCacheError(f"--output {output}: {error.strerror or error}") from None
+        for name in tasks:
+            refuse_to_write(answers_file(folder, name), "a file of answers", are_answers)
+
+
+def are_answers(path: Path) -> bool:
+    """Whether write_answers() or LongBench's own programs have written a file."""
+    return begins_with(path, b'{"pred": ')
+
+
 def write_answers(folder: Path, answers: dict[str, list[str]], items: dict[str, list[Item]]) -> None:
     """Writes <task>.jsonl for each task, a line for each answer."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, found in answers.items():
-            path = folder / f"{name}.jsonl"
+            path = answers_file(folder, name)
             with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
                 for answer, item in zip(found, items[name], strict=True):
                     line = {
@@ -49,9 +69,13 @@ def write_answers(folder: Path, answers: dict[str, list[str]], items: dict[str, 
         raise MiniCacheError(f"--output {folder}: {error.strerror or error}") from None
 
 
-def folder_name(spec: str) -> str:
-    """A folder's name for the answers with this cache."""
-    return re.sub(r"[^\w.=-]+", "_", spec)
+def answers_folder(output: Path, spec: CacheSpec) -> Path:
+    """The folder of the answers with this cache."""
+    return output / re.sub(r"[^\w.=-]+", "_", spec.name)
+
+
+def answers_file(folder: Path, task: str) -> Path:
+    return folder / f"{task}.jsonl"
 
 
 def table(found: dict[str, Any]) -> str:
