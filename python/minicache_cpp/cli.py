@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from types import ModuleType
 
-from .errors import MiniCacheError
+from .errors import MiniCacheError, OutputError
+from .host.output import drop_unwritten, prepare_streams, show, tell
 from .version import __version__
 
 # name -> what it does; module_of(name) has EXAMPLE, configure(parser) and run(args) -> exit code. Where it also has
@@ -43,8 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         module.configure(command)
     words = sys.argv[1:] if argv is None else argv
-    args = parsed(parser, words, module_of(words[0]) if words and words[0] in COMMANDS else None)
-    return guarded(module_of(args.command), args)
+    return guarded(parser, words, module_of(words[0]) if words and words[0] in COMMANDS else None)
 
 
 def run_command(name: str, argv: list[str] | None = None) -> int:
@@ -53,33 +52,41 @@ def run_command(name: str, argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog=f"minicache {name}", description=_sentence(COMMANDS[name]), epilog=_epilog(module)
     )
+    parser.set_defaults(command=name)
     module.configure(parser)
-    return guarded(module, parsed(parser, sys.argv[1:] if argv is None else argv, module))
+    return guarded(parser, sys.argv[1:] if argv is None else argv, module)
+
+
+def guarded(parser: argparse.ArgumentParser, argv: list[str], module: ModuleType | None) -> int:
+    """Runs a command; errors that the user can put right are printed in one line, without a traceback.
+
+    module: the command's, None where `argv` begins with none.
+    """
+    prepare_streams()
+    try:
+        args = parsed(parser, argv, module)
+        return int(module_of(args.command).run(args))
+    except (MiniCacheError, OutputError, ImportError) as error:
+        tell(f"minicache: {error}")
+        return BAD_INPUT
+    except BrokenPipeError:  # nobody reads the output any more
+        return DONE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    finally:
+        drop_unwritten()
 
 
 def parsed(parser: argparse.ArgumentParser, argv: list[str], module: ModuleType | None) -> argparse.Namespace:
     """The arguments of a command; what follows -- is kept as it is, where the command passes it on to a program."""
-    if not getattr(module, "PASSES_ON", False):
-        return parser.parse_args(argv)
-    end = argv.index("--") if "--" in argv else len(argv)
-    args = parser.parse_args(argv[:end])
+    passes_on = getattr(module, "PASSES_ON", False) and "--" in argv
+    end = argv.index("--") if passes_on else len(argv)
+    try:
+        args = parser.parse_args(argv[:end])
+    finally:
+        show(end="")  # where the parser has printed its help, and ends the program
     args.passed_on = argv[end + 1 :]
     return args
-
-
-def guarded(module: ModuleType, args: argparse.Namespace) -> int:
-    """Runs a command; errors that the user can put right are printed in one line, without a traceback."""
-    try:
-        return int(module.run(args))
-    except (MiniCacheError, ImportError) as error:
-        print(f"minicache: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except BrokenPipeError:
-        # nobody reads the output any more; without this the interpreter would complain when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
-    except KeyboardInterrupt:
-        return INTERRUPTED
 
 
 def module_of(name: str) -> ModuleType:

@@ -19,5 +19,9 @@ class AbortedError(CancelledError):
     """An evaluation that abort() has ended."""
 
 
+class OutputError(Exception):
+    """An answer that a command cannot print, as where stdout is a file on a full disk."""
+
+
 class MiniCacheWarning(UserWarning):
     """A setting that suits this model badly, or a note on what "auto" does for a model without a plan."""

@@ -16,6 +16,7 @@ from .cache.settings import F16, CacheSpec, MiniCache
 from .cache.size import kv_bytes, merged_groups, token_bytes
 from .cli import run_command
 from .errors import MiniCacheError
+from .host.output import show
 from .host.units import mib
 from .modelfile.gguf_file import read_gguf
 from .modelfile.shape import Layer, ModelShape
@@ -54,7 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table or the object."""
     found = inspect_model(requested_model(args.model), args.ctx, args.config)
-    print(json.dumps(found, indent=2) if args.json else table(found))
+    show(json.dumps(found, indent=2) if args.json else table(found))
     return 0
 
 

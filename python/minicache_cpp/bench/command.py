@@ -8,6 +8,7 @@ import json
 from ..cache.checked import add_config_option, checked_specs
 from ..cache.settings import CacheSpec
 from ..errors import MiniCacheError
+from ..host.output import show
 from ..host.progress import StepProgress
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import read_gguf
@@ -82,5 +83,5 @@ def run(args: argparse.Namespace) -> int:
 
             found = measure(file, contexts, specs, threads, args.reps, gpu_layers, progress, copies)
             text = table(found)
-    print(json.dumps(found, indent=2) if args.json else text)
+    show(json.dumps(found, indent=2) if args.json else text)
     return 0

@@ -7,6 +7,7 @@ import json
 
 from ..cache.settings import MiniCache
 from ..errors import MiniCacheError
+from ..host.output import show
 from ..host.progress import Progress
 from ..modelfile.gguf_file import read_gguf
 from ..models.requested import requested_model
@@ -81,5 +82,5 @@ def run(args: argparse.Namespace) -> int:
         )
     finally:
         progress.close()
-    print(json.dumps(found, indent=2) if args.json else aligned_table(found))
+    show(json.dumps(found, indent=2) if args.json else aligned_table(found))
     return 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from pathlib import Path
 
 from ..cache.plan_store import DEFAULT_RATIO, find_plan, plan_beside, plan_path
 from ..errors import MiniCacheError
+from ..host.output import show, tell
 from ..host.progress import Progress
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..models.requested import requested_model
@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
 
     file = read_gguf(requested_model(args.model))
     found = calibrate(file, options, args.output, Progress("calibrate"))
-    print(json.dumps(found, indent=2) if args.json else table(found))
+    show(json.dumps(found, indent=2) if args.json else table(found))
     if args.output is None:
         note_earlier_plan(file)
     return 0
@@ -164,7 +164,7 @@ def note_earlier_plan(file: GGUFFile) -> None:
     """Notes that "auto" will use another plan, because it finds that one before the plan just written."""
 
     def note(text: str) -> None:
-        print(f"minicache: note: {text}", file=sys.stderr)
+        tell(f"minicache: note: {text}")
 
     used = find_plan(file, note)
     if used is not None and used.path != plan_path(file):

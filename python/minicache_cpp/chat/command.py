@@ -76,9 +76,8 @@ def run(args: argparse.Namespace) -> int:
     # what no plan makes small enough is refused before minutes of calibration, the weights counted too
     share = 1.0 if spec is not None else 1 / LARGEST_RATIO
     refuse_too_large(file, n_ctx, [spec or F16], args.gpu_layers, share=share)
-    # a console of another encoding must not end an answer
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    # what is piped in in another encoding must not end the chat
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     with warnings_as_notes() as notes, open_model(args, file, spec, n_ctx) as llm:
         from .console import Chat
 

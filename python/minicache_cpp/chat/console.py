@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from contextlib import suppress
@@ -11,6 +12,7 @@ from pathlib import Path
 from ..errors import MiniCacheError
 from ..host.interrupts import interrupts
 from ..host.notes import note
+from ..host.output import show, tell
 from ..host.units import mib
 from ..runtime.llama import Llama
 from .conversation import Answer, Conversation, template_of
@@ -60,7 +62,7 @@ class Chat:
             except EOFError:
                 break
             except KeyboardInterrupt:
-                print(file=sys.stderr)
+                tell()
                 note("/quit or Ctrl-D leaves")
                 continue
             if line.startswith("/"):
@@ -111,13 +113,15 @@ class Chat:
             "context_used": self.llm.n_tokens,
             "warnings": notes,
         }
-        print(json.dumps(found, ensure_ascii=False, indent=2))
+        show(json.dumps(found, ensure_ascii=False, indent=2))
         return 130 if answer.finish == "interrupted" else 0
 
     def answer(self, question: str) -> Answer:
         with interrupts() as stopped:
-            answer = self.conversation.ask(question, self.max_tokens, print_text, stopped)
-        print(flush=True)
+            answer = self.conversation.ask(
+                question, self.max_tokens, functools.partial(show, end=""), stopped
+            )
+        show()
         if answer.dropped:
             note(
                 f"the context was full: the oldest {answer.dropped} tokens after the system message "
@@ -147,9 +151,9 @@ class Chat:
             if name == "/quit":
                 return True
             if name == "/help":
-                print(HELP)
+                show(HELP)
             elif name == "/memory":
-                print(self.llm.kv_report())
+                show(self.llm.kv_report())
             elif name == "/reset":
                 self.conversation.reset()
                 note("the conversation is empty")
@@ -176,7 +180,3 @@ def file_named(text: str) -> Path:
         raise MiniCacheError(
             f"{text} names a home folder that is not known; write the path in full"
         ) from None
-
-
-def print_text(text: str) -> None:
-    print(text, end="", flush=True)

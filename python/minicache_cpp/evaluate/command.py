@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..cache.checked import add_config_option, checked_specs
 from ..errors import MiniCacheError
+from ..host.output import show, tell
 from ..host.progress import StepProgress
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import read_gguf
@@ -101,17 +101,17 @@ def run(args: argparse.Namespace) -> int:
     material = prepare(file.path, text, settings)
     evaluation.check_room(file, material, settings)
     for note in notes:
-        print(f"minicache: warning: {note}", file=sys.stderr)
+        tell(f"minicache: warning: {note}")
     with StepProgress() as progress:
         runs = evaluation.measure(file, material, settings, progress)
     for found in runs:
         found["text"] = [Path(path).name for path in paths]
-    print(to_json(runs) if args.json else table(runs))
+    show(to_json(runs) if args.json else table(runs))
     if args.plot:
         from .plot import plot
 
         plot(args.plot, runs)
-        print(f"minicache: the plot is in {args.plot}", file=sys.stderr)
+        tell(f"minicache: the plot is in {args.plot}")
     return 0
 
 

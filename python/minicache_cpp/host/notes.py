@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ..errors import MiniCacheWarning
+from .output import tell
 from .progress import is_terminal
 
 
@@ -31,5 +31,4 @@ def warnings_as_notes() -> Iterator[list[str]]:
 def note(text: str) -> None:
     """Prints a line beside the answers, dim where the terminal can do that."""
     dim, normal = ("\033[2m", "\033[0m") if is_terminal() else ("", "")
-    sys.stdout.flush()
-    print(f"{dim}[{text}]{normal}", file=sys.stderr, flush=True)
+    tell(f"{dim}[{text}]{normal}")

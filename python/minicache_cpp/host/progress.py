@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from ..errors import CancelledError
+from .output import tell
 
 BAR = 30  # characters of the bar
 WIDTH = 118  # of the line on a terminal
@@ -34,15 +35,13 @@ class ProgressLine:
         self.drawn = False
 
     def draw(self, line: str) -> None:
-        sys.stderr.write(f"\r\033[K{line[:WIDTH]}")
-        sys.stderr.flush()
+        tell(f"\r\033[K{line[:WIDTH]}", end="")
         self.drawn = True
 
     def close(self) -> None:
         """Removes the line; the next call draws it again."""
         if self.drawn:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
+            tell("\r\033[K", end="")
             self.drawn = False
 
 
@@ -76,7 +75,7 @@ class Progress(ProgressLine):
             self.draw(f"{self.title} [{bar}] {fraction:4.0%}{left} {stage} {detail}")
         elif stage != self.last_stage or now - self.last_line >= SECONDS:
             done = f", {fraction:.0%} done{left}" if stage == self.last_stage else ""
-            print(f"{self.title}: {stage}{done}", file=sys.stderr, flush=True)
+            tell(f"{self.title}: {stage}{done}")
             self.last_line = now
         self.last_stage = stage
 
@@ -96,7 +95,7 @@ class Progress(ProgressLine):
         """Prints a line that stays."""
         if not self.silent:
             self.close()
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
 
 
 def duration(seconds: float) -> str:
@@ -112,8 +111,8 @@ class StepProgress(ProgressLine):
     def __call__(self, step: str) -> None:
         if self.terminal:
             self.draw(step)
-        elif sys.stderr is not None:
-            print(step, file=sys.stderr, flush=True)
+        else:
+            tell(step)
 
     def __enter__(self) -> StepProgress:
         return self

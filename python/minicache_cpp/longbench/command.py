@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..cache.checked import add_config_option, checked_specs
 from ..cache.settings import CacheSpec
+from ..host.output import show
 from ..host.progress import StepProgress
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import read_gguf
@@ -111,5 +112,5 @@ def run(args: argparse.Namespace) -> int:
         },
         "rows": rows,
     }
-    print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else table(found))
+    show(json.dumps(found, indent=2, ensure_ascii=False) if args.json else table(found))
     return 0

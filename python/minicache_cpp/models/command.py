@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import MiniCacheError
+from ..host.output import show
 from ..host.tables import aligned
 from ..host.units import mib
 from ..options import add_json_option
@@ -39,13 +40,13 @@ def run(args: argparse.Namespace) -> int:
             raise MiniCacheError(f"list takes no NAME; leave out {args.name}")
         models = list(read_table().values())
         found = {"folder": str(models_folder()), "models": [row(model) for model in models]}
-        print(json.dumps(found, indent=2) if args.json else table(models))
+        show(json.dumps(found, indent=2) if args.json else table(models))
         return 0
     if args.name is None:
         raise MiniCacheError(f"{args.action} needs a NAME; `minicache models` lists them")
     model = model_named(args.name)
     text = {"get": get, "path": path, "rm": rm}[args.action](model)
-    print(json.dumps(row(model), indent=2) if args.json else text)
+    show(json.dumps(row(model), indent=2) if args.json else text)
     return 0
 
 

@@ -17,6 +17,7 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..host.output import tell
 from ..host.threads import cpu_name
 from . import processor
 
@@ -198,7 +199,7 @@ LOG_ERROR = 4  # of enum ggml_log_level
 
 def print_error(level: int, text: bytes, _: object) -> None:
     if level == LOG_ERROR:
-        print(text.decode("utf-8", "replace"), end="", file=sys.stderr, flush=True)
+        tell(text.decode("utf-8", "replace"), end="")
 
 
 # ggml keeps a pointer to it

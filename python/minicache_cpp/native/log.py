@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ..host.output import tell
 from .binding import llama_h
 
 ERROR, CONTINUED = 4, 5  # enum ggml_log_level
@@ -57,7 +57,7 @@ class NativeLog:
         self.level = self.level if level == CONTINUED else level
         line = text.decode("utf-8", "replace")
         if self.verbose:
-            print(line, end="", file=sys.stderr, flush=True)
+            tell(line, end="")
         if self.level == ERROR and line.strip():
             self.errors.append(line.strip())
 

@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from ..cache.checked import checked_specs
@@ -15,6 +14,7 @@ from ..cache.room import known_kv_bytes, refuse_too_large
 from ..cache.settings import F16, CacheSpec
 from ..errors import MiniCacheError
 from ..host.notes import note, warnings_as_notes
+from ..host.output import show, tell
 from ..host.units import mib
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..models.requested import requested_model
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         return status
     if status or not server.was_ready:
         when = "" if server.was_ready else " before it answered"
-        print(f"minicache: llama-server ended with status {status}{when}: {output.reason()}", file=sys.stderr)
+        tell(f"minicache: llama-server ended with status {status}{when}: {output.reason()}")
     return status
 
 
@@ -179,4 +179,4 @@ def say_ready(
     }
     each = f"{args.slots} conversations of {n_ctx} tokens" if args.slots > 1 else f"{n_ctx} tokens of context"
     line = f"serving {file.path.stem} at {where}/v1, {each}; Ctrl-C stops it"
-    print(json.dumps(found, indent=2) if args.json else line, flush=True)
+    show(json.dumps(found, indent=2) if args.json else line)

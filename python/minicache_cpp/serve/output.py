@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import sys
 import threading
 from collections import deque
 from typing import IO
 
 from ..host.notes import note
+from ..host.output import tell
 
 PREFIX = "LLAMA_MINICACHE: "  # begins what the library says of the cache
 # time, level and the part of the program, as in "0.00.831.927 E cmn  common_init_: failed to …"
@@ -40,7 +39,7 @@ class Output:
             if line.startswith(PREFIX):
                 self.reported.append(line.removeprefix(PREFIX))
                 if not self.is_held:
-                    self._note(self.reported[-1])
+                    note(self.reported[-1])
                 return
             if NOISE in line:
                 return
@@ -48,16 +47,16 @@ class Output:
                 self.error = found["text"]
             self.lines.append(line)
             if not self.is_held:
-                self._show(line)
+                tell(line)
 
     def release(self) -> None:
         """Shows what was held back, and from now on each line at once."""
         with self.lock:
             if self.is_held:
                 for text in self.reported:
-                    self._note(text)
+                    note(text)
                 for line in self.lines:
-                    self._show(line)
+                    tell(line)
             self.is_held, self.error = False, ""
 
     def reason(self) -> str:
@@ -65,13 +64,3 @@ class Output:
         with self.lock:
             last = next((line for line in reversed(self.lines) if line), "")
             return self.error or last or "it said nothing"
-
-    # where nobody reads stderr any more, the server goes on
-
-    def _show(self, line: str) -> None:
-        with contextlib.suppress(OSError):
-            print(line, file=sys.stderr, flush=True)
-
-    def _note(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            note(text)

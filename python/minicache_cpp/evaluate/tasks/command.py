@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...cache.checked import checked_specs
 from ...errors import MiniCacheError
+from ...host.output import show
 from ...host.progress import StepProgress
 from ...host.threads import default_threads
 from ...modelfile.gguf_file import read_gguf
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         "text": [Path(path).name for path in paths] if settings.retrievals else [],
         "rows": rows,
     }
-    print(json.dumps(finite(found), indent=2, ensure_ascii=False) if args.json else table(found))
+    show(json.dumps(finite(found), indent=2, ensure_ascii=False) if args.json else table(found))
     return 0
 
 
