@@ -46,6 +46,14 @@ def test_the_command_prints_a_table_and_json(model: Path) -> None:
     assert ratios["q4_0"] == pytest.approx(32 / 9)
 
 
+def test_the_longest_context(smollm2: Path) -> None:
+    found = inspect_model(smollm2, 2**31 - 1)
+    assert found["rows"][-1]["name"].endswith("-5.gguf")
+    for n_ctx, words in ((5_000_000_000, "it must be 2147483647 or less"), (-1, "it must be 0 or more")):
+        with pytest.raises(MiniCacheError, match=f"--ctx {n_ctx}: {words}"):
+            inspect_model(smollm2, n_ctx)
+
+
 @pytest.mark.parametrize(("name", "words"), [("deepseek2", "latent"), ("mamba", "recurrent")])
 def test_models_without_a_plain_cache_are_noted(tmp_path: Path, name: str, words: str) -> None:
     found = inspect_model(str(FAMILIES[name].write(tmp_path / "other.gguf")), 256)

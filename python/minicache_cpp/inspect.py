@@ -22,7 +22,7 @@ from .modelfile.gguf_file import read_gguf
 from .modelfile.shape import Layer, ModelShape
 from .models.requested import requested_model
 from .native.model_shape import model_shape
-from .options import add_json_option, add_model_argument
+from .options import add_json_option, add_model_argument, check_numbers
 
 EXAMPLE = "minicache inspect model.gguf --ctx 32768"
 DEFAULT_SPECS = ("f16", "q8_0", "q4_0", "slerp:type=f16", "slerp:type=q8_0", "slerp:type=q4_0")
@@ -67,6 +67,7 @@ def inspect_model(path: str | Path, n_ctx: int = 0, specs: Sequence[str] | None 
     Of each cache: `bytes` at this context, sliding windows, recurrent states, codecs and exact tokens included, and
     `total_ratio`, f16's over that; `bytes_per_token`, what each further token adds, and `ratio`, f16's over that.
     """
+    check_numbers("--ctx", [n_ctx], 0)
     file = read_gguf(path)
     notes: list[str] = []
     if not specs:

@@ -186,6 +186,7 @@ def test_ctrl_c_before_the_server_answers(stubborn: Path, planned: Loaded) -> No
         (["{model}", "--config", "q3"], "not a cache"),
         (["{model}", "--config", "{model}"], "is not a plan"),
         (["{model}", "--config", "{plan}", "--ctx", "100000000"], "of memory is free"),
+        (["{model}", "--ctx", "20000000", "--slots", "200"], "--ctx 20000000: it must be 10737418 or less"),
         (["{model}", "--ctx", "8000000", "--slots", "200"], "200 contexts of 8,000,000 tokens need"),
         (["{model}", "--save", "{tmp}/text.gguf"], "the folder cannot be made"),
         (["{model}", "--", "-c", "100"], "-c after -- is what --ctx of minicache serve decides"),

@@ -14,7 +14,13 @@ from ..host.threads import default_threads
 from ..modelfile.gguf_file import read_gguf
 from ..models.requested import requested_model
 from ..native import devices
-from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers, check_threads
+from ..options import (
+    add_json_option,
+    add_machine_options,
+    add_model_argument,
+    check_machine_options,
+    check_numbers,
+)
 
 EXAMPLE = "minicache bench model.gguf --ctx 4096 --config q4_0 --config slerp:type=q4_0"
 FILLS = ("compute", "copies")
@@ -58,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
     contexts = sorted(set(args.ctx or DEFAULT_CTX))
     specs = list(map(CacheSpec.parse, args.config or DEFAULT_SPECS))
     threads = args.threads or default_threads()
-    for name, value in (("ctx", contexts[0]), ("reps", args.reps)):
-        check_numbers(f"--{name}", [value], 1)
-    check_threads(threads)
+    check_numbers("--ctx", contexts, 1)
+    check_numbers("--reps", [args.reps], 1)
+    check_machine_options(args)
     if args.device and args.gpu_layers:
         raise MiniCacheError("--device says where all layers are: leave --gpu-layers out")
     if args.device == "cuda":

@@ -10,7 +10,7 @@ from ..errors import MiniCacheError
 from ..host.files import refuse_to_write
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile
-from ..options import MOST_THREADS
+from ..options import ALL_LAYERS, MOST, MOST_THREADS
 
 # tokens of text, by whether the calibration is thorough
 DEFAULT_TOKENS = {False: 7680, True: 40960}
@@ -68,13 +68,13 @@ def check_options(options: Options) -> None:
     if options.max_kl is not None and not 0 < options.max_kl < float("inf"):
         raise MiniCacheError(f"--max-kl {options.max_kl:g}: it must be more than 0")
     for name, least, most in (
-        ("n_ctx", 0, 2**31 - 1),
+        ("n_ctx", 0, MOST),
         ("rope_block", 0, 1024),
         ("window", 0, MAX_WINDOW),
         ("n_token", 128, 2**24),
         ("refine", 0, 10),
         ("threads", 0, MOST_THREADS),
-        ("gpu_layers", -1, 2**31 - 1),
+        ("gpu_layers", ALL_LAYERS, MOST),
     ):
         if not least <= getattr(options, name) <= most:
             option = {"n_ctx": "ctx", "n_token": "tokens"}.get(name, name).replace("_", "-")

@@ -17,7 +17,13 @@ from ..host.progress import Progress
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..models.requested import requested_model
-from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers, check_threads
+from ..options import (
+    add_json_option,
+    add_machine_options,
+    add_model_argument,
+    check_machine_options,
+    check_numbers,
+)
 from ..runtime import auto
 from ..runtime.asked import DEFAULT_CTX, add_cache_options, context_size, given_spec
 from ..runtime.request import LARGEST_RATIO
@@ -90,9 +96,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    for name, least in (("ctx", 1), ("max_tokens", 0), ("gpu_layers", -1), ("top_k", 0)):
+    for name, least in (("ctx", 1), ("max_tokens", 0), ("top_k", 0)):
         check_numbers(f"--{name.replace('_', '-')}", [getattr(args, name)], least)
-    check_threads(args.threads)
+    check_machine_options(args)
     for name in ("top_p", "min_p"):
         if not 0 <= getattr(args, name) <= 1:
             raise MiniCacheError(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be from 0 to 1")

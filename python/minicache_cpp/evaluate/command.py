@@ -12,7 +12,13 @@ from ..host.progress import StepProgress
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import read_gguf
 from ..models.requested import requested_model
-from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers, check_threads
+from ..options import (
+    add_json_option,
+    add_machine_options,
+    add_model_argument,
+    check_machine_options,
+    check_numbers,
+)
 from ..text import bundled
 from ..text.files import read_texts
 from .settings import DEFAULT_CTX, Settings, cache_specs
@@ -124,7 +130,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         ("--chunks", [args.chunks], 1),
     ):
         check_numbers(name, values, least)
-    check_threads(args.threads)
+    check_machine_options(args)
     for name in ("depth", "task_limit", "shots"):
         if getattr(args, name) is not None:
             raise MiniCacheError(

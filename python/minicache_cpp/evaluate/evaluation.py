@@ -23,6 +23,7 @@ from ..host.progress import OnStep
 from ..host.units import mib
 from ..modelfile.gguf_file import GGUFFile
 from ..native.model_shape import model_shape
+from ..options import check_numbers
 from ..reading.divergence import Reference, log_probabilities
 from ..reading.model import NativeModel
 from ..reading.scored_context import ScoredContext
@@ -39,6 +40,7 @@ def check_positions(file: GGUFFile, settings: Settings) -> list[str]:
     trained = model_shape(file).n_ctx_train
     notes = []
     for n_ctx, offset in settings.runs():
+        check_numbers("the last position", [offset + n_ctx - 1], 0)
         if trained and offset + n_ctx > trained:
             if file.architecture in LEARNED_POSITIONS:
                 raise MiniCacheError(

@@ -13,7 +13,13 @@ from ..host.progress import StepProgress
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import read_gguf
 from ..models.requested import requested_model
-from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers, check_threads
+from ..options import (
+    add_json_option,
+    add_machine_options,
+    add_model_argument,
+    check_machine_options,
+    check_numbers,
+)
 from .items import find_files, read_items
 from .tasks import TASKS, prompts_from, task_of
 
@@ -65,9 +71,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask every question of every cache, and print the table or the object."""
-    for name, value in (("limit", args.limit), ("ubatch", args.ubatch)):
-        check_numbers(f"--{name}", [value], 1)
-    check_threads(args.threads)
+    for name, value, least in (("ctx", args.ctx, 0), ("limit", args.limit, 1), ("ubatch", args.ubatch, 1)):
+        check_numbers(f"--{name}", [value], least)
+    check_machine_options(args)
     specs = list(map(CacheSpec.parse, args.config or DEFAULT_SPECS))
     prompts = prompts_from(args.prompts) if args.prompts else TASKS
     files = find_files(args.data, list(dict.fromkeys(args.task or [])))

@@ -23,16 +23,16 @@ from ..modelfile.ggml_types import GGML_TYPES, is_quantized, plain_cache_type
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..models.store import file_of
 from ..native.model_shape import model_shape
-from ..options import MOST_THREADS
+from ..options import MOST, MOST_THREADS
 from . import auto
 from .context_memory import ContextMemory
 
 NAMES = ("type_k", "type_v")
 # the least and the most of each; 0 stands for the model's training context, for n_batch, and for llama_cpp's own choice
 COUNTS = {
-    "n_ctx": (0, 2**31 - 1),
-    "n_batch": (1, 2**31 - 1),
-    "n_ubatch": (0, 2**31 - 1),
+    "n_ctx": (0, MOST),
+    "n_batch": (1, MOST),
+    "n_ubatch": (0, MOST),
     "n_threads": (0, MOST_THREADS),
     "n_threads_batch": (0, MOST_THREADS),
 }

@@ -18,7 +18,14 @@ from ..host.output import show, tell
 from ..host.units import mib
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..models.requested import requested_model
-from ..options import add_json_option, add_machine_options, add_model_argument, check_numbers, check_threads
+from ..options import (
+    MOST,
+    add_json_option,
+    add_machine_options,
+    add_model_argument,
+    check_machine_options,
+    check_numbers,
+)
 from ..runtime import auto
 from ..runtime.asked import DEFAULT_CTX, add_cache_options, context_size, given_spec
 from ..runtime.request import LARGEST_RATIO
@@ -101,14 +108,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    for name, least, most in (
-        ("ctx", 1, None),
-        ("slots", 1, MOST_SLOTS),
-        ("port", 0, 65535),
-        ("gpu_layers", -1, None),
-    ):
-        check_numbers(f"--{name.replace('_', '-')}", [getattr(args, name)], least, most)
-    check_threads(args.threads)
+    check_numbers("--slots", [args.slots], 1, MOST_SLOTS)
+    # llama-server is given the tokens of all slots together
+    check_numbers("--ctx", [args.ctx], 1, MOST // args.slots)
+    check_numbers("--port", [args.port], 0, 65535)
+    check_machine_options(args)
     refuse_decided(args.passed_on)
 
 

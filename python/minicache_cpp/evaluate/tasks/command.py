@@ -13,7 +13,7 @@ from ...host.progress import StepProgress
 from ...host.threads import default_threads
 from ...modelfile.gguf_file import read_gguf
 from ...models.requested import requested_model
-from ...options import check_numbers, check_threads
+from ...options import check_machine_options, check_numbers
 from ...text import bundled
 from ...text.files import read_texts
 from ..settings import DEFAULT_CTX, cache_specs
@@ -114,7 +114,7 @@ def settings_of(args: argparse.Namespace) -> TaskSettings:
         ("--shots", [args.shots], 0),
     ):
         check_numbers(name, values, least)
-    check_threads(args.threads)
+    check_machine_options(args)
     return TaskSettings(
         files=list(dict.fromkeys(args.task or [])),
         retrievals=list(dict.fromkeys(args.retrieve or [])),
