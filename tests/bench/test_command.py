@@ -13,6 +13,7 @@ from minicache_cpp import MiniCache
 from minicache_cpp.bench import ops_table
 from minicache_cpp.bench.ops import KEEPING, KINDS
 from minicache_cpp.cli import main
+from support.odd_names import ODD_NAMES, oddly_named
 
 KEYS = {
     "case": str,
@@ -37,6 +38,15 @@ KEYS = {
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "minicache_cpp.bench", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@ODD_NAMES
+def test_a_model_whose_name_is_not_utf_8(model: Path, tmp_path: Path) -> None:
+    done = run(
+        oddly_named(model, tmp_path), "--ctx", 16, "--config", "q8_0", "--threads", 1, "--reps", 1, "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"][0]["cache"] == "q8_0"
 
 
 def test_json_has_a_row_for_every_cache_and_context(model: Path) -> None:

@@ -14,13 +14,14 @@ import pytest
 
 from minicache_cpp import CancelledError, MiniCacheError, calibrate_model
 from minicache_cpp.cache.plan import Plan
-from minicache_cpp.cache.plan_file import write_plan
+from minicache_cpp.cache.plan_file import PlanFile, write_plan
 from minicache_cpp.cache.plan_store import plan_beside, plan_path
 from minicache_cpp.calibrate.command import note_earlier_plan
 from minicache_cpp.modelfile.fingerprint import fingerprint
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.native.model_shape import model_shape
 from support.calibrations import made
+from support.odd_names import ODD_NAMES, oddly_named
 
 
 def run(*arguments: object, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -80,6 +81,22 @@ def test_bad_input_is_one_line_and_exit_code_2(
     lines = [line for line in done.stderr.splitlines() if not line.startswith("calibrate: ")]
     assert len(lines) == 1, done.stderr
     assert words in lines[0]
+
+
+@ODD_NAMES
+@pytest.mark.parametrize("mode", [[], ["--mode", "aligned", "--start", 0]], ids=["code", "aligned"])
+def test_names_that_are_not_utf_8(
+    models: dict[str, Path], text: Path, tmp_path: Path, mode: list[object]
+) -> None:
+    model, read, plan = (
+        oddly_named(models["plain"], tmp_path),
+        oddly_named(text, tmp_path),
+        tmp_path / "p\udcff.gguf",
+    )
+    done = run(model, "--text", read, "--tokens", 1024, "-o", plan, "--json", *mode)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["plan"] == str(plan)
+    assert PlanFile.open(plan).plan.text.startswith("odd?.txt")
 
 
 def test_targets_exclude_each_other(models: dict[str, Path]) -> None:

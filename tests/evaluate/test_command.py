@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ from minicache_cpp.reading.model import NativeModel
 from minicache_cpp.reading.scored_context import ScoredContext
 from minicache_cpp.text.vocabulary import Vocabulary
 from support import contexts
+from support.disks import LIMITS, files_of_at_most
 from support.family_models import FAMILIES
+from support.odd_names import ODD_NAMES
 
 KEYS = {
     "name": str,
@@ -278,6 +281,52 @@ def test_a_plot_is_drawn(found: Run, tmp_path: Path) -> None:
     assert "<svg" in drawn and drawn.count("q4_0") >= 2
 
 
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("odd\udcff.gguf", marks=ODD_NAMES, id="odd"), pytest.param("a$b$c{.gguf", id="formula")],
+)
+def test_names_of_models_in_plots(model: Path, text: Path, tmp_path: Path, name: str) -> None:
+    """They may be no text, or contain what matplotlib would take for a formula that is wrong."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / name).symlink_to(model)
+    words = ["--ctx", "16", "--chunks", "1", "--threads", "1", "--config", "q8_0", "--text", str(text)]
+    for suffix in ("svg", "png"):
+        path = tmp_path / f"kl.{suffix}"
+        command = [
+            sys.executable,
+            "-m",
+            "minicache_cpp",
+            "evaluate",
+            str(tmp_path / name),
+            *words,
+            "--plot",
+            str(path),
+        ]
+        # the table names the model, in bytes that the captured output of this process could not be decoded from
+        done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert path.stat().st_size > 1000
+    assert name.replace("\udcff", "?") in (tmp_path / "kl.svg").read_text()
+
+
+@LIMITS
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf", "jpg"])
+def test_a_plot_that_finds_no_room_leaves_the_old_one(found: Run, tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    from minicache_cpp.evaluate.plot import plot
+
+    path = tmp_path / f"kl.{suffix}"
+    runs = [found("--ctx", 64, "--chunks", 1, "--config", "q8_0", "--plot", path)]
+    old = path.read_bytes()
+    with (
+        files_of_at_most(1000),
+        pytest.raises(MiniCacheError, match=r"kl\.... cannot be written: File too large"),
+    ):
+        plot(path, runs)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_plot_replaces_nothing_but_a_plot(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,10 +341,6 @@ def test_a_plot_replaces_nothing_but_a_plot(
     for name, content in (("kl.png", b"\x89PNG\r\n"), ("kl.SVG", b"<?xml version="), ("kl.pdf", b"%PDF-1.4")):
         (tmp_path / name).write_bytes(content)
         check_plot(tmp_path / name)
-    # how a file of plain numbers begins is not known
-    (tmp_path / "kl.rgba").write_bytes(b"numbers")
-    with pytest.raises(MiniCacheError, match="is not a RGBA image"):
-        check_plot(tmp_path / "kl.rgba")
 
 
 def test_json_has_no_nan() -> None:

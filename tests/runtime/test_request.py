@@ -9,6 +9,7 @@ import pytest
 
 from minicache_cpp import CacheSpec, Llama, MiniCache, MiniCacheError
 from support.loaded import Loaded
+from support.odd_names import ODD_NAMES, oddly_named
 
 SMALL: dict[str, Any] = {"n_ctx": 256, "n_threads": 1, "verbose": False}
 
@@ -123,6 +124,20 @@ def test_a_spec_has_types_that_exist(types: tuple[Any, Any]) -> None:
 def test_a_spec_has_the_types_of_its_settings() -> None:
     with pytest.raises(MiniCacheError, match="beside MiniCache"):
         CacheSpec("q8_0", "q8_0", MiniCache())
+
+
+@ODD_NAMES
+@pytest.mark.parametrize("minicache", [None, "q8_0", "auto"])
+def test_a_path_that_is_not_utf_8_is_refused(
+    random_model: Loaded, minicache: str | None, tmp_path: Path
+) -> None:
+    """By llama_cpp, in other words; everything else opens such models."""
+    odd = oddly_named(random_model.path, tmp_path)
+    for model in (odd, str(odd)):
+        with pytest.raises(
+            MiniCacheError, match=r"whose path is not UTF-8, as '.*odd\\udcff.gguf' is; rename"
+        ):
+            Llama(model, minicache=minicache, **SMALL)
 
 
 @pytest.mark.parametrize("settings", [{"start": 2**31}, {"start": 10**30}, {"t": 10**400}, {"window": 2**40}])

@@ -23,6 +23,7 @@ from ..cache.plan_file import write_plan
 from ..cache.settings import MiniCache
 from ..cache.size import merged_groups
 from ..errors import MiniCacheError
+from ..host.paths import name_shown
 from ..host.progress import Progress
 from ..host.work_folder import temporary_folder
 from ..modelfile.fingerprint import fingerprint
@@ -145,7 +146,7 @@ def aligner(
     shape = model_shape(file).growing()
     if shape.unknown:
         raise MiniCacheError(f"cannot calibrate {file.path}: {shape.unknown}")
-    names = ", ".join(path.name for path in paths) or "the package's own text"
+    names = ", ".join(map(name_shown, paths)) or "the package's own text"
     with Vocabulary(file.path) as vocabulary:
         material = make_material(
             vocabulary, list(paths) or bundled.calibration_files(), n_tokens, shape.n_ctx_train, names

@@ -17,6 +17,7 @@ from typing import Any
 from ..cache.plan import Plan
 from ..cache.plan_store import DEFAULT_RATIO, plan_path
 from ..errors import MiniCacheError
+from ..host.paths import name_shown
 from ..host.progress import OnProgress, Progress
 from ..modelfile.fingerprint import fingerprint
 from ..modelfile.gguf_file import GGUFFile, read_gguf
@@ -180,9 +181,7 @@ def material_of(file: GGUFFile, shape: ModelShape, options: Options) -> Material
                 vocabulary, paths, n_token, shape.n_ctx_train, description, options.window, cut
             )
 
-        given = (
-            material(options.texts, ", ".join(path.name for path in options.texts)) if options.texts else None
-        )
+        given = material(options.texts, ", ".join(map(name_shown, options.texts))) if options.texts else None
         own = material(bundled.calibration_files(), "the package's own text")
     return given.beside(own) if given else own
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from ..errors import MiniCacheError
 from ..host.files import begins_with, refuse_to_write, replacing
+from ..host.paths import name_shown
 
-# how the files of each kind begin; where it is not known, no file is replaced
+# the kinds of images, by the ends of their names, and how their files begin
 BEGINNINGS = {
     "eps": (b"%!PS",),
     "jpeg": (b"\xff\xd8\xff",),
@@ -26,21 +28,22 @@ BEGINNINGS = {
 def check_plot(path: Path) -> None:
     """Raise MiniCacheError where the plot could not be written, before anything is measured."""
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError:
         raise MiniCacheError(
             "--plot needs matplotlib; install it with pip install 'minicache-cpp[plot]'"
         ) from None
-    known = Figure().canvas.get_supported_filetypes()
     kind = path.suffix.lstrip(".").lower()
-    if kind not in known:
-        raise MiniCacheError(f"--plot {path}: its name must end with one of .{', .'.join(sorted(known))}")
-    beginnings = BEGINNINGS.get(kind, ())
-    refuse_to_write(path, f"a {kind.upper()} image", lambda one: begins_with(one, *beginnings))
+    if kind not in BEGINNINGS:
+        raise MiniCacheError(f"--plot {path}: its name must end with one of .{', .'.join(BEGINNINGS)}")
+    refuse_to_write(path, f"a {kind.upper()} image", lambda one: begins_with(one, *BEGINNINGS[kind]))
 
 
 def plot(path: Path, runs: list[dict[str, Any]]) -> None:
-    """Draw a panel for each run. Rows without divergence, such as f16's, have no place on these axes."""
+    """Draw a panel for each run. Rows without divergence, such as f16's, have no place on these axes.
+
+    Raises MiniCacheError where the file cannot be written.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -64,21 +67,31 @@ def plot(path: Path, runs: list[dict[str, Any]]) -> None:
                     textcoords="offset points",
                     xytext=(4, 4),
                     fontsize="x-small",
+                    parse_math=False,
                 )
         panel.set(
             xscale="log",
             yscale="log",
             xlabel="bytes per cached token",
             ylabel="mean KL divergence (nats)",
-            title=f"{Path(run['model']).name}, context {run['context']} from position {run['pos_offset']}",
         )
+        where = f"context {run['context']} from position {run['pos_offset']}"
+        # a $ in a name is no formula
+        panel.set_title(f"{name_shown(run['model'])}, {where}", parse_math=False)
         panel.margins(x=0.15)  # room for the names
         panel.grid(visible=True, which="both", alpha=0.3)
         if panel.get_legend_handles_labels()[0]:
             panel.legend()
-    # text stays text, which makes the files small
-    with rc_context({"svg.fonttype": "none"}), replacing(path) as unfinished:
-        figure.savefig(unfinished, format=path.suffix[1:])
+    # In memory, because on a full disk some of matplotlib's writers raise other errors than OSError, or none.
+    # Text stays text, which makes the files small.
+    image = io.BytesIO()
+    with rc_context({"svg.fonttype": "none"}):
+        figure.savefig(image, format=path.suffix[1:])
+    try:
+        with replacing(path) as unfinished:
+            unfinished.write_bytes(image.getvalue())
+    except OSError as error:
+        raise MiniCacheError(f"the plot {path} cannot be written: {error.strerror or error}") from error
 
 
 def kind_of(name: str) -> str:
@@ -91,4 +104,4 @@ def kind_of(name: str) -> str:
 def short_name(name: str) -> str:
     """The last part of a long SPEC, by which the rows of a table differ, or the name of a plan's file."""
     mode, _, settings = name.partition(":")
-    return f"{mode} {settings.split(',')[-1].removeprefix('type=')}" if settings else Path(name).name
+    return f"{mode} {settings.split(',')[-1].removeprefix('type=')}" if settings else name_shown(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def load_model(path: Path, log: NativeLog, **settings: Any) -> Any:
     for name, value in settings.items():
         setattr(params, name, value)
     with interrupts_afterwards():  # the log is a callback
-        model = llama_h.llama_model_load_from_file(str(path).encode(), params)
+        model = llama_h.llama_model_load_from_file(os.fsencode(path), params)
     if model is None:
         raise MiniCacheError(f"{path} cannot be used: {log.reason()}")
     return model

@@ -103,6 +103,7 @@ def resolve(
         # a cache of sliding-window layers that is as long as the context would take most of the memory
         arguments.setdefault("swa_full", False)
     path = str(model.path) if isinstance(model, GGUFFile) else os.fspath(model)
+    _refuse_other_encodings(path)
     file = _header(model)
     _limit(arguments, file)
     types = given.types()
@@ -160,6 +161,16 @@ def _limit(arguments: dict[str, Any], file: GGUFFile | None) -> None:
     n_ctx = arguments.get("n_ctx", 512) or (model_shape(file).n_ctx_train if file is not None else 0)
     if n_ctx and arguments.get("n_batch", 0) > n_ctx:
         arguments["n_batch"] = n_ctx
+
+
+def _refuse_other_encodings(path: str) -> None:
+    """Refuses what llama_cpp cannot pass on, before a calibration."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise MiniCacheError(
+            f"llama_cpp opens no model whose path is not UTF-8, as {path!a} is; rename the file"
+        ) from None
 
 
 def _header(model: str | os.PathLike[str] | GGUFFile) -> GGUFFile | None:
