@@ -29,6 +29,13 @@ DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
 def main(argv: list[str] | None = None) -> int:
     """The whole command; returns the exit code."""
+    try:
+        return whole_command(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:  # pressed while modules are imported
+        return INTERRUPTED
+
+
+def whole_command(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="minicache",
         description="MiniCache KV-cache compression inside llama.cpp.",
@@ -42,7 +49,6 @@ def main(argv: list[str] | None = None) -> int:
             name, help=summary, description=_sentence(summary), epilog=_epilog(module)
         )
         module.configure(command)
-    words = sys.argv[1:] if argv is None else argv
     return guarded(parser, words, module_of(words[0]) if words and words[0] in COMMANDS else None)
 
 

@@ -16,6 +16,7 @@ from campaigns.small_disks import PAGE, Disk, LimitedFiles, MountedDisk, empty
 from minicache_cpp.cli import INTERRUPTED
 
 Result = dict[str, str]
+DAMAGED = "the file is neither the old one nor a whole new one"
 SOON = 2.0  # seconds in which a busy machine ends an interrupted process
 
 
@@ -160,11 +161,9 @@ class Kill(Disturbance):
         before = self.prepare()
         at = rng.uniform(0, 1.05 * self.seconds)
         ended = self.run((signal.SIGKILL, at))
-        path = self.disk.path / self.command.result
         after = files_below(self.disk.path)
-        is_old = after.get(self.command.result) == before.get(self.command.result)
-        if not is_old and not self.command.is_whole(path):
-            wrong = "the file is neither the old one nor a whole new one"
+        if self.is_damaged(before, after):
+            wrong = DAMAGED
         elif ended.code > 0 or "Traceback" in ended.err:
             wrong = "it had failed before it was killed"
         elif changed := self.changed(before, after):
@@ -174,6 +173,11 @@ class Kill(Disturbance):
         if wrong:
             return {"wrong": f"killed after {at:.3f} s: {wrong} ({ended})"}
         return {"result": "killed" if ended.code < 0 else "done before"}
+
+    def is_damaged(self, before: dict[Path, bytes], after: dict[Path, bytes]) -> bool:
+        result = self.command.result
+        is_old = after.get(result) == before.get(result)
+        return not is_old and not self.command.is_whole(self.disk.path / result)
 
     def left(self, before: dict[Path, bytes]) -> str:
         new = set(files_below(self.disk.path)) - set(before) - {self.command.result}
@@ -190,16 +194,20 @@ class Interrupt(Kill):
         at = rng.uniform(0, 1.05 * self.seconds)
         ended = self.run((signal.SIGINT, at))
         has_done = self.command.has_done(ended)
+        after = files_below(self.disk.path)
         if ended.code not in (0, INTERRUPTED):
             wrong = "it ends otherwise than by being interrupted"
         elif "Traceback" in ended.err or "ignored" in ended.err:
             wrong = "it shows where it was interrupted"
         elif not has_done and ended.seconds > at + SOON + 0.3 * self.seconds:
             wrong = f"it goes on for {ended.seconds - at:.1f} s"
-        elif not (wrong := self.wrong_result(before, has_done)):
-            changed = self.changed(before, files_below(self.disk.path))
-            wrong = f"other files have changed: {', '.join(changed)}" if changed else self.wrong_again()
-        if wrong := wrong or self.left(before):
+        elif self.is_damaged(before, after):
+            wrong = DAMAGED
+        elif changed := self.changed(before, after):
+            wrong = f"other files have changed: {', '.join(changed)}"
+        else:
+            wrong = self.wrong_again() or self.left(before)
+        if wrong:
             return {"wrong": f"Ctrl-C after {at:.3f} s: {wrong} ({ended})"}
         return {"result": "done before" if has_done else "interrupted"}
 
