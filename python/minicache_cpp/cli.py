@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from pathlib import Path
 from types import ModuleType
 
 from .errors import MiniCacheError, OutputError
 from .host.output import drop_unwritten, prepare_streams, show, tell
+from .host.paths import user_path
 from .version import __version__
 
 # name -> what it does; module_of(name) has EXAMPLE, configure(parser) and run(args) -> exit code. Where it also has
@@ -84,15 +86,25 @@ def guarded(parser: argparse.ArgumentParser, argv: list[str], module: ModuleType
 
 
 def parsed(parser: argparse.ArgumentParser, argv: list[str], module: ModuleType | None) -> argparse.Namespace:
-    """The arguments of a command; what follows -- is kept as it is, where the command passes it on to a program."""
+    """The arguments of a command; what follows -- is kept as it is, where the command passes it on to a program.
+
+    Arguments of the type Path are as user_path() has them.
+    """
     passes_on = getattr(module, "PASSES_ON", False) and "--" in argv
     end = argv.index("--") if passes_on else len(argv)
     try:
         args = parser.parse_args(argv[:end])
     finally:
         show(end="")  # where the parser has printed its help, and ends the program
+    for name, value in vars(args).items():
+        setattr(args, name, list(map(_at_home, value)) if isinstance(value, list) else _at_home(value))
     args.passed_on = argv[end + 1 :]
     return args
+
+
+def _at_home(value: object) -> object:
+    """An argument; in a path, ~ is a home folder."""
+    return user_path(value) if isinstance(value, Path) else value
 
 
 def module_of(name: str) -> ModuleType:

@@ -135,6 +135,6 @@ def test_addresses_as_clients_take_them() -> None:
 
 
 def test_the_folder_of_saved_slots_is_made(tmp_path: Path) -> None:
-    command.make_folder(str(tmp_path / "a" / "b"))
+    command.make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
     command.make_folder(None)

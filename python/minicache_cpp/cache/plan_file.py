@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MiniCacheError
 from ..host.files import replacing
+from ..host.paths import user_path
 from ..modelfile.ggml_types import BY_NUMBER, GGML_TYPES
 from ..modelfile.gguf_file import GGUFFile, gguf_header, read_gguf
 from .code_format import WIDTHS, GroupFormat, Layout, Layouts
@@ -122,7 +123,7 @@ class PlanFile:
     def open(cls, path: str | os.PathLike[str]) -> PlanFile:
         from ..native.binding import read_plan
 
-        return cls.decode(read_plan(os.fspath(path)))
+        return cls.decode(read_plan(str(user_path(path))))
 
     @classmethod
     def decode(cls, native: Any) -> PlanFile:
@@ -139,7 +140,7 @@ class PlanFile:
             return plan
         if not isinstance(plan, str | os.PathLike):
             raise MiniCacheError(f"plan={plan!r} is not the path of a plan file")
-        return cls.open(os.fspath(plan))
+        return cls.open(plan)
 
     def __str__(self) -> str:
         return str(self.path)

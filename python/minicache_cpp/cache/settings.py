@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from ..errors import MiniCacheError
+from ..host.paths import user_path
 from ..modelfile.ggml_types import CACHE_TYPES, POOL_TYPES, cache_type, plain_cache_type
 from .plan import DEFAULT_T
 from .plan_file import PlanFile
@@ -241,7 +242,7 @@ class CacheSpec:
         """A SPEC, as the command line takes it: a cache type for a plain cache, a plan's path, or settings as text."""
         if (name := spec.strip()) in CACHE_TYPES:
             return cls(name, name)
-        if os.path.isfile(spec):  # whatever it is called
+        if os.path.isfile(user_path(spec)):  # whatever it is called
             return cls.of(MiniCache(plan=spec))
         try:
             return cls.of(MiniCache.parse(spec))

@@ -17,7 +17,7 @@ from typing import Any
 from ..cache.plan import Plan
 from ..cache.plan_store import DEFAULT_RATIO, plan_path
 from ..errors import MiniCacheError
-from ..host.paths import name_shown
+from ..host.paths import name_shown, user_path
 from ..host.progress import OnProgress, Progress
 from ..modelfile.fingerprint import fingerprint
 from ..modelfile.gguf_file import GGUFFile, read_gguf
@@ -160,9 +160,9 @@ def calibrate_model(
         chosen = Options(**options)
     except TypeError as error:
         raise MiniCacheError(f"an option of calibrate_model() is unknown: {error}") from None
-    path = file_of(model) if isinstance(model, str) else Path(model)
+    chosen = replace(chosen, texts=tuple(map(user_path, chosen.texts)))
     progress = Progress("calibrate", silent=True, on_progress=on_progress)
-    return calibrate(path, chosen, Path(output) if output is not None else None, progress)
+    return calibrate(file_of(model), chosen, user_path(output) if output is not None else None, progress)
 
 
 def material_of(file: GGUFFile, shape: ModelShape, options: Options) -> Material:

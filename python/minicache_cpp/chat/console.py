@@ -160,23 +160,13 @@ class Chat:
             elif name in ("/save", "/load") and not argument:
                 note(f"{name} needs a file: {name} FILE")
             elif name == "/save":
-                size = save_chat(file_named(argument), self.conversation)
+                size = save_chat(argument, self.conversation)
                 note(f"saved {mib(size)} to {argument}")
             elif name == "/load":
-                load_chat(file_named(argument), self.conversation)
+                load_chat(argument, self.conversation)
                 note(f"loaded {len(self.conversation.messages)} messages, {self.llm.n_tokens} tokens")
             else:
                 note(f"{name} is not a command; /help lists them")
         except MiniCacheError as error:
             note(str(error))
         return False
-
-
-def file_named(text: str) -> Path:
-    """The path that someone has typed, in which ~ is a home folder."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        raise MiniCacheError(
-            f"{text} names a home folder that is not known; write the path in full"
-        ) from None

@@ -9,11 +9,11 @@ import hashlib
 import json
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 from ..errors import MiniCacheError
 from ..host.files import begins_with, refuse_to_write, replacing
+from ..host.paths import user_path
 from ..runtime.states import native_state
 from .conversation import Conversation
 
@@ -23,11 +23,12 @@ FORMATS = b"minicache chat "  # begins the saved chats of every version
 DIGEST_BYTES = 1 << 20
 
 
-def save_chat(path: Path, conversation: Conversation) -> int:
+def save_chat(path: str | os.PathLike[str], conversation: Conversation) -> int:
     """Writes the conversation and returns the bytes written. An older file stays until the new one is complete.
 
     Raises MiniCacheError where the file cannot be written, and where another file is there that is not a saved chat.
     """
+    path = user_path(path)
     refuse_to_write(path, "a saved chat", lambda one: begins_with(one, FORMATS))
     llm = conversation.llm
     state = llm.save_state().llama_state
@@ -52,7 +53,7 @@ def save_chat(path: Path, conversation: Conversation) -> int:
     return len(start) + len(state)
 
 
-def load_chat(path: Path, conversation: Conversation) -> None:
+def load_chat(path: str | os.PathLike[str], conversation: Conversation) -> None:
     """Continues a saved conversation. One that does not fit this model and cache is refused, and nothing changes."""
     llm = conversation.llm
     header, state = read_chat(path)
@@ -90,8 +91,9 @@ def load_chat(path: Path, conversation: Conversation) -> None:
     conversation.n_keep = header["n_keep"]
 
 
-def read_chat(path: Path) -> tuple[dict[str, Any], bytes]:
+def read_chat(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bytes]:
     """The header and the native state of a saved chat. Raises MiniCacheError if it is none, or damaged."""
+    path = user_path(path)
     try:
         data = path.read_bytes()
     except OSError as error:

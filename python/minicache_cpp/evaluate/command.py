@@ -58,6 +58,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text",
         action="append",
+        type=Path,
         metavar="FILE",
         help="UTF-8 text; may be repeated (default: the text that comes with the package)",
     )
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     with StepProgress() as progress:
         runs = evaluation.measure(file, material, settings, progress)
     for found in runs:
-        found["text"] = [Path(path).name for path in paths]
+        found["text"] = [path.name for path in paths]
     show(to_json(runs) if args.json else table(runs))
     if args.plot:
         from .plot import plot

@@ -5,6 +5,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..errors import MiniCacheError
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path that a user has named, in which ~ at the beginning is a home folder, though no shell has seen to it.
+
+    Raises MiniCacheError where that folder is not known.
+    """
+    given = Path(path)
+    expanded = Path(os.path.expanduser(given))
+    # where it is all of the path, ~name may well be the name of a file, as it is to a shell
+    if expanded == given and len(given.parts) > 1 and given.parts[0].startswith("~"):
+        raise MiniCacheError(f"{given} names a home folder that is not known; write the path in full")
+    return expanded
+
 
 def name_shown(path: str | os.PathLike[str]) -> str:
     """The name of a file as text: bytes in it that are not UTF-8 are question marks."""

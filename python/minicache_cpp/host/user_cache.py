@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ..errors import MiniCacheError
+from .paths import user_path
 
 VARIABLE = "MINICACHE_CACHE_DIR"
 
@@ -26,7 +27,7 @@ def cache_dir() -> Path:
 
 def _cache_dir() -> Path:
     if override := os.environ.get(VARIABLE):
-        return Path(override)
+        return user_path(override)
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "minicache-cpp"
     if sys.platform == "win32":

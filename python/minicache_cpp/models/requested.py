@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import MiniCacheError
+from ..host.paths import user_path
 from ..host.units import mib
 from .store import DEMO, is_path, is_there, model_meant, model_path
 from .table import model_named
@@ -25,7 +26,7 @@ def requested_model(text: str | None) -> Path:
             )
         return model_path(demo)
     if is_path(text):
-        return Path(text)
+        return user_path(text)
     model = model_meant(text)
     if is_there(model):
         return model_path(model)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ..errors import MiniCacheError
+from ..host.paths import user_path
 from ..host.units import mib
 from ..host.user_cache import cache_dir
 from .table import Model, model_named
@@ -49,9 +50,13 @@ def model_meant(text: str) -> Model:
     return model_named(text, "neither a file nor the name of a model")
 
 
-def file_of(text: str) -> str:
-    """The path that a MODEL means: of a name the file in the store, and of a path itself.
+def file_of(model: str | os.PathLike[str]) -> str:
+    """The path that a program's model means: of a name the file in the store, and of a path itself.
 
     Raises MiniCacheError for a name that the table lacks, or whose model has not been fetched.
     """
-    return text if is_path(text) else str(stored_path(model_meant(text)))
+    if isinstance(model, str) and not is_path(model):
+        return str(stored_path(model_meant(model)))
+    text = os.fspath(model)
+    # what llama_cpp shows is what was given
+    return str(user_path(text)) if text.startswith("~") else text

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..host.output import tell
+from ..host.paths import user_path
 from ..host.threads import cpu_name
 from . import processor
 
@@ -51,7 +52,7 @@ def find(directory: Path, base: str) -> Path | None:
 def library_dir() -> Path | None:
     """The directory of our native libraries; None where they were not built."""
     override = os.environ.get(OVERRIDE)
-    directory = Path(override) if override else INSTALLED
+    directory = user_path(override) if override else INSTALLED
     return directory.resolve() if find(directory, "llama") else None
 
 

@@ -92,7 +92,7 @@ def resolve(
     arguments: the other arguments of llama_cpp.Llama; `swa_full` is set where it is not given.
     on_note: called with what "auto" has to say. on_progress: called while it calibrates.
     """
-    if isinstance(model, str):
+    if not isinstance(model, GGUFFile):
         model = file_of(model)
     _refuse_numbers(arguments)
     if arguments.get("vocab_only") and given.minicache is not None:
@@ -102,7 +102,7 @@ def resolve(
     if given.minicache is not None:
         # a cache of sliding-window layers that is as long as the context would take most of the memory
         arguments.setdefault("swa_full", False)
-    path = str(model.path) if isinstance(model, GGUFFile) else os.fspath(model)
+    path = str(model.path) if isinstance(model, GGUFFile) else model
     _refuse_other_encodings(path)
     file = _header(model)
     _limit(arguments, file)

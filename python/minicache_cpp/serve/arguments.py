@@ -89,7 +89,7 @@ def server_arguments(
     else:
         options["--device"] = "none"  # a build without a GPU warns of --gpu-layers, whatever its value
     if args.save:
-        options["--slot-save-path"] = args.save
+        options["--slot-save-path"] = str(args.save)
     # llama-server warns of an option that is given twice, and would add up the names of --alias
     passed_on = set(map(_option, args.passed_on))
     kept = {name: value for name, value in options.items() if not {name, SHORT.get(name)} & passed_on}

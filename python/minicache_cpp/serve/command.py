@@ -70,7 +70,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--port", type=int, default=8080, help="0 for one that is free (default %(default)s)")
     parser.add_argument(
-        "--save", metavar="DIR", help="lets POST /slots/N?action=save and restore keep caches in this folder"
+        "--save",
+        type=Path,
+        metavar="DIR",
+        help="lets POST /slots/N?action=save and restore keep caches in this folder",
     )
     add_machine_options(parser)
     add_json_option(parser, "print one JSON object when the server answers")
@@ -116,11 +119,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     refuse_decided(args.passed_on)
 
 
-def make_folder(path: str | None) -> None:
+def make_folder(path: Path | None) -> None:
     """Makes the folder of saved slots. llama-server refuses to start where it is missing."""
     try:
         if path is not None:
-            Path(path).mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MiniCacheError(f"--save {path}: the folder cannot be made: {error.strerror or error}") from None
 

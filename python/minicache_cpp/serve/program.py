@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ..errors import MiniCacheError
+from ..host.paths import user_path
 from ..native import library
 
 NAME = "llama-server.exe" if sys.platform == "win32" else "llama-server"
@@ -20,7 +21,7 @@ def find_server() -> Path:
     Raises MiniCacheError, saying how to get one, where there is none.
     """
     named = [os.environ[name] for name in (TOOLS, library.OVERRIDE) if os.environ.get(name)]
-    folders = [*map(Path, named), library.INSTALLED]
+    folders = [*map(user_path, named), library.INSTALLED]
     for folder in folders:
         # a relative path of one part would be looked for on the PATH
         path = (folder / NAME).absolute()

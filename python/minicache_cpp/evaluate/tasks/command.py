@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         "ubatch": settings.ubatch,
         "threads": settings.threads,
         "shots": settings.shots,
-        "text": [Path(path).name for path in paths] if settings.retrievals else [],
+        "text": [path.name for path in paths] if settings.retrievals else [],
         "rows": rows,
     }
     show(json.dumps(finite(found), indent=2, ensure_ascii=False) if args.json else table(found))
