@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minicache_cpp import Llama, MiniCacheError, MiniCacheWarning
+from minicache_cpp import Llama, MiniCacheError, MiniCacheWarning, cli
 from minicache_cpp.cache.plan_store import find_plan
 from minicache_cpp.cache.room import CELL_BYTES, known_kv_bytes
 from minicache_cpp.cache.settings import F16
@@ -63,10 +64,9 @@ def test_what_needs_a_folder_says_so(models: dict[str, Path], text: Path) -> Non
                 assert "MINICACHE_CACHE_DIR" in str(llm.calibration.error)
 
 
-def test_a_full_disk_is_reported_and_gets_its_room_back(
-    models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path / "cache"))
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that has room for three arrays."""
     save, n_saved = samples.save_array, 0
 
     def full(path: Path, array: Any) -> None:
@@ -77,10 +77,52 @@ def test_a_full_disk_is_reported_and_gets_its_room_back(
         save(path, array)
 
     monkeypatch.setattr(samples, "save_array", full)
-    with pytest.raises(MiniCacheError, match=r"No space left.*MINICACHE_CACHE_DIR"):
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_reported_and_gets_its_room_back(
+    models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path / "cache"))
+    with pytest.raises(MiniCacheError, match=r"No space left.*with MINICACHE_CACHE_DIR$"):
         made(models["plain"], text, tmp_path / "plan.gguf")
     assert list((tmp_path / "cache").rglob("*.npy")) == []
     assert not (tmp_path / "plan.gguf").exists()
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_reported_for_aligned_plans(
+    models: dict[str, Path], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "--text",
+        text,
+        "--tokens",
+        1024,
+        "--threads",
+        1,
+        "-o",
+        tmp_path / "plan.gguf",
+        "--mode",
+        "aligned",
+    ]
+    assert cli.main(["calibrate", str(models["plain"]), *map(str, words)]) == 2
+    assert (
+        capsys.readouterr().err.splitlines()[-1].endswith("name a folder that has room for them with TMPDIR")
+    )
+    assert not (tmp_path / "plan.gguf").exists()
+
+
+def test_a_path_of_its_own_is_advised_where_it_helps(
+    models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    with pytest.raises(MiniCacheError, match=r"with MINICACHE_CACHE_DIR, or give -o PLAN$"):
+        made(models["plain"], text, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    with pytest.raises(MiniCacheError, match=r"with MINICACHE_CACHE_DIR$"):
+        made(models["plain"], text, tmp_path / "plan.gguf")
 
 
 def test_what_no_plan_makes_fit_is_refused_before_one_is_made(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minicache_cpp import cli
+from minicache_cpp import cli, list_models
 from support.model_packages import Index
 
 
@@ -29,6 +29,31 @@ def test_the_list_says_what_is_there(index: Index, cache: Path, capsys: pytest.C
     found = json.loads(capsys.readouterr().out)
     assert found["folder"] == str(cache / "models")
     assert [(one["name"], one["path"]) for one in found["models"]] == [("tiny", str(path)), ("large", None)]
+
+
+def test_the_list_needs_no_folder(
+    index: Index, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    index.add("tiny", [b"x" * 1000])
+    for name in ("MINICACHE_CACHE_DIR", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    assert cli.main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[1].split()[0], lines[1].split()[-1]] == ["tiny", "no"]
+    assert lines[-1].startswith("None can be fetched: there is no home folder")
+    assert lines[-1].endswith("name a folder with MINICACHE_CACHE_DIR.")
+    assert cli.main(["models", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["folder"], found["models"][0]["path"]) == (None, None)
+    assert [one.path for one in list_models()] == [None]
+    # what needs the folder says so
+    for action in ("get", "path", "rm"):
+        assert cli.main(["models", action, "tiny"]) == 2
+        assert "MINICACHE_CACHE_DIR" in capsys.readouterr().err
 
 
 def test_path_and_rm(index: Index, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

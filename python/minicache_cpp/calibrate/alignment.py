@@ -158,10 +158,15 @@ def aligner(
         if progress:
             progress(0.9 * n / len(chunks), "reading the text", f"chunk {n} of {len(chunks)}")
 
-    with temporary_folder("align") as folder:
-        samples = Samples(folder, shape, chunks, output_gains(file, shape))
-        capture(model, samples, threads, on_chunk)
-        yield Aligner(file, samples, n_fit, material)
+    try:
+        with temporary_folder("align") as folder:
+            samples = Samples(folder, shape, chunks, output_gains(file, shape))
+            capture(model, samples, threads, on_chunk)
+            yield Aligner(file, samples, n_fit, material)
+    except OSError as error:
+        raise MiniCacheError(
+            f"the calibration cannot write its files: {error}; name a folder that has room for them with TMPDIR"
+        ) from error
 
 
 def align(

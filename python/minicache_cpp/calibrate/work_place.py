@@ -32,9 +32,11 @@ def working(key: str, output: Path | None, progress: Progress) -> Iterator[Path]
                 folder = stack.enter_context(work_folder(cache_dir() / "calibrations" / key, on_wait))
             yield folder
     except OSError as error:
+        # -o helps where no work can be kept, but not where there is a folder whose disk is full
+        otherwise = ", or give -o PLAN" if output is None and not _is_kept() else ""
         raise MiniCacheError(
             f"the calibration cannot write its files: {error}; name a folder that has room for them with "
-            f"{VARIABLE}, or give -o PLAN"
+            f"{VARIABLE}{otherwise}"
         ) from error
 
 

@@ -12,7 +12,7 @@ from ..host.output import show
 from ..host.tables import aligned
 from ..host.units import mib
 from ..options import add_json_option
-from .store import is_there, model_path, models_folder, stored_path
+from .store import models_folder, path_if_there, stored_path
 from .table import Model, model_named, read_table
 
 EXAMPLE = "minicache models get smollm2-135m"
@@ -39,8 +39,7 @@ def run(args: argparse.Namespace) -> int:
         if args.name is not None:
             raise MiniCacheError(f"list takes no NAME; leave out {args.name}")
         models = list(read_table().values())
-        found = {"folder": str(models_folder()), "models": [row(model) for model in models]}
-        show(json.dumps(found, indent=2) if args.json else table(models))
+        show(json.dumps(listing(models), indent=2) if args.json else table(models))
         return 0
     if args.name is None:
         raise MiniCacheError(f"{args.action} needs a NAME; `minicache models` lists them")
@@ -54,7 +53,7 @@ def get(model: Model) -> str:
     """Fetches the model where it is not there, and returns its path."""
     from .fetch import fetch
 
-    return str(model_path(model) if is_there(model) else fetch(model))
+    return str(path_if_there(model) or fetch(model))
 
 
 def path(model: Model) -> str:
@@ -67,6 +66,15 @@ def rm(model: Model) -> str:
     return f"{model.name} is removed" if remove(model) else f"{model.name} is not there"
 
 
+def listing(models: Sequence[Model]) -> dict[str, Any]:
+    """The models as a JSON-ready object; the folder is null where there is none for them."""
+    try:
+        folder = str(models_folder())
+    except MiniCacheError:
+        folder = None
+    return {"folder": folder, "models": [row(model) for model in models]}
+
+
 def row(model: Model) -> dict[str, Any]:
     """The model as a JSON-ready object; its path is null where it has not been fetched."""
     return {
@@ -77,7 +85,7 @@ def row(model: Model) -> dict[str, Any]:
         "licence": model.licence,
         "notice": model.notice,
         "sha256": model.sha256,
-        "path": str(model_path(model)) if is_there(model) else None,
+        "path": str(path) if (path := path_if_there(model)) else None,
     }
 
 
@@ -85,8 +93,12 @@ def table(models: Sequence[Model]) -> str:
     """A line for each model, what each of them is, and where the files lie."""
     head = ["name", "size", "context", "licence", "fetched"]
     cells = [
-        [one.name, mib(one.bytes), str(one.context), one.licence, "yes" if is_there(one) else "no"]
+        [one.name, mib(one.bytes), str(one.context), one.licence, "yes" if path_if_there(one) else "no"]
         for one in models
     ]
     lines = [*aligned([head, *cells]), "", *(f"{one.name}: {one.what}" for one in models)]
-    return "\n".join([*lines, "", f"They are kept in {models_folder()}."])
+    try:
+        where = f"They are kept in {models_folder()}."
+    except MiniCacheError as error:
+        where = f"None can be fetched: {error}."
+    return "\n".join([*lines, "", where])

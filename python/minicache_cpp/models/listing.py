@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..host.progress import OnProgress
-from .store import is_there, model_path
+from .store import path_if_there
 from .table import Model, model_named, read_table
 
 
@@ -43,8 +43,8 @@ def fetch_model(name: str, on_progress: OnProgress | None = None) -> Path:
     Raises MiniCacheError for a name that the table lacks, and for whatever prevents the fetch.
     """
     model = model_named(name)
-    if is_there(model):
-        return model_path(model)
+    if path := path_if_there(model):
+        return path
     # the list alone needs neither subprocess nor zipfile
     from .fetch import fetch
 
@@ -59,5 +59,5 @@ def _listed(model: Model) -> NamedModel:
         model.context,
         model.licence,
         model.notice,
-        model_path(model) if is_there(model) else None,
+        path_if_there(model),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -27,7 +28,15 @@ def model_path(model: Model) -> Path:
 def is_there(model: Model) -> bool:
     """Whether a model has been fetched. Its content was checked then, so only its size is compared."""
     path = model_path(model)
-    return path.is_file() and path.stat().st_size == model.bytes
+    return os.path.isfile(path) and os.path.getsize(path) == model.bytes
+
+
+def path_if_there(model: Model) -> Path | None:
+    """The path of a model that has been fetched; None where it has not been, or has no folder."""
+    with contextlib.suppress(MiniCacheError):
+        if is_there(model):
+            return model_path(model)
+    return None
 
 
 def is_path(text: str) -> bool:
