@@ -22,6 +22,13 @@ SOON = 2.0  # seconds in which a busy machine ends an interrupted process
 
 def main(kind: str, names: Sequence[str], seed: int, n_steps: int, mount: bool) -> None:
     """Disturbs each command so many times, and writes a line of JSON before and after each."""
+    # modules of C, while they are imported, can turn Ctrl-C into errors of other kinds
+    import ssl  # noqa: F401
+
+    import gguf  # noqa: F401
+
+    from minicache_cpp.reading import text_model  # noqa: F401
+
     with tempfile.TemporaryDirectory() as kept, tempfile.TemporaryDirectory() as folder:
         place = Workplace(Path(kept))
         disk: Disk = (MountedDisk if mount else LimitedFiles)(Path(folder))

