@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +160,77 @@ def test_a_cached_state_that_does_not_fit_is_a_miss(
             assert llm.n_tokens >= len(TEXT)
         n_after = len(cache.cache_state if hasattr(cache, "cache_state") else cache.cache)
         assert n_after == n_states + 1
+
+
+def changed(**parts: Any) -> Callable[[llama_cpp.LlamaState], object]:
+    """A state with other parts; a part that is ... is missing."""
+
+    def change(state: llama_cpp.LlamaState) -> object:
+        vars(state).update(parts)
+        for name in [name for name, part in parts.items() if part is ...]:
+            delattr(state, name)
+        return state
+
+    return change
+
+
+DAMAGES: dict[str, Callable[[llama_cpp.LlamaState], object]] = {
+    "number": lambda state: 5,
+    "nothing": lambda state: None,
+    "parts": vars,
+    "tokens": lambda state: state.input_ids,
+    "no seed": changed(seed=...),
+    "tokens in a list": changed(input_ids=[1, 2, 3]),
+    "no tokens": changed(input_ids=None),
+    "tokens that are no numbers": changed(input_ids=np.array(["a"] * 300)),
+    "a count that is no number": changed(n_tokens="40"),
+    "too many tokens": changed(n_tokens=10_000),
+    "no native state": changed(llama_state=None),
+    "a shorter native state": changed(llama_state=b"short"),
+    "no scores": changed(scores=None),
+}
+
+
+# as long as such a value is in its memory, a cache cannot count its bytes, and keeps nothing
+@pytest.mark.filterwarnings("ignore:a state is not kept in the cache")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_no_state_is_a_miss(parallel_path: str, cache: Any, damage: str) -> None:
+    with Llama(parallel_path, minicache=MiniCache(), **SETTINGS) as llm:
+        expected = answer(llm)
+        value = DAMAGES[damage](llm.save_state())
+        inner = cache.cache if isinstance(cache, LlamaDiskCache) else cache.cache_state
+        inner[tuple(llm.tokenize(TEXT.encode())[:40])] = value
+        llm.reset()
+        llm.set_cache(cache)
+        with pytest.warns(MiniCacheWarning, match="read anew: it is no state, or a damaged one"):
+            assert answer(llm) == expected
+        n_tokens = llm.n_tokens
+        with pytest.raises(MiniCacheError, match="is no state, or a damaged one, and nothing has changed"):
+            llm.load_state(value)
+        assert llm.n_tokens == n_tokens
+
+
+def test_a_cache_that_fails_costs_no_answer(
+    parallel_path: str, cache: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a pickle or a database is damaged, or a disk full."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Llama(parallel_path, minicache=MiniCache(), **SETTINGS) as llm:
+        expected = answer(llm)
+        llm.reset()
+        llm.set_cache(cache)
+        for name in ("__getitem__", "__setitem__"):
+            monkeypatch.setattr(type(cache), name, fail)
+        with (
+            pytest.warns(MiniCacheWarning, match="read anew: it cannot be read .*No space left"),
+            pytest.warns(
+                MiniCacheWarning, match="a state is not kept in the cache of this Llama: .*No space left"
+            ),
+        ):
+            assert answer(llm) == expected
 
 
 def test_a_state_that_is_loaded_by_hand_is_still_refused(parallel_path: str) -> None:

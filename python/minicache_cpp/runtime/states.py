@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 # first, because it makes llama_cpp load our library
@@ -22,9 +23,10 @@ NO_SCORES = np.zeros((1, 1), np.single)
 
 
 class StateCache(BaseLlamaCache):
-    """A cache of states, such as LlamaRAMCache, in which a state that does not fit counts as a miss.
+    """A cache of states, such as LlamaRAMCache, whose faults cost no answer, only time.
 
-    Everything else is the cache's own.
+    What does not fit, is no state or cannot be read counts as a miss, and what cannot be kept is not kept; a warning
+    says why. Everything else is the cache's own.
     """
 
     def __init__(self, cache: BaseLlamaCache) -> None:
@@ -42,18 +44,30 @@ class StateCache(BaseLlamaCache):
         return int(self.cache.cache_size)
 
     def __getitem__(self, key: Any) -> FoundState:
-        return FoundState(self.cache[key], self)
+        try:
+            state = self.cache[key]
+        except KeyError:
+            raise
+        except Exception as error:  # of a damaged pickle or database, for instance
+            raise missed(f"it cannot be read ({error!r})") from error
+        if not is_state(state):
+            raise missed("it is no state, or a damaged one")
+        return FoundState(state, self)
 
     def __contains__(self, key: Any) -> bool:
         return key in self.cache
 
     def __setitem__(self, key: Any, state: LlamaState) -> None:
-        self.cache[key] = state
+        try:
+            self.cache[key] = state
+        except Exception as error:  # of a full disk, for instance
+            reason = f"a state is not kept in the cache of this Llama: {error!r}"
+            warnings.warn(reason, MiniCacheWarning, stacklevel=3)
 
     def take_back(self, state: LlamaState) -> None:
         """Keeps a state that was found but not used, for the Llama that it fits."""
         if isinstance(self.cache, LlamaDiskCache):  # it drops what it finds
-            self.cache[state.input_ids[: state.n_tokens].tolist()] = state
+            self[state.input_ids[: state.n_tokens].tolist()] = state
 
 
 class FoundState(LlamaState):
@@ -64,11 +78,38 @@ class FoundState(LlamaState):
         self.state, self.source = state, source
 
     def missed(self, error: MiniCacheError) -> KeyError:
-        """What llama_cpp takes for a miss. The reason is given as a warning."""
+        """Makes it a miss, because this Llama has refused it."""
         self.source.take_back(self.state)
-        reason = f"a state in the cache of this Llama is not used, and its tokens are read anew: {error}"
-        warnings.warn(reason, MiniCacheWarning, stacklevel=4)
-        return KeyError(reason)
+        return missed(error)
+
+
+def missed(why: object) -> KeyError:
+    """What llama_cpp takes for a miss. The reason is given as a warning."""
+    reason = f"a state in the cache of this Llama is not used, and its tokens are read anew: {why}"
+    warnings.warn(reason, MiniCacheWarning, stacklevel=4)
+    return KeyError(reason)
+
+
+def is_state(value: object) -> bool:
+    """Whether it is a state whose parts belong together, of whatever Llama."""
+    if not isinstance(value, LlamaState):
+        return False
+    parts = vars(value)
+    tokens, native = parts.get("input_ids"), parts.get("llama_state")
+    return (
+        isinstance(tokens, np.ndarray)
+        and tokens.ndim == 1
+        and tokens.dtype.kind in "iu"
+        and isinstance(native, bytes | bytearray)
+        and _is_count(parts.get("n_tokens"), len(tokens))
+        and _is_count(parts.get("llama_state_size"), len(native))
+        and isinstance(parts.get("scores"), np.ndarray)
+        and isinstance(parts.get("seed"), Integral)
+    )
+
+
+def _is_count(value: object, most: int) -> bool:
+    return isinstance(value, Integral) and 0 <= int(value) <= most
 
 
 def state_of(llm: llama_cpp.Llama) -> LlamaState:
@@ -88,6 +129,8 @@ def native_state(llm: llama_cpp.Llama, tokens: Sequence[int], native: bytes) -> 
 
 def load(llm: llama_cpp.Llama, state: LlamaState) -> None:
     """Loads a state. Nothing of the Llama changes before the native state has been accepted."""
+    if not is_state(state):
+        raise MiniCacheError("what is to be loaded is no state, or a damaged one, and nothing has changed")
     n_tokens = state.n_tokens
     if n_tokens > len(llm.input_ids):
         raise MiniCacheError(
