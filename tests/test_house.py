@@ -1,4 +1,4 @@
-"""Rules for the files of the project: what tests may import, and how long modules and functions may be."""
+"""Rules for the files of the project: what tests may import, how long modules and functions may be, and what prints."""
 
 from __future__ import annotations
 
@@ -78,3 +78,15 @@ def test_the_tests_that_reliability_names_exist() -> None:
     named = re.findall(r"(tests/[\w/]+\.py)::(\w+)", text)
     assert len(named) > 40
     assert [name for path, name in named if f"def {name}(" not in (ROOT / path).read_text("utf-8")] == []
+
+
+def test_what_is_printed_goes_through_one_module() -> None:
+    """show() and tell() know what to do where a stream is full, closed or of another encoding; print() does not."""
+    found = [
+        f"{path.relative_to(PACKAGE).as_posix()}:{node.lineno}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path != PACKAGE / "host" / "output.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert found == []
