@@ -209,7 +209,7 @@ def test_another_cache_keeps_the_chat(window: Any) -> None:
     messages, n_tokens = window.transcript.messages, window.sidebar.memory.memory.n_tokens
     for cache, subtitle in (("f16", "KV cache: f16"), ("auto", "KV cache: a plan of ratio 5.0")):
         window._on_cache(cache, 1024)
-        wait_until(lambda: window.state == "idle")
+        wait_until(lambda: window.state == "idle" and window.sidebar.memory.memory is not None)
         assert window.topbar.subtitle.text() == subtitle
         if cache == "f16":
             memory = window.sidebar.memory.memory
