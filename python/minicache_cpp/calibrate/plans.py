@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..cache.code_format import GroupFormat, Layout
 from ..cache.plan import PlainLayer, Plan
 from ..cache.plan_file import write_plan
 from ..modelfile.ggml_types import CACHE_TYPES, GGML_TYPES
 from ..modelfile.shape import ModelShape
 from .allocation import Choice
-from .group_fit import GroupFit, cut_into_groups
+from .group_fit import GroupFit, cut_into_groups, fits_side_by_side
 from .rope import Rope
 
 # the type of the window; heads that cannot have it get f16
@@ -108,10 +111,12 @@ class PlanBuilder:
         return POOL_TYPE if smaller else "f16"
 
 
-def write_fitted(path: Path, plan: Plan, fits: Sequence[GroupFit]) -> None:
+def write_fitted(path: Path, plan: Plan, fits: Sequence[GroupFit], threads: int = 1) -> None:
     """Writes a plan with the codecs of its groups, which are made of the fits of the same layers."""
     by_layers = {fit.layers: fit for fit in fits}
-    codecs = {
-        group.first: by_layers[group.layers].codec(group.layouts_k, group.layouts_v) for group in plan.groups
-    }
-    write_plan(path, plan, codecs)
+
+    def codec(group: GroupFormat) -> NDArray[np.int8]:
+        return by_layers[group.layers].codec(group.layouts_k, group.layouts_v)
+
+    codecs = fits_side_by_side(codec, plan.groups, threads)
+    write_plan(path, plan, {group.first: one for group, one in zip(plan.groups, codecs, strict=True)})

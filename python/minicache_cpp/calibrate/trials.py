@@ -31,5 +31,5 @@ class Trials:
         if not plan.groups and not plan.plain:
             return CacheSpec(plan.type_k, plan.type_v)
         path = self.folder / f"tried-{os.getpid()}.gguf"
-        write_fitted(path, replace(plan, notes={}), fits)
+        write_fitted(path, replace(plan, notes={}), fits, self.meter.threads)
         return CacheSpec.of(MiniCache(plan=path))
