@@ -144,28 +144,26 @@ static int32_t whole_number_of(const std::string & key, const std::string & valu
 }
 
 static ggml_type cache_type_of(const std::string & key, const std::string & value) {
-    const std::optional<ggml_type> type = minicache_cache_type_named(lower(value));
+    const std::optional<ggml_type> type = minicache_cache_type_named(value);
     check(type.has_value(), key + "=" + value + " is not a cache type: it must be " MINICACHE_CACHE_TYPES);
     return *type;
 }
 
 static ggml_type pool_type_of(const std::string & value) {
-    const std::string word = lower(value);
-    if (word == "cache") {
+    if (value == "cache") {
         return GGML_TYPE_COUNT;
     }
-    check(word == "f16" || word == "q8_0", "pool=" + value + " is not a pool type: it must be f16, q8_0 or cache");
-    return word == "f16" ? GGML_TYPE_F16 : GGML_TYPE_Q8_0;
+    check(value == "f16" || value == "q8_0", "pool=" + value + " is not a pool type: it must be f16, q8_0 or cache");
+    return value == "f16" ? GGML_TYPE_F16 : GGML_TYPE_Q8_0;
 }
 
 static bool is_mode(const std::string & word) { return word == "slerp" || word == "average" || word == "plain"; }
 
 static llama_minicache_mode mode_of(const std::string & value) {
-    const std::string word = lower(value);
-    check(is_mode(word), "mode=" + value + " is not a mode: it must be slerp, average or plain");
-    return word == "slerp"   ? LLAMA_MINICACHE_MODE_SLERP :
-           word == "average" ? LLAMA_MINICACHE_MODE_AVERAGE :
-                               LLAMA_MINICACHE_MODE_PLAIN;
+    check(is_mode(value), "mode=" + value + " is not a mode: it must be slerp, average or plain");
+    return value == "slerp"   ? LLAMA_MINICACHE_MODE_SLERP :
+           value == "average" ? LLAMA_MINICACHE_MODE_AVERAGE :
+                                LLAMA_MINICACHE_MODE_PLAIN;
 }
 
 // 2:q8_0, or 2:q8_0/q4_0 for K and V
@@ -224,7 +222,7 @@ static void set_key(minicache_settings & s, const std::string & key, const std::
 // texts
 //
 
-// the values of a text by their keys; a word for the mode before them is one of them
+// the values of a text by their keys, in small letters but for paths; a word for the mode before them is one of them
 static std::map<std::string, std::string> values_of(const std::string & text) {
     std::map<std::string, std::string> values;
 
@@ -245,7 +243,7 @@ static std::map<std::string, std::string> values_of(const std::string & text) {
         const std::string value  = is_path(item) ? item : equals < item.size() ? trimmed(item.substr(equals + 1)) : "";
         check(!key.empty() && !value.empty(),
             "'" + item + "' is not of the form key=value" + (equals == item.size() ? std::string("; ") + WHAT_TO_WRITE : ""));
-        check(values.emplace(key, value).second, key + " is given twice");
+        check(values.emplace(key, key == "plan" ? value : lower(value)).second, key + " is given twice");
     }
     check(!values.empty(), "'" + text + "' names no settings: the keys are " + KEYS);
     return values;
@@ -279,7 +277,7 @@ minicache_settings minicache_settings_parse(const std::string & given) {
     if (values.count("type")) {  // before type_k and type_v, which say more
         s.type_k = s.type_v = cache_type_of("type", values.at("type"));
     }
-    if (values.count("mode") && lower(values.at("mode")) != "slerp") {
+    if (values.count("mode") && values.at("mode") != "slerp") {
         s.retain = 0.0f;  // averages retain nothing in the paper, and plain layers have nothing to retain
     }
     for (const auto & item : values) {
