@@ -16,7 +16,6 @@ from campaigns.small_disks import PAGE, Disk, LimitedFiles, MountedDisk, empty
 from minicache_cpp.cli import INTERRUPTED
 
 Result = dict[str, str]
-DAMAGED = "the file is neither the old one nor a whole new one"
 SOON = 2.0  # seconds in which a busy machine ends an interrupted process
 
 
@@ -151,8 +150,11 @@ class FullDisk(Disturbance):
         return f"files are left: {', '.join(sorted(left)[:4])}" if left else ""
 
 
-class Kill(Disturbance):
-    """A command that is killed at a random time."""
+class Signalled(Disturbance):
+    """A command that gets a signal at a random time."""
+
+    signal: int
+    called: str
 
     def __init__(self, name: str, command: Command, disk: Disk) -> None:
         super().__init__(name, command, disk)
@@ -167,19 +169,25 @@ class Kill(Disturbance):
         rng = random.Random(f"{self.name} {number}")
         before = self.prepare()
         at = rng.uniform(0, 1.05 * self.seconds)
-        ended = self.run((signal.SIGKILL, at))
+        ended = self.run((self.signal, at))
         after = files_below(self.disk.path)
         if self.is_damaged(before, after):
-            wrong = DAMAGED
-        elif ended.code > 0 or "Traceback" in ended.err:
-            wrong = "it had failed before it was killed"
+            wrong = "the file is neither the old one nor a whole new one"
         elif changed := self.changed(before, after):
             wrong = f"other files have changed: {', '.join(changed)}"
         else:
-            wrong = self.wrong_again() or self.left(before)
+            wrong = self.wrong_end(ended, at) or self.wrong_again() or self.left(before)
         if wrong:
-            return {"wrong": f"killed after {at:.3f} s: {wrong} ({ended})"}
-        return {"result": "killed" if ended.code < 0 else "done before"}
+            return {"wrong": f"{self.called} after {at:.3f} s: {wrong} ({ended})"}
+        return {"result": "done before" if self.has_done(ended) else self.called}
+
+    def has_done(self, ended: Ended) -> bool:
+        """Whether it had ended before the signal."""
+        raise NotImplementedError
+
+    def wrong_end(self, ended: Ended, at: float) -> str:
+        """What is wrong with how it has ended, with a signal after so many seconds."""
+        raise NotImplementedError
 
     def is_damaged(self, before: dict[Path, bytes], after: dict[Path, bytes]) -> bool:
         result = self.command.result
@@ -192,34 +200,36 @@ class Kill(Disturbance):
         return f"files are left when it has been run again: {', '.join(sorted(left)[:4])}" if left else ""
 
 
-class Interrupt(Kill):
-    """A command during which Ctrl-C is pressed at a random time: it ends soon, and says nothing of its insides."""
+class Kill(Signalled):
+    signal, called = signal.SIGKILL, "killed"
 
-    def once(self, number: int) -> Result:
-        rng = random.Random(f"{self.name} {number}")
-        before = self.prepare()
-        at = rng.uniform(0, 1.05 * self.seconds)
-        ended = self.run((signal.SIGINT, at))
-        has_done = self.command.has_done(ended)
-        after = files_below(self.disk.path)
+    def has_done(self, ended: Ended) -> bool:
+        return ended.code >= 0
+
+    def wrong_end(self, ended: Ended, at: float) -> str:
+        had_failed = ended.code > 0 or "Traceback" in ended.err
+        return "it had failed before it was killed" if had_failed else ""
+
+
+class Interrupt(Signalled):
+    """Ctrl-C: the command ends soon, and says nothing of its insides."""
+
+    signal, called = signal.SIGINT, "interrupted"
+
+    def has_done(self, ended: Ended) -> bool:
+        return self.command.has_done(ended)
+
+    def wrong_end(self, ended: Ended, at: float) -> str:
         if ended.code not in (0, INTERRUPTED):
-            wrong = "it ends otherwise than by being interrupted"
-        elif "Traceback" in ended.err or "ignored" in ended.err:
-            wrong = "it shows where it was interrupted"
-        elif not has_done and ended.seconds > at + SOON + 0.3 * self.seconds:
-            wrong = f"it goes on for {ended.seconds - at:.1f} s"
-        elif self.is_damaged(before, after):
-            wrong = DAMAGED
-        elif changed := self.changed(before, after):
-            wrong = f"other files have changed: {', '.join(changed)}"
-        else:
-            wrong = self.wrong_again() or self.left(before)
-        if wrong:
-            return {"wrong": f"Ctrl-C after {at:.3f} s: {wrong} ({ended})"}
-        return {"result": "done before" if has_done else "interrupted"}
+            return "it ends otherwise than by being interrupted"
+        if "Traceback" in ended.err or "ignored" in ended.err:
+            return "it shows where it was interrupted"
+        if not self.has_done(ended) and ended.seconds > at + SOON + 0.3 * self.seconds:
+            return f"it goes on for {ended.seconds - at:.1f} s"
+        return ""
 
 
-DISTURBANCES: dict[str, Callable[[str, Command, Disk], Kill | FullDisk]] = {
+DISTURBANCES: dict[str, Callable[[str, Command, Disk], Signalled | FullDisk]] = {
     "disk": FullDisk,
     "kill": Kill,
     "interrupt": Interrupt,
