@@ -46,7 +46,7 @@ def remove_stale(parent: Path, seconds: float = STALE) -> None:
 
     for folder in parent.iterdir() if parent.is_dir() else ():
         with contextlib.suppress(OSError):
-            if _changed(folder) < time.time() - seconds:
+            if _is_abandoned(folder, seconds):
                 with locked(folder.with_name(f"{folder.name}.lock"), in_use):
                     shutil.rmtree(folder, ignore_errors=True)
 
@@ -57,7 +57,7 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
     prefix = f"minicache-{purpose}-"
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
-            if _changed(folder) < time.time() - STALE:
+            if _is_abandoned(folder, STALE):
                 shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=prefix) as name:
         yield Path(name)
@@ -93,9 +93,10 @@ def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[N
             return
 
 
-def _changed(folder: Path) -> float:
-    """When something in a folder was changed last."""
-    return max(one.stat().st_mtime for one in (folder, *folder.iterdir()))
+def _is_abandoned(folder: Path, seconds: float) -> bool:
+    """Whether nothing in a folder has changed for so long."""
+    changed = max(one.stat().st_mtime for one in (folder, *folder.iterdir()))
+    return time.time() - changed > seconds
 
 
 def _is_file(file: IO[str], path: Path) -> bool:

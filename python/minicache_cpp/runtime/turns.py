@@ -34,6 +34,13 @@ class Turn:
         return here and not self.running
 
 
+class Here(threading.local):
+    """What a thread does with a Llama: the turn that runs in it, and how many steps it is in, one within the other."""
+
+    turn: Turn | None = None
+    depth = 0
+
+
 class Turns:
     """Lets one thread at a time take a step, and none between the steps of another one's generator.
 
@@ -47,24 +54,21 @@ class Turns:
         # guards the owner
         self._deciding = threading.Lock()
         self._owner: Turn | None = None
-        # the turn that runs in this thread
-        self._own = threading.local()
+        self._here = Here()
 
     @contextmanager
     def step(self) -> Iterator[None]:
         """Inside, no other thread uses the Llama. Raises MiniCacheError where one does, or is about to go on."""
         with self._deciding:
-            own: Turn | None = getattr(self._own, "turn", None)
-            if self._owner is not own:
-                self._replace(own)
+            if self._owner is not self._here.turn:
+                self._replace(self._here.turn)
             if not self._stepping.acquire(blocking=False):
                 raise MiniCacheError(OTHER_THREAD)
-        depth = self._depth()
-        self._own.depth = depth + 1
+        self._here.depth += 1
         try:
             yield
         finally:
-            self._own.depth = depth
+            self._here.depth -= 1
             self._stepping.release()
 
     @contextmanager
@@ -73,7 +77,7 @@ class Turns:
 
         Raises MiniCacheError within a step of this thread's.
         """
-        if self._depth():
+        if self._here.depth:
             raise MiniCacheError("this Llama cannot be closed by what it calls itself, while it computes")
         with self._stepping:
             yield
@@ -81,7 +85,7 @@ class Turns:
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Inside, all that this thread does is one turn."""
-        if getattr(self._own, "turn", None) is not None:
+        if self._here.turn is not None:
             yield
             return
         turn = Turn()
@@ -94,7 +98,7 @@ class Turns:
 
     def of(self, generator: Generator[Item, Any, Any]) -> Generator[Item, Any, None]:
         """The same generator, which has the Llama for itself for as long as it lasts."""
-        if getattr(self._own, "turn", None) is not None:  # as part of another one, in whose turn it runs
+        if self._here.turn is not None:  # as part of another one, in whose turn it runs
             yield from generator
             return
         turn, sent = Turn(), None
@@ -112,10 +116,6 @@ class Turns:
             generator.close()
             self._end(turn)
 
-    def _depth(self) -> int:
-        """How many steps this thread is in, one within the other."""
-        return getattr(self._own, "depth", 0)
-
     def _go_on(self, turn: Turn) -> None:
         with self._deciding:
             if self._owner is not turn:
@@ -123,10 +123,10 @@ class Turns:
                     raise MiniCacheError(GAVE_WAY)
                 self._replace(turn)
             turn.thread, turn.running, turn.begun = threading.current_thread(), True, True
-            self._own.turn = turn
+            self._here.turn = turn
 
     def _pause(self, turn: Turn) -> None:
-        self._own.turn, turn.running = None, False
+        self._here.turn, turn.running = None, False
 
     def _end(self, turn: Turn) -> None:
         with self._deciding:
