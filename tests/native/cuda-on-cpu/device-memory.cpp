@@ -14,7 +14,10 @@ namespace {
 
 struct pages {
     char * first;
-    size_t size;  // without the page that follows
+    size_t size;  // without what follows and is never accessible
+
+    char * mapped;
+    size_t n_mapped;
 };
 
 struct memory {
@@ -25,6 +28,9 @@ struct memory {
 
 std::recursive_mutex mutex;
 memory               memories[N_DEVICES];
+
+// Every access changes the protection of all pages, and with large ones there are few.
+constexpr size_t LARGE_PAGE = 2 << 20;
 
 void protect(const pages & p, int protection) { GGML_ASSERT(mprotect(p.first, p.size, protection) == 0); }
 
@@ -37,14 +43,20 @@ void * device_alloc(int device, size_t size) {
     const size_t padded = GGML_PAD(size, 128);  // as ggml-cuda aligns tensors
     const size_t total  = GGML_PAD(padded, page);
 
-    void * first = mmap(nullptr, total + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (first == MAP_FAILED) {
+    const size_t n_mapped = total + page + (total >= LARGE_PAGE ? LARGE_PAGE : 0);
+
+    void * mapped = mmap(nullptr, n_mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) {
         return nullptr;
     }
-    const pages p = { (char *) first, total };
+    pages p = { (char *) mapped, total, (char *) mapped, n_mapped };
+    if (total >= LARGE_PAGE) {
+        p.first = (char *) GGML_PAD((uintptr_t) mapped, LARGE_PAGE);
+        madvise(p.first, total, MADV_HUGEPAGE);  // a kernel without them says so, and nothing depends on it
+    }
 
     protect(p, PROT_READ | PROT_WRITE);
-    memset(first, 0xFF, total);
+    memset(p.first, 0xFF, total);
 
     memory & of_device = memories[device];
     if (of_device.n_accesses == 0) {
@@ -65,7 +77,7 @@ void device_free(int device, void * base) {
     const pages p         = it->second;
     of_device.used -= p.size;
     of_device.allocated.erase(it);
-    munmap(p.first, p.size + (size_t) sysconf(_SC_PAGESIZE));
+    munmap(p.mapped, p.n_mapped);
 }
 
 size_t device_used(int device) {
