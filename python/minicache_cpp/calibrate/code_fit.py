@@ -29,6 +29,8 @@ FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.12, 1.25, 1.45, 1.7, 2.0, 2.5)
 
 # what the steps of a token's code may be multiplied by (minicache-code.h)
 SCALES = tuple(np.float32(2 ** (i / 8)) for i in range(-6, 17))
+# of these, the ones that are tried where only the length of what is restored matters, which differs by some percent
+COARSE_SCALES = SCALES[2::4]
 
 # the bins of a histogram of |coefficient|, and the width of one in standard deviations
 BINS, BIN = 4096, 1 / 256
@@ -174,15 +176,18 @@ def quantize(t: Floats, step: Doubles, widths: NDArray[np.int64]) -> Floats:
 
 
 def token_scales(
-    t: NDArray[Any], restore: Callable[[NDArray[Any]], NDArray[Any]], weight: Doubles | float = 1.0
+    t: NDArray[Any],
+    restore: Callable[[NDArray[Any]], NDArray[Any]],
+    weight: Doubles | float = 1.0,
+    scales: Sequence[np.float32] = SCALES,
 ) -> Floats:
-    """The scale of each token's steps that loses least, [tokens].
+    """The scale of each token's steps, of these, that loses least, [tokens].
 
     t [tokens, r] are coefficients, of which restore(t / scale) * scale is restored, and `weight` [r] is that of their
     squared errors.
     """
     best, least = np.ones(len(t), np.float32), np.full(len(t), np.inf)
-    for scale in SCALES:
+    for scale in scales:
         lost = ((t - scale * restore(t / scale)) ** 2 * weight).sum(axis=1)
         better = lost < least
         best[better], least[better] = scale, lost[better]
@@ -228,7 +233,7 @@ def _make_head(
     gain = weight.mean() / (UNIT_LENGTH * step**2)
     y = _weighted(layers, fit.weight, head)
     t, restore = y @ vectors, partial(quantize, step=step, widths=widths)
-    decoded = restore(t / token_scales(t, restore)[:, None]) @ vectors.T
+    decoded = restore(t / token_scales(t, restore, scales=COARSE_SCALES)[:, None]) @ vectors.T
     mag = np.zeros((len(layers), 2), np.float32)
     for side, x in enumerate(layers):
         own = slice(side * d, (side + 1) * d)
