@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -13,6 +14,7 @@ from minicache_cpp import CacheSpec, MiniCacheError, cli
 from minicache_cpp.longbench import metrics
 from minicache_cpp.longbench.asking import Asking, score
 from minicache_cpp.longbench.items import Item
+from minicache_cpp.longbench.results import prepare_folders
 from minicache_cpp.longbench.tasks import TASKS, Task
 from minicache_cpp.reading.text_model import TextModel
 from support.longbench_files import line, write
@@ -126,6 +128,13 @@ def test_answers_replace_nothing_but_answers(
     assert cli.main(arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert (data / "qasper.jsonl").read_bytes() == before
+
+
+def test_two_caches_have_no_common_folder(tmp_path: Path) -> None:
+    specs = [cast(CacheSpec, SimpleNamespace(name=name)) for name in ("plans/a b.gguf", "plans/a_b.gguf")]
+    prepare_folders(tmp_path, [specs[0], specs[0]], ["qasper"])
+    with pytest.raises(MiniCacheError, match=r"a b\.gguf and .*a_b\.gguf would both be in plans_a_b\.gguf"):
+        prepare_folders(tmp_path, specs, ["qasper"])
 
 
 def test_the_table_names_what_was_cut(

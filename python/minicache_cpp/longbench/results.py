@@ -33,10 +33,17 @@ def row_of(spec: CacheSpec, report: KVReport, scores: dict[str, float]) -> dict[
 def prepare_folders(output: Path, specs: Sequence[CacheSpec], tasks: Iterable[str]) -> None:
     """Makes the folders of the answers with each cache.
 
-    Raises MiniCacheError where they cannot be written, or have files of these names that are no answers.
+    Raises MiniCacheError where they cannot be written, have files of these names that are no answers, or are one folder
+    for two caches.
     """
+    whose: dict[Path, str] = {}
     for spec in specs:
         folder = answers_folder(output, spec)
+        if whose.setdefault(folder, spec.name) != spec.name:
+            raise MiniCacheError(
+                f"--output {output}: the answers with {whose[folder]} and with {spec.name} would both be in "
+                f"{folder.name}; give one of the files another name"
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
