@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from python_half import HOOK, NO_NATIVE_HALF, unpack_python_half
+
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 LOGS = ROOT / "build" / "log"
@@ -406,7 +408,7 @@ def set_up(extras: Sequence[str], programs: Sequence[str] = ()) -> None:
     stamp = VENV / "minicache.json"
     installed = read_json(stamp)
     wanted = sorted({*extras, *installed.get("extras", [])})
-    dependencies = digest((ROOT / "pyproject.toml").read_bytes())
+    dependencies = digest((ROOT / "pyproject.toml").read_bytes() + HOOK.encode())
     package = f"{digest_of_files(ROOT, ['python', 'models'])} {RELEASE.directory.name} {RELEASE.source_key()}"
     package += " with llama-server" * RELEASE.is_built(SERVER_TARGETS)
 
@@ -414,7 +416,9 @@ def set_up(extras: Sequence[str], programs: Sequence[str] = ()) -> None:
         with step("Python packages"):
             requirement = f".[{','.join(wanted)}]" if wanted else "."
             pip_install("scikit-build-core>=0.10")
-            pip_install("--no-build-isolation", str(llama_cpp_python()), requirement)
+            # pip leaves what is installed with the same version number
+            pip_install("--no-deps", "--force-reinstall", str(llama_cpp_python()))
+            pip_install("--no-build-isolation", requirement)
     elif installed.get("package") != package:
         with step("installing minicache-cpp"):
             pip_install("--no-build-isolation", "--no-deps", "--force-reinstall", ".")
@@ -445,15 +449,16 @@ def llama_cpp_python() -> Path:
     installed next.
     """
     archive = fetched_archive()
-    directory = cache_dir() / "wheels"
+    directory = cache_dir() / "wheels" / digest(HOOK.encode())[:12]
     name = archive.name.removesuffix(".tar.gz")
     if not (wheels := sorted(directory.glob(f"{name}-py3-none-*.whl"))):
         with contextlib.ExitStack() as cleanup:
             unfinished = directory / f"unfinished-{os.getpid()}"
             cleanup.callback(shutil.rmtree, unfinished, ignore_errors=True)
-            environment = {**os.environ, **generator_variable(), "CMAKE_ARGS": "-DLLAMA_BUILD=OFF"}
+            sources = unpack_python_half(archive, unfinished / "sources")
+            environment = {**os.environ, **generator_variable(), "CMAKE_ARGS": NO_NATIVE_HALF}
             options = ["--no-build-isolation", "--no-cache-dir", "--no-deps", "--wheel-dir", str(unfinished)]
-            pip("wheel", *options, str(archive), environment=environment)
+            pip("wheel", *options, str(sources), environment=environment)
             wheels = [wheel.replace(directory / wheel.name) for wheel in unfinished.glob("*.whl")]
     return wheels[0]
 

@@ -24,6 +24,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap import BAD_INPUT, FAILED, OK, ROOT, BootstrapError, fetched_archive
+from python_half import NO_NATIVE_HALF, unpack_python_half
 
 SCRIPTS = ROOT / "scripts"
 
@@ -168,10 +170,12 @@ def add_python_half(output: Path, tools: Path) -> None:
     for old in output.glob("llama_cpp_python-*.whl"):
         old.unlink()
     options = ["--no-deps", "--no-cache-dir", "--wheel-dir", str(output)]
-    run(
-        [sys.executable, "-m", "pip", "wheel", *options, str(fetched_archive())],
-        {"CMAKE_ARGS": "-DLLAMA_BUILD=OFF"},
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        sources = unpack_python_half(fetched_archive(), Path(folder))
+        run(
+            [sys.executable, "-m", "pip", "wheel", *options, str(sources)],
+            {"CMAKE_ARGS": NO_NATIVE_HALF},
+        )
     wheel = only_wheel(output, "llama_cpp_python")
     run([str(tools / "python"), "-m", "wheel", "tags", "--remove", "--platform-tag=any", str(wheel)])
 

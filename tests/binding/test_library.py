@@ -54,15 +54,21 @@ else:
     assert (done.stdout, done.stderr) == ("1\n", "")
 
 
-def test_llama_cpp_may_come_first_where_our_library_is_named() -> None:
-    """With the command of docs/api.md."""
+@pytest.mark.parametrize("named", [False, True])
+def test_llama_cpp_may_come_first(named: bool) -> None:
+    """As we install it, and in any case where our library is named by the command of docs/api.md."""
     command = "import minicache_cpp, os; print(os.environ['LLAMA_CPP_LIB_PATH'])"
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     assert f'export LLAMA_CPP_LIB_PATH=$(python -c "{command}")' in text
     environment = {name: value for name, value in os.environ.items() if name != "LLAMA_CPP_LIB_PATH"}
-    environment["LLAMA_CPP_LIB_PATH"] = python(command, environment).stdout.strip()
-    done = python("import llama_cpp; from minicache_cpp import Llama, kernels", environment)
+    if named:
+        environment["LLAMA_CPP_LIB_PATH"] = python(command, environment).stdout.strip()
+    program = (
+        "import llama_cpp; from minicache_cpp import Llama, kernels; print(llama_cpp.llama_cpp._lib._name)"
+    )
+    done = python(program, environment)
     assert (done.returncode, done.stderr) == (0, "")
+    assert Path(done.stdout.strip()).parent == library.library_dir()
 
 
 def test_minicache_can_be_imported_after_llama_cpp_has_failed() -> None:
