@@ -16,7 +16,7 @@ HOOK = """\
 # minicache-cpp: this build of llama_cpp has no native library of its own and uses that of minicache_cpp.
 import os as _os
 
-if "LLAMA_CPP_LIB_PATH" not in _os.environ:
+if not _os.environ.get("LLAMA_CPP_LIB_PATH"):
     try:
         import minicache_cpp as _minicache_cpp
     except ModuleNotFoundError:

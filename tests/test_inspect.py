@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minicache_cpp import Llama, MiniCacheError
+from minicache_cpp import Llama, MiniCacheError, cli, inspect
 from minicache_cpp.inspect import inspect_model
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from support.family_models import FAMILIES
@@ -84,3 +84,14 @@ def test_a_truncated_file_is_refused(model: Path, tmp_path: Path, part: float) -
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+
+
+def test_too_little_memory_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(inspect, "run", run)
+    assert cli.main(["inspect", "model.gguf"]) == 2
+    assert capsys.readouterr().err == "minicache: there is not enough memory for this\n"

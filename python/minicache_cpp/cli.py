@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -31,8 +33,21 @@ DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
 def main(argv: list[str] | None = None) -> int:
     """The whole command; returns the exit code."""
+    return started(whole_command, argv)
+
+
+def run_command(name: str, argv: list[str] | None = None) -> int:
+    """One subcommand by itself, as `python -m minicache_cpp.<name>` runs it; returns the exit code."""
+    return started(functools.partial(one_command, name), argv)
+
+
+def started(command: Callable[[list[str]], int], argv: list[str] | None) -> int:
+    """Runs a command, whose modules may not be importable where the native library cannot be loaded."""
     try:
-        return whole_command(sys.argv[1:] if argv is None else argv)
+        return command(sys.argv[1:] if argv is None else argv)
+    except ImportError as error:
+        tell(f"minicache: {error}")
+        return BAD_INPUT
     except KeyboardInterrupt:  # pressed while modules are imported
         return INTERRUPTED
 
@@ -54,15 +69,14 @@ def whole_command(words: list[str]) -> int:
     return guarded(parser, words, module_of(words[0]) if words and words[0] in COMMANDS else None)
 
 
-def run_command(name: str, argv: list[str] | None = None) -> int:
-    """One subcommand by itself, as `python -m minicache_cpp.<name>` runs it; returns the exit code."""
+def one_command(name: str, words: list[str]) -> int:
     module = module_of(name)
     parser = argparse.ArgumentParser(
         prog=f"minicache {name}", description=_sentence(COMMANDS[name]), epilog=_epilog(module)
     )
     parser.set_defaults(command=name)
     module.configure(parser)
-    return guarded(parser, sys.argv[1:] if argv is None else argv, module)
+    return guarded(parser, words, module)
 
 
 def guarded(parser: argparse.ArgumentParser, argv: list[str], module: ModuleType | None) -> int:
@@ -76,6 +90,9 @@ def guarded(parser: argparse.ArgumentParser, argv: list[str], module: ModuleType
         return int(module_of(args.command).run(args))
     except (MiniCacheError, OutputError, ImportError) as error:
         tell(f"minicache: {error}")
+        return BAD_INPUT
+    except MemoryError:
+        tell("minicache: there is not enough memory for this")
         return BAD_INPUT
     except BrokenPipeError:  # nobody reads the output any more
         return DONE

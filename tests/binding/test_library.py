@@ -90,6 +90,17 @@ def test_an_empty_library_directory_is_reported(tmp_path: Path) -> None:
     assert f"MINICACHE_LIB_PATH is {tmp_path}" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("module", ["minicache_cpp", "minicache_cpp.chat"])
+def test_a_command_reports_it_in_one_line(tmp_path: Path, module: str) -> None:
+    environment = {**os.environ, "MINICACHE_LIB_PATH": str(tmp_path)}
+    words = [*(["chat"] if module == "minicache_cpp" else []), "none.gguf", "--prompt", "hi"]
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"minicache: MINICACHE_LIB_PATH is {tmp_path}")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("version", ["0.3.35", "0.4.0"])
 def test_another_version_of_llama_cpp_is_refused(version: str) -> None:
     with (

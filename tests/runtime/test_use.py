@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 from llama_cpp import LogitsProcessorList
 
-from minicache_cpp import Llama, MiniCacheError
-from minicache_cpp.runtime.turns import OTHER_THREAD
+from minicache_cpp import AbortedError, Conversation, Llama, MiniCacheError
+from minicache_cpp.runtime.turns import CLOSED, OTHER_THREAD
 from support import tiny_models
 from support.llamas import SETTINGS
 from support.loaded import Loaded
@@ -47,6 +48,53 @@ def test_a_closed_one_says_so(llm: Llama, use: Callable[[Llama], Any]) -> None:
     with pytest.raises(MiniCacheError, match="this Llama is closed"):
         use(llm)
     llm.close()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda llm, chat: chat.ask("hello", max_tokens=20),
+        lambda llm, chat: llm("hello", max_tokens=20),
+        lambda llm, chat: list(llm("hello", max_tokens=20, stream=True)),
+        lambda llm, chat: llm.tokenize(b"hello " * 2000),
+        lambda llm, chat: llm.detokenize([3, 4, 5] * 2000),
+        lambda llm, chat: llm.kv_report(),
+        lambda llm, chat: chat.reset(),
+    ],
+)
+@pytest.mark.parametrize("delay", [0.02, 0.05, 0.1])
+def test_closing_waits_for_what_another_thread_does(
+    llm: Llama, use: Callable[[Llama, Conversation], Any], delay: float
+) -> None:
+    """Nothing native runs on what has been freed: this test would end the process."""
+    chat, ended = Conversation(llm), []
+
+    def go_on() -> None:
+        try:
+            while True:
+                use(llm, chat)
+        except MiniCacheError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    time.sleep(delay)
+    llm.close()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert isinstance(ended[0], AbortedError) or str(ended[0]) == CLOSED
+
+
+def test_an_answer_cannot_close_what_it_is_made_with(llm: Llama) -> None:
+    def close(text: str) -> None:
+        with pytest.raises(MiniCacheError, match="by what it calls itself"):
+            llm.close()
+        closed.append(text)
+
+    closed: list[str] = []
+    answer = Conversation(llm).ask("hello", max_tokens=5, on_text=close)
+    assert "".join(closed) == answer.text
+    assert llm.kv_report().bytes > 0
 
 
 def test_two_threads_get_an_exception_and_right_results(llm: Llama) -> None:

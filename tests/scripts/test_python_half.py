@@ -41,7 +41,7 @@ def test_the_hook_comes_before_everything_else(sources: Path) -> None:
 
 @pytest.mark.parametrize(
     ("installed", "variable", "imported"),
-    [("there", None, True), ("missing", None, False), ("there", "/elsewhere", False)],
+    [("there", None, True), ("missing", None, False), ("there", "", True), ("there", "/elsewhere", False)],
 )
 def test_our_package_is_imported_unless_a_library_is_named(
     sources: Path, installed: str, variable: str | None, imported: bool

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MiniCacheError
-from ..host.files import replacing
+from ..host.files import refuse_streams, replacing
 from ..host.paths import user_path
 from ..modelfile.ggml_types import BY_NUMBER, GGML_TYPES
 from ..modelfile.gguf_file import GGUFFile, gguf_header, read_gguf
@@ -123,7 +123,9 @@ class PlanFile:
     def open(cls, path: str | os.PathLike[str]) -> PlanFile:
         from ..native.binding import read_plan
 
-        return cls.decode(read_plan(str(user_path(path))))
+        path = user_path(path)
+        refuse_streams(path)
+        return cls.decode(read_plan(str(path)))
 
     @classmethod
     def decode(cls, native: Any) -> PlanFile:

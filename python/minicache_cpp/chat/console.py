@@ -47,6 +47,8 @@ class Chat:
         self.max_tokens = args.max_tokens
         self.conversation: Conversation = Conversation(llm, template, args.system, sampling)
         self.interactive = sys.stdin.isatty()
+        # whether something could not be done; a program that pipes messages in needs it as the exit code
+        self.failed = False
         self.calibration_reported = False
 
     def talk(self) -> int:
@@ -54,7 +56,6 @@ class Chat:
             with suppress(ImportError):
                 import readline  # noqa: F401  (line editing for input())
             note(f"{Path(self.llm.model_path).name}, cache {self.cache}; /help lists the commands")
-        all_answered = True
         while True:
             self.report_calibration()
             try:
@@ -72,10 +73,14 @@ class Chat:
                 try:
                     self.answer(line)
                 except MiniCacheError as error:
-                    all_answered = False
-                    note(str(error))
-        # at a terminal the note is enough; a program that pipes messages in needs the exit code
-        return 0 if all_answered or self.interactive else 2
+                    self.fail(str(error))
+        # at a terminal the note is enough
+        return 2 if self.failed and not self.interactive else 0
+
+    def fail(self, reason: str) -> None:
+        """Says what could not be done."""
+        self.failed = True
+        note(reason)
 
     def report_calibration(self) -> None:
         """Says once how a calibration in the background has ended."""
@@ -146,7 +151,7 @@ class Chat:
     def command(self, line: str) -> bool:
         """Obeys a /command, and returns whether it is the last."""
         name, _, argument = line.partition(" ")
-        argument = argument.strip()
+        argument = unquoted(argument.strip())
         try:
             if name == "/quit":
                 return True
@@ -158,7 +163,7 @@ class Chat:
                 self.conversation.reset()
                 note("the conversation is empty")
             elif name in ("/save", "/load") and not argument:
-                note(f"{name} needs a file: {name} FILE")
+                self.fail(f"{name} needs a file: {name} FILE")
             elif name == "/save":
                 size = save_chat(argument, self.conversation)
                 note(f"saved {mib(size)} to {argument}")
@@ -166,7 +171,13 @@ class Chat:
                 load_chat(argument, self.conversation)
                 note(f"loaded {len(self.conversation.messages)} messages, {self.llm.n_tokens} tokens")
             else:
-                note(f"{name} is not a command; /help lists them")
+                self.fail(f"{name} is not a command; /help lists them")
         except MiniCacheError as error:
-            note(str(error))
+            self.fail(str(error))
         return False
+
+
+def unquoted(path: str) -> str:
+    """A path without the quotes around it, which people type where it has blanks."""
+    quoted = len(path) >= 2 and path[0] == path[-1] and path[0] in "'\""
+    return path[1:-1] if quoted else path

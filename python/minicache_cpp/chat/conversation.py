@@ -86,8 +86,9 @@ class Conversation:
 
     def reset(self) -> None:
         """Forgets everything but the system message."""
-        binding.clear(self.llm.ctx)
-        self.llm.reset()
+        with self.llm.in_turn():
+            binding.clear(self.llm.ctx)
+            self.llm.reset()
         self.sampler.reset()
         self.messages = list(self.system)
         self.text = ""

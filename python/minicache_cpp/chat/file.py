@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from ..errors import MiniCacheError
-from ..host.files import begins_with, refuse_to_write, replacing
+from ..host.files import begins_with, refuse_streams, refuse_to_write, replacing
 from ..host.paths import user_path
 from ..runtime.states import native_state
 from .conversation import Conversation
@@ -94,13 +94,15 @@ def load_chat(path: str | os.PathLike[str], conversation: Conversation) -> None:
 def read_chat(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bytes]:
     """The header and the native state of a saved chat. Raises MiniCacheError if it is none, or damaged."""
     path = user_path(path)
+    refuse_streams(path)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            # anything else may be larger than the memory
+            if file.read(len(FORMAT)) != FORMAT:
+                raise MiniCacheError(f"{path} is not a saved chat")
+            line, _, state = file.read().partition(b"\n")
     except OSError as error:
         raise MiniCacheError(f"{path} cannot be read: {error.strerror or error}") from None
-    if not data.startswith(FORMAT):
-        raise MiniCacheError(f"{path} is not a saved chat")
-    line, _, state = data[len(FORMAT) :].partition(b"\n")
     try:
         header = json.loads(line)
     except (ValueError, RecursionError):

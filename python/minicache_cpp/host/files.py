@@ -66,6 +66,12 @@ def refuse_to_write(path: Path, kind: str, is_one: Callable[[Path], bool]) -> No
         raise MiniCacheError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
+def refuse_streams(path: Path) -> None:
+    """Raises MiniCacheError for pipes and devices: they may be waited for, or not end, and can be read only once."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise MiniCacheError(f"{path} is a pipe or a device; write what it gives to a file, and name that")
+
+
 def begins_with(path: Path, *beginnings: bytes) -> bool:
     """Whether a file can be read and begins with one of these."""
     try:

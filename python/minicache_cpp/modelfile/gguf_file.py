@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MiniCacheError
+from ..host.files import refuse_streams
 from .ggml_types import BY_NUMBER
 
 # number of a value's type in the file -> struct format; strings and arrays have no fixed size
@@ -114,6 +115,7 @@ def gguf_header(path: Path, data: bytes) -> GGUFFile:
 def _read_one(path: Path) -> GGUFFile:
     if path.is_dir():
         raise MiniCacheError(f"{path} is a directory; give the path of a GGUF file")
+    refuse_streams(path)
     try:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":

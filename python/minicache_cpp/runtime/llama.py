@@ -32,7 +32,7 @@ from .exact_window import ExactWindow
 from .guarded_context import GuardedContext
 from .request import Given, resolve
 from .states import StateCache
-from .turns import Turns
+from .turns import CLOSED, Turns
 
 WARN_DISTANCE = 0.3  # above it, SLERP of a pair loses more than 2-bit quantization
 WARN_TOKENS = 32  # a mean over fewer tokens says little
@@ -126,12 +126,11 @@ class Llama(llama_cpp.Llama):
     def close(self) -> None:
         """Frees the context and the model; whatever is called afterwards raises MiniCacheError.
 
-        What another thread evaluates is ended first, as by abort().
+        What another thread evaluates is ended first, as by abort(), and whatever it does with the Llama is waited for.
         """
-        self.abort()
-        with self._turns.ended():
-            super().close()
+        self._turns.end(self.abort)
         self._ctx = self._model = self.tokenizer_ = Closed()  # type: ignore[assignment]
+        super().close()
 
     def abort(self) -> None:
         """Ends what another thread evaluates, a long prompt too, within milliseconds: AbortedError is raised there.
@@ -145,7 +144,8 @@ class Llama(llama_cpp.Llama):
 
     def kv_report(self) -> KVReport:
         """What the KV cache takes, as allocated, and which layers are merged."""
-        return read_report(self._ctx.ctx)
+        with self._turns.used():
+            return read_report(self._ctx.ctx)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -179,11 +179,16 @@ class Llama(llama_cpp.Llama):
         with self._turns.step():
             super().reset()  # type: ignore[no-untyped-call]
 
+    def tokenize(self, text: bytes, *args: Any, **kwargs: Any) -> list[int]:
+        with self._turns.used():
+            return super().tokenize(text, *args, **kwargs)
+
     def detokenize(self, tokens: list[int], *args: Any, **kwargs: Any) -> bytes:
-        n_vocab = self.n_vocab()
-        if wrong := [token for token in tokens if not 0 <= token < n_vocab]:
-            raise MiniCacheError(f"token {wrong[0]}: this model has those from 0 to {n_vocab - 1}")
-        return super().detokenize(tokens, *args, **kwargs)
+        with self._turns.used():
+            n_vocab = self.n_vocab()
+            if wrong := [token for token in tokens if not 0 <= token < n_vocab]:
+                raise MiniCacheError(f"token {wrong[0]}: this model has those from 0 to {n_vocab - 1}")
+            return super().detokenize(tokens, *args, **kwargs)
 
     def sample(self, *args: Any, **kwargs: Any) -> int:
         with self._alone():
@@ -281,7 +286,7 @@ class Closed:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise MiniCacheError("this Llama is closed; make another one")
+        raise MiniCacheError(CLOSED)
 
 
 def _warn(text: str) -> None:

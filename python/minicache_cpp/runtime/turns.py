@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ Item = TypeVar("Item")
 OTHER_THREAD = (
     "another thread is using this Llama; use it in one thread at a time, or make one for each thread"
 )
+CLOSED = "this Llama is closed; make another one"
 GAVE_WAY = (
     "this Llama has been used for something else since, so this generator cannot go on; begin another one"
 )
@@ -34,8 +35,12 @@ class Turn:
         return here and not self.running
 
 
+# how often closing ends what other threads evaluate, in seconds, until they have noticed
+ENDING = 0.05
+
+
 class Here(threading.local):
-    """What a thread does with a Llama: the turn that runs in it, and how many steps it is in, one within the other."""
+    """What a thread does with a Llama: the turn that runs in it, and how many uses it is in, one within the other."""
 
     turn: Turn | None = None
     depth = 0
@@ -49,6 +54,9 @@ class Turns:
     """
 
     def __init__(self) -> None:
+        # how many uses there are, and whether they are to end
+        self._uses = threading.Condition()
+        self._n_uses, self._closing = 0, False
         # a step may contain others of its thread's
         self._stepping = threading.RLock()
         # guards the owner
@@ -57,30 +65,48 @@ class Turns:
         self._here = Here()
 
     @contextmanager
-    def step(self) -> Iterator[None]:
-        """Inside, no other thread uses the Llama. Raises MiniCacheError where one does, or is about to go on."""
-        with self._deciding:
-            if self._owner is not self._here.turn:
-                self._replace(self._here.turn)
-            if not self._stepping.acquire(blocking=False):
-                raise MiniCacheError(OTHER_THREAD)
+    def used(self) -> Iterator[None]:
+        """Inside, nothing is closed; several threads may be inside. Raises MiniCacheError once closing has begun."""
+        with self._uses:
+            if self._closing:
+                raise MiniCacheError(CLOSED)
+            self._n_uses += 1
         self._here.depth += 1
         try:
             yield
         finally:
             self._here.depth -= 1
-            self._stepping.release()
+            with self._uses:
+                self._n_uses -= 1
+                self._uses.notify_all()
 
     @contextmanager
-    def ended(self) -> Iterator[None]:
-        """Inside, no step is being taken, and none begins: it waits for the one of another thread.
+    def step(self) -> Iterator[None]:
+        """Inside, no other thread uses the Llama. Raises MiniCacheError where one does, or is about to go on."""
+        with self.used():
+            with self._deciding:
+                if self._owner is not self._here.turn:
+                    self._replace(self._here.turn)
+                if not self._stepping.acquire(blocking=False):
+                    raise MiniCacheError(OTHER_THREAD)
+            try:
+                yield
+            finally:
+                self._stepping.release()
 
-        Raises MiniCacheError within a step of this thread's.
+    def end(self, stop: Callable[[], None]) -> None:
+        """Lets no use begin any more, and waits until there is none; `stop` ends what other threads evaluate.
+
+        Raises MiniCacheError within a use of this thread's.
         """
         if self._here.depth:
             raise MiniCacheError("this Llama cannot be closed by what it calls itself, while it computes")
-        with self._stepping:
-            yield
+        with self._uses:
+            self._closing = True
+            while self._n_uses:
+                # again and again, as a use may have begun a moment ago, and evaluate only now
+                stop()
+                self._uses.wait(ENDING)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -89,12 +115,13 @@ class Turns:
             yield
             return
         turn = Turn()
-        self._go_on(turn)
-        try:
-            yield
-        finally:
-            self._pause(turn)
-            self._end(turn)
+        with self.used():
+            self._go_on(turn)
+            try:
+                yield
+            finally:
+                self._pause(turn)
+                self._end(turn)
 
     def of(self, generator: Generator[Item, Any, Any]) -> Generator[Item, Any, None]:
         """The same generator, which has the Llama for itself for as long as it lasts."""
@@ -104,13 +131,14 @@ class Turns:
         turn, sent = Turn(), None
         try:
             while True:
-                self._go_on(turn)
-                try:
-                    item = generator.send(sent)
-                except StopIteration:
-                    return
-                finally:
-                    self._pause(turn)
+                with self.used():
+                    self._go_on(turn)
+                    try:
+                        item = generator.send(sent)
+                    except StopIteration:
+                        return
+                    finally:
+                        self._pause(turn)
                 sent = yield item
         finally:
             generator.close()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import MiniCacheError
+from ..host.files import refuse_streams
 
 MOST_BYTES = 8 * 2**20  # that read_texts() reads of each file; ample for every context there is
 
@@ -49,6 +50,7 @@ def _size(path: Path, what: str = "text") -> int:
     with _explained(path, what):
         if path.is_dir():
             raise MiniCacheError(f"the {what} {path} is a directory; name its files")
+        refuse_streams(path)
         return path.stat().st_size
 
 
