@@ -71,6 +71,12 @@ def test_llama_cpp_may_come_first(named: bool) -> None:
     assert Path(done.stdout.strip()).parent == library.library_dir()
 
 
+def test_llama_cpp_says_where_no_library_was_found(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "LLAMA_CPP_LIB_PATH"}
+    done = python("import llama_cpp", {**environment, "MINICACHE_LIB_PATH": str(tmp_path)})
+    assert done.stderr.splitlines()[-1].startswith(f"ImportError: MINICACHE_LIB_PATH is {tmp_path}")
+
+
 def test_minicache_can_be_imported_after_llama_cpp_has_failed() -> None:
     environment = {**os.environ, "LLAMA_CPP_LIB_PATH": "/nowhere"}
     program = """

@@ -57,11 +57,16 @@ def library_dir() -> Path | None:
 
 
 def prepare() -> None:
-    """Makes a later `import llama_cpp` load our library; raises ImportError where another one is loaded already."""
+    """Makes a later `import llama_cpp` load our library.
+
+    Raises ImportError where another one is loaded already, or where llama_cpp asks for ours and there is none.
+    """
     if "llama_cpp.llama_cpp" in sys.modules:
         use_mtmd(check_llama(sys.modules["llama_cpp.llama_cpp"]).parent)
     elif directory := library_dir():
         use(directory)
+    elif "llama_cpp" in sys.modules:  # it is being imported, and would say less
+        raise ImportError(missing_library())
 
 
 @functools.cache
