@@ -33,23 +33,34 @@ DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
 def main(argv: list[str] | None = None) -> int:
     """The whole command; returns the exit code."""
-    return started(whole_command, argv)
+    return guarded(whole_command, argv)
 
 
 def run_command(name: str, argv: list[str] | None = None) -> int:
     """One subcommand by itself, as `python -m minicache_cpp.<name>` runs it; returns the exit code."""
-    return started(functools.partial(one_command, name), argv)
+    return guarded(functools.partial(one_command, name), argv)
 
 
-def started(command: Callable[[list[str]], int], argv: list[str] | None) -> int:
-    """Runs a command, whose modules may not be importable where the native library cannot be loaded."""
+def guarded(command: Callable[[list[str]], int], argv: list[str] | None) -> int:
+    """Runs a command; errors that the user can put right are printed in one line, without a traceback.
+
+    Modules are imported inside as well: where the native library cannot be loaded, that fails.
+    """
+    prepare_streams()
     try:
         return command(sys.argv[1:] if argv is None else argv)
-    except ImportError as error:
+    except (MiniCacheError, OutputError, ImportError) as error:
         tell(f"minicache: {error}")
         return BAD_INPUT
-    except KeyboardInterrupt:  # pressed while modules are imported
+    except MemoryError:
+        tell("minicache: there is not enough memory for this")
+        return BAD_INPUT
+    except BrokenPipeError:  # nobody reads the output any more
+        return DONE
+    except KeyboardInterrupt:
         return INTERRUPTED
+    finally:
+        drop_unwritten()
 
 
 def whole_command(words: list[str]) -> int:
@@ -66,7 +77,7 @@ def whole_command(words: list[str]) -> int:
             name, help=summary, description=_sentence(summary), epilog=_epilog(module)
         )
         module.configure(command)
-    return guarded(parser, words, module_of(words[0]) if words and words[0] in COMMANDS else None)
+    return parse_and_run(parser, words, module_of(words[0]) if words and words[0] in COMMANDS else None)
 
 
 def one_command(name: str, words: list[str]) -> int:
@@ -76,30 +87,13 @@ def one_command(name: str, words: list[str]) -> int:
     )
     parser.set_defaults(command=name)
     module.configure(parser)
-    return guarded(parser, words, module)
+    return parse_and_run(parser, words, module)
 
 
-def guarded(parser: argparse.ArgumentParser, argv: list[str], module: ModuleType | None) -> int:
-    """Runs a command; errors that the user can put right are printed in one line, without a traceback.
-
-    module: the command's, None where `argv` begins with none.
-    """
-    prepare_streams()
-    try:
-        args = parsed(parser, argv, module)
-        return int(module_of(args.command).run(args))
-    except (MiniCacheError, OutputError, ImportError) as error:
-        tell(f"minicache: {error}")
-        return BAD_INPUT
-    except MemoryError:
-        tell("minicache: there is not enough memory for this")
-        return BAD_INPUT
-    except BrokenPipeError:  # nobody reads the output any more
-        return DONE
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    finally:
-        drop_unwritten()
+def parse_and_run(parser: argparse.ArgumentParser, argv: list[str], module: ModuleType | None) -> int:
+    """Runs the command that `argv` names. module: the command's, None where `argv` begins with none."""
+    args = parsed(parser, argv, module)
+    return int(module_of(args.command).run(args))
 
 
 def parsed(parser: argparse.ArgumentParser, argv: list[str], module: ModuleType | None) -> argparse.Namespace:

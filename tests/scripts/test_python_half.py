@@ -14,7 +14,6 @@ import pytest
 from python_half import HOOK, INIT, unpack_python_half
 
 MINE = """\
-import os
 import sys
 
 sys.modules["minicache_cpp"] = None if sys.argv[1] == "missing" else sys

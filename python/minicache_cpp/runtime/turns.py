@@ -104,7 +104,7 @@ class Turns:
         with self._uses:
             self._closing = True
             while self._n_uses:
-                # again and again, as a use may have begun a moment ago, and evaluate only now
+                # every time: another thread that was not evaluating yet may have begun to since
                 stop()
                 self._uses.wait(ENDING)
 

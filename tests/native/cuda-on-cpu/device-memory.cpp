@@ -14,10 +14,8 @@ namespace {
 
 struct pages {
     char * first;
-    size_t size;  // without what follows and is never accessible
-
-    char * mapped;
-    size_t n_mapped;
+    size_t size;    // without the pages that follow, at least one, which are never accessible
+    char * mapped;  // where the mapping begins, which is a large page longer than size
 };
 
 struct memory {
@@ -43,17 +41,12 @@ void * device_alloc(int device, size_t size) {
     const size_t padded = GGML_PAD(size, 128);  // as ggml-cuda aligns tensors
     const size_t total  = GGML_PAD(padded, page);
 
-    const size_t n_mapped = total + page + (total >= LARGE_PAGE ? LARGE_PAGE : 0);
-
-    void * mapped = mmap(nullptr, n_mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void * mapped = mmap(nullptr, total + LARGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped == MAP_FAILED) {
         return nullptr;
     }
-    pages p = { (char *) mapped, total, (char *) mapped, n_mapped };
-    if (total >= LARGE_PAGE) {
-        p.first = (char *) GGML_PAD((uintptr_t) mapped, LARGE_PAGE);
-        madvise(p.first, total, MADV_HUGEPAGE);  // a kernel without them says so, and nothing depends on it
-    }
+    const pages p = { (char *) GGML_PAD((uintptr_t) mapped, LARGE_PAGE), total, (char *) mapped };
+    madvise(p.first, total, MADV_HUGEPAGE);  // a kernel without them says so, and nothing depends on it
 
     protect(p, PROT_READ | PROT_WRITE);
     memset(p.first, 0xFF, total);
@@ -77,7 +70,7 @@ void device_free(int device, void * base) {
     const pages p         = it->second;
     of_device.used -= p.size;
     of_device.allocated.erase(it);
-    munmap(p.mapped, p.n_mapped);
+    munmap(p.mapped, p.size + LARGE_PAGE);
 }
 
 size_t device_used(int device) {
