@@ -7,7 +7,9 @@ import json
 import os
 import random
 import tempfile
+import time
 import urllib.parse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from support.servers import Served, serving
 
 WORDS = "The cat sat on the mat, and the dog lay beside it. "
 TOOLS = "MINICACHE_TOOLS_BIN"
+SETTLING = 1.0  # seconds
 
 
 def main(model: Path | None, seed: int, n_steps: int) -> None:
@@ -35,12 +38,13 @@ def main(model: Path | None, seed: int, n_steps: int) -> None:
         options = ["--ctx", 512, "--slots", 2, "--save", folder / "slots", "--json", "--", "--context-shift"]
         with serving(tools, path, *options) as served:
             process = server_of(served.process.pid)
+            idle = use_of(process)
             for number in range(seed, seed + n_steps):
                 rng = random.Random(f"request {number}")
                 what = rng.choice(["answer", "stream", "leave", "save", "restore", "shift"])
                 say({"begins": number, "where": what})
                 wrong = request(served, what, rng)
-                say({"uses": use_of(process), "did": {what: 1}, "wrong": wrong})
+                say({"uses": settled(process, idle), "did": {what: 1}, "wrong": wrong})
     say({"over": True})
 
 
@@ -54,6 +58,17 @@ def server_of(process: int) -> int:
     """The process of llama-server, which `minicache serve` has started."""
     found = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="ascii").split()
     return int(found[0])
+
+
+def settled(process: int, idle: Mapping[str, float]) -> dict[str, float]:
+    """What the server uses after a request: it closes the connection a moment after the client has its answer.
+
+    If more files are open than when it was idle, it has a second to close them.
+    """
+    end = time.monotonic() + SETTLING
+    while (found := use_of(process))["open files"] > idle["open files"] and time.monotonic() < end:
+        time.sleep(0.01)
+    return found
 
 
 def request(served: Served, what: str, rng: random.Random) -> str:
