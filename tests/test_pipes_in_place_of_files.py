@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minicache_cpp import MiniCache, MiniCacheError
+from minicache_cpp import Llama, MiniCache, MiniCacheError
 from minicache_cpp.chat.file import read_chat
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.text.files import Texts, read_text, read_texts
@@ -25,6 +25,9 @@ from minicache_cpp.text.files import Texts, read_text, read_texts
         lambda path: read_texts([path]),
         lambda path: Texts([path]),
         lambda path: MiniCache(plan=path).plan_file,
+        Llama,
+        lambda path: Llama(path, minicache=MiniCache()),
+        lambda path: Llama(path, minicache="f16"),
     ],
 )
 def test_a_pipe_is_refused(tmp_path: Path, read: Callable[[Path], object]) -> None:

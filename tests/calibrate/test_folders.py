@@ -64,6 +64,26 @@ def test_what_needs_a_folder_says_so(models: dict[str, Path], text: Path) -> Non
                 assert "MINICACHE_CACHE_DIR" in str(llm.calibration.error)
 
 
+@pytest.mark.parametrize("in_the_way", ["plans", "plans/{fingerprint}.gguf/"])
+def test_a_plan_that_has_no_place_is_refused_before_it_is_made(
+    in_the_way: str,
+    models: dict[str, Path],
+    text: Path,
+    tmp_path: Path,
+    found: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / in_the_way.format(fingerprint=found["fingerprint"])
+    if in_the_way.endswith("/"):
+        path.mkdir(parents=True)
+    else:
+        path.write_text("not a folder")
+    monkeypatch.setenv("MINICACHE_CACHE_DIR", str(tmp_path))
+    with pytest.raises(MiniCacheError, match=r"the plan cannot be kept: .*; remove what is in the way"):
+        made(models["plain"], text, None)  # type: ignore[arg-type]
+    assert [one.name for one in tmp_path.iterdir()] == ["plans"]
+
+
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that has room for three arrays."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,16 @@ from minicache_cpp.calibrate.attention import attention
 from minicache_cpp.calibrate.code_fit import fit_part, restored
 from minicache_cpp.calibrate.material import Chunk, Material
 from minicache_cpp.calibrate.observed import observing
-from minicache_cpp.calibrate.probes import WAYS, Probe, Way, probed_texts, probes_of, tokens_read
+from minicache_cpp.calibrate.options import Options
+from minicache_cpp.calibrate.probes import (
+    WAYS,
+    Probe,
+    Way,
+    probed_texts,
+    probes_of,
+    tokens_read,
+    way_of,
+)
 from minicache_cpp.host.progress import Progress
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.native import binding
@@ -150,6 +160,14 @@ def test_a_thorough_way_probes_all_texts_but_those_of_the_check() -> None:
     ]
     assert len(probed_texts(Material([], chunks_of(1, 100), [], ""), FAST)) == 1
     # of many, some of each part
+    # where texts are given, as many of them as of the package's own
+    own, given = chunks_of(6, 512), [Chunk(one.tokens, 9000) for one in chunks_of(6, 512)]
+    both = Material([], given, [], "").beside(Material([], own, [], ""))
+    options = Options(ratio=5.0, texts=(Path("mine.txt"),))
+    probed = [one.chunk.position for one in probed_texts(both, way_of(options))]
+    assert [sum(at == 9000 for at in probed), len(probed)] == [6, 12]
+    assert way_of(replace(options, thorough=True)) == THOROUGH
+    assert way_of(Options(ratio=5.0)) == FAST
     many = probed_texts(Material(chunks_of(160, 512), chunks_of(16, 512), [], ""), THOROUGH)
     assert len(many) == 24
     assert {len(one.without) for one in many} == {0, 40}

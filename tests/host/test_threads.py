@@ -19,6 +19,9 @@ from minicache_cpp.host import threads
         ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
         ({"cpu.max": "nonsense"}, None),
+        ({"cpu.max": "100000 0"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "0"}, None),
+        ({"cpuacct,cpu/c/d/cpu.cfs_quota_us": "150000", "cpuacct,cpu/c/d/cpu.cfs_period_us": "100000"}, 1.5),
         # the smallest of a group and those that it is in
         ({"a.slice/b.scope/cpu.max": "max 100000", "a.slice/cpu.max": "200000 100000"}, 2.0),
         ({"a.slice/b.scope/cpu.max": "400000 100000", "cpu.max": "300000 100000"}, 3.0),
@@ -33,7 +36,7 @@ def test_the_quota_of_a_container_is_kept(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    (tmp_path / "own").write_text("2:cpuset:/\n1:cpuacct,cpu:/c/d\n0::/a.slice/b.scope\n")
+    (tmp_path / "own").write_text("2:cpuset:/\n1:cpuacct,cpu:/c/d\nnonsense\n0::/a.slice/b.scope\n")
     monkeypatch.setattr(threads, "CGROUPS", tmp_path)
     monkeypatch.setattr(threads, "OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)

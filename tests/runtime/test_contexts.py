@@ -43,6 +43,33 @@ def test_a_missing_model_is_llama_cpps_own_error(tmp_path: Path) -> None:
         Llama(str(tmp_path / "none.gguf"), verbose=False)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is not a GGUF file"),
+        (b"no model", "is not a GGUF file"),
+        (None, "is a directory"),
+    ],
+)
+def test_what_is_no_model_is_named(content: bytes | None, words: str, tmp_path: Path) -> None:
+    """llama.cpp says only that it failed to load it."""
+    path = tmp_path / "model.gguf"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    for minicache in (None, MiniCache()):
+        with pytest.raises(MiniCacheError, match=words):
+            Llama(str(path), minicache=minicache, **SETTINGS)
+
+
+def test_empty_paths_are_refused(path: str) -> None:
+    with pytest.raises(MiniCacheError, match="the model's path is empty"):
+        Llama("", **SETTINGS)
+    with pytest.raises(MiniCacheError, match="the path of a file is empty"):
+        Llama(path, minicache=MiniCache(plan=""), **SETTINGS)
+
+
 def test_plain_cache_types_go_by_name_and_by_number(path: str) -> None:
     for types in ({"type_k": "q8_0", "type_v": "q4_0"}, {"type_k": 8, "type_v": 2}):
         with Llama(path, flash_attn=True, **types, **SETTINGS) as llm:

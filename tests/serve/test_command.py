@@ -189,6 +189,7 @@ def test_ctrl_c_before_the_server_answers(stubborn: Path, planned: Loaded) -> No
         (["{model}", "--ctx", "20000000", "--slots", "200"], "--ctx 20000000: it must be 10737418 or less"),
         (["{model}", "--ctx", "8000000", "--slots", "200"], "200 contexts of 8,000,000 tokens need"),
         (["{model}", "--save", "{tmp}/text.gguf"], "the folder cannot be made"),
+        (["{model}", "--", "--slot-save-path", "{tmp}"], "is what --save of minicache serve decides"),
         (["{model}", "--", "-c", "100"], "-c after -- is what --ctx of minicache serve decides"),
         (["{model}", "--", "--cache_type_k", "f16"], "--config"),
         (["{model}", "--", "--hf-repo", "some/model"], "what MODEL of"),
@@ -220,6 +221,13 @@ def test_bad_input_is_one_line_and_exit_code_2(
     lines = [line for line in said.err.splitlines() if not line.startswith("[")]
     assert len(lines) == 1, said.err
     assert words in lines[0]
+
+
+def test_an_empty_folder_is_not_the_current_one(planned: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a variable that is not set: clients could replace any file of the folder that the server runs in."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["serve", str(planned.path), "--save", ""])
+    assert "argument --save: it names no folder" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_server_that_dies_at_start_is_one_line_with_its_status(

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import MiniCacheError, MiniCacheWarning
-from ..host.user_cache import cache_dir
+from ..host.user_cache import VARIABLE, cache_dir
+from ..host.work_folder import is_writable
 from ..modelfile.fingerprint import fingerprint, n_layers
 from ..modelfile.gguf_file import GGUFFile
 from ..models.table import plans_folder
@@ -20,6 +21,17 @@ DEFAULT_RATIO = 5.0  # f16 bytes per cached token over the plan's, where the use
 def plan_path(file: GGUFFile) -> Path:
     """Where a calibration without an output file keeps the plan of a model."""
     return cache_dir() / "plans" / f"{fingerprint(file)}.gguf"
+
+
+def check_plan_path(path: Path) -> None:
+    """Raises MiniCacheError where a plan cannot be kept at plan_path(), before it is made."""
+    if is_writable(path.parent) and not path.is_dir():
+        return
+    wrong = f"{path} is a folder" if path.is_dir() else f"no file can be written in {path.parent}"
+    raise MiniCacheError(
+        f"the plan cannot be kept: {wrong}; remove what is in the way, name another folder with {VARIABLE}, or give "
+        "-o PLAN"
+    )
 
 
 def plan_beside(file: GGUFFile) -> Path:

@@ -242,7 +242,7 @@ class CacheSpec:
         """A SPEC, as the command line takes it: a cache type for a plain cache, a plan's path, or settings as text."""
         if (name := spec.strip()) in CACHE_TYPES:
             return cls(name, name)
-        if os.path.isfile(user_path(spec)):  # whatever it is called
+        if spec and os.path.isfile(user_path(spec)):  # whatever it is called
             return cls.of(MiniCache(plan=spec))
         try:
             return cls.of(MiniCache.parse(spec))

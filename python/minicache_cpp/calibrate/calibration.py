@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cache.plan import Plan
-from ..cache.plan_store import DEFAULT_RATIO, plan_path
+from ..cache.plan_store import DEFAULT_RATIO, check_plan_path, plan_path
 from ..errors import MiniCacheError
 from ..host.paths import name_shown, user_path
 from ..host.progress import OnProgress, Progress
@@ -38,7 +38,7 @@ from .phases import FITTING, PROBING, READING, Phases, phases_of
 from .plain_fit import PlainFit, fit_plain
 from .planner import Planner
 from .plans import PlanBuilder, write_fitted
-from .probes import WAYS, Floats, probe_sensitivities, probed_texts, usual_sensitivities
+from .probes import Floats, probe_sensitivities, probed_texts, usual_sensitivities, way_of
 from .report import Checked, choice_rows, comparison, notes, report
 from .samples import Samples
 from .search import Search
@@ -122,6 +122,9 @@ def calibrate(
         )
     if not any(layer.grows for layer in shape.layers):
         raise MiniCacheError(f"cannot calibrate {file.path}: no layer's cache grows with the context")
+    place = output or plan_path(file)
+    if output is None:
+        check_plan_path(place)
     check_output(output)
     with contextlib.closing(progress):
         progress(0, "text")
@@ -133,7 +136,7 @@ def calibrate(
             working(work_key(job, material), output, progress) as folder,
             contextlib.nullcontext(loaded) if loaded else NativeModel(file.path, options.gpu_layers) as model,
         ):
-            return make_plan(job, material, model, folder, output or plan_path(file))
+            return make_plan(job, material, model, folder, place)
 
 
 def calibrate_model(
@@ -188,7 +191,7 @@ def material_of(file: GGUFFile, shape: ModelShape, options: Options) -> Material
 
 def work_key(job: Job, material: Material) -> str:
     """A key that is the same for calibrations that can resume each other's work."""
-    options = job.options.rope_block, job.options.window, WAYS[job.options.thorough]
+    options = job.options.rope_block, job.options.window, way_of(job.options)
     what = [fingerprint(job.file), job.file.weight_bytes, *options, __version__]
     return hashlib.sha256(f"{what} {material.digest}".encode()).hexdigest()[:24]
 
@@ -291,14 +294,14 @@ def informed(job: Job, planner: Planner, material: Material, model: NativeModel,
     if not planner.weights:
         return planner
     thorough = job.options.thorough
-    way, samples = WAYS[thorough], planner.source.samples
+    way, samples = way_of(job.options), planner.source.samples
     texts, singles = probed_texts(material, way), planner.singles([PROBE_WIDTH])
     joined = samples.beside([text.chunk for text in texts]) if only_checked(job) else samples
 
     def on_text(number: int, seen: Mapping[tuple[str, int], Floats]) -> None:
         if joined is not samples:
-            n_token = len(texts[number].chunk.tokens)
-            joined.write(len(samples.chunks) + number, by_head(seen, n_token, samples.shape))
+            heads = by_head(seen, len(texts[number].chunk.tokens), samples.shape)
+            joined.write(len(samples.chunks) + number, heads, job.threads)
 
     found = probe_sensitivities(
         model,

@@ -40,7 +40,7 @@ def capture(model: NativeModel, samples: Samples, threads: int, on_chunk: Callab
         samples.ropes = [observed.rope(number) for number in range(len(samples.shape.layers))]
         for number, chunk in samples.chunks.items():
             if not samples.has(number):
-                samples.write(number, read_chunk(observed, chunk, samples.shape))
+                samples.write(number, read_chunk(observed, chunk, samples.shape), threads)
             on_chunk(number + 1)
 
 

@@ -17,7 +17,7 @@ layers. So no text is probed with codes that were fitted to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +25,15 @@ from numpy.typing import NDArray
 
 from ..cache.code_format import KINDS, Kind
 from ..host.files import read_json, write_json
-from ..native import binding
-from ..native.batch import BatchToken
-from ..native.binding import llama_h
-from ..reading.divergence import kl_divergence, log_probabilities
+from ..host.threads import side_by_side
 from ..reading.model import NativeModel
 from .attention import attention
 from .code_fit import restored
 from .group_fit import GroupFit
 from .material import Chunk, Material
-from .observed import Observed, observing
+from .observed import observing
+from .options import Options
+from .probed_text import ProbedText
 from .sensitivity import PROBE_WIDTH, Sensitivities
 
 Floats = NDArray[np.float32]
@@ -78,6 +77,16 @@ WAYS = {
     False: Way(fitted=False, texts=6, tokens=8, kept=0.8),
     True: Way(fitted=True, texts=24, tokens=16, kept=0.9),
 }
+
+
+def way_of(options: Options) -> Way:
+    """How a calibration with these options probes.
+
+    The fast way's few texts say little of two kinds, so where texts are given it reads as many of these as of the
+    package's own.
+    """
+    way = WAYS[options.thorough]
+    return replace(way, texts=2 * way.texts) if options.texts and not options.thorough else way
 
 
 @dataclass(frozen=True)
@@ -219,7 +228,7 @@ def probe_sensitivities(
                 without, fits = one.without, codes(one.without)
             text = ProbedText(observed, one.chunk, way.tokens, model.n_vocab)
             seen = text.begin()
-            changes = attention_changes(seen, text.positions, way.tokens, fits) if seen else None
+            changes = attention_changes(seen, text.positions, way.tokens, fits, threads) if seen else None
             if seen is None or changes is None:
                 return None
             on_text(number, seen)
@@ -254,83 +263,43 @@ def attention_changes(
     positions: NDArray[np.int64],
     n_probed: int,
     fits: Mapping[int, GroupFit],
+    threads: int,
 ) -> Changes | None:
     """The changes with each layer's K, and V, restored from its code at 3 bits; None where attention differs.
 
     `seen` has Q, K, V and attention's result of tokens at `positions`, by kind and layer; the last `n_probed` of them
     are probed.
     """
-    n = len(positions)
+
+    def changes(number: int) -> tuple[Floats, Floats] | None:
+        return layer_changes(seen, positions, n_probed, number, fits[number])
+
     found: dict[tuple[Kind, int], Floats] = {}
-    for number, fit in fits.items():
-        source, window = fit.source, fit.source.samples.window
-        layer = source.samples.shape.layers[number]
-        q, k = (seen[kind, number].reshape(n, -1, layer.head_size_k) for kind in "qk")
-        v, result = (seen[kind, number].reshape(n, -1, layer.head_size_v) for kind in "vo")
-        q, result = q[-n_probed:], result[-n_probed:]
-        exact = attention(q, k, v, k, v, window)
-        if not np.linalg.norm(exact - result) <= MOST_DIFFERENCE * np.linalg.norm(result):
+    for number, of_layer in zip(fits, side_by_side(changes, fits, threads), strict=True):
+        if of_layer is None:
             return None
-        restored_k = restored(fit.k, PROBE_WIDTH, source.coded(number, k, positions))
-        restored_k = source.cached(number, restored_k, positions)
-        changed_k = attention(q, k, v, restored_k, v, window)
-        changed_v = attention(q, k, v, k, restored(fit.v, PROBE_WIDTH, v), window)
-        found["k", number] = (changed_k - exact).reshape(n_probed, -1)
-        found["v", number] = (changed_v - exact).reshape(n_probed, -1)
+        found["k", number], found["v", number] = of_layer
     return Changes(found)
 
 
-class ProbedText:
-    """A text whose last tokens are read with each probe."""
-
-    def __init__(self, observed: Observed, chunk: Chunk, n_probed: int, n_vocab: int) -> None:
-        self.observed, self.chunk, self.n_probed, self.n_vocab = observed, chunk, n_probed, n_vocab
-        self.start = len(chunk.tokens) - n_probed
-        self.positions = np.arange(len(chunk.tokens)) + chunk.position
-        self.reference = np.empty(0, np.float32)
-
-    def begin(self) -> Mapping[tuple[str, int], Floats] | None:
-        """Reads the text into sequence 0 and drops the last tokens from it; returns what was seen.
-
-        None where tokens cannot be dropped, as from a recurrent state.
-        """
-        chunk, observed = self.chunk, self.observed
-        binding.clear(observed.ctx)
-        observed.read(
-            (
-                BatchToken(token, chunk.position + i, wanted=i >= self.start)
-                for i, token in enumerate(chunk.tokens)
-            ),
-            "qkvo",
-        )
-        self.reference = log_probabilities(observed.logits(self.n_probed, self.n_vocab))
-        memory = llama_h.llama_get_memory(observed.ctx)
-        dropped = llama_h.llama_memory_seq_rm(memory, 0, chunk.position + self.start, -1)
-        return observed.seen if dropped else None
-
-    def losses(self, moves: Sequence[Mapping[int, Floats]]) -> list[float]:
-        """The mean KL divergences of the last tokens when each of these is added to the layers' attention."""
-        chunk, observed, n = self.chunk, self.observed, self.n_probed
-        memory = llama_h.llama_get_memory(observed.ctx)
-
-        def change(layer: int, result: Floats) -> None:
-            for row, move in enumerate(moves):
-                if layer in move:
-                    result[row * n : (row + 1) * n] += move[layer]
-
-        for row in range(len(moves)):
-            llama_h.llama_memory_seq_cp(memory, 0, row + 1, -1, -1)
-        observed.change = change
-        try:
-            observed.read(
-                BatchToken(chunk.tokens[i], chunk.position + i, row + 1, wanted=True)
-                for row in range(len(moves))
-                for i in range(self.start, len(chunk.tokens))
-            )
-        finally:
-            observed.change = None
-        logits = observed.logits(len(moves) * n, self.n_vocab).reshape(len(moves), n, -1)
-        found = [float(kl_divergence(self.reference, log_probabilities(rows)).mean()) for rows in logits]
-        for row in range(len(moves)):
-            llama_h.llama_memory_seq_rm(memory, row + 1, -1, -1)
-        return found
+def layer_changes(
+    seen: Mapping[tuple[str, int], Floats],
+    positions: NDArray[np.int64],
+    n_probed: int,
+    number: int,
+    fit: GroupFit,
+) -> tuple[Floats, Floats] | None:
+    """The changes of one layer's attention with its K and with its V restored, [tokens, n]; None where it differs."""
+    n, source, window = len(positions), fit.source, fit.source.samples.window
+    layer = source.samples.shape.layers[number]
+    q, k = (seen[kind, number].reshape(n, -1, layer.head_size_k) for kind in "qk")
+    v, result = (seen[kind, number].reshape(n, -1, layer.head_size_v) for kind in "vo")
+    q, result = q[-n_probed:], result[-n_probed:]
+    exact = attention(q, k, v, k, v, window)
+    if not np.linalg.norm(exact - result) <= MOST_DIFFERENCE * np.linalg.norm(result):
+        return None
+    restored_k = restored(fit.k, PROBE_WIDTH, source.coded(number, k, positions))
+    restored_k = source.cached(number, restored_k, positions)
+    changed_k = attention(q, k, v, restored_k, v, window)
+    changed_v = attention(q, k, v, k, restored(fit.v, PROBE_WIDTH, v), window)
+    return (changed_k - exact).reshape(n_probed, -1), (changed_v - exact).reshape(n_probed, -1)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..cache.code_format import Kind
 from ..host.array_files import save_array
+from ..host.threads import side_by_side
 from ..modelfile.shape import ModelShape
 from .attention_weights import AttentionWeights, attention_weights
 from .material import Chunk
@@ -65,19 +66,20 @@ class Samples:
         """Whether chunk `number` is complete."""
         return self._file(number, "weights").exists()
 
-    def write(self, number: int, seen: Mapping[tuple[str, int], Floats]) -> None:
+    def write(self, number: int, seen: Mapping[tuple[str, int], Floats], threads: int) -> None:
         """Stores chunk `number`: `seen` has Q, K and V by kind ("q", "k", "v") and layer, [tokens, heads, size]."""
-        rows, weights = [], []
-        for layer_number, layer in enumerate(self.shape.layers):
-            if not layer.n_head_kv:
-                continue
-            q, k, v = (seen[kind, layer_number] for kind in "qkv")
-            rows += [k.reshape(-1), v.reshape(-1)]
-            gain = self.gains[layer_number] if self.gains else None
+        layers = [layer for layer, one in enumerate(self.shape.layers) if one.n_head_kv]
+
+        def weights_of(layer: int) -> Doubles:
+            q, k, v = (seen[kind, layer] for kind in "qkv")
+            gain = self.gains[layer] if self.gains else None
             read = attention_weights(q, k, v, gain if gain is not None else np.ones(q.shape[1]), self.window)
-            weights += [one.reshape(-1) for one in (read.k, read.v, read.tokens_k, read.tokens_v)]
-        save_array(self._file(number, "kv"), np.concatenate(rows).astype(np.float16))
-        save_array(self._file(number, "weights"), np.concatenate(weights))
+            return np.concatenate([one.reshape(-1) for one in (read.k, read.v, read.tokens_k, read.tokens_v)])
+
+        weights = np.concatenate(list(side_by_side(weights_of, layers, threads)))
+        rows = [seen[kind, layer].reshape(-1).astype(np.float16) for layer in layers for kind in "kv"]
+        save_array(self._file(number, "kv"), np.concatenate(rows))
+        save_array(self._file(number, "weights"), weights)
 
     @property
     def n_token(self) -> int:

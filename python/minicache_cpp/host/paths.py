@@ -11,8 +11,10 @@ from ..errors import MiniCacheError
 def user_path(path: str | os.PathLike[str]) -> Path:
     """A path that a user has named, in which ~ at the beginning is a home folder, though no shell has seen to it.
 
-    Raises MiniCacheError where that folder is not known.
+    Raises MiniCacheError where that folder is not known, and for an empty text, which Path takes for this folder.
     """
+    if not os.fspath(path):
+        raise MiniCacheError("the path of a file is empty; write which one")
     given = Path(path)
     expanded = Path(os.path.expanduser(given))
     # where it is all of the path, ~name may well be the name of a file, as it is to a shell

@@ -53,10 +53,13 @@ def cpu_quota() -> float | None:
     """The cores that the control groups of this process may use up at a time; None where there is no limit."""
     quotas = []
     for folder in _own_cgroups():
-        with contextlib.suppress(OSError, ValueError):  # version 2: "200000 100000", or "max 100000"
+        # what cannot be understood is no limit
+        with contextlib.suppress(
+            OSError, ValueError, ZeroDivisionError
+        ):  # version 2: "200000 100000", or "max 100000"
             quota, period = (folder / "cpu.max").read_text().split()
             quotas += [int(quota) / int(period)] if quota != "max" else []
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
             quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
             quotas += [int(quota) / int(period)] if int(quota) > 0 else []
     return min(quotas, default=None)
@@ -71,10 +74,13 @@ def _own_cgroups() -> Iterator[Path]:
         lines = OWN_CGROUPS.read_text().splitlines()
     for line in lines:
         # "0::/user.slice/a.scope" in version 2, "1:cpu,cpuacct:/docker/a" in version 1
-        _, controllers, path = line.split(":", 2)
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
         if controllers and "cpu" not in controllers.split(","):
             continue
-        root, group = CGROUPS / "cpu" if controllers else CGROUPS, PurePosixPath(path)
+        # version 1 has a folder for each set of controllers, and usually a link to it for each of them
+        roots = [CGROUPS / controllers, CGROUPS / "cpu"] if controllers else [CGROUPS]
+        root, group = next((one for one in roots if one.is_dir()), CGROUPS), PurePosixPath(path)
         yield from (root / str(one).lstrip("/") for one in (group, *group.parents) if one.name)
 
 

@@ -15,6 +15,7 @@ from ..errors import MiniCacheError
 from ..host.files import refuse_streams
 from .ggml_types import BY_NUMBER
 
+MAGIC = b"GGUF"
 # number of a value's type in the file -> struct format; strings and arrays have no fixed size
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -118,7 +119,7 @@ def _read_one(path: Path) -> GGUFFile:
     refuse_streams(path)
     try:
         with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
+            if file.read(len(MAGIC)) != MAGIC:
                 raise MiniCacheError(
                     f"{path} is not a GGUF file; llama.cpp's convert_hf_to_gguf.py makes one"
                 )

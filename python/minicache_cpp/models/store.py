@@ -64,6 +64,8 @@ def file_of(model: str | os.PathLike[str]) -> str:
 
     Raises MiniCacheError for a name that the table lacks, or whose model has not been fetched.
     """
+    if model == "":
+        raise MiniCacheError("the model's path is empty; give the path of a GGUF file or the name of a model")
     if isinstance(model, str) and not is_path(model):
         return str(stored_path(model_meant(model)))
     text = os.fspath(model)

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..cache.checked import refuse_other_models
@@ -17,10 +18,11 @@ from ..cache.plan_file import PlanFile
 from ..cache.plan_store import DEFAULT_RATIO
 from ..cache.settings import F16, CacheSpec, MiniCache
 from ..errors import MiniCacheError
+from ..host.files import begins_with
 from ..host.progress import OnProgress
 from ..host.threads import usable_cores
 from ..modelfile.ggml_types import GGML_TYPES, is_quantized, plain_cache_type
-from ..modelfile.gguf_file import GGUFFile, read_gguf
+from ..modelfile.gguf_file import MAGIC, GGUFFile, read_gguf
 from ..models.store import file_of
 from ..native.model_shape import model_shape
 from ..options import MOST, MOST_THREADS
@@ -174,10 +176,17 @@ def _refuse_other_encodings(path: str) -> None:
 
 
 def _header(model: str | os.PathLike[str] | GGUFFile) -> GGUFFile | None:
-    """The model's header; None where it cannot be read, as llama.cpp has the better words for that."""
+    """The model's header; None where llama.cpp has the better words for what is wrong with the file.
+
+    Raises MiniCacheError for what llama.cpp would wait for or have no words for: pipes, devices, and files that are no
+    GGUF file.
+    """
     try:
         return read_gguf(model)
     except (MiniCacheError, OSError):
+        path = Path(model.path if isinstance(model, GGUFFile) else model)
+        if path.exists() and not (path.is_file() and begins_with(path, MAGIC)):
+            raise
         return None
 
 

@@ -23,6 +23,7 @@ DECIDED = {
     "--port": "--port",
     "--config": "-ctk --cache-type-k -ctv --cache-type-v",
     "--gpu-layers": "-ngl --gpu-layers --n-gpu-layers",
+    "--save": "--slot-save-path",
 }
 # short names of options that may be given again after --
 SHORT = {

@@ -71,7 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8080, help="0 for one that is free (default %(default)s)")
     parser.add_argument(
         "--save",
-        type=Path,
+        type=folder_named,
         metavar="DIR",
         help="lets POST /slots/N?action=save and restore keep caches in this folder",
     )
@@ -117,6 +117,13 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_numbers("--port", [args.port], 0, 65535)
     check_machine_options(args)
     refuse_decided(args.passed_on)
+
+
+def folder_named(text: str) -> Path:
+    """The folder that an option names; an empty text, as of a variable that is not set, is not the current one."""
+    if not text:
+        raise argparse.ArgumentTypeError("it names no folder; give one, or . for this one")
+    return Path(text)
 
 
 def make_folder(path: Path | None) -> None:
