@@ -10,7 +10,8 @@ A variant is "today", or settings that differ from it, separated by commas:
     layers=2         layers that share a code
     widths=head      each head has its own widths; group: all heads of a group the same
     unit=16          coefficients that share a width
-    values=uniform   levels at equal distances; best: those of least error; trellis: 64, by a window of 6 bits
+    values=uniform   levels at equal distances; best: those of least error; points: 16 or 32 for several coefficients;
+                     trellis: 64, by a window of 6 bits
     block=128        K is coded relative to multiples of this position; 0: as it is after RoPE
     code=head        a code is of one head's K, or V; heads: of all heads'; kv: of a head's K and V
     mean=kept        the mean is coded with the rest; apart: it is added to what is restored

@@ -1,9 +1,11 @@
-"""Quantizers of coefficients whose standard deviation is 1: uniform levels, the best levels, and trellis codes.
+"""Quantizers of coefficients whose standard deviation is 1: uniform levels, the best levels, points, and trellis codes.
 
 A code of w bits a coefficient has 2^w levels. Uniform ones are what plans have today (Max 1960). The best ones are
-those of least squared error for a Gaussian (Lloyd 1982). A trellis code (Marcellin and Fischer 1990) reads a level from
-a window of the row's last L bits, of which w are new, so that neighbours share bits (as in Tseng et al. 2024, arXiv
-2406.11235): a table of 2^L levels is used with w bits a coefficient. Viterbi's algorithm finds the bits.
+those of least squared error for a Gaussian (Lloyd 1982). Points stand for several coefficients each (Linde, Buzo and
+Gray 1980), 16 or 32 of them, so that a table in a register holds them. A trellis code (Marcellin and Fischer 1990)
+reads a level from a window of the row's last L bits, of which w are new, so that neighbours share bits (as in Tseng
+et al. 2024, arXiv 2406.11235): a table of 2^L levels is used with w bits a coefficient. Viterbi's algorithm finds the
+bits.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ Doubles = NDArray[np.float64]
 # of the sample that levels are trained on, and of the bits of a window
 SAMPLE, WINDOW = 1 << 14, 6
 ROUNDS = 20
+# the coefficients that a point stands for, by the bits of each: 32 and 16 points
+POINTS_OF = {1: 5, 2: 2}
 
 
 class Quantizer(ABC):
@@ -62,6 +66,18 @@ class Best(Quantizer):
         return np.asarray(levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, t)])
 
 
+class Points(Quantizer):
+    """One of 16 or 32 points for several coefficients, up to 2 bits each; wider codes have the best levels."""
+
+    def restored(self, t: Doubles, width: int) -> Doubles:
+        n = POINTS_OF.get(width, 1)
+        if n == 1:
+            return Best().restored(t, width)
+        points = best_points(width)
+        whole = np.concatenate([t, np.zeros((len(t), -t.shape[1] % n))], axis=1).reshape(-1, n)
+        return np.asarray(points[nearest(whole, points)].reshape(len(t), -1)[:, : t.shape[1]])
+
+
 class Trellis(Quantizer):
     """Levels from a window of bits, up to 4 bits; wider codes have the best levels."""
 
@@ -83,6 +99,26 @@ def best_levels(width: int) -> Doubles:
         levels = np.where(n > 0, sums / np.maximum(n, 1), levels)
     unit = levels.max() / 127
     return np.asarray(np.rint(levels / unit) * unit)
+
+
+@cache
+def best_points(width: int) -> Doubles:
+    """The points of Lloyd's algorithm on a Gaussian of n = POINTS_OF[width] numbers, rounded to 8 bits, [points, n]."""
+    n = POINTS_OF[width]
+    sample = np.random.default_rng(width).standard_normal((SAMPLE, n))
+    points = sample[: 2 ** (width * n)]
+    for _ in range(10 * ROUNDS):
+        at = nearest(sample, points)
+        found = np.bincount(at, minlength=len(points))[:, None]
+        sums = np.stack([np.bincount(at, sample[:, i], len(points)) for i in range(n)], axis=1)
+        points = np.where(found > 0, sums / np.maximum(found, 1), points)
+    unit = np.abs(points).max() / 127
+    return np.asarray(np.rint(points / unit) * unit)
+
+
+def nearest(t: Doubles, points: Doubles) -> NDArray[np.int64]:
+    """The nearest of the points to each row of t, [rows]."""
+    return np.asarray(((points**2).sum(axis=1) - 2 * t @ points.T).argmin(axis=1))
 
 
 @cache
@@ -137,4 +173,9 @@ def gaussian_quantiles() -> Doubles:
     return np.array([inverse((i + 0.5) / SAMPLE) for i in range(SAMPLE)])
 
 
-QUANTIZERS: dict[str, Quantizer] = {"uniform": Uniform(), "best": Best(), "trellis": Trellis()}
+QUANTIZERS: dict[str, Quantizer] = {
+    "uniform": Uniform(),
+    "best": Best(),
+    "points": Points(),
+    "trellis": Trellis(),
+}

@@ -23,6 +23,7 @@ VARIANTS = [
     "widths=group",
     "widths=head,unit=8",
     "values=best",
+    "values=points",
     "values=trellis",
     "code=kv",
     "code=heads,block=32",
@@ -34,10 +35,23 @@ VARIANTS = [
 def test_each_quantizer_of_a_gaussian_is_better_than_the_one_before(width: int) -> None:
     t = np.random.default_rng(5).standard_normal((64, 128))
     errors = [((one.restored(t, width) - t) ** 2).mean() for one in quantizers.QUANTIZERS.values()]
-    uniform, best, trellis = 10 * np.log10(errors)
+    uniform, best, points, trellis = 10 * np.log10(errors)
     # two levels at equal distances from the middle are the best two
     assert best <= uniform + 0.01 and trellis < best - 0.5
+    # points are there for 1 and 2 bits
+    assert points < best - 0.2 if width <= 2 else points == best
     assert trellis > -6.02 * width  # no code of so many bits can lose less (Shannon 1959)
+
+
+def test_a_point_is_the_nearest_of_all() -> None:
+    t = np.random.default_rng(3).standard_normal((4, 15))
+    points = quantizers.best_points(1)
+    assert points.shape == (32, 5)
+    found = quantizers.QUANTIZERS["points"].restored(t, 1)
+    for row, restored in zip(t.reshape(-1, 5), found.reshape(-1, 5), strict=True):
+        assert np.isclose(((restored - row) ** 2).sum(), ((points - row) ** 2).sum(axis=1).min())
+    # what does not fill a point is filled up, and dropped again
+    assert np.array_equal(quantizers.QUANTIZERS["points"].restored(t[:, :12], 1)[:, :10], found[:, :10])
 
 
 def test_viterbi_finds_what_trying_everything_finds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +94,7 @@ def test_variants_on_a_tiny_model(
     [
         ("colour=red", "'colour' is none of ratio"),
         ("ratio=x", "ratio=x is not a number"),
-        ("values=worst", "values is one of uniform, best, trellis"),
+        ("values=worst", "values is one of uniform, best, points, trellis"),
         ("unit=3", "unit is one of 1, 2, 4"),
         ("layers=9", "a number is out of range"),
     ],
