@@ -94,11 +94,8 @@ def best_levels(width: int) -> Doubles:
     sample = gaussian_quantiles()
     levels = np.linspace(-1, 1, 2**width) * GAUSSIAN_STEPS[width] * (2**width - 1) / 2
     for _ in range(400):
-        at = np.searchsorted((levels[1:] + levels[:-1]) / 2, sample)
-        sums, n = np.bincount(at, sample, len(levels)), np.bincount(at, minlength=len(levels))
-        levels = np.where(n > 0, sums / np.maximum(n, 1), levels)
-    unit = levels.max() / 127
-    return np.asarray(np.rint(levels / unit) * unit)
+        levels = means(sample, np.searchsorted((levels[1:] + levels[:-1]) / 2, sample), levels)
+    return in_8_bits(levels)
 
 
 @cache
@@ -109,11 +106,20 @@ def best_points(width: int) -> Doubles:
     points = sample[: 2 ** (width * n)]
     for _ in range(10 * ROUNDS):
         at = nearest(sample, points)
-        found = np.bincount(at, minlength=len(points))[:, None]
-        sums = np.stack([np.bincount(at, sample[:, i], len(points)) for i in range(n)], axis=1)
-        points = np.where(found > 0, sums / np.maximum(found, 1), points)
-    unit = np.abs(points).max() / 127
-    return np.asarray(np.rint(points / unit) * unit)
+        points = np.stack([means(sample[:, i], at, points[:, i]) for i in range(n)], axis=1)
+    return in_8_bits(points)
+
+
+def means(sample: Doubles, at: NDArray[np.int64], before: Doubles) -> Doubles:
+    """A round of Lloyd's algorithm: the mean of the numbers at each level, or the level before where there are none."""
+    sums, n = np.bincount(at, sample, len(before)), np.bincount(at, minlength=len(before))
+    return np.where(n > 0, sums / np.maximum(n, 1), before)
+
+
+def in_8_bits(levels: Doubles) -> Doubles:
+    """Levels as whole multiples of a 127th of the largest one."""
+    unit = np.abs(levels).max() / 127
+    return np.asarray(np.rint(levels / unit) * unit)
 
 
 def nearest(t: Doubles, points: Doubles) -> NDArray[np.int64]:
@@ -131,11 +137,8 @@ def trellis_levels(width: int) -> Doubles:
     sample = rng.standard_normal((SAMPLE // 128, 128))
     levels = rng.permutation(gaussian_quantiles()[SAMPLE // 2**WINDOW // 2 :: SAMPLE // 2**WINDOW])
     for _ in range(ROUNDS):
-        at = viterbi_states(sample, levels, width).ravel()
-        sums, n = np.bincount(at, sample.ravel(), len(levels)), np.bincount(at, minlength=len(levels))
-        levels = np.where(n > 0, sums / np.maximum(n, 1), levels)
-    unit = np.abs(levels).max() / 127
-    return np.asarray(np.rint(levels / unit) * unit)
+        levels = means(sample.ravel(), viterbi_states(sample, levels, width).ravel(), levels)
+    return in_8_bits(levels)
 
 
 def viterbi(t: Doubles, levels: Doubles, width: int) -> Doubles:

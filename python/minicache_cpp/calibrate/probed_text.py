@@ -1,4 +1,4 @@
-"""A text whose last tokens are read again and again, each time with another change of the layers' attention."""
+"""Reads a text, and then its last tokens once more for each probe, with the result of a layer's attention changed."""
 
 from __future__ import annotations
 

@@ -55,7 +55,12 @@ def stored_path(model: Model) -> Path:
 
 
 def model_meant(text: str) -> Model:
-    """The model that a MODEL names where it is no path. Raises MiniCacheError where the table lacks the name."""
+    """The model that a MODEL names where it is no path.
+
+    Raises MiniCacheError where the name is empty or the table lacks it.
+    """
+    if not text:
+        raise MiniCacheError("the model's path is empty; give the path of a GGUF file or the name of a model")
     return model_named(text, "neither a file nor the name of a model")
 
 
@@ -64,8 +69,6 @@ def file_of(model: str | os.PathLike[str]) -> str:
 
     Raises MiniCacheError for a name that the table lacks, or whose model has not been fetched.
     """
-    if model == "":
-        raise MiniCacheError("the model's path is empty; give the path of a GGUF file or the name of a model")
     if isinstance(model, str) and not is_path(model):
         return str(stored_path(model_meant(model)))
     text = os.fspath(model)

@@ -181,10 +181,12 @@ def _header(model: str | os.PathLike[str] | GGUFFile) -> GGUFFile | None:
     Raises MiniCacheError for what llama.cpp would wait for or have no words for: pipes, devices, and files that are no
     GGUF file.
     """
+    if isinstance(model, GGUFFile):
+        return model
     try:
         return read_gguf(model)
     except (MiniCacheError, OSError):
-        path = Path(model.path if isinstance(model, GGUFFile) else model)
+        path = Path(model)
         if path.exists() and not (path.is_file() and begins_with(path, MAGIC)):
             raise
         return None
