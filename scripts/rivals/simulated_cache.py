@@ -39,8 +39,11 @@ class SimulatedCache:
         """K and V of all tokens of earlier blocks, [n_tokens, n_head_kv, d] each."""
         return self.seen["k", layer][: self.n_tokens], self.seen["v", layer][: self.n_tokens]
 
-    def add(self, layer: int, k: Floats, v: Floats) -> None:
-        """Takes a layer's K (after RoPE) and V of the tokens of this block, [n, n_head_kv, d] each."""
+    def add(self, layer: int, q: Floats, k: Floats, v: Floats) -> None:
+        """Takes a layer's K (after RoPE) and V of the tokens of this block, [n, n_head_kv, d] each.
+
+        The queries q [n, n_head, d_k] are for caches that look at what is asked.
+        """
         self.n_block = len(k)
         new = slice(self.n_tokens, self.n_tokens + self.n_block)
         self.computed["k", layer][new], self.computed["v", layer][new] = k, v

@@ -37,7 +37,7 @@ def _block(weights: Weights, tokens: Sequence[int], position: int, cache: Simula
         k = weights.rope.turn(_heads(_linear(layer, "attn_k", x), sizes.head_size_k), positions)
         v = _heads(_linear(layer, "attn_v", x), sizes.head_size_v)
         past_k, past_v = cache.read(number)
-        cache.add(number, k, v)
+        cache.add(number, q, k, v)
         attended = attention(q, np.concatenate([past_k, k]), np.concatenate([past_v, v]))
         hidden = hidden + _linear(layer, "attn_output", attended.reshape(len(x), -1))
         x = rms_norm(hidden, layer["ffn_norm.weight"], weights.eps)

@@ -18,6 +18,9 @@ A variant is "today", or settings that differ from it, separated by commas:
     mag=8            bits of a magnitude
     scale=token      each token multiplies its steps by what suits it best; fixed: all tokens have the same steps
     length=kept      a magnitude keeps the length; unbiased: the part along the vector; least: the error least
+    rows=even        all tokens have the same widths; later: those that count most have larger ones, in the same bytes,
+                     by what they will be read for, which no cache knows; seen: by what the window's tokens read
+    large=0.0625     the share of tokens that do
     window=64        first and latest tokens that are kept uncoded
     pool=q8_0        their cache type, or f16
 
@@ -36,6 +39,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -47,6 +51,7 @@ from minicache_cpp.options import add_json_option, check_numbers
 from rivals.command import add_text_options, first_tokens, guarded
 from rivals.measure import Row, measure
 from rivals.weights import read_weights
+from study.importance import Importance, importance
 from study.knowledge import calibrated
 from study.method import VariantMethod
 from study.variants import Variant
@@ -89,8 +94,18 @@ def run(args: argparse.Namespace) -> None:
     tokens = first_tokens(args.model, args.text, args.ctx)
     weights = read_weights(file)
     known = calibrated(file, weights.shape, args.tokens, args.work, threads=1)
+
+    @cache
+    def important(window: int) -> Importance:
+        return importance(weights, tokens, BLOCK, known.source.samples.gains, window)
+
+    def of_tokens(variant: Variant) -> Importance | None:
+        return important(variant.window) if variant.rows != "even" else None
+
     with StepProgress() as progress:
-        methods = {name: VariantMethod(known, one, name, progress) for name, one in variants.items()}
+        methods = {
+            name: VariantMethod(known, one, name, progress, of_tokens(one)) for name, one in variants.items()
+        }
         measured = measure(weights, tokens, dict(methods), BLOCK, 0, progress)
     rows = list(zip(methods.values(), measured, strict=True))
     if args.json:

@@ -7,7 +7,7 @@ and with the variants' quantizers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,17 @@ class Member:
     head: int
 
 
+@dataclass(frozen=True)
+class RowClass:
+    """Tokens with the same widths: their share of all tokens, and their mean weight, which is 1 for all together."""
+
+    share: float
+    weight: float
+
+
+EVEN = (RowClass(1.0, 1.0),)
+
+
 @dataclass
 class Fit:
     """The code of some members, without widths."""
@@ -55,14 +66,24 @@ class Fit:
     errors: Doubles
     # by member, log of the least magnitude and of the ratio of one to the next
     mags: list[tuple[float, float]]
-    # [r], when they have been chosen
-    widths: NDArray[np.int64]
+    classes: Sequence[RowClass] = EVEN
+    # [class, r], when they have been chosen
+    widths: NDArray[np.int64] = field(default_factory=lambda: np.zeros((1, 0), int))
 
     @property
     def loss(self) -> float:
         """The loss that is expected of the widths."""
-        choice = np.searchsorted(WIDTHS, self.widths)
-        return float(self.errors[choice, np.arange(len(choice))].sum())
+        lost = (
+            one.share * one.weight * self.errors[np.searchsorted(WIDTHS, widths), np.arange(len(widths))]
+            for one, widths in zip(self.classes, self.widths, strict=True)
+        )
+        return float(sum(one.sum() for one in lost))
+
+    @property
+    def coefficients(self) -> float:
+        """Those that a token has in the mean."""
+        kept = (self.widths > 0).sum(axis=1)
+        return float(sum(one.share * n for one, n in zip(self.classes, kept, strict=True)))
 
 
 def parts_of(known: Knowledge, variant: Variant) -> list[tuple[tuple[object, ...], tuple[Member, ...]]]:
@@ -107,7 +128,7 @@ def fit(known: Knowledge, variant: Variant, sharing: tuple[object, ...], members
         errors[choice] = found * deviation**2
     return Fit(
         tuple(members), sharing, root, mean, vectors, deviation, scales, errors,
-        _mag_scales(x, root, variant.mag), np.zeros(t.shape[1], int),
+        _mag_scales(x, root, variant.mag),
     )  # fmt: skip
 
 
@@ -131,22 +152,34 @@ def choose_widths(fits: Sequence[Fit], variant: Variant, f16_bytes: float) -> fl
         key: _by_unit(np.sum([one.errors for one in ones], axis=0), variant.unit)
         for key, ones in together.items()
     }
+    classes = {key: ones[0].classes for key, ones in together.items()}
     unit_bytes = {key: len(ones) * variant.unit / 8 * np.array(WIDTHS) for key, ones in together.items()}
     fixed = sum(len(one.members) * variant.mag / 8 for one in fits)
     low, high = 1e-24, 1e12
-    chosen: dict[tuple[object, ...], NDArray[np.int64]] = {}
+    chosen: dict[tuple[object, ...], list[NDArray[np.int64]]] = {}
     taken = 0.0
     for _ in range(100):
         price = (low * high) ** 0.5
-        at = {key: (losses[key] + price * unit_bytes[key][:, None]).argmin(axis=0) for key in keys}
-        total = fixed + sum(unit_bytes[key][at[key]].sum() for key in keys)
+        at = {
+            key: [
+                (row.weight * losses[key] + price * unit_bytes[key][:, None]).argmin(axis=0)
+                for row in classes[key]
+            ]
+            for key in keys
+        }
+        total = fixed + sum(
+            row.share * unit_bytes[key][one].sum()
+            for key in keys
+            for row, one in zip(classes[key], at[key], strict=True)
+        )
         if total <= f16_bytes / variant.ratio:
             chosen, taken, high = at, float(total), price
         else:
             low = price
     for key, ones in together.items():
+        widths = np.repeat(np.array(WIDTHS)[np.array(chosen[key])], variant.unit, axis=1)
         for one in ones:
-            one.widths = np.repeat(np.array(WIDTHS)[chosen[key]], variant.unit)[: len(one.deviation)]
+            one.widths = widths[:, : len(one.deviation)]
     return taken
 
 
@@ -156,11 +189,14 @@ def _by_unit(errors: Doubles, unit: int) -> Doubles:
     return np.asarray(padded.reshape(len(errors), -1, unit).sum(axis=2))
 
 
-def restore(one: Fit, x: Sequence[Floats], variant: Variant) -> list[Floats]:
-    """What the code restores of its members' vectors, [tokens, d] each."""
+def restore(one: Fit, x: Sequence[Floats], rows: NDArray[np.int64], variant: Variant) -> list[Floats]:
+    """What the code restores of its members' vectors, [tokens, d] each, of tokens of these classes, [tokens]."""
     y = np.concatenate([unit_vectors(vector) for vector in x], axis=1).astype(np.float64) * one.root
     t = (y - one.mean) @ one.vectors / one.deviation
-    back = (_coded(one, t, variant) * one.deviation) @ one.vectors.T + one.mean
+    coded = np.empty_like(t)
+    for row, widths in enumerate(one.widths):
+        coded[rows == row] = _coded(one, t[rows == row], widths, variant)
+    back = (coded * one.deviation) @ one.vectors.T + one.mean
     result, at = [], 0
     for vector, (first, step) in zip(x, one.mags, strict=True):
         own = slice(at, at + vector.shape[1])
@@ -173,22 +209,22 @@ def restore(one: Fit, x: Sequence[Floats], variant: Variant) -> list[Floats]:
     return result
 
 
-def _coded(one: Fit, t: Doubles, variant: Variant) -> Doubles:
-    """Coefficients t [n, r], in standard deviations, as the code restores them."""
+def _coded(one: Fit, t: Doubles, widths: NDArray[np.int64], variant: Variant) -> Doubles:
+    """Coefficients t [n, r], in standard deviations, as the code restores them with these widths [r]."""
+
+    def quantized(x: Doubles) -> Doubles:
+        coded = np.zeros_like(x)
+        for choice, width in enumerate(WIDTHS[1:], 1):
+            columns = np.flatnonzero(widths == width)
+            if len(columns):
+                scale = one.scales[choice, columns]
+                coded[:, columns] = QUANTIZERS[variant.values].restored(x[:, columns] / scale, width) * scale
+        return coded
+
     if variant.scale == "fixed":
-        return _quantized(one, t, variant)
-    scales = token_scales(t, lambda x: _quantized(one, x, variant), one.deviation**2)[:, None]
-    return _quantized(one, t / scales, variant) * scales
-
-
-def _quantized(one: Fit, t: Doubles, variant: Variant) -> Doubles:
-    coded = np.zeros_like(t)
-    for choice, width in enumerate(WIDTHS[1:], 1):
-        columns = np.flatnonzero(one.widths == width)
-        if len(columns):
-            scale = one.scales[choice, columns]
-            coded[:, columns] = QUANTIZERS[variant.values].restored(t[:, columns] / scale, width) * scale
-    return coded
+        return quantized(t)
+    scales = token_scales(t, quantized, one.deviation**2)[:, None]
+    return quantized(t / scales) * scales
 
 
 def _scale(y: Doubles, back: Doubles, length: str) -> Doubles:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minicache_cpp.cache.code_format import KINDS, Kind
 from minicache_cpp.cache.native_settings import window_first
@@ -14,15 +15,24 @@ from minicache_cpp.calibrate.plain_fit import round_trip
 from minicache_cpp.modelfile.ggml_types import GGML_TYPES
 from rivals.method import Floats, Method
 
-from .fit import Fit, choose_widths, fit, parts_of, restore
+from .fit import Fit, Member, choose_widths, fit, parts_of, restore
+from .importance import Importance
 from .knowledge import Knowledge
+from .rows import classify
 from .variants import Variant
 
 
 class VariantMethod(Method):
     """K and V in a variant's codes, with the window of today's plans."""
 
-    def __init__(self, known: Knowledge, variant: Variant, name: str, on_step: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        known: Knowledge,
+        variant: Variant,
+        name: str,
+        on_step: Callable[[str], None],
+        important: Importance | None = None,
+    ) -> None:
         self.shape, self.variant = known.shape, variant
         self.source = Source(known.source.samples, variant.block)
         parts = parts_of(known, variant)
@@ -30,6 +40,10 @@ class VariantMethod(Method):
         for n, (sharing, members) in enumerate(parts):
             on_step(f"{name}: fitting code {n} of {len(parts)}")
             self.fits.append(fit(known, variant, sharing, members))
+        # the class of each of the text's tokens, by the first member of a code
+        self.rows: dict[Member, NDArray[np.int64]] = {}
+        if important is not None and variant.rows != "even":
+            self.rows = classify(self.fits, known, important, variant)
         f16 = sum(2.0 * (layer.n_k + layer.n_v) for layer in known.shape.layers)
         self._token_bytes = choose_widths(self.fits, variant, f16)
         self.by_group: dict[int, list[Fit]] = defaultdict(list)
@@ -73,8 +87,10 @@ class VariantMethod(Method):
                 continue
             places = [(m.kind, layers.index(m.layer), m.head) for m in one.members]
             vectors = [given[kind][layer, :, head] for kind, layer, head in places]
+            n = len(vectors[0])
+            rows = self.rows.get(one.members[0], np.zeros(first + n, int))[first : first + n]
             for (kind, layer, head), restored in zip(
-                places, restore(one, vectors, self.variant), strict=True
+                places, restore(one, vectors, rows, self.variant), strict=True
             ):
                 result[kind][layer, :, head] = restored
         if "k" in x:
@@ -107,9 +123,8 @@ class VariantMethod(Method):
     @property
     def multiply_adds(self) -> float:
         """Of decode with one query head a KV head, for a cached token: those of scores and of values."""
-        n = 0
+        n = 0.0
         for one in self.fits:
-            r = int((one.widths > 0).sum())
             # a code of several heads is multiplied by each head's queries, one of K and V for both purposes
-            n += r * len({(m.head, m.kind, m.layer) for m in one.members})
+            n += one.coefficients * len({(m.head, m.kind, m.layer) for m in one.members})
         return n

@@ -17,6 +17,7 @@ CHOICES = {
     "pool": ("q8_0", "f16"),
     "scale": ("token", "fixed"),
     "length": ("kept", "unbiased", "least"),
+    "rows": ("even", "later", "seen"),
 }
 
 
@@ -45,6 +46,11 @@ class Variant:
     scale: str = "token"
     # what a magnitude keeps: the length, the part along the vector, or the least error
     length: str = "kept"
+    # whether all tokens have the same widths, or those that count most have larger ones: by what they will be read for,
+    # which only a study knows, or by what the tokens of the window made of them
+    rows: str = "even"
+    # the share of tokens that do
+    large: float = 0.0625
     # first and latest tokens that are kept exactly, and their cache type
     window: int = 64
     pool: str = "q8_0"
@@ -71,6 +77,7 @@ class Variant:
             and found.block >= 0
             and 2 <= found.mag <= 16
             and found.window >= 0
+            and 0 < found.large < 1
         ):
             raise MiniCacheError(f"--config {text}: a number is out of range")
         if found.unit not in (1, 2, 4, 8, 16, 32):

@@ -123,7 +123,7 @@ def filled(method: Method, n_tokens: int, block: int, tail: int = 0) -> Simulate
     for _ in range(n_tokens // block):
         for layer in range(len(SHAPE.layers)):
             k, v = rng.standard_normal((2, block, 2, 64)).astype(np.float32)
-            cache.add(layer, k, v)
+            cache.add(layer, k, k, v)
         cache.end_block()
     return cache
 
@@ -164,7 +164,7 @@ def test_without_a_method_nothing_is_lost() -> None:
     cache = SimulatedCache(SHAPE.layers, 8)
     k, v = np.random.default_rng(0).standard_normal((2, 8, 2, 64)).astype(np.float32)
     for layer in range(3):
-        cache.add(layer, k, v)
+        cache.add(layer, k, k, v)
     cache.end_block()
     assert (cache.read(2)[0] == k).all() and (cache.read(2)[1] == v).all()
 

@@ -28,6 +28,8 @@ VARIANTS = [
     "code=kv",
     "code=heads,block=32",
     "mean=apart,mag=6,layers=3",
+    "rows=later",
+    "rows=seen,large=0.25",
 ]
 
 
@@ -84,8 +86,10 @@ def test_variants_on_a_tiny_model(
     kl = {name: row["kl_mean"] for name, row in rows.items()}
     assert kl["ratio=2.2"] < 0.5 * kl["today"] < 0.5 * kl["ratio=8"]
     expected = {name: row["expected"] for name, row in rows.items()}
-    for better in ("widths=head,unit=8", "values=best", "values=trellis", "code=kv"):
+    for better in ("widths=head,unit=8", "values=best", "values=trellis", "code=kv", "rows=later"):
         assert expected[better] < expected["today"] < expected["widths=group"]
+    # what the window made of a token says less of it than what it will be read for
+    assert expected["rows=later"] < expected["rows=seen,large=0.25"]
     assert rows["code=kv"]["multiply_adds"] > rows["today"]["multiply_adds"]
 
 
@@ -97,6 +101,8 @@ def test_variants_on_a_tiny_model(
         ("values=worst", "values is one of uniform, best, points, trellis"),
         ("unit=3", "unit is one of 1, 2, 4"),
         ("layers=9", "a number is out of range"),
+        ("large=1", "a number is out of range"),
+        ("rows=odd", "rows is one of even, later, seen"),
     ],
 )
 def test_bad_variants_are_refused(text: str, message: str) -> None:

@@ -39,18 +39,41 @@ class AttentionWeights:
     tokens_v: Doubles
 
 
+@dataclass(frozen=True)
+class Amplified:
+    """How much a layer's attention amplifies squared errors of unit vectors k/|k| and v/|v|: sums over its queries."""
+
+    # [n_head_kv, d_k], of each number of k/|k|, and [n_head_kv], of v/|v|; over all tokens
+    k: Doubles
+    v: Doubles
+    # [n, n_head_kv], of each token
+    tokens_k: Doubles
+    tokens_v: Doubles
+
+
 def attention_weights(q: Floats, k: Floats, v: Floats, gain: Doubles, window: int) -> AttentionWeights:
     """The weights of errors in k and v, [n, n_head_kv, d], which q, [n, n_head, d_k], reads; gain [n_head] is g.
 
     The scale s is taken to be 1/√d_k, which it is in nearly all models.
     """
-    (n, n_head, d), n_kv = q.shape, k.shape[1]
+    n = len(q)
     at = np.arange(n)
     asked = at[:: max(1, n // MOST_QUERIES)]
-    seen = asked[:, None] >= at
     window = min(window, n // 2)
     coded = read_from_codes(asked[:, None] - at, window)
-    count = coded.sum(axis=0)
+    found, count = amplified(q, k, v, gain, asked, coded), coded.sum(axis=0)
+    # the window's first tokens are never read from their codes, whatever comes after this text
+    held = window_first(window)
+    by_token = (mean_by_token(read, count, held) for read in (found.tokens_k, found.tokens_v))
+    return AttentionWeights(found.k / len(asked), found.v / len(asked), *by_token)
+
+
+def amplified(
+    q: Floats, k: Floats, v: Floats, gain: Doubles, asked: NDArray[np.int64], counted: NDArray[np.bool_]
+) -> Amplified:
+    """What the queries of the tokens `asked` [i] make of errors in k and v, where counted[i, j], token j read by i."""
+    (n, n_head, d), n_kv = q.shape, k.shape[1]
+    seen = asked[:, None] >= np.arange(n)
     weight_k, weight_v = np.zeros((n_kv, d)), np.zeros(n_kv)
     read_k, read_v = np.zeros((n, n_kv)), np.zeros((n, n_kv))
     for head in range(n_head):
@@ -60,22 +83,20 @@ def attention_weights(q: Floats, k: Floats, v: Floats, gain: Doubles, window: in
         p = np.exp(scores - scores.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
         o = p @ values
-        squares = np.where(coded, p * p, 0) * float(gain[head])
+        squares = np.where(counted, p * p, 0) * float(gain[head])
         length_k, length_v = (keys**2).sum(axis=1), (values**2).sum(axis=1)
         far = np.maximum(length_v + (o**2).sum(axis=1)[:, None] - 2 * o @ values.T, 0)
         # [i, j]: the squared change of o_i for each unit of (q_i·δu_j)², where δu_j is the error of u_j = k_j/|k_j|
         changed = squares * far / d * length_k
-        weight_k[kv] += changed.sum(axis=1, dtype=np.float64) @ queries.astype(np.float64) ** 2 / len(asked)
+        weight_k[kv] += changed.sum(axis=1, dtype=np.float64) @ queries.astype(np.float64) ** 2
         read_k[:, kv] += changed.T @ (queries**2).sum(axis=1)
         of_v = squares.sum(axis=0) * length_v
-        weight_v[kv] += of_v.sum(dtype=np.float64) / len(asked)
+        weight_v[kv] += of_v.sum(dtype=np.float64)
         read_v[:, kv] += of_v
-    # the window's first tokens are never read from their codes, whatever comes after this text
-    held = window_first(window)
-    return AttentionWeights(weight_k, weight_v, *(_by_token(read, count, held) for read in (read_k, read_v)))
+    return Amplified(weight_k, weight_v, read_k, read_v)
 
 
-def _by_token(read: Doubles, count: NDArray[np.int64], held: int) -> Doubles:
+def mean_by_token(read: Doubles, count: NDArray[np.int64], held: int) -> Doubles:
     """Divides the sums by the number of queries and normalises the result to mean 1; the first `held` tokens get 0.
 
     Where the queries are few, the quotients are shrunk towards the overall mean.
