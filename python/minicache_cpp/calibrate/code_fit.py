@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -258,44 +258,47 @@ def _fit_head(
     vectors = vectors[:, ::-1][:, : size // UNIT * UNIT]
     # the sign of a component is arbitrary; fix it, so that equal samples give equal bytes
     largest = np.abs(vectors).argmax(axis=0)
-    vectors = vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
-    t = double @ vectors
-    deviation = np.sqrt((t**2 * counts[:, None]).mean(axis=0))
-    floor = SMALLEST * np.sqrt(weight)
-    steps, errors = _best_steps(_histograms(t / np.maximum(deviation, floor), counts), widths)
-    steps *= np.maximum(deviation, floor)
+    vectors = np.asarray(vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])]), np.float32)
+    t = y @ vectors
+    deviation = np.sqrt((counts / n_token) @ (t.astype(np.float64) ** 2))
+    scale = np.maximum(deviation, SMALLEST * np.sqrt(weight))
+    steps, errors = _best_steps(_histograms(t / scale.astype(np.float32), counts), widths)
+    steps *= scale
     errors *= deviation**2
     errors[0] = deviation**2
-    return np.asarray(vectors, dtype=np.float32), steps, errors
+    return vectors, steps, errors
 
 
-def _histograms(t: Doubles, counts: Doubles) -> Doubles:
+def _histograms(t: Floats, counts: Doubles) -> Floats:
     """The histograms of |t|, [r, bin], each row of t [n, r], in standard deviations, weighted by counts [n]."""
     n, r = t.shape
-    bins = np.minimum((np.abs(t) / BIN).astype(np.int64), BINS - 1) + BINS * np.arange(r)
+    bins = np.minimum(np.abs(t) / np.float32(BIN), BINS - 1).astype(np.int64) + BINS * np.arange(r)
     shares = np.bincount(bins.ravel(), np.repeat(counts / n, r), minlength=r * BINS)
-    return np.asarray(shares.reshape(r, BINS))
+    return np.asarray(shares.reshape(r, BINS), np.float32)
 
 
-def _best_steps(histograms: Doubles, widths: Collection[int] = CHOICES) -> tuple[Doubles, Doubles]:
+def _best_steps(histograms: Floats, widths: Collection[int] = CHOICES) -> tuple[Doubles, Doubles]:
     """The best step of each choice and coefficient and its squared error, for deviation 1, [choice, r] each."""
-    middles = (np.arange(BINS) + 0.5) * BIN
     r = len(histograms)
-    steps, errors = np.ones((len(CHOICES), r)), np.ones((len(CHOICES), r))
-    for choice, width in enumerate(CHOICES):
-        if width == 0:
-            continue
-        if width not in widths:
-            errors[choice] = np.inf
-            continue
-        tried = GAUSSIAN_STEPS[width] * np.array(FACTORS)
-        top = 2.0**width - 1
-        level = np.clip(np.rint(middles / tried[:, None] + top / 2), 0, top)
-        squares = ((level - top / 2) * tried[:, None] - middles) ** 2  # [factor, bin]
-        found = squares @ histograms.T
-        best = found.argmin(axis=0)
-        steps[choice], errors[choice] = tried[best], found[best, np.arange(r)]
+    steps, errors = np.ones((len(CHOICES), r)), np.full((len(CHOICES), r), np.inf)
+    errors[0] = 1
+    given = [width for width in CHOICES if width and width in widths]
+    squares = np.concatenate([_tried_steps(width)[1] for width in given])
+    found = (squares @ histograms.T).reshape(len(given), len(FACTORS), r)
+    for width, of_width in zip(given, found, strict=True):
+        best, choice = of_width.argmin(axis=0), CHOICES.index(width)
+        steps[choice], errors[choice] = _tried_steps(width)[0][best], of_width[best, np.arange(r)]
     return steps, errors
+
+
+@cache
+def _tried_steps(width: int) -> tuple[Doubles, Floats]:
+    """The steps that are tried for a width, [factor], and their squared errors in each bin, [factor, bin]."""
+    middles = (np.arange(BINS) + 0.5) * BIN
+    tried = GAUSSIAN_STEPS[width] * np.array(FACTORS)
+    top = 2.0**width - 1
+    level = np.clip(np.rint(middles / tried[:, None] + top / 2), 0, top)
+    return tried, np.asarray(((level - top / 2) * tried[:, None] - middles) ** 2, np.float32)
 
 
 def _magnitudes(seen: Doubles) -> tuple[float, float]:

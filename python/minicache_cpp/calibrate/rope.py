@@ -32,8 +32,10 @@ class Rope:
         if self.kind == "none":
             return x
         first, second = self.pairs
-        angle = positions[:, None, None] * np.array(self.freq)
-        z = (x[..., first] + 1j * x[..., second]) * np.exp(1j * angle)
+        # base positions are few
+        places, place = np.unique(positions, return_inverse=True)
+        turns = np.exp(1j * places[:, None] * np.array(self.freq)).astype(np.complex64)
+        z = (x[..., first] + np.complex64(1j) * x[..., second]) * turns[place][:, None]
         turned = np.array(x, dtype=np.float32)
         turned[..., first], turned[..., second] = z.real, z.imag
         return turned

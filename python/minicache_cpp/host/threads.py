@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from .blas import one_blas_thread
+
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
@@ -20,9 +22,10 @@ Result = TypeVar("Result")
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
     """Yields work(item) of each item, in order, while `threads` threads work on the items that follow.
 
-    What `work` raises is raised here; items that nobody has begun by then are dropped.
+    Each of them uses one thread of BLAS. What `work` raises is raised here; items that nobody has begun by then are
+    dropped.
     """
-    with ThreadPoolExecutor(threads) as pool:
+    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
         yield from pool.map(work, items)
 
 
