@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from minicache_cpp import CacheSpec, MiniCacheError
 from minicache_cpp.cache.plan import Plan
 from minicache_cpp.cache.settings import F16
 from minicache_cpp.cache.size import kv_bytes
 from minicache_cpp.calibrate.alignment import Aligner, aligner
-from minicache_cpp.calibrate.allocation import Choice, allocate
+from minicache_cpp.calibrate.allocation import Choice, Chosen, Region, allocate
 from minicache_cpp.calibrate.group_fit import GroupFit, Source, fit_group
 from minicache_cpp.calibrate.layer_weights import layer_weights
 from minicache_cpp.calibrate.meter import Meter
@@ -110,16 +109,16 @@ class Lab:
         """The plan for all pairs from the start layer on that is expected to lose least within the bytes allowed."""
         least = config.ratio or self.slerp_ratio(config)
 
-        def whole(choices: list[Any]) -> list[Any]:
-            left = iter(choices)
+        def whole(chosen: Chosen) -> list[Choice]:
+            left = iter(choice for _, choice in chosen)
             plain = Choice(types=(("f16", "f16"),) * 2)
             return [next(left) if fit.first >= config.start else plain for fit in self.fits]
 
         # every pair is coded: the planner has no candidates with plain types here
         candidates = [one for one in planner.candidates(self.fits) if one.layers[0] >= config.start]
         found = allocate(
-            candidates,
-            lambda choices: ratio(self.shape, planner.builder.of(self.fits, whole(choices))) >= least,
+            [Region([[one]]) for one in candidates],
+            lambda chosen: ratio(self.shape, planner.builder.of(self.fits, whole(chosen))) >= least,
         )
         if found is None:
             raise MiniCacheError(

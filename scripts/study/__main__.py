@@ -12,6 +12,8 @@ A variant is "today", or settings that differ from it, separated by commas:
     unit=16          coefficients that share a width
     values=uniform   levels at equal distances; best: those of least error; points: 16 or 32 for several coefficients;
                      trellis: 64, by a window of 6 bits
+    omitted=1        what the error of a coefficient that is left out counts, over that of one that is rounded
+    time=0           the bytes that a unit is worth in each layer whose attention reads it
     block=128        K is coded relative to multiples of this position; 0: as it is after RoPE
     code=head        a code is of one head's K, or V; heads: of all heads'; kv: of a head's K and V
     mean=kept        the mean is coded with the rest; apart: it is added to what is restored

@@ -148,12 +148,18 @@ def choose_widths(fits: Sequence[Fit], variant: Variant, f16_bytes: float) -> fl
     """Sets the widths of least expected loss at the variant's ratio; returns the bytes of a token."""
     keys = list(dict.fromkeys(one.sharing for one in fits))
     together = {key: [one for one in fits if one.sharing == key] for key in keys}
+    counts = np.where(np.array(WIDTHS) == 0, variant.omitted, 1.0)[:, None]
     losses = {
-        key: _by_unit(np.sum([one.errors for one in ones], axis=0), variant.unit)
+        key: _by_unit(counts * np.sum([one.errors for one in ones], axis=0), variant.unit)
         for key, ones in together.items()
     }
     classes = {key: ones[0].classes for key, ones in together.items()}
     unit_bytes = {key: len(ones) * variant.unit / 8 * np.array(WIDTHS) for key, ones in together.items()}
+    # what attention reads takes time: a unit as much as these bytes
+    reads = {
+        key: sum(len(one.members) for one in ones) * variant.time * (np.array(WIDTHS) > 0)
+        for key, ones in together.items()
+    }
     fixed = sum(len(one.members) * variant.mag / 8 for one in fits)
     low, high = 1e-24, 1e12
     chosen: dict[tuple[object, ...], list[NDArray[np.int64]]] = {}
@@ -162,7 +168,7 @@ def choose_widths(fits: Sequence[Fit], variant: Variant, f16_bytes: float) -> fl
         price = (low * high) ** 0.5
         at = {
             key: [
-                (row.weight * losses[key] + price * unit_bytes[key][:, None]).argmin(axis=0)
+                (row.weight * losses[key] + price * (unit_bytes[key] + reads[key])[:, None]).argmin(axis=0)
                 for row in classes[key]
             ]
             for key in keys

@@ -34,6 +34,10 @@ class Variant:
     # coefficients that share a width
     unit: int = 16
     values: str = "uniform"
+    # what the error of a coefficient that is left out counts, over that of one that is rounded
+    omitted: float = 1.0
+    # the bytes of a token that a unit which attention reads is worth, in each of the layers that read it
+    time: float = 0.0
     # base positions of K are multiples of it; 0: K as it is after RoPE
     block: int = 128
     # what shares a code, beside layers: nothing, all KV heads, or K and V of a head
@@ -78,6 +82,8 @@ class Variant:
             and 2 <= found.mag <= 16
             and found.window >= 0
             and 0 < found.large < 1
+            and found.omitted > 0
+            and found.time >= 0
         ):
             raise MiniCacheError(f"--config {text}: a number is out of range")
         if found.unit not in (1, 2, 4, 8, 16, 32):

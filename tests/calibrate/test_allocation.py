@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from minicache_cpp.cache.code_format import UNIT, Layout
-from minicache_cpp.calibrate.allocation import Candidate, Choice, Part, PlainPart, allocate
+from minicache_cpp.calibrate.allocation import Candidate, Choice, Part, PlainPart, Price, Region, allocate
 from minicache_cpp.calibrate.code_fit import CHOICES
 
 N_HEAD, N_UNIT = 3, 8
@@ -30,9 +30,13 @@ def parts(rng: np.random.Generator, n: int, noise: float = 0.1) -> list[Part]:
 
 
 def limited(candidates: list[Candidate], limit: float) -> tuple[list[Choice], float]:
-    found = allocate(candidates, lambda choices: n_bytes(candidates, choices) <= limit)
+    found = allocate(
+        [Region([[one]]) for one in candidates],
+        lambda chosen: sum(one.token_bytes(choice) for one, choice in chosen) <= limit,
+    )
     assert found is not None
-    return found
+    assert [one for one, _ in found[0]] == candidates
+    return [choice for _, choice in found[0]], found[1]
 
 
 def n_bytes(candidates: list[Candidate], choices: list[Choice]) -> float:
@@ -106,9 +110,9 @@ def test_widths_of_their_own_lose_no_more_than_shared_ones(rng: np.random.Genera
         # one head of the sum of all losses, for whose every byte all heads pay
         summed = Part(part.losses.sum(axis=0, keepdims=True), 2)
         for price in np.logspace(-9, 0, 10):
-            shared = summed.layouts(N_HEAD * price) * N_HEAD
+            shared = summed.layouts(Price(N_HEAD * price)) * N_HEAD
             n_shared, lost = part.token_bytes(shared), part.loss(shared)
-            own = part.layouts(price)
+            own = part.layouts(Price(price))
             assert part.loss(own) + price * part.token_bytes(own) <= (lost + price * n_shared) * (1 + 1e-12)
             # in as many bytes, or a few less
             candidates = [Candidate((0, 1), (), (part, Part(np.zeros((N_HEAD, 8, 1)), 2)))]
@@ -120,7 +124,7 @@ def test_widths_of_their_own_lose_no_more_than_shared_ones(rng: np.random.Genera
 def test_heads_that_differ_gain_from_widths_of_their_own(rng: np.random.Generator) -> None:
     gains = []
     for part in parts(rng, 10):
-        shared = Part(part.losses.sum(axis=0, keepdims=True), 2).layouts(1e-5) * N_HEAD
+        shared = Part(part.losses.sum(axis=0, keepdims=True), 2).layouts(Price(1e-5)) * N_HEAD
         candidates = [Candidate((0, 1), (), (part, Part(np.zeros((N_HEAD, 8, 1)), 2)))]
         _, loss = limited(candidates, part.token_bytes(shared) + 2 * N_HEAD)
         gains.append(loss / part.loss(shared))
@@ -136,11 +140,9 @@ def test_a_pair_that_codes_badly_stays_plain(rng: np.random.Generator) -> None:
         Candidate((0, 1), ((good_plain, good_plain),) * 2, (bad, v[0])),
         Candidate((2, 3), ((bad_plain, bad_plain),) * 2, (k[1], v[1])),
     ]
-    found = allocate(candidates, lambda choices: sum(
-        one.token_bytes(choice) for one, choice in zip(candidates, choices, strict=True)) <= 500)  # fmt: skip
-    assert found is not None
-    assert found[0][0] == Choice(types=(("q8_0", "q8_0"),) * 2)
-    assert found[0][1].coded
+    choices, _ = limited(candidates, 500)
+    assert choices[0] == Choice(types=(("q8_0", "q8_0"),) * 2)
+    assert choices[1].coded
 
 
 def test_layers_get_the_types_of_least_loss(rng: np.random.Generator) -> None:
@@ -162,9 +164,51 @@ def test_layers_get_the_types_of_least_loss(rng: np.random.Generator) -> None:
             if sum(types[name] for name in names) <= used
         )
         assert found[1] == pytest.approx(best)
-    assert allocate(candidates, lambda choices: n_bytes(candidates, choices) <= 6 * 36.0 - 1) is None
+    with pytest.raises(AssertionError):
+        limited(candidates, 6 * 36.0 - 1)
 
 
 def test_an_impossible_limit_gives_none(rng: np.random.Generator) -> None:
     k, v = parts(rng, 1), parts(rng, 1)
-    assert allocate([Candidate((0, 1), (), (k[0], v[0]))], lambda choices: False) is None
+    assert allocate([Region([[Candidate((0, 1), (), (k[0], v[0]))]])], lambda chosen: False) is None
+
+
+def split(rng: np.random.Generator) -> Region:
+    """Two layers whose codes lose a fifth more by themselves than as a pair, in the same bytes."""
+    k, v = parts(rng, 2, noise=0.0)
+    # the layers of a pair share its units, so that each by itself has half as many
+    alone = [Part(1.2 * part.losses[:, :, ::2], 1) for part in (k, v)]
+    singles = [Candidate((layer,), (), (alone[0], alone[1])) for layer in (0, 1)]
+    return Region([[Candidate((0, 1), (), (k, v))], singles])
+
+
+def read(chosen: list[tuple[Candidate, Choice]]) -> float:
+    return sum(one.units(choice) for one, choice in chosen)
+
+
+def test_time_takes_units_that_lose_little(rng: np.random.Generator) -> None:
+    """The dearer a unit that attention reads, the fewer there are in the same bytes, and the more is lost."""
+    candidates = [Region([[Candidate((i,), (), (k, v))]]) for i, (k, v) in enumerate([parts(rng, 2)] * 2)]
+    for limit in (150.0, 400.0):
+
+        def small(chosen: list[tuple[Candidate, Choice]], limit: float = limit) -> bool:
+            return sum(one.token_bytes(choice) for one, choice in chosen) <= limit
+
+        found = [allocate(candidates, small, time) for time in (0.0, 1.0, 4.0, 16.0)]
+        units = [read(one[0]) for one in found if one]
+        lost = [one[1] for one in found if one]
+        assert len(units) == 4
+        assert units == sorted(units, reverse=True) and units[-1] < units[0]
+        assert lost == sorted(lost)
+
+
+def test_layers_get_codes_of_their_own_where_time_weighs_more(rng: np.random.Generator) -> None:
+    region = split(rng)
+    pair, singles = region.ways
+    free, dear = region.choose(Price(1e-6)), region.choose(Price(1e-6, 1e-4))
+    assert [one for one, _ in free] == list(pair)
+    assert [one for one, _ in dear] == list(singles)
+    # what is chosen costs no more than the other way at the same price
+    for price in (Price(1e-6), Price(1e-6, 1e-5), Price(1e-6, 1e-4), Price(1e-6, 1.0)):
+        cost = [sum(one.cost(one.choose(price), price) for one in way) for way in region.ways]
+        assert sum(one.cost(choice, price) for one, choice in region.choose(price)) == min(cost)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from minicache_cpp import MiniCacheError
+from minicache_cpp.cli import main
 from minicache_cpp.host.paths import name_shown, user_path
 from minicache_cpp.host.user_cache import cache_dir
 
@@ -44,3 +45,23 @@ def test_a_home_folder_that_is_not_known_is_refused() -> None:
 
 def test_a_name_that_is_not_utf_8_is_shown_as_text() -> None:
     assert name_shown("folder/\udcffé.gguf") == "?é.gguf"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["calibrate", "model.gguf", "-o", ""],
+        ["calibrate", "model.gguf", "--text", ""],
+        ["evaluate", "model.gguf", "--text", ""],
+        ["evaluate", "model.gguf", "--plot", ""],
+        ["evaluate", "model.gguf", "--task", "tasks.jsonl", ""],
+        ["longbench", "model.gguf", "--task", "qasper", "--data", ""],
+        ["serve", "model.gguf", "--save", ""],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_this_folder(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a variable that is not set."""
+    with pytest.raises(SystemExit, match="2"):
+        main(given)
+    assert "the path is empty; write which file or folder" in capsys.readouterr().err.splitlines()[-1]

@@ -66,7 +66,7 @@ def test_what_is_no_model_is_named(content: bytes | None, words: str, tmp_path: 
 def test_empty_paths_are_refused(path: str) -> None:
     with pytest.raises(MiniCacheError, match="the model's path is empty"):
         Llama("", **SETTINGS)
-    with pytest.raises(MiniCacheError, match="the path of a file is empty"):
+    with pytest.raises(MiniCacheError, match="the path is empty"):
         Llama(path, minicache=MiniCache(plan=""), **SETTINGS)
 
 

@@ -227,7 +227,7 @@ def test_an_empty_folder_is_not_the_current_one(planned: Loaded, capsys: pytest.
     """As of a variable that is not set: clients could replace any file of the folder that the server runs in."""
     with pytest.raises(SystemExit, match="2"):
         main(["serve", str(planned.path), "--save", ""])
-    assert "argument --save: it names no folder" in capsys.readouterr().err.splitlines()[-1]
+    assert "argument --save: the path is empty" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_server_that_dies_at_start_is_one_line_with_its_status(

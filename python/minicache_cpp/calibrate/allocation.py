@@ -5,6 +5,9 @@ measured sensitivity of its layer (sensitivity.py). Given a price for a byte, ev
 chosen by itself, to cost least; the price is searched for at which all of them together fit. This is reverse
 water-filling (Cover and Thomas, Elements of Information Theory, ch. 10) with a Lagrange multiplier in place of the
 water level (Shoham and Gersho 1988).
+
+Attention takes time for each unit of coefficients that a layer reads, so a unit may have a price as well. Layers can be
+cut into groups in several ways then: what shares a code more widely loses less, and is read by more layers.
 """
 
 from __future__ import annotations
@@ -27,6 +30,16 @@ _UNIT_BYTES = UNIT / 8 * _WIDTH
 
 
 @dataclass(frozen=True)
+class Price:
+    """What is paid for a cached token, as a loss."""
+
+    # for a byte
+    byte: float
+    # for every unit that attention reads, in each of the layers that read it
+    unit: float = 0.0
+
+
+@dataclass(frozen=True)
 class Part:
     """The K, or the V, of a group that is coded."""
 
@@ -34,9 +47,10 @@ class Part:
     losses: NDArray[np.float64]
     n_layer: int
 
-    def layouts(self, price: float) -> Layouts:
-        """The widths of each KV head that cost least at this price for a byte per token."""
-        best = _WIDTH[(self.losses + price * _UNIT_BYTES[:, None]).argmin(axis=1)]
+    def layouts(self, price: Price) -> Layouts:
+        """The widths of each KV head that cost least at this price."""
+        paid = price.byte * _UNIT_BYTES + price.unit * self.n_layer * (_WIDTH > 0)
+        best = _WIDTH[(self.losses + paid[:, None]).argmin(axis=1)]
         # a row has its wide units first, and variances fall: where a later unit would be wider, that is noise
         falling = np.minimum.accumulate(best, axis=1)
         units = (falling[:, :, None] == WIDTHS).sum(axis=1)
@@ -49,6 +63,10 @@ class Part:
         """Bytes per token, magnitudes included."""
         return token_row_bytes(layouts, self.n_layer)
 
+    def units(self, layouts: Layouts) -> float:
+        """The units that attention reads, in all layers together."""
+        return self.n_layer * sum(sum(one.units) for one in layouts)
+
 
 @dataclass(frozen=True)
 class PlainPart:
@@ -57,9 +75,15 @@ class PlainPart:
     # both by cache type; the bytes are those of a token
     losses: Mapping[str, float]
     n_bytes: Mapping[str, float]
+    # the numbers of a token, 16 of which take attention about as long as a unit does
+    n: int = 0
 
-    def choose(self, price: float) -> str:
-        return min(self.losses, key=lambda name: self.losses[name] + price * self.n_bytes[name])
+    def choose(self, price: Price) -> str:
+        return min(self.losses, key=lambda name: self.losses[name] + price.byte * self.n_bytes[name])
+
+    @property
+    def units(self) -> float:
+        return self.n / UNIT
 
 
 @dataclass(frozen=True)
@@ -85,14 +109,17 @@ class Candidate:
     # K and V; None where the group must stay plain
     code: tuple[Part, Part] | None = None
 
-    def choose(self, price: float) -> Choice:
-        """The way that costs least at this price for a byte per token."""
+    def choose(self, price: Price) -> Choice:
+        """The way that costs least at this price."""
         ways = []
         if self.plain:
             ways.append(Choice(types=tuple((k.choose(price), v.choose(price)) for k, v in self.plain)))
         if self.code:
             ways.append(Choice(self.code[0].layouts(price), self.code[1].layouts(price)))
-        return min(reversed(ways), key=lambda way: self.loss(way) + price * self.token_bytes(way))
+        return min(reversed(ways), key=lambda way: self.cost(way, price))
+
+    def cost(self, choice: Choice, price: Price) -> float:
+        return self.loss(choice) + price.byte * self.token_bytes(choice) + price.unit * self.units(choice)
 
     def loss(self, choice: Choice) -> float:
         if choice.types:
@@ -104,6 +131,12 @@ class Candidate:
             return sum(part.n_bytes[name] for part, name in self._typed(choice))
         return sum(part.token_bytes(layouts) for part, layouts in self._coded(choice))
 
+    def units(self, choice: Choice) -> float:
+        """The units that attention reads of a token, in all layers together."""
+        if choice.types:
+            return sum(part.units for part, _ in self._typed(choice))
+        return sum(part.units(layouts) for part, layouts in self._coded(choice))
+
     def _typed(self, choice: Choice) -> Iterator[tuple[PlainPart, str]]:
         for parts, names in zip(self.plain, choice.types, strict=True):
             yield from zip(parts, names, strict=True)
@@ -113,16 +146,33 @@ class Candidate:
         return [(self.code[0], choice.k), (self.code[1], choice.v)]
 
 
-def allocate(
-    candidates: Sequence[Candidate], fits: Callable[[list[Choice]], bool]
-) -> tuple[list[Choice], float] | None:
-    """The choices of least loss that fit, one for each candidate, and their loss; None where none fit.
+# groups, and how each of them is kept
+Chosen = list[tuple[Candidate, Choice]]
 
-    `fits` must hold for all choices that take fewer bytes than choices for which it holds.
+
+@dataclass(frozen=True)
+class Region:
+    """Neighbouring layers, and the ways to cut them into groups."""
+
+    ways: Sequence[Sequence[Candidate]]
+
+    def choose(self, price: Price) -> Chosen:
+        """The groups, and the way to keep each of them, that cost least at this price."""
+        found = [[(one, one.choose(price)) for one in way] for way in self.ways]
+        return min(found, key=lambda chosen: sum(one.cost(choice, price) for one, choice in chosen))
+
+
+def allocate(
+    regions: Sequence[Region], fits: Callable[[Chosen], bool], time: float = 0.0
+) -> tuple[Chosen, float] | None:
+    """The groups and choices of least loss that fit, and their loss; None where none fit.
+
+    `fits` must hold for all choices that take fewer bytes than choices for which it holds. A unit that attention reads
+    is paid for like `time` bytes.
     """
 
-    def at(price: float) -> list[Choice]:
-        return [candidate.choose(price) for candidate in candidates]
+    def at(price: float) -> Chosen:
+        return [one for region in regions for one in region.choose(Price(price, price * time))]
 
     low, high = LOWEST, HIGHEST
     best = at(high)
@@ -130,9 +180,9 @@ def allocate(
         return None
     for _ in range(100):
         price = (low * high) ** 0.5
-        choices = at(price)
-        if fits(choices):
-            best, high = choices, price
+        chosen = at(price)
+        if fits(chosen):
+            best, high = chosen, price
         else:
             low = price
-    return best, sum(one.loss(choice) for one, choice in zip(candidates, best, strict=True))
+    return best, sum(one.loss(choice) for one, choice in best)

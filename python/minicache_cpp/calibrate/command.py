@@ -5,23 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from pathlib import Path
 
 from ..cache.plan_store import DEFAULT_RATIO, find_plan, plan_beside, plan_path
 from ..errors import MiniCacheError
 from ..host.output import show, tell
+from ..host.paths import path_option
 from ..host.progress import Progress
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..models.requested import requested_model
 from ..options import add_json_option, add_machine_options, add_model_argument
 from . import aligned_command
+from .grouping import DEFAULT_GROUP, GROUPINGS
 from .material import MOST_CHECKED
 from .options import (
     DEFAULT_BLOCK,
-    DEFAULT_GROUP,
     DEFAULT_TOKENS,
     DEFAULT_WINDOW,
-    GROUP_SIZES,
     Options,
     check_options,
     check_output,
@@ -37,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text",
         action="append",
-        type=Path,
+        type=path_option,
         metavar="FILE",
         help="UTF-8 text to calibrate with beside the package's own, of any length; may be repeated",
     )
@@ -56,7 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=path_option,
         metavar="PLAN",
         help="the plan file (default: in the user's cache directory, where minicache='auto' finds it)",
     )
@@ -116,13 +115,17 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
     sizes = group.add_mutually_exclusive_group()
     sizes.add_argument(
         "--group",
-        choices=GROUP_SIZES,
+        choices=[name for name in GROUPINGS if name != "fast"],
         default=DEFAULT_GROUP,
         help="how many neighbouring layers share a code: the more, the less is lost, and the more attention reads for "
-        "each layer; auto takes four where that loses at least a tenth less than two (default %(default)s)",
+        "each layer; auto weighs both for every four layers (default %(default)s)",
     )
     sizes.add_argument(
-        "--fast", dest="group", action="store_const", const="1", help="for speed: the same as --group 1"
+        "--fast",
+        dest="group",
+        action="store_const",
+        const="fast",
+        help="for speed: each layer by itself, in codes of fewer coefficients, as the time of attention counts too",
     )
     sizes.add_argument(
         "--small",

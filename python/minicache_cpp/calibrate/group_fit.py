@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from ..cache.code_format import KINDS, GroupFormat, Kind, Layouts
 from ..host.threads import side_by_side
-from ..modelfile.shape import ModelShape
 from .code_fit import CHOICES, PartCodec, PartFit, codec_array, fit_part, make_codec
-from .rope import Rope
 from .samples import Samples
 
 # more fits side by side would take more memory than they save time, as most of a calibration is the model's reading
@@ -120,29 +118,3 @@ def _fit(
     return fit_part(
         [source.read(kind, layer) for layer in layers], weight, tokens / tokens.mean(axis=0), widths
     )
-
-
-def cut_into_groups(shape: ModelShape, ropes: Sequence[Rope | None], most: int) -> list[tuple[int, ...]]:
-    """Cuts each run of alike layers into groups of at most `most` layers, whose sizes differ by at most one."""
-    groups: list[tuple[int, ...]] = []
-    for run in alike_runs(shape, ropes):
-        n_group = -(-len(run) // most)
-        size, larger = divmod(len(run), n_group)
-        sizes = [size + (number < larger) for number in range(n_group)]
-        ends = np.cumsum(sizes).tolist()
-        groups += [tuple(run[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
-    return groups
-
-
-def alike_runs(shape: ModelShape, ropes: Sequence[Rope | None]) -> list[list[int]]:
-    """The runs of neighbours, among the layers whose cache grows, of one shape and with K turned in the same way."""
-    runs: list[list[int]] = []
-    for number, layer in enumerate(shape.layers):
-        if not layer.grows:
-            continue
-        last = runs[-1][-1] if runs else -1
-        if last >= 0 and shape.layers[last] == layer and ropes[last] == ropes[number]:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return runs

@@ -11,14 +11,12 @@ from ..host.files import refuse_to_write
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import GGUFFile
 from ..options import ALL_LAYERS, MOST, MOST_THREADS
+from .grouping import DEFAULT_GROUP, GROUPINGS
 
 # tokens of text, by whether the calibration is thorough
 DEFAULT_TOKENS = {False: 7680, True: 40960}
 DEFAULT_BLOCK = 128
 DEFAULT_WINDOW = 64
-DEFAULT_GROUP = "2"
-# for each --group, the most layers of a group that are tried, one after the other
-GROUP_SIZES = {"1": (1,), "2": (2,), "4": (4,), "auto": (2, 4)}
 # a model with fewer bytes of weights is run by one thread
 TINY = 32 * 2**20
 
@@ -40,7 +38,7 @@ class Options:
     rope_block: int = DEFAULT_BLOCK
     # the first and the latest tokens of each stream, which are kept uncoded
     window: int = DEFAULT_WINDOW
-    # a key of GROUP_SIZES
+    # a key of GROUPINGS
     group: str = DEFAULT_GROUP
     # whether more text is fitted to and probed, and the plan measured and checked at longer contexts
     thorough: bool = False
@@ -79,6 +77,8 @@ def check_options(options: Options) -> None:
         if not least <= getattr(options, name) <= most:
             option = {"n_ctx": "ctx", "n_token": "tokens"}.get(name, name).replace("_", "-")
             raise MiniCacheError(f"--{option} {getattr(options, name)}: it must be from {least} to {most}")
+    if options.group not in GROUPINGS:
+        raise MiniCacheError(f"--group {options.group}: it must be one of {', '.join(GROUPINGS)}")
     if options.refine and not options.thorough:
         raise MiniCacheError("--refine measures with whole caches again: it goes with --thorough")
     # chunks must be longer than the window, as errors show only beyond it

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from ..cache.code_format import Kind
 from ..cache.plan import Plan
 from ..modelfile.ggml_types import GGML_TYPES
-from .allocation import Candidate, Choice, Part, PlainPart, allocate
+from .allocation import Candidate, Choice, Chosen, Part, PlainPart, Region, allocate
 from .code_fit import CHOICES
-from .group_fit import GroupFit, LayerWeights, Source, cut_into_groups, fit_group, fits_side_by_side
+from .group_fit import GroupFit, LayerWeights, Source, fit_group, fits_side_by_side
+from .grouping import Grouping, regions
 from .plain_fit import PlainFit
 from .plans import PlanBuilder
 from .sensitivity import Sensitivities, measure_sensitivities, widths_like
@@ -116,13 +117,14 @@ class Planner:
         measured = self.trials.measure(self.builder.plain_growing(COMPARED_TYPE), "measure", COMPARED_TYPE)
         return min(max(measured.kl / max(expected, 1e-30), 0.1), 10.0)
 
-    def grouping(self, most: int) -> list[GroupFit]:
-        """The codes of groups of at most `most` layers, fitted with the sensitivities."""
+    def fit_groups(self, grouping: Grouping) -> list[list[list[GroupFit]]]:
+        """The codes of a grouping's groups, fitted with the sensitivities: part of the model, way to cut it, group."""
         weights = self.sensitivities.scaled(self.weights)
-        groups = cut_into_groups(self.builder.shape, self.builder.ropes, most) if weights else []
-        new = [layers for layers in groups if layers not in self.fitted]
+        parts = regions(self.builder.shape, self.builder.ropes, grouping.sizes) if weights else []
+        groups = [layers for ways in parts for way in ways for layers in way]
+        new = [layers for layers in dict.fromkeys(groups) if layers not in self.fitted]
         self.fitted.update((fit.layers, fit) for fit in self._fits(weights, new))
-        return [self.fitted[layers] for layers in groups]
+        return [[[self.fitted[layers] for layers in way] for way in ways] for ways in parts]
 
     def candidates(self, fits: Sequence[GroupFit]) -> list[Candidate]:
         """The ways to keep each group: as a code, and plain where what plain types lose is known."""
@@ -146,34 +148,43 @@ class Planner:
             PlainPart(
                 {name: known.of[kind, number] * known.plain * error for name, error in errors.items()},
                 {name: GGML_TYPES[name].row_bytes(size) for name in errors},
+                size,
             )
             for kind, errors, size in kinds
         )
         return k, v
 
-    def coded(self, fits: Sequence[GroupFit], target: Target) -> Planned | None:
+    def coded(self, grouping: Grouping, target: Target) -> Planned | None:
         """The plan with codes that is expected to lose least within the target; None where there is none."""
-        found = self._allocated(fits, self.candidates(fits), target)
+        parts = [Region([self.candidates(way) for way in ways]) for ways in self.fit_groups(grouping)]
+        found = self._allocated(parts, target, grouping.time)
         return found if found and found.plan.groups else None
 
-    def mixed(self, fits: Sequence[GroupFit], target: Target) -> Planned | None:
+    def mixed(self, grouping: Grouping, target: Target) -> Planned | None:
         """The plan of plain types by layer that is expected to lose least within the target; None where none fits."""
-        candidates = [replace(one, code=None) for one in self.candidates(fits)]
-        return self._allocated(fits, candidates, target) if self.plain else None
+        if not self.plain:
+            return None
+        groups = [group for ways in self.fit_groups(grouping) for group in ways[0]]
+        parts = [Region([[replace(one, code=None)]]) for one in self.candidates(groups)]
+        return self._allocated(parts, target, grouping.time)
 
-    def _allocated(
-        self, fits: Sequence[GroupFit], candidates: Sequence[Candidate], target: Target
-    ) -> Planned | None:
+    def _allocated(self, parts: Sequence[Region], target: Target, time: float) -> Planned | None:
         builder = self.builder
 
-        def small_enough(choices: list[Choice]) -> bool:
-            return target.fits(builder.shape, builder.of(fits, choices))
+        def split(chosen: Chosen) -> tuple[list[GroupFit], list[Choice]]:
+            return [self.fitted[one.layers] for one, _ in chosen], [choice for _, choice in chosen]
 
-        found = allocate(candidates, small_enough)
+        def small_enough(chosen: Chosen) -> bool:
+            return target.fits(builder.shape, builder.of(*split(chosen)))
+
+        found = allocate(parts, small_enough, time)
         if found and self._window_loss() > MOST_OF_WINDOW * found[1]:
             builder = replace(builder, exact_window=True)
-            found = allocate(candidates, small_enough)
-        return Planned(builder.of(fits, found[0]), fits, *found) if found else None
+            found = allocate(parts, small_enough, time)
+        if found is None:
+            return None
+        fits, choices = split(found[0])
+        return Planned(builder.of(fits, choices), fits, choices, found[1])
 
     def _window_loss(self) -> float:
         """The loss that is expected if every token were kept as the window's tokens usually are."""

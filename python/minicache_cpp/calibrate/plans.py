@@ -16,7 +16,8 @@ from ..cache.plan_file import write_plan
 from ..modelfile.ggml_types import CACHE_TYPES, GGML_TYPES
 from ..modelfile.shape import ModelShape
 from .allocation import Choice
-from .group_fit import GroupFit, cut_into_groups, fits_side_by_side
+from .group_fit import GroupFit, fits_side_by_side
+from .grouping import cut_into_groups
 from .rope import Rope
 
 # the type of the window; heads that cannot have it get f16

@@ -13,6 +13,7 @@ from ..host.units import mib
 from ..modelfile.ggml_types import GGML_TYPES
 from .allocation import Choice
 from .group_fit import GroupFit
+from .grouping import Grouping
 from .meter import Measured
 from .planner import Planner
 from .target import Target, ratio
@@ -39,17 +40,17 @@ class Found:
 
 
 class Search:
-    """Searches for plans among codes in groups of at most `group_sizes` layers, types by layer, and plain types."""
+    """Searches for plans among codes in these groupings, types by layer, and plain types."""
 
     def __init__(
         self,
         planner: Planner,
-        group_sizes: Sequence[int],
+        groupings: Sequence[Grouping],
         on_note: Callable[[str], None] = lambda text: None,
     ) -> None:
         # replaced by one with better sensitivities where refining finds a better plan
         self.planner = planner
-        self.group_sizes, self.on_note = group_sizes, on_note
+        self.groupings, self.on_note = groupings, on_note
         self.builder, self.trials, self.shape = planner.builder, planner.trials, planner.builder.shape
 
     def choose(self, target: Target, refine: int = 0) -> Found:
@@ -96,32 +97,31 @@ class Search:
     def _best(self, target: Target) -> Found | None:
         """The plan that measures best, of codes and of plain types by layer."""
         best: Found | None = None
-        for most in self.group_sizes if self.planner.weights else ():
-            for one in self._tried(most, target):
+        for grouping in self.groupings if self.planner.weights else ():
+            for one in self._tried(grouping, target):
                 # attention reads a group's whole row for each of its layers: larger groups must be worth it
                 worth = LEAST_GAIN if best and len(one.plan.groups) < len(best.plan.groups) else 1.0
                 if best is None or one.measured.kl < worth * best.measured.kl:
                     best = one
         return best
 
-    def _tried(self, most: int, target: Target) -> Iterator[Found]:
-        """Measures the plans with groups of at most `most` layers; types by layer only with the first size."""
+    def _tried(self, grouping: Grouping, target: Target) -> Iterator[Found]:
+        """Measures the plans of a grouping; types by layer only with the first one."""
         planner = self.planner
-        fits = planner.grouping(most)
-        called = f"codes of {most} layers" if len(self.group_sizes) > 1 else "codes"
-        tried = [(called, "the least measured loss", planner.coded(fits, target))]
-        if most == self.group_sizes[0]:
-            why = "plain types by layer measure best"
-            mixed, coded = planner.mixed(fits, target), tried[0][2]
+        coded = planner.coded(grouping, target)
+        called = str(grouping) if len(self.groupings) > 1 else "codes"
+        tried = [(called, "the least measured loss", coded)]
+        if grouping == self.groupings[0]:
+            mixed = planner.mixed(grouping, target)
             if mixed and (coded is None or mixed.loss <= LIKELY * coded.loss):
-                tried.append(("types by layer", why, mixed))
+                tried.append(("types by layer", "plain types by layer measure best", mixed))
         for name, why, planned in tried:
             if planned is None:
                 continue
             plan = planned.plan
-            measured = self.trials.measure(plan, "measure", f"{name}, {target}", fits)
+            measured = self.trials.measure(plan, "measure", f"{name}, {target}", planned.fits)
             uniform_types = not plan.groups and not plan.plain
-            yield Found(plan, measured, why, None if uniform_types else planned.choices, fits)
+            yield Found(plan, measured, why, None if uniform_types else planned.choices, planned.fits)
 
     def _smallest(self, max_kl: float) -> Found:
         """The smallest plan that measures at most `max_kl`, found by bisection of the ratio."""
@@ -165,7 +165,7 @@ class Search:
 
     def _empty_codes(self) -> Plan:
         """Codes without coefficients, in the largest groups, which leaves magnitudes, codecs and the window."""
-        return self.builder.uniform(Layout(), max(self.group_sizes))
+        return self.builder.uniform(Layout(), max(size for one in self.groupings for size in one.sizes))
 
     def _how_small(self, target: Target) -> str:
         """The size of the smallest plan, in the target's terms, and what of a budget its window takes."""

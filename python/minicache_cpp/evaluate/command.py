@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ..cache.checked import add_config_option, checked_specs
 from ..errors import MiniCacheError
 from ..host.output import show, tell
+from ..host.paths import path_option
 from ..host.progress import StepProgress
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import read_gguf
@@ -50,7 +50,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_task_options(parser)
     add_machine_options(parser)
     add_json_option(parser)
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw KL over bytes, as .png, .svg or .pdf")
+    parser.add_argument(
+        "--plot", type=path_option, metavar="FILE", help="draw KL over bytes, as .png, .svg or .pdf"
+    )
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +60,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text",
         action="append",
-        type=Path,
+        type=path_option,
         metavar="FILE",
         help="UTF-8 text; may be repeated (default: the text that comes with the package)",
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from ..cache.checked import add_config_option, checked_specs
 from ..cache.settings import CacheSpec
 from ..host.output import show
+from ..host.paths import path_option
 from ..host.progress import StepProgress
 from ..host.threads import default_threads
 from ..modelfile.gguf_file import read_gguf
@@ -31,7 +31,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model_argument(parser)
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="folder of LongBench's files, <task>.jsonl"
+        "--data",
+        type=path_option,
+        required=True,
+        metavar="DIR",
+        help="folder of LongBench's files, <task>.jsonl",
     )
     parser.add_argument(
         "--task",
@@ -52,13 +56,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prompts",
-        type=Path,
+        type=path_option,
         metavar="FILE",
         help="LongBench's config/dataset2prompt.json (default: this package's own prompts)",
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=path_option,
         metavar="DIR",
         help="write the answers there, as LongBench's eval.py reads them",
     )

@@ -15,6 +15,7 @@ from ..cache.settings import F16, CacheSpec
 from ..errors import MiniCacheError
 from ..host.notes import note, warnings_as_notes
 from ..host.output import show, tell
+from ..host.paths import path_option
 from ..host.units import mib
 from ..modelfile.gguf_file import GGUFFile, read_gguf
 from ..models.requested import requested_model
@@ -71,7 +72,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8080, help="0 for one that is free (default %(default)s)")
     parser.add_argument(
         "--save",
-        type=folder_named,
+        type=path_option,
         metavar="DIR",
         help="lets POST /slots/N?action=save and restore keep caches in this folder",
     )
@@ -117,13 +118,6 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_numbers("--port", [args.port], 0, 65535)
     check_machine_options(args)
     refuse_decided(args.passed_on)
-
-
-def folder_named(text: str) -> Path:
-    """The folder that an option names; an empty text, as of a variable that is not set, is not the current one."""
-    if not text:
-        raise argparse.ArgumentTypeError("it names no folder; give one, or . for this one")
-    return Path(text)
 
 
 def make_folder(path: Path | None) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from ...cache.checked import checked_specs
 from ...errors import MiniCacheError
 from ...host.output import show
+from ...host.paths import path_option
 from ...host.progress import StepProgress
 from ...host.threads import default_threads
 from ...modelfile.gguf_file import read_gguf
@@ -31,7 +31,7 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
         "--task",
         nargs="+",
         action="extend",
-        type=Path,
+        type=path_option,
         metavar="FILE",
         help="ask a file's items instead of comparing distributions on a text; kinds of file: "
         f"{', '.join(kind.name for kind in FILE_KINDS)} (docs/evaluation.md has their forms)",
