@@ -12,6 +12,7 @@ A variant is "today", or settings that differ from it, separated by commas:
     unit=16          coefficients that share a width
     values=uniform   levels at equal distances; best: those of least error; points: 16 or 32 for several coefficients;
                      trellis: 64, by a window of 6 bits
+    weights=numbers  errors are weighted number by number; full: by matrices of the queries and the output matrix
     omitted=1        what the error of a coefficient that is left out counts, over that of one that is rounded
     time=0           the bytes that a unit is worth in each layer whose attention reads it
     block=128        K is coded relative to multiples of this position; 0: as it is after RoPE
@@ -55,6 +56,7 @@ from rivals.measure import Row, measure
 from rivals.weights import read_weights
 from study.importance import Importance, importance
 from study.knowledge import calibrated
+from study.matrices import TEXTS, Matrices, full_weights
 from study.method import VariantMethod
 from study.variants import Variant
 
@@ -101,12 +103,22 @@ def run(args: argparse.Namespace) -> None:
     def important(window: int) -> Importance:
         return importance(weights, tokens, BLOCK, known.source.samples.gains, window)
 
+    @cache
+    def matrices(rope_block: int, window: int) -> Matrices:
+        samples = known.source.samples
+        texts = [chunk.tokens for chunk in list(samples.chunks.values())[:TEXTS]]
+        return full_weights(weights, texts, BLOCK, rope_block, window)
+
+    def of_numbers(variant: Variant) -> Matrices | None:
+        return matrices(variant.block, variant.window) if variant.weights == "full" else None
+
     def of_tokens(variant: Variant) -> Importance | None:
         return important(variant.window) if variant.rows != "even" else None
 
     with StepProgress() as progress:
         methods = {
-            name: VariantMethod(known, one, name, progress, of_tokens(one)) for name, one in variants.items()
+            name: VariantMethod(known, one, name, progress, of_tokens(one), of_numbers(one))
+            for name, one in variants.items()
         }
         measured = measure(weights, tokens, dict(methods), BLOCK, 0, progress)
     rows = list(zip(methods.values(), measured, strict=True))

@@ -17,6 +17,7 @@ from minicache_cpp.calibrate.code_fit import MAG_MARGIN, token_scales, unit_vect
 from minicache_cpp.calibrate.group_fit import MOST_OF_TOKEN
 
 from .knowledge import Knowledge
+from .matrices import Matrices, root_of
 from .quantizers import QUANTIZERS
 from .variants import Variant
 
@@ -55,8 +56,8 @@ class Fit:
     members: tuple[Member, ...]
     # which fits have the same widths
     sharing: tuple[object, ...]
-    # of all members' numbers, [D]; the code is of unit vectors times its root
-    root: Doubles
+    # of each member: the code is of unit vectors times these roots of their weights, [d], or times matrices, [d, d]
+    roots: tuple[Doubles, ...]
     mean: Doubles
     # [D, r], and the coefficients' standard deviations, [r]
     vectors: Doubles
@@ -103,16 +104,26 @@ def parts_of(known: Knowledge, variant: Variant) -> list[tuple[tuple[object, ...
     return found
 
 
-def fit(known: Knowledge, variant: Variant, sharing: tuple[object, ...], members: Sequence[Member]) -> Fit:
+def fit(
+    known: Knowledge,
+    variant: Variant,
+    sharing: tuple[object, ...],
+    members: Sequence[Member],
+    matrices: Matrices | None = None,
+) -> Fit:
+    """The code of these members, whose errors are weighted number by number, or by matrices where these are given."""
     x = [known.read(m.kind, m.layer, variant.block)[:, m.head] for m in members]
     weights = [known.weights[m.layer][m.kind][m.head] for m in members]
-    root = np.sqrt(np.concatenate(weights))
+    roots = tuple(
+        np.sqrt(w) if matrices is None else root_of(matrices[m.kind, m.layer][m.head], float(w.sum()))
+        for w, m in zip(weights, members, strict=True)
+    )
     shares = sum(
         w.sum() * known.tokens(m.kind, m.layer)[:, m.head] for w, m in zip(weights, members, strict=True)
     )
     counts = np.minimum(shares / shares.mean(), MOST_OF_TOKEN)
     counts = counts / counts.mean()
-    y = np.concatenate([unit_vectors(one) for one in x], axis=1).astype(np.float64) * root
+    y = _weighted(x, roots)
     mean = (y * counts[:, None]).mean(axis=0) if variant.mean == "apart" else np.zeros(y.shape[1])
     y = y - mean
     _, vectors = np.linalg.eigh((y * counts[:, None]).T @ y / len(y))
@@ -127,12 +138,19 @@ def fit(known: Knowledge, variant: Variant, sharing: tuple[object, ...], members
         scales[choice], found = quantizer.errors(t[tried] / deviation, counts[tried], width)
         errors[choice] = found * deviation**2
     return Fit(
-        tuple(members), sharing, root, mean, vectors, deviation, scales, errors,
-        _mag_scales(x, root, variant.mag),
+        tuple(members), sharing, roots, mean, vectors, deviation, scales, errors,
+        _mag_scales(x, variant.mag),
     )  # fmt: skip
 
 
-def _mag_scales(x: Sequence[Floats], root: Doubles, bits: int) -> list[tuple[float, float]]:
+def _weighted(x: Sequence[Floats], roots: Sequence[Doubles]) -> Doubles:
+    """The unit vectors of x, [tokens, d] each, times the roots of their weights, side by side."""
+    units = [unit_vectors(one).astype(np.float64) for one in x]
+    parts = [u * root if root.ndim == 1 else u @ root for u, root in zip(units, roots, strict=True)]
+    return np.concatenate(parts, axis=1)
+
+
+def _mag_scales(x: Sequence[Floats], bits: int) -> list[tuple[float, float]]:
     """Scales of the members' lengths with a margin, of which 0 is one value; the restored ones differ little."""
     result = []
     for one in x:
@@ -197,20 +215,21 @@ def _by_unit(errors: Doubles, unit: int) -> Doubles:
 
 def restore(one: Fit, x: Sequence[Floats], rows: NDArray[np.int64], variant: Variant) -> list[Floats]:
     """What the code restores of its members' vectors, [tokens, d] each, of tokens of these classes, [tokens]."""
-    y = np.concatenate([unit_vectors(vector) for vector in x], axis=1).astype(np.float64) * one.root
+    y = _weighted(x, one.roots)
     t = (y - one.mean) @ one.vectors / one.deviation
     coded = np.empty_like(t)
     for row, widths in enumerate(one.widths):
         coded[rows == row] = _coded(one, t[rows == row], widths, variant)
     back = (coded * one.deviation) @ one.vectors.T + one.mean
     result, at = [], 0
-    for vector, (first, step) in zip(x, one.mags, strict=True):
+    for vector, root, (first, step) in zip(x, one.roots, one.mags, strict=True):
         own = slice(at, at + vector.shape[1])
         at = own.stop
         length = np.linalg.norm(vector, axis=1).astype(np.float64)
         magnitude = length * _scale(y[:, own], back[:, own], variant.length)
         level = np.clip(np.rint((np.log(np.maximum(magnitude, 1e-30)) - first) / step), 0, 2**variant.mag - 2)
-        restored = back[:, own] / one.root[own] * np.exp(first + level * step)[:, None]
+        unit = back[:, own] / root if root.ndim == 1 else np.linalg.solve(root, back[:, own].T).T
+        restored = unit * np.exp(first + level * step)[:, None]
         result.append(np.where(length[:, None] > 0, restored, 0).astype(np.float32))
     return result
 

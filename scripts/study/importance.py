@@ -35,7 +35,7 @@ class Importance:
     seen: dict[tuple[Kind, int], Doubles]
 
 
-class _Watched(SimulatedCache):
+class Watched(SimulatedCache):
     """An exact cache that keeps the queries as well."""
 
     def __init__(self, weights: Weights, n_ctx: int) -> None:
@@ -54,7 +54,7 @@ def importance(
 
     gains: as in Samples. window: the first and latest tokens that are read exactly.
     """
-    cache = _Watched(weights, len(tokens))
+    cache = Watched(weights, len(tokens))
     for _ in read_text(weights, tokens, block, cache, len(tokens)):
         pass
     at = np.arange(len(tokens))

@@ -18,6 +18,7 @@ from rivals.method import Floats, Method
 from .fit import Fit, Member, choose_widths, fit, parts_of, restore
 from .importance import Importance
 from .knowledge import Knowledge
+from .matrices import Matrices
 from .rows import classify
 from .variants import Variant
 
@@ -32,6 +33,7 @@ class VariantMethod(Method):
         name: str,
         on_step: Callable[[str], None],
         important: Importance | None = None,
+        matrices: Matrices | None = None,
     ) -> None:
         self.shape, self.variant = known.shape, variant
         self.source = Source(known.source.samples, variant.block)
@@ -39,7 +41,7 @@ class VariantMethod(Method):
         self.fits = []
         for n, (sharing, members) in enumerate(parts):
             on_step(f"{name}: fitting code {n} of {len(parts)}")
-            self.fits.append(fit(known, variant, sharing, members))
+            self.fits.append(fit(known, variant, sharing, members, matrices))
         # the class of each of the text's tokens, by the first member of a code
         self.rows: dict[Member, NDArray[np.int64]] = {}
         if important is not None and variant.rows != "even":

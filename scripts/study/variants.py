@@ -17,6 +17,7 @@ CHOICES = {
     "pool": ("q8_0", "f16"),
     "scale": ("token", "fixed"),
     "length": ("kept", "unbiased", "least"),
+    "weights": ("numbers", "full"),
     "rows": ("even", "later", "seen"),
 }
 
@@ -34,6 +35,8 @@ class Variant:
     # coefficients that share a width
     unit: int = 16
     values: str = "uniform"
+    # whether errors are weighted number by number, or by full matrices
+    weights: str = "numbers"
     # what the error of a coefficient that is left out counts, over that of one that is rounded
     omitted: float = 1.0
     # the bytes of a token that a unit which attention reads is worth, in each of the layers that read it

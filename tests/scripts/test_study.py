@@ -10,9 +10,16 @@ import numpy as np
 import pytest
 
 from minicache_cpp import MiniCacheError
+from minicache_cpp.calibrate.attention import read_from_codes
+from minicache_cpp.calibrate.attention_weights import amplified
+from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.text.bundled import evaluation_files
+from rivals.transformer import read_text
+from rivals.weights import read_weights
 from study import quantizers
 from study.__main__ import main
+from study.importance import Watched
+from study.matrices import full_weights, root_of
 from study.variants import Variant
 from support.loaded import Loaded
 
@@ -28,6 +35,8 @@ VARIANTS = [
     "code=kv",
     "code=heads,block=32",
     "mean=apart,mag=6,layers=3",
+    "weights=full",
+    "block=1",
     "rows=later",
     "rows=seen,large=0.25",
 ]
@@ -70,6 +79,30 @@ def test_viterbi_finds_what_trying_everything_finds(monkeypatch: pytest.MonkeyPa
                 total += (levels[window] - t[:, i]) ** 2
             least = np.minimum(least, total)
         assert np.allclose(found, least)
+
+
+def test_full_matrices_have_the_weights_of_numbers_on_their_diagonals(random_model: Loaded) -> None:
+    weights = read_weights(read_gguf(random_model.path))
+    (tokens,) = np.random.default_rng(4).integers(0, 256, (1, 96))
+    # one block for the whole text, so that queries are as they are after RoPE
+    found = full_weights(weights, [tokens.tolist()], block=32, rope_block=0, window=8)
+    cache = Watched(weights, len(tokens))
+    for _ in read_text(weights, tokens.tolist(), 32, cache, len(tokens)):
+        pass
+    at = np.arange(len(tokens))
+    counted = read_from_codes(at[:, None] - at, 8)
+    for layer, asked in cache.asked.items():
+        q, (k, v) = np.concatenate(asked), (cache.computed[kind, layer] for kind in ("k", "v"))
+        (n_head, d), output = q.shape[1:], weights.layer(layer)["attn_output.weight"].astype(np.float64)
+        gain = (output**2).sum(axis=0).reshape(n_head, d).mean(axis=1)
+        read = amplified(q, k, v, gain, at, counted)
+        matrices = found["k", layer], found["v", layer]
+        assert np.allclose(np.diagonal(matrices[0], axis1=1, axis2=2), read.k, rtol=1e-3)
+        assert np.allclose(np.trace(matrices[1], axis1=1, axis2=2), d * read.v, rtol=1e-3)
+        for matrix in (*matrices[0], *matrices[1]):
+            root = root_of(matrix, 2.0)
+            assert np.trace(root @ root) == pytest.approx(2.0)
+            assert np.allclose(root @ root, matrix * 2.0 / np.trace(matrix), atol=5e-3)
 
 
 def test_variants_on_a_tiny_model(

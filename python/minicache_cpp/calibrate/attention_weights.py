@@ -9,6 +9,7 @@ output matrix. Only tokens that the cache restores count: those that the window 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,10 +73,37 @@ def amplified(
     q: Floats, k: Floats, v: Floats, gain: Doubles, asked: NDArray[np.int64], counted: NDArray[np.bool_]
 ) -> Amplified:
     """What the queries of the tokens `asked` [i] make of errors in k and v, where counted[i, j], token j read by i."""
-    (n, n_head, d), n_kv = q.shape, k.shape[1]
-    seen = asked[:, None] >= np.arange(n)
+    n, n_kv, d = k.shape
     weight_k, weight_v = np.zeros((n_kv, d)), np.zeros(n_kv)
     read_k, read_v = np.zeros((n, n_kv)), np.zeros((n, n_kv))
+    for one in reads_by_head(q, k, v, gain, asked, counted):
+        squares = one.queries**2
+        weight_k[one.kv] += one.of_k.sum(axis=1, dtype=np.float64) @ squares.astype(np.float64)
+        read_k[:, one.kv] += one.of_k.T @ squares.sum(axis=1)
+        weight_v[one.kv] += one.of_v.sum(dtype=np.float64)
+        read_v[:, one.kv] += one.of_v
+    return Amplified(weight_k, weight_v, read_k, read_v)
+
+
+@dataclass(frozen=True)
+class HeadRead:
+    """What a query head makes of errors, as squared changes of its result, times its gain."""
+
+    # the KV head that it reads, and its queries, [i, d_k]
+    kv: int
+    queries: Floats
+    # [i, j]: for each unit of (q_i·δu_j)², where δu_j is the error of u_j = k_j/|k_j|
+    of_k: Floats
+    # [j]: for each unit of the squared error of v_j/|v_j|
+    of_v: Floats
+
+
+def reads_by_head(
+    q: Floats, k: Floats, v: Floats, gain: Doubles, asked: NDArray[np.int64], counted: NDArray[np.bool_]
+) -> Iterator[HeadRead]:
+    """What each query head makes of errors in k and v; the arguments are those of amplified()."""
+    (n, n_head, d), n_kv = q.shape, k.shape[1]
+    seen = asked[:, None] >= np.arange(n)
     for head in range(n_head):
         kv = head * n_kv // n_head
         queries, keys, values = q[asked, head], k[:, kv], v[:, kv]
@@ -86,14 +114,7 @@ def amplified(
         squares = np.where(counted, p * p, 0) * float(gain[head])
         length_k, length_v = (keys**2).sum(axis=1), (values**2).sum(axis=1)
         far = np.maximum(length_v + (o**2).sum(axis=1)[:, None] - 2 * o @ values.T, 0)
-        # [i, j]: the squared change of o_i for each unit of (q_i·δu_j)², where δu_j is the error of u_j = k_j/|k_j|
-        changed = squares * far / d * length_k
-        weight_k[kv] += changed.sum(axis=1, dtype=np.float64) @ queries.astype(np.float64) ** 2
-        read_k[:, kv] += changed.T @ (queries**2).sum(axis=1)
-        of_v = squares.sum(axis=0) * length_v
-        weight_v[kv] += of_v.sum(dtype=np.float64)
-        read_v[:, kv] += of_v
-    return Amplified(weight_k, weight_v, read_k, read_v)
+        yield HeadRead(kv, queries, squares * far / d * length_k, squares.sum(axis=0) * length_v)
 
 
 def mean_by_token(read: Doubles, count: NDArray[np.int64], held: int) -> Doubles:
