@@ -60,7 +60,7 @@ from study.matrices import TEXTS, Matrices, full_weights
 from study.method import VariantMethod
 from study.variants import Variant
 
-# as `minicache calibrate` with --tokens 20480, which the shipped plans are made with
+# more than the fast way's, so that less of a comparison is chance
 N_TOKEN = 20480
 BLOCK = 64  # tokens that are read at a time
 
@@ -109,15 +109,15 @@ def run(args: argparse.Namespace) -> None:
         texts = [chunk.tokens for chunk in list(samples.chunks.values())[:TEXTS]]
         return full_weights(weights, texts, BLOCK, rope_block, window)
 
-    def of_numbers(variant: Variant) -> Matrices | None:
+    def matrices_of(variant: Variant) -> Matrices | None:
         return matrices(variant.block, variant.window) if variant.weights == "full" else None
 
-    def of_tokens(variant: Variant) -> Importance | None:
+    def importance_of(variant: Variant) -> Importance | None:
         return important(variant.window) if variant.rows != "even" else None
 
     with StepProgress() as progress:
         methods = {
-            name: VariantMethod(known, one, name, progress, of_tokens(one), of_numbers(one))
+            name: VariantMethod(known, one, name, progress, importance_of(one), matrices_of(one))
             for name, one in variants.items()
         }
         measured = measure(weights, tokens, dict(methods), BLOCK, 0, progress)

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from minicache_cpp.cache.code_format import KINDS, Kind
 from minicache_cpp.cache.native_settings import window_first
+from minicache_cpp.calibrate.attention import read_from_codes
 from minicache_cpp.calibrate.attention_weights import amplified, mean_by_token
-from rivals.simulated_cache import SimulatedCache
-from rivals.transformer import read_text
 from rivals.weights import Weights
 
-Floats = NDArray[np.float32]
+from .watched import watched
+
 Doubles = NDArray[np.float64]
 
 
@@ -35,18 +35,6 @@ class Importance:
     seen: dict[tuple[Kind, int], Doubles]
 
 
-class Watched(SimulatedCache):
-    """An exact cache that keeps the queries as well."""
-
-    def __init__(self, weights: Weights, n_ctx: int) -> None:
-        super().__init__(weights.shape.layers, n_ctx)
-        self.asked: dict[int, list[Floats]] = {}
-
-    def add(self, layer: int, q: Floats, k: Floats, v: Floats) -> None:
-        super().add(layer, q, k, v)
-        self.asked.setdefault(layer, []).append(q)
-
-
 def importance(
     weights: Weights, tokens: Sequence[int], block: int, gains: Sequence[Doubles | None], window: int
 ) -> Importance:
@@ -54,16 +42,13 @@ def importance(
 
     gains: as in Samples. window: the first and latest tokens that are read exactly.
     """
-    cache = Watched(weights, len(tokens))
-    for _ in read_text(weights, tokens, block, cache, len(tokens)):
-        pass
-    at = np.arange(len(tokens))
+    cache, at = watched(weights, tokens, block), np.arange(len(tokens))
     distance = at[:, None] - at
-    near = window - window_first(window)
-    masks = distance >= near, (distance > 0) & (distance < near)
+    later = read_from_codes(distance, window)
+    masks = later, (distance > 0) & ~later & (at >= window_first(window))
     found: tuple[dict[tuple[Kind, int], Doubles], ...] = ({}, {})
-    for layer, parts in cache.asked.items():
-        q, (k, v) = np.concatenate(parts), (cache.computed[kind, layer] for kind in KINDS)
+    for layer in cache.asked:
+        q, k, v = cache.seen_of(layer)
         gain = gains[layer] if gains else None
         gain = gain if gain is not None else np.ones(q.shape[1])
         for result, mask in zip(found, masks, strict=True):

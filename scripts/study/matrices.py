@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from minicache_cpp.cache.code_format import KINDS, Kind
 from minicache_cpp.calibrate.attention import read_from_codes
 from minicache_cpp.calibrate.attention_weights import reads_by_head
-from rivals.transformer import read_text
 from rivals.weights import Weights
 
-from .importance import Watched
+from .watched import Watched, watched
 
 Doubles = NDArray[np.float64]
 # [n_head_kv, d, d], by kind and layer
@@ -40,9 +39,7 @@ def full_weights(
         for kind, size in zip(KINDS, (layer.head_size_k, layer.head_size_v), strict=True)
     }
     for tokens in texts:
-        cache = Watched(weights, len(tokens))
-        for _ in read_text(weights, tokens, block, cache, len(tokens)):
-            pass
+        cache = watched(weights, tokens, block)
         for number in cache.asked:
             _add(found, weights, number, cache, rope_block or len(tokens), window)
     return found
@@ -52,7 +49,7 @@ def _add(
     found: Matrices, weights: Weights, number: int, cache: Watched, rope_block: int, window: int
 ) -> None:
     """Adds what the queries of a text make of errors in a layer."""
-    q, (k, v) = np.concatenate(cache.asked[number]), (cache.computed[kind, number] for kind in KINDS)
+    q, k, v = cache.seen_of(number)
     at, d_v = np.arange(len(q)), v.shape[2]
     output = weights.layer(number)["attn_output.weight"].astype(np.float64)
     counted = read_from_codes(at[:, None] - at, window)

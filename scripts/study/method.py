@@ -44,7 +44,7 @@ class VariantMethod(Method):
             self.fits.append(fit(known, variant, sharing, members, matrices))
         # the class of each of the text's tokens, by the first member of a code
         self.rows: dict[Member, NDArray[np.int64]] = {}
-        if important is not None and variant.rows != "even":
+        if important is not None:
             self.rows = classify(self.fits, known, important, variant)
         f16 = sum(2.0 * (layer.n_k + layer.n_v) for layer in known.shape.layers)
         self._token_bytes = choose_widths(self.fits, variant, f16)

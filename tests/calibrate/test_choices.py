@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from minicache_cpp.cache.size import kv_bytes
 from minicache_cpp.calibrate import calibration, code_fit, command
 from minicache_cpp.calibrate.calibration import calibrate, calibrate_model
 from minicache_cpp.calibrate.capture import NotObservedError
+from minicache_cpp.calibrate.grouping import GROUPINGS
 from minicache_cpp.calibrate.options import Options
 from minicache_cpp.calibrate.table import table
 from minicache_cpp.host.progress import Progress
@@ -103,12 +105,24 @@ def test_an_odd_layer_has_a_code_of_its_own(models: dict[str, Path], text: Path,
         assert 6.0 <= llm.kv_report().ratio < 6.3
 
 
-@pytest.mark.parametrize("group", ["4", "auto"])
-def test_four_layers_share_a_code(models: dict[str, Path], text: Path, tmp_path: Path, group: str) -> None:
-    found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=8.0, group=group)
+@pytest.mark.parametrize(("time", "groups"), [(0.0, [(0, 1, 2, 3)]), (100.0, [(0,), (1,), (2,), (3,)])])
+def test_the_price_of_time_decides_how_layers_are_grouped(
+    models: dict[str, Path],
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    time: float,
+    groups: list[tuple[int, ...]],
+) -> None:
+    monkeypatch.setitem(GROUPINGS, "auto", replace(GROUPINGS["auto"], time=time))
+    found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=8.0, group="auto")
+    assert [one.layers for one in PlanFile.open(found["plan"]).plan.groups] == groups
+
+
+def test_four_layers_share_a_code(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    found = made(models["plain"], text, tmp_path / "plan.gguf", ratio=8.0, group="4")
     groups = [one.layers for one in PlanFile.open(found["plan"]).plan.groups]
-    ways = [[(0, 1, 2, 3)], [(0, 1), (2, 3)], [(0,), (1,), (2,), (3,)]]
-    assert groups in (ways[:1] if group == "4" else ways)
+    assert groups == [(0, 1, 2, 3)]
     assert [tuple(row["layers"]) for row in found["choices"]] == groups
     assert len(found["choices"][0]["sensitivity_k"]) == len(groups[0])
     assert "+".join(map(str, groups[0])) in table(found)
@@ -204,7 +218,7 @@ def test_heads_that_no_block_divides_are_merged(tmp_path: Path, pool: str) -> No
 
 
 def test_fast_plans_read_fewer_units(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
-    """In the same bytes as pairs, which most layers of a model with nothing in common do not make."""
+    """In the same bytes, attention has fewer units of coefficients to read than with pairs."""
     read = {}
     for group in ("2", "fast"):
         found = made(models["plain"], text, tmp_path / f"{group}.plan.gguf", ratio=8.0, group=group)
@@ -217,5 +231,5 @@ def test_fast_plans_read_fewer_units(models: dict[str, Path], text: Path, tmp_pa
 
 
 def test_a_group_that_does_not_exist_is_named(models: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(MiniCacheError, match="--group 3: it must be one of 1, 2, 4, auto, fast"):
+    with pytest.raises(MiniCacheError, match="group='3': it must be one of 1, 2, 4, auto, fast"):
         calibrate_model(models["plain"], tmp_path / "plan.gguf", group="3")

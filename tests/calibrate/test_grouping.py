@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minicache_cpp.calibrate.grouping import cut_into_groups, regions
+from minicache_cpp.calibrate.grouping import cut_into_groups, cut_regions
 from minicache_cpp.calibrate.rope import Rope
 from minicache_cpp.modelfile.shape import Layer, ModelShape
 
@@ -25,13 +25,13 @@ def test_layers_are_grouped_evenly(most: int, groups: list[tuple[int, ...]]) -> 
     assert cut_into_groups(other, ropes, 4) == [(0,), (1,), (3,), (4, 5)]
 
 
-def test_each_part_of_a_model_can_be_cut_in_several_ways() -> None:
+def test_each_region_of_a_model_can_be_cut_in_several_ways() -> None:
     rope = Rope("halves", (1.0, 0.1))
     shape = ModelShape("llama", 4096, 4, [Layer(2, 32, 32)] * 7)
-    assert regions(shape, [rope] * 7, (2,)) == [[[(0, 1)]], [[(2, 3)]], [[(4, 5)]], [[(6,)]]]
-    assert regions(shape, [rope] * 7, (1, 2, 4)) == [
+    assert cut_regions(shape, [rope] * 7, (2,)) == [[[(0, 1)]], [[(2, 3)]], [[(4, 5)]], [[(6,)]]]
+    assert cut_regions(shape, [rope] * 7, (1, 2, 4)) == [
         [[(0, 1, 2, 3)], [(0, 1), (2, 3)], [(0,), (1,), (2,), (3,)]],
         [[(4, 5, 6)], [(4, 5), (6,)], [(4,), (5,), (6,)]],
     ]
-    # a part of one layer can be cut in one way only
-    assert regions(shape, [rope] * 7, (1, 2))[-1] == [[(6,)]]
+    # a region of one layer can be cut in one way only
+    assert cut_regions(shape, [rope] * 7, (1, 2))[-1] == [[(6,)]]

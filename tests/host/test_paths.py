@@ -56,7 +56,6 @@ def test_a_name_that_is_not_utf_8_is_shown_as_text() -> None:
         ["evaluate", "model.gguf", "--plot", ""],
         ["evaluate", "model.gguf", "--task", "tasks.jsonl", ""],
         ["longbench", "model.gguf", "--task", "qasper", "--data", ""],
-        ["serve", "model.gguf", "--save", ""],
     ],
     ids=" ".join,
 )
@@ -64,4 +63,4 @@ def test_an_empty_path_is_not_this_folder(given: list[str], capsys: pytest.Captu
     """As of a variable that is not set."""
     with pytest.raises(SystemExit, match="2"):
         main(given)
-    assert "the path is empty; write which file or folder" in capsys.readouterr().err.splitlines()[-1]
+    assert "the path is empty; name a file or a folder" in capsys.readouterr().err.splitlines()[-1]

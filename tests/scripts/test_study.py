@@ -14,13 +14,12 @@ from minicache_cpp.calibrate.attention import read_from_codes
 from minicache_cpp.calibrate.attention_weights import amplified
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.text.bundled import evaluation_files
-from rivals.transformer import read_text
 from rivals.weights import read_weights
 from study import quantizers
 from study.__main__ import main
-from study.importance import Watched
 from study.matrices import full_weights, root_of
 from study.variants import Variant
+from study.watched import watched
 from support.loaded import Loaded
 
 VARIANTS = [
@@ -36,6 +35,8 @@ VARIANTS = [
     "code=heads,block=32",
     "mean=apart,mag=6,layers=3",
     "weights=full",
+    "time=4",
+    "omitted=2",
     "block=1",
     "rows=later",
     "rows=seen,large=0.25",
@@ -86,13 +87,11 @@ def test_full_matrices_have_the_weights_of_numbers_on_their_diagonals(random_mod
     (tokens,) = np.random.default_rng(4).integers(0, 256, (1, 96))
     # one block for the whole text, so that queries are as they are after RoPE
     found = full_weights(weights, [tokens.tolist()], block=32, rope_block=0, window=8)
-    cache = Watched(weights, len(tokens))
-    for _ in read_text(weights, tokens.tolist(), 32, cache, len(tokens)):
-        pass
+    cache = watched(weights, tokens.tolist(), 32)
     at = np.arange(len(tokens))
     counted = read_from_codes(at[:, None] - at, 8)
-    for layer, asked in cache.asked.items():
-        q, (k, v) = np.concatenate(asked), (cache.computed[kind, layer] for kind in ("k", "v"))
+    for layer in cache.asked:
+        q, k, v = cache.seen_of(layer)
         (n_head, d), output = q.shape[1:], weights.layer(layer)["attn_output.weight"].astype(np.float64)
         gain = (output**2).sum(axis=0).reshape(n_head, d).mean(axis=1)
         read = amplified(q, k, v, gain, at, counted)
@@ -123,7 +122,10 @@ def test_variants_on_a_tiny_model(
         assert expected[better] < expected["today"] < expected["widths=group"]
     # what the window made of a token says less of it than what it will be read for
     assert expected["rows=later"] < expected["rows=seen,large=0.25"]
-    assert rows["code=kv"]["multiply_adds"] > rows["today"]["multiply_adds"]
+    reads = {name: row["multiply_adds"] for name, row in rows.items()}
+    assert reads["time=4"] < reads["today"] < reads["omitted=2"]
+    assert reads["code=kv"] > reads["today"]
+    assert kl["weights=full"] != kl["today"]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +137,8 @@ def test_variants_on_a_tiny_model(
         ("unit=3", "unit is one of 1, 2, 4"),
         ("layers=9", "a number is out of range"),
         ("large=1", "a number is out of range"),
+        ("time=-1", "a number is out of range"),
+        ("omitted=0", "a number is out of range"),
         ("rows=odd", "rows is one of even, later, seen"),
     ],
 )

@@ -76,7 +76,7 @@ class PlainPart:
     losses: Mapping[str, float]
     n_bytes: Mapping[str, float]
     # the numbers of a token, 16 of which take attention about as long as a unit does
-    n: int = 0
+    n: int
 
     def choose(self, price: Price) -> str:
         return min(self.losses, key=lambda name: self.losses[name] + price.byte * self.n_bytes[name])
@@ -165,10 +165,11 @@ class Region:
 def allocate(
     regions: Sequence[Region], fits: Callable[[Chosen], bool], time: float = 0.0
 ) -> tuple[Chosen, float] | None:
-    """The groups and choices of least loss that fit, and their loss; None where none fit.
+    """The groups and choices that fit and cost least, in loss and time together, and their loss; None where none fit.
 
     `fits` must hold for all choices that take fewer bytes than choices for which it holds. A unit that attention reads
-    is paid for like `time` bytes.
+    is paid for like `time` bytes; then a higher price may leave units out and give others more bits, so that bytes fall
+    with the price only in the large.
     """
 
     def at(price: float) -> Chosen:

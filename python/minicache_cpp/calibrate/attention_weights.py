@@ -72,7 +72,10 @@ def attention_weights(q: Floats, k: Floats, v: Floats, gain: Doubles, window: in
 def amplified(
     q: Floats, k: Floats, v: Floats, gain: Doubles, asked: NDArray[np.int64], counted: NDArray[np.bool_]
 ) -> Amplified:
-    """What the queries of the tokens `asked` [i] make of errors in k and v, where counted[i, j], token j read by i."""
+    """What the queries of the tokens `asked` [i] make of errors in k and v, [n, n_head_kv, d].
+
+    q is [n, n_head, d_k], gain [n_head]. What query i reads of token j counts only where counted[i, j].
+    """
     n, n_kv, d = k.shape
     weight_k, weight_v = np.zeros((n_kv, d)), np.zeros(n_kv)
     read_k, read_v = np.zeros((n, n_kv)), np.zeros((n, n_kv))

@@ -30,7 +30,7 @@ from ..text.vocabulary import Vocabulary
 from ..version import __version__
 from .capture import NotObservedError, by_head, capture
 from .group_fit import LayerWeights, Source, fits_side_by_side
-from .grouping import GROUPINGS, Grouping
+from .grouping import groupings_of
 from .layer_weights import layer_weights, output_gains
 from .material import FAST, THOROUGH, Chunk, Material, make_material
 from .meter import Meter
@@ -204,7 +204,7 @@ def make_plan(job: Job, material: Material, model: NativeModel, folder: Path, ou
     with Meter(model, measured_chunks(job, material), job.threads, memory, job.phases.on_run) as meter:
         builder = PlanBuilder(job.shape, plan_template(job, fits), fits.source.samples.ropes)
         planner = Planner(builder, fits.source, fits.weights, Trials(meter, folder), fits.plain)
-        search = Search(planner, groupings(job), job.note)
+        search = Search(planner, groupings_of(job.options.group, job.shape), job.note)
         search.refuse(job.target)
         search.planner = informed(job, planner, material, model, folder)
         checked = choose(job, search)
@@ -218,15 +218,6 @@ def make_plan(job: Job, material: Material, model: NativeModel, folder: Path, ou
         "plan": str(output),
         **report(plan, material, job.n_ctx, compared, checked),
     }
-
-
-def groupings(job: Job) -> tuple[Grouping, ...]:
-    """The groupings that are tried, one after the other.
-
-    Where other layers lie between those whose cache grows, neighbours may have too little in common to share a code.
-    """
-    asked = GROUPINGS[job.options.group]
-    return (Grouping((1,), asked.time), asked) if job.shape.mixed else (asked,)
 
 
 def observe(job: Job, material: Material, model: NativeModel, folder: Path) -> Captured:

@@ -20,13 +20,13 @@ DEFAULT_GROUP = "2"
 class Grouping:
     """The ways to group layers that a plan is chosen from."""
 
-    # the most layers of a group; of several sizes, each part of the model has the one that costs it least
+    # the most layers of a group; of several sizes, each region of the model has the one that costs it least
     sizes: tuple[int, ...]
     # the bytes of a token that a unit which attention reads is worth
     time: float = 0.0
 
     def __str__(self) -> str:
-        return f"codes of {' or '.join(map(str, self.sizes))} layers"
+        return "codes of single layers" if self.sizes == (1,) else f"codes of up to {max(self.sizes)} layers"
 
 
 # By --group; "fast" is --fast. What units are worth goes by a study of smollm2-135m (docs/calibration.md): up to one
@@ -38,6 +38,16 @@ GROUPINGS = {
     "auto": Grouping((1, 2, 4), time=0.5),
     "fast": Grouping((1,), time=1.0),
 }
+
+
+def groupings_of(group: str, shape: ModelShape) -> tuple[Grouping, ...]:
+    """The groupings that --group tries, one after the other.
+
+    Where other layers lie between those whose cache grows, neighbours may have too little in common to share a code.
+    """
+    asked = GROUPINGS[group]
+    singles = Grouping((1,), asked.time)
+    return (singles, asked) if shape.mixed and asked != singles else (asked,)
 
 
 def cut_into_groups(shape: ModelShape, ropes: Sequence[Rope | None], most: int) -> list[tuple[int, ...]]:
@@ -67,12 +77,12 @@ def alike_runs(shape: ModelShape, ropes: Sequence[Rope | None]) -> list[list[int
     return runs
 
 
-def regions(
+def cut_regions(
     shape: ModelShape, ropes: Sequence[Rope | None], sizes: Sequence[int]
 ) -> list[list[list[tuple[int, ...]]]]:
-    """The ways to cut each part of a model into groups of these sizes at most: part, way, group.
+    """The ways to cut each region of a model into groups of these sizes at most: region, way, group.
 
-    A part is a group of the largest size.
+    A region is a group of the largest size.
     """
     found = []
     for layers in cut_into_groups(shape, ropes, max(sizes)):

@@ -78,7 +78,7 @@ def check_options(options: Options) -> None:
             option = {"n_ctx": "ctx", "n_token": "tokens"}.get(name, name).replace("_", "-")
             raise MiniCacheError(f"--{option} {getattr(options, name)}: it must be from {least} to {most}")
     if options.group not in GROUPINGS:
-        raise MiniCacheError(f"--group {options.group}: it must be one of {', '.join(GROUPINGS)}")
+        raise MiniCacheError(f"group={options.group!r}: it must be one of {', '.join(GROUPINGS)}")
     if options.refine and not options.thorough:
         raise MiniCacheError("--refine measures with whole caches again: it goes with --thorough")
     # chunks must be longer than the window, as errors show only beyond it

@@ -17,7 +17,7 @@ from ..modelfile.ggml_types import GGML_TYPES
 from .allocation import Candidate, Choice, Chosen, Part, PlainPart, Region, allocate
 from .code_fit import CHOICES
 from .group_fit import GroupFit, LayerWeights, Source, fit_group, fits_side_by_side
-from .grouping import Grouping, regions
+from .grouping import Grouping, cut_regions
 from .plain_fit import PlainFit
 from .plans import PlanBuilder
 from .sensitivity import Sensitivities, measure_sensitivities, widths_like
@@ -118,13 +118,13 @@ class Planner:
         return min(max(measured.kl / max(expected, 1e-30), 0.1), 10.0)
 
     def fit_groups(self, grouping: Grouping) -> list[list[list[GroupFit]]]:
-        """The codes of a grouping's groups, fitted with the sensitivities: part of the model, way to cut it, group."""
+        """The codes of a grouping's groups, fitted with the sensitivities: region, way to cut it, group."""
         weights = self.sensitivities.scaled(self.weights)
-        parts = regions(self.builder.shape, self.builder.ropes, grouping.sizes) if weights else []
-        groups = [layers for ways in parts for way in ways for layers in way]
+        cuts = cut_regions(self.builder.shape, self.builder.ropes, grouping.sizes) if weights else []
+        groups = [layers for ways in cuts for way in ways for layers in way]
         new = [layers for layers in dict.fromkeys(groups) if layers not in self.fitted]
         self.fitted.update((fit.layers, fit) for fit in self._fits(weights, new))
-        return [[[self.fitted[layers] for layers in way] for way in ways] for ways in parts]
+        return [[[self.fitted[layers] for layers in way] for way in ways] for ways in cuts]
 
     def candidates(self, fits: Sequence[GroupFit]) -> list[Candidate]:
         """The ways to keep each group: as a code, and plain where what plain types lose is known."""
@@ -155,9 +155,15 @@ class Planner:
         return k, v
 
     def coded(self, grouping: Grouping, target: Target) -> Planned | None:
-        """The plan with codes that is expected to lose least within the target; None where there is none."""
-        parts = [Region([self.candidates(way) for way in ways]) for ways in self.fit_groups(grouping)]
-        found = self._allocated(parts, target, grouping.time)
+        """The plan with codes that is expected to cost least, in loss and time, within the target.
+
+        None where there is none.
+        """
+        found = self._allocated(
+            [Region([self.candidates(way) for way in ways]) for ways in self.fit_groups(grouping)],
+            target,
+            grouping.time,
+        )
         return found if found and found.plan.groups else None
 
     def mixed(self, grouping: Grouping, target: Target) -> Planned | None:
@@ -165,10 +171,11 @@ class Planner:
         if not self.plain:
             return None
         groups = [group for ways in self.fit_groups(grouping) for group in ways[0]]
-        parts = [Region([[replace(one, code=None)]]) for one in self.candidates(groups)]
-        return self._allocated(parts, target, grouping.time)
+        return self._allocated(
+            [Region([[replace(one, code=None)]]) for one in self.candidates(groups)], target
+        )
 
-    def _allocated(self, parts: Sequence[Region], target: Target, time: float) -> Planned | None:
+    def _allocated(self, regions: Sequence[Region], target: Target, time: float = 0.0) -> Planned | None:
         builder = self.builder
 
         def split(chosen: Chosen) -> tuple[list[GroupFit], list[Choice]]:
@@ -177,10 +184,10 @@ class Planner:
         def small_enough(chosen: Chosen) -> bool:
             return target.fits(builder.shape, builder.of(*split(chosen)))
 
-        found = allocate(parts, small_enough, time)
+        found = allocate(regions, small_enough, time)
         if found and self._window_loss() > MOST_OF_WINDOW * found[1]:
             builder = replace(builder, exact_window=True)
-            found = allocate(parts, small_enough, time)
+            found = allocate(regions, small_enough, time)
         if found is None:
             return None
         fits, choices = split(found[0])

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 
 class _Limit:
-    """The limit of one thread, which holds for the whole process for as long as somebody wants it."""
+    """The limit of one thread, which holds for the whole process until everyone who took it has left it."""
 
     def __init__(self) -> None:
         self.lock, self.wanted, self.held = threading.Lock(), 0, contextlib.ExitStack()
 
     def take(self) -> None:
-        # when something is done side by side, not whenever a program starts
+        # imported here, as only work that is done side by side needs it
         from threadpoolctl import ThreadpoolController
 
         with self.lock:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import MiniCacheError
 
-EMPTY = "the path is empty; write which file or folder, or . for this one"
+EMPTY = "the path is empty; name a file or a folder (. is the current one)"
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
