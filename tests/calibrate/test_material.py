@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from minicache_cpp import MiniCacheError
+from minicache_cpp.calibrate import calibration
 from minicache_cpp.calibrate.calibration import material_of
-from minicache_cpp.calibrate.material import FAST, Chunk, Cut, Texts, make_material
+from minicache_cpp.calibrate.material import FAST, MORE_TEXTS, Chunk, Cut, Texts, make_material
 from minicache_cpp.calibrate.options import DEFAULT_WINDOW, Options
 from minicache_cpp.modelfile.gguf_file import read_gguf
 from minicache_cpp.native.model_shape import model_shape
@@ -97,6 +98,23 @@ def test_the_package_s_text_is_used_beside_a_given_one(models: dict[str, Path], 
     assert both.measure == [*given.measure, *own.measure]
     assert both.check == given.check
     assert both.description == "text.txt and the package's own text"
+
+
+def test_larger_models_are_probed_on_more_texts(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = read_gguf(models["plain"])
+    shape = model_shape(file)
+
+    def counts(options: Options) -> list[int]:
+        found = material_of(file, shape, options)
+        return [len(found.fit), len(found.measure), len(found.check)]
+
+    small, wanted = counts(Options(ratio=5.0)), counts(Options(max_kl=0.01))
+    monkeypatch.setattr(calibration, "LARGE", 0)
+    assert counts(Options(ratio=5.0)) == [small[0], small[1] + MORE_TEXTS, small[2]]
+    # all of these are measured on, again and again
+    assert counts(Options(max_kl=0.01)) == wanted
 
 
 def test_both_halves_of_a_check_text_are_scored(models: dict[str, Path], text: Path) -> None:

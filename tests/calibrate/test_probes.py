@@ -15,7 +15,6 @@ from minicache_cpp.calibrate.attention import attention
 from minicache_cpp.calibrate.code_fit import fit_part, restored
 from minicache_cpp.calibrate.material import Chunk, Material
 from minicache_cpp.calibrate.observed import observing
-from minicache_cpp.calibrate.options import Options
 from minicache_cpp.calibrate.probes import (
     WAYS,
     Probe,
@@ -23,7 +22,6 @@ from minicache_cpp.calibrate.probes import (
     probed_texts,
     probes_of,
     tokens_read,
-    way_of,
 )
 from minicache_cpp.host.progress import Progress
 from minicache_cpp.modelfile.gguf_file import read_gguf
@@ -146,7 +144,7 @@ def chunks_of(n: int, length: int) -> list[Chunk]:
 def test_a_thorough_way_probes_all_texts_but_those_of_the_check() -> None:
     material = Material(chunks_of(8, 512), chunks_of(7, 512), chunks_of(2, 512), "")
     assert len(probed_texts(material, THOROUGH)) == 15
-    few = probed_texts(material, FAST)
+    few = probed_texts(material, replace(FAST, texts=6))
     assert [one.chunk.tokens[0] for one in few] == [0, 1, 2, 4, 5, 6]
     assert {len(one.chunk.tokens) for one in few} == {440}
     assert tokens_read(few, 30, FAST) == 6 * (440 + 61 * 8)
@@ -163,11 +161,8 @@ def test_a_thorough_way_probes_all_texts_but_those_of_the_check() -> None:
     # where texts are given, as many of them as of the package's own
     own, given = chunks_of(6, 512), [Chunk(one.tokens, 9000) for one in chunks_of(6, 512)]
     both = Material([], given, [], "").beside(Material([], own, [], ""))
-    options = Options(ratio=5.0, texts=(Path("mine.txt"),))
-    probed = [one.chunk.position for one in probed_texts(both, way_of(options))]
+    probed = [one.chunk.position for one in probed_texts(both, FAST)]
     assert [sum(at == 9000 for at in probed), len(probed)] == [6, 12]
-    assert way_of(replace(options, thorough=True)) == THOROUGH
-    assert way_of(Options(ratio=5.0)) == FAST
     many = probed_texts(Material(chunks_of(160, 512), chunks_of(16, 512), [], ""), THOROUGH)
     assert len(many) == 24
     assert {len(one.without) for one in many} == {0, 40}

@@ -39,7 +39,7 @@ from .phases import FITTING, PROBING, READING, Phases, phases_of
 from .plain_fit import PlainFit, fit_plain
 from .planner import Planner
 from .plans import PlanBuilder, write_fitted
-from .probes import Floats, probe_sensitivities, probed_texts, usual_sensitivities, way_of
+from .probes import WAYS, Floats, probe_sensitivities, probed_texts, usual_sensitivities
 from .report import Checked, choice_rows, comparison, notes, report
 from .samples import Samples
 from .search import Search
@@ -48,6 +48,8 @@ from .target import Target
 from .trials import Trials
 from .work_place import working
 
+# a model with so many bytes of weights is worth more probes
+LARGE = 128 * 2**20
 # how many times a plan that misses --max-kl on the check's text is replaced by a stricter one
 MOST_RETRIES = 3
 
@@ -176,7 +178,10 @@ def material_of(file: GGUFFile, shape: ModelShape, options: Options) -> Material
     lose several times as much on others, and with both they lose little more on it.
     """
     usual = THOROUGH if options.thorough else FAST
-    cut = usual.at(options.n_ctx) if options.n_ctx else usual
+    # --max-kl measures many plans on what is probed
+    more = usual is FAST and file.weight_bytes >= LARGE and options.max_kl is None
+    cut = usual.probing_more() if more else usual
+    cut = cut.at(options.n_ctx) if options.n_ctx else cut
     n_token = options.n_token + (len(cut.turns) - len(usual.turns)) * cut.chunk
     with Vocabulary(file.path) as vocabulary:
 
@@ -192,7 +197,7 @@ def material_of(file: GGUFFile, shape: ModelShape, options: Options) -> Material
 
 def work_key(job: Job, material: Material) -> str:
     """A key that is the same for calibrations that can resume each other's work."""
-    options = job.options.rope_block, job.options.window, way_of(job.options)
+    options = job.options.rope_block, job.options.window, WAYS[job.options.thorough]
     what = [fingerprint(job.file), job.file.weight_bytes, *options, __version__]
     return hashlib.sha256(f"{what} {material.digest}".encode()).hexdigest()[:24]
 
@@ -286,7 +291,7 @@ def informed(job: Job, planner: Planner, material: Material, model: NativeModel,
     if not planner.weights:
         return planner
     thorough = job.options.thorough
-    way, samples = way_of(job.options), planner.source.samples
+    way, samples = WAYS[job.options.thorough], planner.source.samples
     texts, singles = probed_texts(material, way), planner.singles([PROBE_WIDTH])
     joined = samples.beside([text.chunk for text in texts]) if only_checked(job) else samples
 

@@ -23,6 +23,10 @@ MOST_CHECKED = 4096
 # multiples of the golden ratio, modulo 1, are spread evenly however many there are
 GOLDEN = 0.6180339887498949
 
+# chunks that are added for the probes of all but the smallest models, which people try things out with: with so few
+# texts it is chance how much a layer seems to count
+MORE_TEXTS = 4
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -47,6 +51,10 @@ class Cut:
         # among the first turns, which every text is long enough for
         turns = self.turns[:LEAST_CHUNKS] + ("check",) * more + self.turns[LEAST_CHUNKS:]
         return replace(self, check=max(check, self.chunk), turns=turns)
+
+    def probing_more(self) -> Cut:
+        """The same cut, with MORE_TEXTS more chunks for the probes."""
+        return replace(self, turns=self.turns + ("measure",) * MORE_TEXTS)
 
 
 # of the way for users, and of that for plans that are handed on

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ..host.progress import Progress
 from .material import Material
 from .options import Options
-from .probes import probed_texts, tokens_read, way_of
+from .probes import WAYS, probed_texts, tokens_read
 
 READING, FITTING, PROBING, MEASURING = "reading the text", "fitting", "probing the layers", "measuring"
 # what fits take, relative to all that the model reads
@@ -50,7 +50,7 @@ class Phases:
 
 def phases_of(progress: Progress, material: Material, options: Options, n_layer: int) -> Phases:
     """The phases of a calibration of a model with so many layers that may be coded."""
-    way = way_of(options)
+    way = WAYS[options.thorough]
     before = 2 * n_layer * options.refine
     before += RUNS_OF_A_SEARCH if options.max_kl is not None else 0
     before += RUNS_BEFORE if options.thorough else 0

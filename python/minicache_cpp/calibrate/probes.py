@@ -17,7 +17,7 @@ layers. So no text is probed with codes that were fitted to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,6 @@ from .code_fit import restored
 from .group_fit import GroupFit
 from .material import Chunk, Material
 from .observed import observing
-from .options import Options
 from .probed_text import ProbedText
 from .sensitivity import PROBE_WIDTH, Sensitivities
 
@@ -72,21 +71,11 @@ class Way:
     kept: float
 
 
-# by whether the calibration is thorough
+# by whether the calibration is thorough; how many texts the fast way has is settled where text is cut
 WAYS = {
-    False: Way(fitted=False, texts=6, tokens=8, kept=0.8),
+    False: Way(fitted=False, texts=20, tokens=8, kept=0.8),
     True: Way(fitted=True, texts=24, tokens=16, kept=0.9),
 }
-
-
-def way_of(options: Options) -> Way:
-    """How a calibration with these options probes.
-
-    The fast way's few texts say little of two kinds, so where texts are given it reads as many of these as of the
-    package's own.
-    """
-    way = WAYS[options.thorough]
-    return replace(way, texts=2 * way.texts) if options.texts and not options.thorough else way
 
 
 @dataclass(frozen=True)
